@@ -1,0 +1,125 @@
+"""Durations: cutoffs, warm-ups and positions, in steps, epochs or percent of a run."""
+
+from __future__ import annotations
+
+import math
+import operator
+from fractions import Fraction
+
+Duration = int | str
+"""Whole optimizer steps (``1000``), epochs (``"50ep"``) or a percentage of the run (``"20%"``)."""
+
+_DURATION_HELP = "expected a whole number of steps (1000), epochs ('50ep') or a percentage of the run ('20%')"
+
+
+def check_duration(value: Duration, what: str) -> Duration:
+    """Check a duration and bring it into its plain form.
+
+    Args:
+        value: Steps, ``"50ep"`` or ``"20%"``.
+        what: What to call it in an error.
+
+    Returns:
+        An int of steps, or a string ending in ``ep`` or ``%``.
+
+    Raises:
+        ValueError: It is malformed, negative, or more than 100%.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        number, unit = (text[:-2], "ep") if text.endswith("ep") else (text[:-1], "%") if text.endswith("%") else (text, "")
+        try:
+            amount = Fraction(number.strip())
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"{what} is {value!r}: {_DURATION_HELP}") from None
+        if amount < 0:
+            raise ValueError(f"{what} is {value!r}: a duration cannot be negative; {_DURATION_HELP}")
+        if unit == "%" and amount > 100:
+            raise ValueError(f"{what} is {value!r}: past the end of the run; expected at most '100%'")
+        if unit:
+            return f"{number.strip()}{unit}"
+        if amount.denominator != 1:
+            raise ValueError(f"{what} is {value!r}: {_DURATION_HELP}")
+        return int(amount)
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        steps = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{what} is {value!r}: {_DURATION_HELP}") from None
+    if steps < 0:
+        raise ValueError(f"{what} is {value!r}: a duration cannot be negative; {_DURATION_HELP}")
+    return steps
+
+
+def exact_steps(duration: Duration, total_steps: int, steps_per_epoch: int | None, what: str) -> Fraction:
+    """A checked duration as an exact number of steps, possibly fractional.
+
+    Args:
+        duration: What `check_duration` returned.
+        total_steps: Length of the run, in optimizer steps.
+        steps_per_epoch: Optimizer steps in one epoch; needed for durations in epochs only.
+        what: What to call the duration in an error.
+
+    Returns:
+        The steps, not rounded.
+
+    Raises:
+        ValueError: The duration is in epochs and ``steps_per_epoch`` is None.
+    """
+    if isinstance(duration, int):
+        return Fraction(duration)
+    if duration.endswith("%"):
+        return Fraction(duration[:-1]) * total_steps / 100
+    if steps_per_epoch is None:
+        raise ValueError(f"{what} is {duration!r}, in epochs: give steps_per_epoch to turn it into steps")
+    return Fraction(duration[:-2]) * steps_per_epoch
+
+
+def duration_to_steps(duration: Duration, total_steps: int, steps_per_epoch: int | None = None, what: str = "duration") -> int:
+    """Turn a duration into whole optimizer steps, rounding down.
+
+    Args:
+        duration: Steps, ``"50ep"`` or ``"20%"``.
+        total_steps: Length of the run, in optimizer steps.
+        steps_per_epoch: Optimizer steps in one epoch; needed for durations in epochs only.
+        what: What to call the duration in an error.
+
+    Returns:
+        The number of steps, between 0 and ``total_steps``.
+
+    Raises:
+        ValueError: The duration is malformed, negative, or past the end of the run.
+
+    >>> duration_to_steps("20%", total_steps=1_009), duration_to_steps("1.5ep", 1_000, steps_per_epoch=25)
+    (201, 37)
+    """
+    total_steps = check_total_steps(total_steps)
+    steps = math.floor(exact_steps(check_duration(duration, what), total_steps, steps_per_epoch, what))
+    if steps > total_steps:
+        raise ValueError(
+            f"{what} is {duration!r} ({steps} steps): past the end of the run of {total_steps} steps; "
+            f"give at most {total_steps} steps or '100%'"
+        )
+    return steps
+
+
+def check_total_steps(total_steps: int) -> int:
+    """Check the length of a run.
+
+    Args:
+        total_steps: The number of optimizer steps.
+
+    Returns:
+        It, as an int.
+
+    Raises:
+        ValueError: It is not a whole number of at least 1.
+    """
+    try:
+        total = operator.index(total_steps)
+    except TypeError:
+        total = 0
+    if total < 1 or isinstance(total_steps, bool):
+        raise ValueError(f"total_steps is {total_steps!r}: expected the number of optimizer steps of the run, at least 1")
+    return total

@@ -1,0 +1,351 @@
+"""Gradient measures: norm, direction variance, direction error, bias and noise scale, from running sums.
+
+With gradients g₁ … g_N at one set of weights, their directions uᵢ = gᵢ/‖gᵢ‖, and ĝ the whole-dataset gradient with direction d:
+
+- gradient norm: the mean of ‖gᵢ‖₂;
+- gradient direction variance (GDV, Liu et al. 2023, section 3, equation 1): 2/(N(N−1)) · Σ_{i<j} ½(1 − cos(gᵢ, gⱼ));
+- gradient direction error (GDE, equation 2): 1/N · Σ ½(1 − cos(gᵢ, ĝ));
+- bias: ½(1 − cos(ḡ, ĝ)) of the mean gradient ḡ, and beside it what sampling alone would give (ours);
+- gradient noise scale (McCandlish et al. 2018, arXiv:1812.06162, the simple one): tr Σ / ‖G‖², Σ per example.
+
+Since ½(1 − cos(a, b)) = ¼‖a/‖a‖ − b/‖b‖‖², all of them follow from sums of gᵢ and of vᵢ = uᵢ − r, with any fixed reference r:
+Σ_{i<j} ‖uᵢ − uⱼ‖² = N Σ‖vᵢ‖² − ‖Σ vᵢ‖². With r = d the small differences that matter are summed, not the large numbers they come from.
+Memory is O(parameters), however many gradients.
+
+Shape legend: P, the number of entries of a gradient (all parameters of a model, flattened, in order).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_CHUNK = 1 << 18  # entries worked on at a time, so that no temporary is as large as a gradient
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """Gradient measures at one set of weights. A measure that could not be taken is None.
+
+    Attributes:
+        gradient_norm: Mean norm of the mini-batch gradients.
+        gdv: Gradient direction variance, in [0, 1]: 0 for equal directions, ½ for orthogonal ones.
+        gde: Gradient direction error against the whole-dataset gradient, in [0, 1].
+        bias: ½(1 − cos) between the mean mini-batch gradient and the whole-dataset gradient. Not 0 for unbiased gradients.
+        bias_floor: What `bias` would be for unbiased gradients of the same variance; None if the variance hides the mean.
+        bias_corrected: `bias` with the sampling noise in ‖ḡ‖ taken out; near 0 for unbiased gradients, and may be slightly negative.
+            None if the variance hides the mean.
+        noise_scale: Gradient noise scale in images; with dropout it includes the masks' noise. None if the variance hides the mean.
+        dataset_gradient_norm: Norm of the whole-dataset gradient.
+        gradients: Number of mini-batch gradients.
+        images: Number of images behind them.
+        dataset_images: Number of images behind the whole-dataset gradient.
+    """
+
+    gradient_norm: float
+    gdv: float
+    gde: float | None
+    bias: float | None
+    bias_floor: float | None
+    bias_corrected: float | None
+    noise_scale: float | None
+    dataset_gradient_norm: float | None
+    gradients: int
+    images: int
+    dataset_images: int | None
+
+
+def _pieces(*vectors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    return zip(*(vector.split(_CHUNK) for vector in vectors), strict=True)
+
+
+def _square(vector: Tensor) -> float:
+    """‖vector‖² in float64, without a float64 copy of it."""
+    total = torch.zeros((), dtype=torch.float64, device=vector.device)
+    for (piece,) in _pieces(vector):
+        total += torch.linalg.vector_norm(piece, dtype=torch.float64).square()
+    return float(total)
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    total = torch.zeros((), dtype=torch.float64, device=a.device)
+    for x, y in _pieces(a, b):
+        total += x.double() @ y.double()
+    return float(total)
+
+
+class MeanGradient:
+    """A weighted mean of gradients, such as the whole-dataset gradient from its batches. Holds one vector of P entries.
+
+    >>> mean = MeanGradient()
+    >>> mean.add([torch.tensor([1.0, 0.0])], images=3)
+    >>> mean.add([torch.tensor([0.0, 2.0])], images=1)
+    >>> mean.value()
+    tensor([0.7500, 0.5000])
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._sum: Tensor | None = None
+
+    def add(self, gradient: Sequence[Tensor | None], images: int, like: Sequence[Tensor] | None = None) -> None:
+        """Add a mean gradient over some images.
+
+        Args:
+            gradient: One tensor for each parameter, or None where it has no gradient.
+            images: The images that it is a mean over.
+            like: The parameters, for the shapes of missing gradients.
+
+        Raises:
+            ValueError: The gradient is not finite, or has another shape than those before.
+        """
+        pieces, total = _checked(gradient, like, None if self._sum is None else self._sum.numel())
+        if self._sum is None:
+            self._sum = torch.zeros(total, dtype=_sum_dtype(pieces), device=pieces[0][1].device)
+        for offset, piece in pieces:
+            self._sum[offset : offset + piece.numel()].add_(piece.reshape(-1).to(self._sum), alpha=images)
+        self.images += images
+        if not math.isfinite(_square(self._sum)):
+            raise ValueError("a gradient holds NaN or infinity: check the loss at these weights before measuring gradients")
+
+    def value(self, group: ProcessGroup | None = None) -> Tensor:
+        """The mean, (P,). The sum is divided in place: call it once, at the end.
+
+        Args:
+            group: Combine the sums of these workers.
+
+        Returns:
+            The mean gradient.
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        if self._sum is None or self.images == 0:
+            raise ValueError("the dataset gave no batches: a whole-dataset gradient needs at least one")
+        if group is not None:
+            images = torch.tensor([self.images], dtype=torch.int64, device=self._sum.device)
+            torch.distributed.all_reduce(self._sum, group=group)
+            torch.distributed.all_reduce(images, group=group)
+            self.images = int(images.item())
+        return self._sum.div_(self.images)
+
+
+class GradientSums:
+    """Running sums over mini-batch gradients, from which every measure follows. Holds two vectors of P entries, and a third for
+    the reference direction.
+
+    Args:
+        reference: The whole-dataset gradient, (P,), float32 or better. It is normalised in place and kept. Without it there is no
+            GDE and no bias, and the first gradient's direction takes its place in the sums.
+        reference_images: Number of images behind the reference, for the report.
+
+    Raises:
+        ValueError: The reference is zero or not finite.
+
+    >>> sums = GradientSums()
+    >>> sums.add([torch.tensor([1.0, 0.0])])
+    >>> sums.add([torch.tensor([0.0, 3.0])])
+    >>> report = sums.report()
+    >>> round(report.gdv, 6), report.gradient_norm
+    (0.5, 2.0)
+    """
+
+    def __init__(self, reference: Tensor | None = None, reference_images: int | None = None) -> None:
+        self.count = 0
+        self.images = 0
+        self.has_dataset = reference is not None
+        self.reference_images = reference_images
+        self.reference_norm: float | None = None
+        self._reference: Tensor | None = None
+        self._norms = 0.0  # Σ ‖gᵢ‖
+        self._squares = 0.0  # Σ ‖gᵢ‖²
+        self._spread = 0.0  # Σ ‖vᵢ‖²
+        self._inverse_images = 0.0  # Σ 1/bᵢ
+        self._sums = torch.empty(0)  # (2, P): Σ gᵢ and Σ vᵢ
+        if reference is not None:
+            norm = math.sqrt(_square(reference))
+            if not math.isfinite(norm) or norm == 0:
+                raise ValueError(f"the whole-dataset gradient has norm {norm}: its direction is undefined at these weights")
+            self.reference_norm = norm
+            self._reference = reference.detach().reshape(-1).div_(norm)
+
+    @torch.no_grad()
+    def add(self, gradient: Sequence[Tensor | None], images: int = 1, like: Sequence[Tensor] | None = None) -> None:
+        """Add one mini-batch gradient. It is read, not kept.
+
+        Args:
+            gradient: One tensor for each parameter, or None where it has no gradient.
+            images: Number of images in the mini-batch.
+            like: The parameters, for the shapes of missing gradients.
+
+        Raises:
+            ValueError: The gradient is zero or not finite, or has another number of entries than those before.
+        """
+        expected = self._reference.numel() if self._reference is not None else None
+        pieces, total = _checked(gradient, like, expected)
+        norms = [torch.linalg.vector_norm(piece, dtype=torch.float64) for _, piece in pieces]
+        square = float(torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum())
+        if not math.isfinite(square):
+            raise ValueError(f"mini-batch gradient {self.count} holds NaN or infinity: check the loss at these weights")
+        if square == 0:
+            raise ValueError(f"mini-batch gradient {self.count} is zero: its direction is undefined, so GDV and GDE are too")
+        norm = math.sqrt(square)
+        if self._sums.numel() == 0:
+            self._sums = torch.zeros(2, total, dtype=_sum_dtype(pieces), device=pieces[0][1].device)
+        if self._reference is None:
+            self._reference = torch.zeros(total, dtype=self._sums.dtype, device=self._sums.device)
+            for offset, piece in pieces:
+                self._reference[offset : offset + piece.numel()] = piece.reshape(-1).to(self._sums) / norm
+        spread = torch.zeros((), dtype=torch.float64, device=self._sums.device)
+        for offset, piece in pieces:
+            place = slice(offset, offset + piece.numel())
+            for g, r, s, v in _pieces(piece.reshape(-1), self._reference[place], self._sums[0, place], self._sums[1, place]):
+                s += g
+                deviation = g.to(s) / norm - r
+                v += deviation
+                spread += torch.linalg.vector_norm(deviation, dtype=torch.float64).square()
+        self.count += 1
+        self.images += images
+        self._norms += norm
+        self._squares += square
+        self._spread += float(spread)
+        self._inverse_images += 1.0 / images
+
+    def merge(self, other: GradientSums) -> None:
+        """Add another's sums, taken at the same weights over other mini-batches.
+
+        Args:
+            other: Sums over gradients of the same model; left as it is.
+
+        Raises:
+            ValueError: The two are of models of different size, or only one has a whole-dataset gradient.
+        """
+        if other.count == 0:
+            return
+        if self.has_dataset != other.has_dataset:
+            raise ValueError("only one of the two has a whole-dataset gradient: measure both with it, or both without")
+        if self._sums.numel() == 0:
+            self._sums = torch.zeros_like(other._sums)
+            if self._reference is None:
+                self._reference = other._reference
+        if self._sums.shape != other._sums.shape or self._reference is None or other._reference is None:
+            raise ValueError(f"gradients have {other._sums.shape[-1]} entries in one and {self._sums.shape[-1]} in the other")
+        shift_square = shift_dot = 0.0  # other's deviations are from its own reference: move them to ours
+        self._sums[0] += other._sums[0].to(self._sums)
+        for v, w, ours, theirs in _pieces(self._sums[1], other._sums[1], self._reference, other._reference):
+            shift = (theirs - ours).to(v)
+            w = w.to(v)
+            shift_square += float(shift.double() @ shift.double())
+            shift_dot += float(shift.double() @ w.double())
+            v += w + other.count * shift
+        self.count += other.count
+        self.images += other.images
+        self._norms += other._norms
+        self._squares += other._squares
+        self._spread += other._spread + 2.0 * shift_dot + other.count * shift_square
+        self._inverse_images += other._inverse_images
+
+    def all_reduce(self, group: ProcessGroup) -> None:
+        """Combine the sums of all workers in place: one all-reduce of the vectors and one of the scalars.
+
+        Every worker must hold the same whole-dataset gradient, and at least one gradient.
+
+        Args:
+            group: The workers.
+
+        Raises:
+            ValueError: Without a whole-dataset gradient the workers have no common reference.
+        """
+        if not self.has_dataset:
+            raise ValueError("sums without a whole-dataset gradient cannot be all-reduced: give every worker the same reference")
+        scalars = torch.tensor(
+            [self._norms, self._squares, self._spread, self._inverse_images, float(self.count), float(self.images)],
+            dtype=torch.float64,
+            device=self._sums.device,
+        )
+        torch.distributed.all_reduce(self._sums, group=group)
+        torch.distributed.all_reduce(scalars, group=group)
+        self._norms, self._squares, self._spread, self._inverse_images, count, images = scalars.tolist()
+        self.count, self.images = int(count), int(images)
+
+    def report(self) -> GradientReport:
+        """Every measure from the sums so far.
+
+        Returns:
+            The report.
+
+        Raises:
+            ValueError: Fewer than two gradients were added.
+        """
+        n = self.count
+        if n < 2:
+            raise ValueError(f"gradient direction variance needs at least 2 mini-batch gradients, got {n}")
+        total_square = _square(self._sums[0])
+        gdv = max(0.0, (n * self._spread - _square(self._sums[1])) / (2 * n * (n - 1)))
+        mean_square = (total_square - self._squares) / (n * (n - 1))  # unbiased ‖E g‖², undefined when not above 0
+        resolved = mean_square > 0
+        noise = (self._squares - n * mean_square) / self._inverse_images
+        bias = floor = corrected = gde = None
+        if self.has_dataset and self._reference is not None:
+            gde = self._spread / (4 * n)
+            along = _dot(self._sums[0], self._reference) / n  # ḡ · d
+            bias = 0.5 * (1.0 - along * n / math.sqrt(total_square)) if total_square > 0 else None
+            if resolved:
+                floor = 0.5 * (1.0 - math.sqrt(mean_square / (total_square / n**2)))
+                corrected = 0.5 * (1.0 - along / math.sqrt(mean_square))
+        return GradientReport(
+            gradient_norm=self._norms / n,
+            gdv=gdv,
+            gde=gde,
+            bias=bias,
+            bias_floor=floor,
+            bias_corrected=corrected,
+            noise_scale=noise / mean_square if resolved else None,
+            dataset_gradient_norm=self.reference_norm,
+            gradients=n,
+            images=self.images,
+            dataset_images=self.reference_images,
+        )
+
+
+def _sum_dtype(pieces: list[tuple[int, Tensor]]) -> torch.dtype:
+    dtype = torch.float32
+    for _, piece in pieces:
+        dtype = torch.promote_types(dtype, piece.dtype)
+    return dtype
+
+
+def _checked(
+    gradient: Sequence[Tensor | None], like: Sequence[Tensor] | None, expected: int | None
+) -> tuple[list[tuple[int, Tensor]], int]:
+    """The present tensors of a gradient with their offsets in the flat vector, and the length of that vector."""
+    if isinstance(gradient, Tensor):
+        gradient = [gradient]
+    pieces: list[tuple[int, Tensor]] = []
+    offset = 0
+    for index, piece in enumerate(gradient):
+        shape = like[index].shape if like is not None else None
+        if piece is None:
+            if shape is None:
+                raise ValueError(f"gradient {index} is None: give the parameters as like=, so that its size is known")
+            offset += math.prod(shape)
+            continue
+        if shape is not None and piece.shape != shape:
+            raise ValueError(f"gradient {index} has shape {tuple(piece.shape)}, its parameter {tuple(shape)}")
+        pieces.append((offset, piece.detach()))
+        offset += piece.numel()
+    if not pieces:
+        raise ValueError("every gradient is None: does the loss depend on parameters that require gradients?")
+    if expected is not None and offset != expected:
+        raise ValueError(
+            f"this gradient has {offset} entries, those before had {expected}: parameters changed shape while being measured"
+        )
+    return pieces, offset

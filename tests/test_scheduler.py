@@ -1,0 +1,285 @@
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+import torchvision
+from timm.layers import DropBlock2d, DropPath, PatchDropout
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import earlydrop
+from earlydrop import DropoutScheduler, constant, early, late
+
+LAYERS = {
+    "dropout": (lambda: nn.Dropout(0.3), (64, 8)),
+    "dropout1d": (lambda: nn.Dropout1d(0.3), (8, 16, 5)),
+    "dropout2d": (lambda: nn.Dropout2d(0.3), (8, 16, 5, 5)),
+    "dropout3d": (lambda: nn.Dropout3d(0.3), (8, 16, 3, 3, 3)),
+    "alpha": (lambda: nn.AlphaDropout(0.3), (64, 8)),
+    "feature_alpha": (lambda: nn.FeatureAlphaDropout(0.3), (8, 16, 5)),
+    "drop_path": (lambda: DropPath(0.3), (64, 8)),
+    "stochastic_depth": (lambda: torchvision.ops.StochasticDepth(0.3, "row"), (64, 8)),
+    "timm_block": (lambda: DropBlock2d(0.3, 3), (8, 4, 9, 9)),
+    "torchvision_block": (lambda: torchvision.ops.DropBlock2d(0.3, 3), (8, 4, 9, 9)),
+    "torchvision_block3d": (lambda: torchvision.ops.DropBlock3d(0.3, 3), (4, 2, 7, 7, 7)),
+    "patch_dropout": (lambda: PatchDropout(0.3), (4, 17, 8)),
+}
+ATTRIBUTE = {"drop_path": "drop_prob", "timm_block": "drop_prob", "patch_dropout": "prob"}
+
+
+def by_hand(module, attribute, x, rates):
+    outs = []
+    for rate in rates:
+        setattr(module, attribute, rate)
+        outs.append(module(x))
+    return outs
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("layer", LAYERS)
+def test_eager_mode_is_the_attribute_set_by_hand_to_the_bit(layer):
+    make, shape = LAYERS[layer]
+    x = torch.randn(shape)
+    schedule = early(0.4, cutoff=4)
+    torch.manual_seed(1)
+    expected = by_hand(make(), ATTRIBUTE.get(layer, "p"), x, [schedule(i) for i in range(6)])
+    model = nn.Sequential(make())
+    scheduler = DropoutScheduler(model, schedule, kind="all")
+    torch.manual_seed(1)
+    for want in expected:
+        assert torch.equal(model(x), want)
+        scheduler.step()
+
+
+@pytest.mark.parametrize("module", [nn.MultiheadAttention(8, 2, dropout=0.3), nn.LSTM(8, 8, 2, dropout=0.3), nn.GRU(8, 8, 2, dropout=0.3)])
+def test_attention_and_recurrent_layers_follow_in_eager_mode(module):
+    arguments = (torch.randn(5, 3, 8),) * (3 if isinstance(module, nn.MultiheadAttention) else 1)
+    schedule = late(0.4, cutoff=2)
+    torch.manual_seed(1)
+    expected = []
+    for i in range(4):
+        module.dropout = schedule(i)
+        expected.append(module(*arguments)[0])
+    module.dropout = 0.3
+    scheduler = DropoutScheduler(module, schedule)
+    torch.manual_seed(1)
+    for want in expected:
+        assert torch.equal(module(*arguments)[0], want)
+        scheduler.step()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_vit_with_fused_attention_trains_as_by_hand(fused):
+    def make():
+        torch.manual_seed(3)
+        model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=4, proj_drop_rate=0.1, attn_drop_rate=0.1)
+        for block in model.blocks:
+            block.attn.fused_attn = fused
+        return model
+
+    schedule = early(0.3, cutoff=3, shape="cosine")
+    x, results = torch.randn(2, 3, 32, 32), []
+    for ours in (False, True):
+        model = make()
+        dropouts = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+        scheduler = DropoutScheduler(model, schedule) if ours else None
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for i in range(5):
+            if scheduler is None:
+                for module in dropouts:
+                    module.p = schedule(i)
+            model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if scheduler is not None:
+                scheduler.step()
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*results)
+
+
+def test_differential_attention_reads_the_live_rate():
+    from timm.layers.diff_attention import DiffAttention
+
+    module = DiffAttention(32, 4, attn_drop=0.5)
+    scheduler = DropoutScheduler(module, late(0.5, cutoff=1))
+    x = torch.randn(2, 9, 32)
+    assert torch.equal(module(x), module(x))  # late: off at step 0, though the module was built at 0.5
+    scheduler.step()
+    assert not torch.equal(module(x), module(x))
+
+
+def small():
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.4), nn.Linear(16, 16), nn.Dropout(0.2), nn.Linear(16, 2))
+
+
+def test_restore_gives_back_classes_and_base_rates():
+    model = small()
+    classes, keys, string = [type(m) for m in model.modules()], list(model.state_dict()), repr(model)
+    scheduler = DropoutScheduler(model, early(0.1, 5))
+    assert isinstance(model[2], nn.Dropout)
+    assert list(model.state_dict()) == keys
+    assert scheduler.rates == {"2": 0.1, "4": 0.05}
+    scheduler.restore()
+    scheduler.restore()
+    assert [type(m) for m in model.modules()] == classes
+    assert repr(model) == string
+    with pytest.raises(RuntimeError, match="restored"):
+        scheduler.step()
+    DropoutScheduler(model, early(0.1, 5))  # free again
+    earlydrop.restore(model)
+    assert [type(m) for m in model.modules()] == classes
+
+
+def test_copies_and_pickles_are_plain_models_with_the_rate_of_the_moment():
+    model = small()
+    scheduler = DropoutScheduler(model, late(0.3, cutoff=2))
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(copied[2]) is nn.Dropout
+        assert copied[2].p == 0.0
+        again = DropoutScheduler(copied, constant(0.3))  # it still knows what it was built with
+        assert again.rates == {"2": 0.3, "4": 0.15}
+    assert scheduler.rates == {"2": 0.0, "4": 0.0}
+    assert "earlydrop" not in pickle.dumps(model).decode("latin1").replace("_earlydrop_base", "")
+
+
+def test_the_rate_survives_dtype_and_device_moves():
+    model = small()
+    scheduler = DropoutScheduler(model, early(0.123456789, 5))
+    rate = torch.tensor(0.123456789)
+    for move in (lambda: model.to(torch.bfloat16), lambda: model.double(), lambda: model.to("meta")):
+        move()
+        assert model[2]._earlydrop_rate.dtype == torch.float32
+    assert model[2]._earlydrop_rate.device.type == "meta"
+    model.to_empty(device="cpu")
+    assert torch.equal(model[2]._earlydrop_rate, rate)
+    scheduler.step()
+    assert model[2]._earlydrop_rate.item() == pytest.approx(scheduler.last_rate, rel=1e-6)
+
+
+def test_a_second_scheduler_on_the_same_sites_is_refused():
+    model = small()
+    first = DropoutScheduler(model, early(0.1, 5))
+    with pytest.raises(ValueError, match=r"driven by a DropoutScheduler already.*restore"):
+        DropoutScheduler(model, late(0.1, 5))
+    assert first.rates == {"2": 0.1, "4": 0.05}
+    with pytest.raises(AttributeError, match="restore"):
+        model[2].p = 0.5
+
+
+def test_two_schedulers_on_different_kinds():
+    model = nn.Sequential(nn.Dropout(0.2), DropPath(0.3))
+    unit, path = DropoutScheduler(model, early(0.2, 3)), DropoutScheduler(model, late(0.3, 2), kind="path")
+    for expected in ((0.2, 0.0), (0.1, 0.0), (0.0, 0.3), (0.0, 0.3)):
+        assert (model[0].p, model[1].drop_prob) == expected
+        unit.step()
+        path.step()
+    unit.restore()
+    assert path.last_rate == 0.3
+
+
+def test_the_gradients_mask_is_the_forwards_when_the_rate_changes_in_between():
+    model = nn.Sequential(nn.Dropout(0.5))
+    scheduler = DropoutScheduler(model, early(0.5, 4))
+    x = torch.ones(1_000, requires_grad=True)
+    y = model(x)
+    scheduler.step()
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing(reentrant):
+    model, plain = small(), small()
+    plain.load_state_dict(model.state_dict())
+    scheduler = DropoutScheduler(model, early(0.5, 5))
+    DropoutScheduler(plain, early(0.5, 5))
+    x = torch.randn(32, 6, requires_grad=True)
+    torch.manual_seed(2)
+    checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
+    torch.manual_seed(2)
+    plain(x).square().sum().backward()
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    y = checkpoint(model, x, use_reentrant=reentrant).sum()
+    scheduler.step()
+    with pytest.raises(RuntimeError, match=r"step\(\) after the backward"):
+        y.backward()
+
+
+def test_running_past_the_end_holds_the_last_value():
+    scheduler = DropoutScheduler(small(), earlydrop.piecewise("0,0.5@0.5,0.25").resolve(4))
+    seen = [scheduler.last_rate]
+    for _ in range(7):
+        scheduler.step()
+        seen.append(scheduler.last_rate)
+    assert seen == [0, 0.25, 0.5, 0.375, 0.25, 0.25, 0.25, 0.25]
+
+
+def test_saving_and_loading_in_the_middle():
+    schedule = early(0.3, 10)
+    first = DropoutScheduler(small(), schedule)
+    for _ in range(4):
+        first.step()
+    state = pickle.loads(pickle.dumps(first.state_dict()))
+    second = DropoutScheduler(small(), schedule)
+    second.load_state_dict(state)
+    assert second.rates == first.rates
+    second.step()
+    first.step()
+    assert second.rates == first.rates
+    other = DropoutScheduler(nn.Sequential(nn.Dropout(0.4)), schedule)
+    with pytest.raises(ValueError, match="another model"):
+        other.load_state_dict(state)
+    for bad in ({}, {"step": -1, "base_rates": {}}, None):
+        with pytest.raises(ValueError, match=r"state|step"):
+            second.load_state_dict(bad)
+
+
+def test_a_function_can_be_a_schedule_but_its_rates_are_checked():
+    scheduler = DropoutScheduler(small(), lambda step: 0.3 * step)
+    for _ in range(3):
+        scheduler.step()
+    with pytest.raises(ValueError, match="step 4"):
+        scheduler.step()
+    assert scheduler.last_rate == pytest.approx(0.9)
+    assert scheduler.last_step == 3
+    with pytest.raises(ValueError, match="resolve"):
+        DropoutScheduler(small(), early(0.1, "20%"))
+    with pytest.raises(ValueError, match=r"schedule is 0\.1"):
+        DropoutScheduler(small(), 0.1)
+
+
+def test_vmap_over_models_with_functional_call():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    DropoutScheduler(model, constant(0.5))
+    stacked = {name: torch.stack([p, p]) for name, p in model.named_parameters()}
+    x = torch.randn(64, 4)
+    out = torch.func.vmap(lambda p: torch.func.functional_call(model, p, x), randomness="different")(stacked)
+    assert not torch.equal(out[0], out[1])
+    assert 0.35 < (out == 0).float().mean() < 0.65
+
+
+def _ddp_worker(rank, file):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(small())
+    scheduler = DropoutScheduler(model, early(0.4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    torch.manual_seed(rank)
+    for _ in range(5):
+        model(torch.randn(8, 6)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+    mine = torch.cat([p.detach().flatten() for p in model.parameters()])
+    others = [torch.empty_like(mine) for _ in range(2)]
+    torch.distributed.all_gather(others, mine)
+    if not torch.equal(*others) or scheduler.rates != {"2": 0.0, "4": 0.0}:
+        raise RuntimeError("the workers parted")
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_data_parallel_over_two_processes(tmp_path):
+    torch.multiprocessing.spawn(_ddp_worker, args=(str(tmp_path / "store"),), nprocs=2)

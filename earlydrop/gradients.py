@@ -8,9 +8,9 @@ With gradients g₁ … g_N at one set of weights, their directions uᵢ = gᵢ/
 - bias: ½(1 − cos(ḡ, ĝ)) of the mean gradient ḡ, and beside it what sampling alone would give (ours);
 - gradient noise scale (McCandlish et al. 2018, arXiv:1812.06162, the simple one): tr Σ / ‖G‖², Σ per example.
 
-Since ½(1 − cos(a, b)) = ¼‖a/‖a‖ − b/‖b‖‖², all of them follow from sums of gᵢ and of vᵢ = uᵢ − r, with any fixed reference r:
-Σ_{i<j} ‖uᵢ − uⱼ‖² = N Σ‖vᵢ‖² − ‖Σ vᵢ‖². With r = d the small differences that matter are summed, not the large numbers they come from.
-Memory is O(parameters), however many gradients.
+Since ½(1 − cos(a, b)) = ¼‖a/‖a‖ − b/‖b‖‖², all of them follow from sums of deviations from any fixed reference: of wᵢ = gᵢ − ĝ
+and vᵢ = uᵢ − d, for example Σ_{i<j} ‖uᵢ − uⱼ‖² = N Σ‖vᵢ‖² − ‖Σ vᵢ‖². So the small differences that matter are summed, not the large
+numbers they come from. Memory is O(parameters), however many gradients.
 
 Shape legend: P, the number of entries of a gradient (all parameters of a model, flattened, in order).
 """
@@ -72,13 +72,6 @@ def _square(vector: Tensor) -> float:
     total = torch.zeros((), dtype=torch.float64, device=vector.device)
     for (piece,) in _pieces(vector):
         total += torch.linalg.vector_norm(piece, dtype=torch.float64).square()
-    return float(total)
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    total = torch.zeros((), dtype=torch.float64, device=a.device)
-    for x, y in _pieces(a, b):
-        total += x.double() @ y.double()
     return float(total)
 
 
@@ -166,10 +159,10 @@ class GradientSums:
         self.reference_norm: float | None = None
         self._reference: Tensor | None = None
         self._norms = 0.0  # Σ ‖gᵢ‖
-        self._squares = 0.0  # Σ ‖gᵢ‖²
+        self._deviation = 0.0  # Σ ‖wᵢ‖²
         self._spread = 0.0  # Σ ‖vᵢ‖²
         self._inverse_images = 0.0  # Σ 1/bᵢ
-        self._sums = torch.empty(0)  # (2, P): Σ gᵢ and Σ vᵢ
+        self._sums = torch.empty(0)  # (2, P): Σ wᵢ and Σ vᵢ
         if reference is not None:
             norm = math.sqrt(_square(reference))
             if not math.isfinite(norm) or norm == 0:
@@ -201,22 +194,25 @@ class GradientSums:
         if self._sums.numel() == 0:
             self._sums = torch.zeros(2, total, dtype=_sum_dtype(pieces), device=pieces[0][1].device)
         if self._reference is None:
+            self.reference_norm = norm
             self._reference = torch.zeros(total, dtype=self._sums.dtype, device=self._sums.device)
             for offset, piece in pieces:
                 self._reference[offset : offset + piece.numel()] = piece.reshape(-1).to(self._sums) / norm
-        spread = torch.zeros((), dtype=torch.float64, device=self._sums.device)
+        reference_norm = self.reference_norm or 0.0
+        squares = torch.zeros(2, dtype=torch.float64, device=self._sums.device)
         for offset, piece in pieces:
             place = slice(offset, offset + piece.numel())
-            for g, r, s, v in _pieces(piece.reshape(-1), self._reference[place], self._sums[0, place], self._sums[1, place]):
-                s += g
-                deviation = g.to(s) / norm - r
-                v += deviation
-                spread += torch.linalg.vector_norm(deviation, dtype=torch.float64).square()
+            for g, r, w, v in _pieces(piece.reshape(-1), self._reference[place], self._sums[0, place], self._sums[1, place]):
+                deviation = torch.stack((g.to(w) - reference_norm * r, g.to(w) / norm - r))
+                w += deviation[0]
+                v += deviation[1]
+                squares += torch.linalg.vector_norm(deviation, dim=1, dtype=torch.float64).square()
         self.count += 1
         self.images += images
         self._norms += norm
-        self._squares += square
-        self._spread += float(spread)
+        deviation_square, spread = squares.tolist()
+        self._deviation += deviation_square
+        self._spread += spread
         self._inverse_images += 1.0 / images
 
     def merge(self, other: GradientSums) -> None:
@@ -235,22 +231,24 @@ class GradientSums:
         if self._sums.numel() == 0:
             self._sums = torch.zeros_like(other._sums)
             if self._reference is None:
-                self._reference = other._reference
+                self._reference, self.reference_norm = other._reference, other.reference_norm
         if self._sums.shape != other._sums.shape or self._reference is None or other._reference is None:
             raise ValueError(f"gradients have {other._sums.shape[-1]} entries in one and {self._sums.shape[-1]} in the other")
-        shift_square = shift_dot = 0.0  # other's deviations are from its own reference: move them to ours
-        self._sums[0] += other._sums[0].to(self._sums)
-        for v, w, ours, theirs in _pieces(self._sums[1], other._sums[1], self._reference, other._reference):
-            shift = (theirs - ours).to(v)
-            w = w.to(v)
-            shift_square += float(shift.double() @ shift.double())
-            shift_dot += float(shift.double() @ w.double())
-            v += w + other.count * shift
+        for row, scale, other_scale in ((0, self.reference_norm, other.reference_norm), (1, 1.0, 1.0)):
+            square = dot = 0.0  # other's deviations are from its own reference: move them to ours
+            for ours, theirs, r, s in _pieces(self._sums[row], other._sums[row], self._reference, other._reference):
+                shift = s.double() * (other_scale or 0.0) - r.double() * (scale or 0.0)
+                square += float(shift @ shift)
+                dot += float(shift @ theirs.double())
+                ours += (theirs.double() + other.count * shift).to(ours)
+            moved = 2.0 * dot + other.count * square
+            if row == 0:
+                self._deviation += other._deviation + moved
+            else:
+                self._spread += other._spread + moved
         self.count += other.count
         self.images += other.images
         self._norms += other._norms
-        self._squares += other._squares
-        self._spread += other._spread + 2.0 * shift_dot + other.count * shift_square
         self._inverse_images += other._inverse_images
 
     def all_reduce(self, group: ProcessGroup) -> None:
@@ -267,13 +265,13 @@ class GradientSums:
         if not self.has_dataset:
             raise ValueError("sums without a whole-dataset gradient cannot be all-reduced: give every worker the same reference")
         scalars = torch.tensor(
-            [self._norms, self._squares, self._spread, self._inverse_images, float(self.count), float(self.images)],
+            [self._norms, self._deviation, self._spread, self._inverse_images, float(self.count), float(self.images)],
             dtype=torch.float64,
             device=self._sums.device,
         )
         torch.distributed.all_reduce(self._sums, group=group)
         torch.distributed.all_reduce(scalars, group=group)
-        self._norms, self._squares, self._spread, self._inverse_images, count, images = scalars.tolist()
+        self._norms, self._deviation, self._spread, self._inverse_images, count, images = scalars.tolist()
         self.count, self.images = int(count), int(images)
 
     def report(self) -> GradientReport:
@@ -288,32 +286,49 @@ class GradientSums:
         n = self.count
         if n < 2:
             raise ValueError(f"gradient direction variance needs at least 2 mini-batch gradients, got {n}")
-        total_square = _square(self._sums[0])
         gdv = max(0.0, (n * self._spread - _square(self._sums[1])) / (2 * n * (n - 1)))
-        mean_square = (total_square - self._squares) / (n * (n - 1))  # unbiased ‖E g‖², undefined when not above 0
-        resolved = mean_square > 0
-        noise = (self._squares - n * mean_square) / self._inverse_images
-        bias = floor = corrected = gde = None
-        if self.has_dataset and self._reference is not None:
-            gde = self._spread / (4 * n)
-            along = _dot(self._sums[0], self._reference) / n  # ḡ · d
-            bias = 0.5 * (1.0 - along * n / math.sqrt(total_square)) if total_square > 0 else None
-            if resolved:
-                floor = 0.5 * (1.0 - math.sqrt(mean_square / (total_square / n**2)))
-                corrected = 0.5 * (1.0 - along / math.sqrt(mean_square))
+        mean_square, along, bias = self._mean_gradient()
+        variance = max(
+            0.0, (n * self._deviation - _square(self._sums[0])) / (n * (n - 1))
+        )  # trace of the batch gradients' covariance
+        true_square = mean_square - variance / n  # unbiased ‖E g‖², undefined when not above 0
+        resolved = true_square > 0
+        noise = variance * n / self._inverse_images  # per image
+        floor = corrected = None
+        if self.has_dataset and resolved:
+            excess = variance / n / mean_square
+            floor = 0.5 * excess / (1.0 + math.sqrt(1.0 - excess))
+            corrected = 0.5 * (1.0 - along / math.sqrt(true_square))
         return GradientReport(
             gradient_norm=self._norms / n,
             gdv=gdv,
-            gde=gde,
-            bias=bias,
+            gde=self._spread / (4 * n) if self.has_dataset else None,
+            bias=bias if self.has_dataset else None,
             bias_floor=floor,
             bias_corrected=corrected,
-            noise_scale=noise / mean_square if resolved else None,
-            dataset_gradient_norm=self.reference_norm,
+            noise_scale=noise / true_square if resolved else None,
+            dataset_gradient_norm=self.reference_norm if self.has_dataset else None,
             gradients=n,
             images=self.images,
             dataset_images=self.reference_images,
         )
+
+    def _mean_gradient(self) -> tuple[float, float, float | None]:
+        """‖ḡ‖², ḡ · d, and ½(1 − cos(ḡ, d)) as ¼‖ḡ/‖ḡ‖ − d‖²."""
+        if self._reference is None:
+            raise ValueError("no gradients were added")
+        scale = self.reference_norm or 0.0
+        square = along = difference = 0.0
+        for w, r in _pieces(self._sums[0], self._reference):
+            mean = w.double() / self.count + scale * r.double()
+            square += float(mean @ mean)
+            along += float(mean @ r.double())
+        if square == 0:
+            return 0.0, along, None
+        for w, r in _pieces(self._sums[0], self._reference):
+            direction = (w.double() / self.count + scale * r.double()) / math.sqrt(square)
+            difference += float((direction - r.double()).square().sum())
+        return square, along, 0.25 * difference
 
 
 def _sum_dtype(pieces: list[tuple[int, Tensor]]) -> torch.dtype:
@@ -334,15 +349,14 @@ def _checked(
     for index, piece in enumerate(gradient):
         shape = like[index].shape if like is not None else None
         if piece is None:
-            if shape is None:
+            if like is None:
                 raise ValueError(f"gradient {index} is None: give the parameters as like=, so that its size is known")
-            offset += math.prod(shape)
-            continue
+            piece = torch.zeros((), dtype=like[index].dtype, device=like[index].device).expand(like[index].shape)
         if shape is not None and piece.shape != shape:
             raise ValueError(f"gradient {index} has shape {tuple(piece.shape)}, its parameter {tuple(shape)}")
         pieces.append((offset, piece.detach()))
         offset += piece.numel()
-    if not pieces:
+    if all(piece is None for piece in gradient):
         raise ValueError("every gradient is None: does the loss depend on parameters that require gradients?")
     if expected is not None and offset != expected:
         raise ValueError(

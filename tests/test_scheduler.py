@@ -53,7 +53,9 @@ def test_eager_mode_is_the_attribute_set_by_hand_to_the_bit(layer):
         scheduler.step()
 
 
-@pytest.mark.parametrize("module", [nn.MultiheadAttention(8, 2, dropout=0.3), nn.LSTM(8, 8, 2, dropout=0.3), nn.GRU(8, 8, 2, dropout=0.3)])
+@pytest.mark.parametrize(
+    "module", [nn.MultiheadAttention(8, 2, dropout=0.3), nn.LSTM(8, 8, 2, dropout=0.3), nn.GRU(8, 8, 2, dropout=0.3)]
+)
 def test_attention_and_recurrent_layers_follow_in_eager_mode(module):
     arguments = (torch.randn(5, 3, 8),) * (3 if isinstance(module, nn.MultiheadAttention) else 1)
     schedule = late(0.4, cutoff=2)
@@ -74,7 +76,9 @@ def test_attention_and_recurrent_layers_follow_in_eager_mode(module):
 def test_a_vit_with_fused_attention_trains_as_by_hand(fused):
     def make():
         torch.manual_seed(3)
-        model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=4, proj_drop_rate=0.1, attn_drop_rate=0.1)
+        model = timm.create_model(
+            "vit_tiny_patch16_224", img_size=32, depth=2, num_classes=4, proj_drop_rate=0.1, attn_drop_rate=0.1
+        )
         for block in model.blocks:
             block.attn.fused_attn = fused
         return model

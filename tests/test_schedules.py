@@ -24,7 +24,14 @@ def test_complete_lists_of_values():
     assert values(earlydrop.none()) == [0] * 6
     assert values(earlydrop.constant(0.3)) == [0.3] * 6
     assert values(earlydrop.early(0.4, 3, "constant")) == [0.4, 0.4, 0.4, 0, 0, 0]
-    assert values(earlydrop.early(0.4, 5, "cosine")) == [0.4, round(0.2 * (1 + 2**-0.5), 12), 0.2, round(0.2 * (1 - 2**-0.5), 12), 0, 0]
+    assert values(earlydrop.early(0.4, 5, "cosine")) == [
+        0.4,
+        round(0.2 * (1 + 2**-0.5), 12),
+        0.2,
+        round(0.2 * (1 - 2**-0.5), 12),
+        0,
+        0,
+    ]
     assert values(earlydrop.early(0.4, 0)) == [0] * 6
     assert values(earlydrop.late(0.4, 4)) == [0, 0, 0, 0, 0.4, 0.4]
     assert values(earlydrop.late(0.4, 0)) == [0.4] * 6

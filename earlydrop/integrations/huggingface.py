@@ -14,7 +14,7 @@ class DropoutCallback(TrainerCallback):
     """Schedule the dropout of the model that a Hugging Face ``Trainer`` trains.
 
     The rate is a function of ``global_step``, so resuming from a checkpoint needs no state of its own. It is logged as
-    ``dropout_rate``.
+    ``dropout_rate``, in ``trainer.state.log_history`` too.
 
     Args:
         schedule: A schedule; durations in epochs or percent are resolved from the trainer's own length.
@@ -39,6 +39,8 @@ class DropoutCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.scheduler is not None and logs is not None:
             logs["dropout_rate"] = self.scheduler.last_rate
+            if state.log_history:
+                state.log_history[-1]["dropout_rate"] = self.scheduler.last_rate
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.scheduler is not None:

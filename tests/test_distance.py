@@ -1,0 +1,34 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from earlydrop import model_distance
+
+
+def test_distance_over_parameters_only():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    initial = copy.deepcopy(model)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model(torch.randn(16, 3))  # moves the running statistics, not a parameter
+    assert model_distance(model, initial) == model_distance(model, state) == model_distance(model.state_dict(), state) == 0
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p))
+    difference = [(a - b).double().flatten() for a, b in zip(model.parameters(), initial.parameters(), strict=True)]
+    expected = torch.cat(difference).norm().item()
+    for a, b in ((model, initial), (initial, model), (model, state), (model.state_dict(), state), (torch.compile(model), initial)):
+        assert model_distance(a, b) == pytest.approx(expected, rel=1e-7)
+    assert model_distance(model.bfloat16(), initial) == pytest.approx(expected, rel=1e-2)
+
+
+def test_different_architectures_are_refused():
+    with pytest.raises(ValueError, match="only"):
+        model_distance(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    with pytest.raises(ValueError, match=r"shape \(2, 2\) in one model and \(3, 2\)"):
+        model_distance(nn.Linear(2, 2), nn.Linear(2, 3))
+    with pytest.raises(ValueError, match="got list"):
+        model_distance([1], nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="no parameters"):
+        model_distance(nn.ReLU(), nn.ReLU())

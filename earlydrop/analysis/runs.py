@@ -1,0 +1,101 @@
+"""Reading runs: one row a run, or one row a measured step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from earlydrop.training.files import read_json, read_metrics
+
+EARLY = 0.2
+"""The early window of a run: the first fifth of its steps, without step 0."""
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """The run folders at or below a folder.
+
+    Args:
+        folder: A run, a study, or a folder of studies.
+
+    Yields:
+        Folders that hold a ``config.yaml`` and a ``provenance.json``, by name.
+    """
+    for path in sorted(folder.rglob("provenance.json")):
+        if (path.parent / "config.yaml").is_file():
+            yield path.parent
+
+
+def load_history(run: str | Path) -> pd.DataFrame:
+    """The metrics of one run.
+
+    Args:
+        run: The run's folder.
+
+    Returns:
+        One row a measured step, the column ``step`` and a column a metric; NaN where a metric was not measured.
+    """
+    return pd.DataFrame(read_metrics(Path(run) / "metrics.jsonl"))
+
+
+def load_runs(folder: str | Path) -> pd.DataFrame:
+    """The runs at or below a folder, finished or not.
+
+    Args:
+        folder: A run, a study, or a folder of studies.
+
+    Returns:
+        One row a run. Columns: ``folder``, ``study``, ``arm`` (what the run stands for: its label, or its schedule in words), ``seed``,
+        ``fingerprint``, ``state`` (``finished``, ``running``, ``interrupted``, ``failed``, ``unknown``), ``reason``, ``step``,
+        ``total_steps``, ``seconds`` (training time of the process that came last), ``images_per_second`` (median), every configuration
+        value as ``config/<key>``, the last value of every metric as ``final/<metric>``, and the mean over the early window (steps above 0
+        and up to a fifth of the run) as ``early/<metric>``.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no run in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: give the folder of a run, of a study, or runs/ itself")
+    rows = [_row(path) for path in find_runs(root)]
+    if not rows:
+        raise FileNotFoundError(f"{folder} holds no runs: a run's folder has a config.yaml and a provenance.json")
+    return pd.DataFrame(rows)
+
+
+def _row(path: Path) -> dict[str, Any]:
+    provenance, status = read_json(path / "provenance.json"), read_json(path / "status.json")
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    row: dict[str, Any] = {
+        "folder": str(path),
+        "study": config["study"],
+        "arm": provenance.get("arm", path.name),
+        "seed": config["seed"],
+        "fingerprint": provenance.get("fingerprint"),
+        "state": status.get("state", "unknown"),
+        "reason": status.get("reason"),
+        "step": status.get("step", 0),
+        "total_steps": status.get("total_steps"),
+    }
+    timing = read_metrics(path / "timing.jsonl")
+    row["seconds"] = timing[-1]["seconds"] if timing else None
+    row["images_per_second"] = float(pd.Series([line["images_per_second"] for line in timing]).median()) if timing else None
+    row |= {f"config/{key}": value for key, value in _flat(config)}
+    history = load_history(path)
+    if not history.empty:
+        metrics = history.columns.drop("step")
+        early = history[(history["step"] > 0) & (history["step"] <= EARLY * (row["total_steps"] or 0))]
+        row |= {f"final/{name}": history[name].dropna().iloc[-1] for name in metrics}
+        row |= {f"early/{name}": early[name].mean() for name in metrics}
+    return row
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,1 @@
+"""The trainer: paired, resumable, configured with Hydra. Needs ``earlydrop[train]``."""

@@ -1,0 +1,59 @@
+"""Optimizers with the released weight-decay exclusions, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from earlydrop.training.config import OptimConfig
+
+
+def learning_rate(step: int, base: float, minimum: float, warmup_steps: int, total_steps: int) -> float:
+    """The released schedule: numpy's ``linspace(0, base, warmup)`` with both ends, then a cosine from base to the minimum.
+
+    With M = total − warmup and i = step − warmup: min + ½ (base − min) (1 + cos(π i / M)). So base occurs twice.
+
+    Args:
+        step: Optimizer step, from 0.
+        base: Peak learning rate.
+        minimum: Learning rate that the cosine runs towards.
+        warmup_steps: Optimizer steps of the warm-up.
+        total_steps: Optimizer steps of the run.
+
+    Returns:
+        The learning rate of that step.
+
+    >>> [learning_rate(step, 1.0, 0.0, warmup_steps=5, total_steps=9) for step in range(5)]
+    [0.0, 0.25, 0.5, 0.75, 1.0]
+    >>> [round(learning_rate(step, 1.0, 0.0, 5, 9), 3) for step in range(5, 9)]
+    [1.0, 0.854, 0.5, 0.146]
+    """
+    if step < warmup_steps:
+        if step == warmup_steps - 1 and warmup_steps > 1:
+            return base
+        return step * (base / max(warmup_steps - 1, 1))
+    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+    return minimum + 0.5 * (base - minimum) * (1.0 + math.cos(math.pi * progress))
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD; no weight decay on biases, 1-D parameters and what the model names (``pos_embed``, ``cls_token``).
+
+    Args:
+        model: The model.
+        config: Optimizer and its constants.
+
+    Returns:
+        The optimizer; its learning rate is set at every step.
+    """
+    from timm.optim import param_groups_weight_decay
+
+    no_decay: Any = getattr(model, "no_weight_decay", tuple)
+    names = no_decay()
+    groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=names)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)

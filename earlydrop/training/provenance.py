@@ -1,0 +1,68 @@
+"""Provenance: with what a run was made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import earlydrop
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in the package's own checkout; None if it was not installed from one."""
+    root = Path(earlydrop.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What can change the bits of a run besides its configuration.
+
+    Args:
+        device: Where it runs.
+
+    Returns:
+        Device, thread count and torch version.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": f"{device.type} {name}", "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+
+
+def collect(device: torch.device, fingerprint: str, dataset_digest: str) -> dict[str, Any]:
+    """Versions, commit, packages, hardware and data of a run.
+
+    Args:
+        device: Where it runs.
+        fingerprint: The run's fingerprint.
+        dataset_digest: SHA-256 of the data.
+
+    Returns:
+        Plain values for ``provenance.json``.
+    """
+    diff = _git("diff", "HEAD")
+    return {
+        "fingerprint": fingerprint,
+        "earlydrop": earlydrop.__version__,
+        "commit": (_git("rev-parse", "HEAD") or "").strip() or None,
+        "diff": diff if diff is None or len(diff) < 100_000 else diff[:100_000] + "\n[cut]",
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "environment": environment(device),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "dataset_digest": dataset_digest,
+        "packages": dict(sorted((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())),
+        "command": sys.argv,
+    }

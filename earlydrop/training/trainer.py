@@ -1,0 +1,264 @@
+"""The trainer: one run from its plan to its last checkpoint, resumable after any step, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from earlydrop.distance import model_distance
+from earlydrop.scheduler import DropoutScheduler
+from earlydrop.sites import find_sites
+from earlydrop.training import provenance
+from earlydrop.training.checkpoint import load_checkpoint, save_checkpoint
+from earlydrop.training.config import ConfigError
+from earlydrop.training.data import Objective, training_order
+from earlydrop.training.files import RunFolder, write_atomically
+from earlydrop.training.measure import autocast, evaluate_all, probe_gradients
+from earlydrop.training.models import build_model
+from earlydrop.training.optim import learning_rate, make_optimizer
+from earlydrop.training.plan import Plan
+from earlydrop.training.streams import stream_seed
+
+log = logging.getLogger(__name__)
+
+
+class TrainingFailed(RuntimeError):  # noqa: N818
+    """The run cannot go on; the message says at which step and why. Its last good checkpoint is kept."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop and has saved a checkpoint."""
+
+
+def scheduled_model(plan: Plan) -> tuple[nn.Module, DropoutScheduler | None]:
+    """The model at its initial weights on its device, and what drives its dropout.
+
+    Args:
+        plan: The run's plan.
+
+    Returns:
+        The model, and its scheduler; None for a schedule that never drops.
+
+    Raises:
+        ConfigError: The model has no site of the scheduled kind.
+    """
+    config, peak = plan.config, plan.schedule.peak
+    kind = config.schedule.kind
+    unit, path = (peak if kind in (each, "all") else 0.0 for each in ("unit", "path"))
+    source = plan.source
+    model = build_model(config.model, source.channels, source.classes, source.image_size, unit, path, config.seed)
+    model = model.to(plan.device)
+    if peak == 0:
+        return model, None
+    try:
+        return model, DropoutScheduler(model, plan.schedule, kind=kind, masks=config.trainer.masks)
+    except ValueError as error:
+        raise ConfigError(f"schedule.kind is {kind!r}, model.name is {config.model.name!r}: {error}") from error
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        plan: What to do.
+        model: The model at its initial weights, from `scheduled_model`.
+        scheduler: What drives its dropout, if anything does.
+        folder: Where it is recorded; held by this process.
+        track: Called with (step, metrics) for every line of ``metrics.jsonl``.
+        stop: Called after each step; True asks to stop.
+        progress: Called with (step, metrics) after each logged step.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: nn.Module,
+        scheduler: DropoutScheduler | None,
+        folder: RunFolder,
+        track: Callable[[int, dict[str, float]], None],
+        stop: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    ) -> None:
+        self.plan, self.model, self.scheduler, self.folder = plan, model, scheduler, folder
+        self.track, self.stop, self.progress = track, stop, progress
+        self.sites = [site for site in find_sites(self.model) if site.driven]
+        self.initial = copy.deepcopy({name: p.detach() for name, p in self.model.named_parameters()})
+        self.optimizer = make_optimizer(self.model, plan.config.optim)
+        self.objective = Objective(plan.source, plan.config.augment)
+        self.compiled: nn.Module = torch.compile(self.model) if plan.config.trainer.compile else self.model  # type: ignore[assignment]
+        self.step = 0
+        self.window: list[Tensor] = []  # (loss, gradient norm) of the steps since the last logged one, on the device
+        self.environment = provenance.environment(plan.device)
+
+    def resume(self) -> None:
+        """Go on from the folder's newest whole checkpoint, if there is one.
+
+        Raises:
+            ConfigError: It was made on another device, thread count or torch, and ``resume`` is not ``force``.
+        """
+        checkpoints = self.folder.path / "checkpoints"
+        if self.plan.config.resume == "never":
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        content = load_checkpoint(checkpoints, self.plan.fingerprint)
+        self.folder.open_metrics(content["metrics_bytes"] if content else 0)
+        if content is None:
+            return
+        there = content["environment"]
+        if there != self.environment and self.plan.config.resume != "force":
+            here = self.environment
+            differing = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
+            raise ConfigError(
+                f"{self.folder.path} was begun in another environment ({'; '.join(differing)}), so the last bits may differ: "
+                "go on there, or say resume=force, or start over with resume=never"
+            )
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.step = content["step"]
+        self.window = list(content["window"].to(self.plan.device))
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(content["scheduler"])
+        log.info("going on from step %d of %d", self.step, self.plan.total_steps)
+
+    def save(self) -> None:
+        """Write a checkpoint of the step reached, unless its numbers are not finite."""
+        self._check_finite()
+        content = {
+            "fingerprint": self.plan.fingerprint,
+            "environment": self.environment,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
+            "window": torch.stack(self.window) if self.window else torch.empty(0, 2),
+            "metrics_bytes": self.folder.metrics_size(),
+        }
+        save_checkpoint(self.folder.path / "checkpoints", self.step, content)
+
+    def train(self) -> None:
+        """Train to the end of the plan.
+
+        Raises:
+            Interrupted: ``stop`` asked for it; a checkpoint was saved.
+            TrainingFailed: The loss is not finite.
+        """
+        plan, trainer = self.plan, self.plan.config.trainer
+        self.model.train()
+        if self.step == 0 and 0 in plan.probe_steps:
+            self._record(self._probe())
+        saved = began = logged = time.perf_counter()
+        logged_step = first = self.step
+        for images, targets in self._batches():
+            self._train_step(images, targets)
+            metrics = {}
+            if self.step % trainer.log_every == 0 or self.step == plan.total_steps:
+                metrics = self._read_window()
+                now = time.perf_counter()
+                rate = (self.step - logged_step) * trainer.batch_size / (now - logged)
+                self.folder.write_timing({"step": self.step, "images_per_second": rate, "seconds": now - began})
+                self.progress(self.step, metrics | {"images_per_second": rate})
+            if self.scheduler is not None:
+                self.scheduler.step()
+            if self.step in plan.eval_steps or self.step in plan.probe_steps:
+                self._check_finite()
+            if self.step in plan.eval_steps:
+                metrics |= evaluate_all(self.model, self.objective, plan)
+            if self.step in plan.probe_steps:
+                metrics |= self._probe()
+            if metrics:
+                self._record(metrics)
+                logged, logged_step = time.perf_counter(), self.step
+            if self.stop() and self.step < plan.total_steps:
+                self.save()
+                raise Interrupted
+            if time.perf_counter() - saved > trainer.checkpoint_seconds and self.step < plan.total_steps:
+                self.save()
+                saved = time.perf_counter()
+        if self.step > first:
+            self.save()
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        plan = self.plan
+        order = training_order(
+            plan.config.seed, plan.source.sizes["train"], plan.config.trainer.batch_size, self.step, plan.total_steps
+        )
+        return self.objective.batches(order, plan.config.seed, "augment")
+
+    def _train_step(self, images: Tensor, targets: Tensor) -> None:
+        """One optimizer step; nothing of it waits for the device."""
+        plan, config = self.plan, self.plan.config
+        rate = learning_rate(self.step, config.optim.lr, config.optim.min_lr, plan.warmup_steps, plan.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = config.trainer.accumulate
+        loss = torch.zeros((), device=plan.device)
+        for i, (x, y) in enumerate(zip(images.chunk(parts), targets.chunk(parts), strict=True)):
+            torch.manual_seed(stream_seed(config.seed, "dropout", self.step, i))
+            with autocast(plan):
+                part = self.objective.loss(self.compiled(x), y) / parts
+            part.backward()
+            loss += part.detach()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if config.optim.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.optim.clip, norm, foreach=True)
+        self.optimizer.step()
+        self.window.append(torch.stack((loss, norm)))
+        self.step += 1
+
+    def _read_window(self) -> dict[str, float]:
+        """The training metrics since the last logged step: the one moment that waits for the device."""
+        values = self._check_finite()
+        self.window = []
+        losses, norms = zip(*values, strict=True)
+        metrics = {
+            "train/loss": math.fsum(losses) / len(losses),
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/gradient_norm": math.fsum(norms) / len(norms),
+            "model/distance": model_distance(self.model, self.initial),
+        }
+        for kind in ("unit", "path"):
+            metrics[f"dropout/{kind}_rate"] = max((site.rate for site in self.sites if site.kind == kind), default=0.0)
+        return metrics
+
+    def _check_finite(self) -> list[list[float]]:
+        """The window's losses and gradient norms, all of them finite."""
+        values: list[list[float]] = torch.stack(self.window).tolist() if self.window else []
+        for i, (loss, norm) in enumerate(values):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                step = self.step - len(values) + i
+                what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
+                raise TrainingFailed(f"the training {what} at step {step}: lower optim.lr, lengthen optim.warmup or set optim.clip")
+        return values
+
+    def _probe(self) -> dict[str, float]:
+        try:
+            return probe_gradients(self.model, self.objective, self.plan, self.step)
+        except ValueError as error:
+            raise TrainingFailed(f"the probe at step {self.step}: {error}") from error
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        self.folder.write_metrics(self.step, metrics)
+        self.track(self.step, metrics)
+
+
+def write_provenance(plan: Plan, folder: RunFolder) -> None:
+    """Write ``provenance.json`` and ``config.yaml``, once: a resumed run keeps those that it was begun with.
+
+    Args:
+        plan: The run's plan.
+        folder: Its folder.
+    """
+    if not (folder.path / "config.yaml").is_file():
+        folder.write_config(plan.config)
+    if not (folder.path / "provenance.json").is_file():
+        content = provenance.collect(plan.device, plan.fingerprint, plan.source.digest) | {"arm": plan.arm}
+        write_atomically(folder.path / "provenance.json", (json.dumps(content, indent=1) + "\n").encode())

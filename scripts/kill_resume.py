@@ -1,0 +1,81 @@
+"""Kill a run with SIGKILL at random moments, start it again each time, and compare it with an undisturbed one, bit for bit.
+
+    python scripts/kill_resume.py                 twenty kills, as many different moments
+    python scripts/kill_resume.py --kills 3       a short form
+
+Weights, optimizer state and metrics.jsonl must be identical. The runs cross the cutoff, an evaluation and probes, and save a checkpoint
+every quarter of a second, so kills fall into every part of a run.
+"""
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+RUN = [
+    sys.executable, "-m", "earlydrop.cli", "tracking=off", "trainer.steps=60", "trainer.batch_size=64", "trainer.checkpoint_seconds=0.25",
+    "trainer.eval_every=50%", "data.train_images=1000", "probe.dataset_limit=200", "probe.batches=3", "threads=1", "trainer.log_every=3",
+]  # fmt: skip
+
+
+def start(out: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([*RUN, f"out={out}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def result(out: Path) -> tuple[bytes, dict[str, object]]:
+    (folder,) = (out / "default").iterdir()
+    newest = max((folder / "checkpoints").glob("*.pt"))
+    return (folder / "metrics.jsonl").read_bytes(), torch.load(newest, weights_only=True)
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    moments = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        undisturbed = Path(temporary) / "undisturbed"
+        began = time.perf_counter()
+        if start(undisturbed).wait() != 0:
+            raise SystemExit("the undisturbed run failed: run it by hand to see why")
+        length = time.perf_counter() - began
+        metrics, state = result(undisturbed)
+        identical = 0
+        for trial in range(arguments.kills):
+            out = Path(temporary) / f"killed-{trial}"
+            process = start(out)
+            moment = moments.uniform(0.3 * length, length)
+            try:
+                process.wait(moment)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+            killed = process.wait() == -signal.SIGKILL
+            code = start(out).wait()
+            killed_metrics, killed_state = result(out)
+            equal = code == 0 and killed_metrics == metrics and same(killed_state, state)
+            identical += equal
+            print(f"kill {trial + 1:2d} after {moment:5.2f} s of {length:.2f} ({'killed' if killed else 'had finished'}): "
+                  f"{'identical' if equal else 'DIFFERENT'}", flush=True)  # fmt: skip
+        print(f"{identical} of {arguments.kills} identical")
+        raise SystemExit(identical != arguments.kills)
+
+
+if __name__ == "__main__":
+    main()

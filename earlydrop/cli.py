@@ -54,7 +54,7 @@ def _job(config: DictConfig) -> dict[str, Any]:
     if settings.threads is None and "joblib" in str(hydra.launcher.get("_target_", "")).lower():
         settings.threads = 1  # one thread a run is the way to use all cores
     try:
-        return run(settings)
+        return run(settings, in_sweep=multirun)
     except Interrupted:
         if multirun:
             raise  # ends the sweep

@@ -37,7 +37,6 @@ class Link:
     original: type[nn.Module]
 
 
-@torch.compiler.disable(reason="earlydrop: this drop rate cannot change inside a compiled graph; see the error it raises")
 def _refuse(name: str, layer: str) -> NoReturn:
     raise RuntimeError(
         f"site {name!r} ({layer}) cannot have a changing rate under torch.compile: it hands its rate to a kernel as a Python float, "
@@ -45,6 +44,11 @@ def _refuse(name: str, layer: str) -> NoReturn:
         "torch.compiler.disable(module.forward)), choose other sites with sites=, replace it by a layer that holds an nn.Dropout, "
         "or train without torch.compile"
     )
+
+
+# What torch.compiler.disable() would set, without importing the compiler for it: tracing stops here, so that the error is raised.
+_refuse._torchdynamo_disable = True  # type: ignore[attr-defined]
+_refuse._torchdynamo_disable_msg = "earlydrop: this drop rate cannot change inside a compiled graph"  # type: ignore[attr-defined]
 
 
 class Scheduled:

@@ -111,3 +111,7 @@ def main() -> None:
     for i, run in enumerate(runs):
         text = citation(run)
         print(text if i == 0 else "\n" + text.split("\n\n", 2)[2])
+
+
+if __name__ == "__main__":
+    main()

@@ -80,3 +80,7 @@ def main() -> None:
             raise SystemExit(f"error: {error}") from None
     print(f"different: {difference}" if difference else "identical: every metric of every step")
     raise SystemExit(difference is not None)
+
+
+if __name__ == "__main__":
+    main()

@@ -39,16 +39,17 @@ class RunFolder:
 
     Args:
         path: The folder; made if it is not there.
+        wait: Whether to wait for another process that works in it, as two jobs of one sweep with the same configuration must.
 
     Raises:
         ConfigError: The folder cannot be written, or another process works in it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wait: bool = False) -> None:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = filelock.FileLock(path / ".lock", timeout=0)
+            self._lock = filelock.FileLock(path / ".lock", timeout=-1 if wait else 0)
             self._lock.acquire()
         except filelock.Timeout:
             raise ConfigError(

@@ -75,7 +75,7 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "init"))
-        model = _build(config, channels, classes, image_size, unit, path)
+        model: nn.Module = _build(config, channels, classes, image_size, unit, path)
     for module in model.modules():
         if "fused_attn" in module.__dict__:
             module.fused_attn = config.attention == "fused"  # type: ignore[assignment]

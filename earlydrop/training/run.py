@@ -29,11 +29,12 @@ from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed, sch
 log = logging.getLogger("earlydrop")
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: Config, in_sweep: bool = False) -> dict[str, Any]:
     """Do what a configuration says.
 
     Args:
         config: A whole configuration.
+        in_sweep: Whether another job with the same configuration may be at work and is to be waited for.
 
     Returns:
         The run's folder, status and last metrics.
@@ -51,12 +52,12 @@ def run(config: Config) -> dict[str, Any]:
         return {"folder": str(plan.folder), "state": "planned"}
     if config.mode == "eval":
         return _evaluate_last(plan)
-    if config.mode == "train" and read_json(plan.folder / "status.json").get("state") == "finished" and config.resume != "never":
-        print(f"finished before: {plan.folder}")
-        return {"folder": str(plan.folder), "state": "skipped"} | _last_metrics(plan.folder)
     model, scheduler = scheduled_model(plan)  # before the folder: a model that cannot be built leaves nothing behind
-    folder = RunFolder(plan.folder)
+    folder = RunFolder(plan.folder, wait=in_sweep)
     try:
+        if read_json(plan.folder / "status.json").get("state") == "finished" and config.resume != "never":
+            print(f"finished before: {plan.folder}")
+            return {"folder": str(plan.folder), "state": "skipped"} | _last_metrics(plan.folder)
         with _log_file(plan.folder / "log.txt"), _stop_on_signals() as stop:
             return _train(plan, model, scheduler, folder, stop)
     finally:

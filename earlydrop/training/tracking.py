@@ -83,9 +83,12 @@ def _usable_mode(mode: str) -> str:
         return mode
     import wandb
 
-    settings = wandb.setup().settings
-    has_key = bool(settings.api_key) or bool(wandb.api.api_key)
-    reason = "there is no API key (wandb login)" if not has_key else None
+    # wandb.login asks nobody and, being silent, no server; mode: it would not look for a key under WANDB_MODE=offline
+    settings = wandb.setup(settings=wandb.Settings(silent=True, mode="online")).settings
+    try:
+        reason = None if wandb.login(prompt=False) else "there is no API key (wandb login)"
+    except wandb.errors.AuthenticationError as error:
+        reason = f"the API key is not one ({str(error).splitlines()[0]})"
     if reason is None and not _reachable(settings.base_url):
         reason = f"{urllib.parse.urlsplit(settings.base_url).hostname} does not answer"
     if reason is not None:

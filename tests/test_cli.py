@@ -1,0 +1,136 @@
+"""The console commands as a user types them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from earlydrop.analysis import load_runs
+from earlydrop.cli import conf_folder
+from earlydrop.training.config import Config
+from earlydrop.training.plan import make_plan
+
+SMALL = [
+    "tracking=off", "model=mlp", "model.hidden=[16]", "data.train_images=200", "trainer.epochs=1", "trainer.batch_size=50",
+    "probe.batches=2", "probe.dataset_limit=50",
+]  # fmt: skip
+
+
+def earlydrop(*arguments, cwd, command="cli", **environment):
+    return subprocess.run(
+        [sys.executable, "-m", f"earlydrop.{command}", *arguments], cwd=cwd, capture_output=True, text=True,
+        env=os.environ | {"WANDB_MODE": "offline"} | environment, check=False,
+    )  # fmt: skip
+
+
+def groups():
+    for path in sorted(conf_folder().rglob("*.yaml")):
+        relative = path.relative_to(conf_folder()).with_suffix("")
+        if relative.parts[0] != "config":
+            yield f"{'/'.join(relative.parts[:-1])}={relative.name}"
+
+
+@pytest.mark.parametrize("override", list(groups()))
+def test_every_file_under_conf_composes_and_plans(override):
+    ConfigStore.instance().store(name="schema", node=Config)
+    group, name = override.split("=")
+    if group.startswith("experiment/"):
+        override = f"experiment={group.removeprefix('experiment/')}/{name}"
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        settings = OmegaConf.to_object(compose("config", [override]))
+    if settings.data.name in ("fashion_mnist_mini",) and settings.model.name in ("vit_micro", "mixer_micro", "mlp"):
+        plan = make_plan(settings)
+        assert plan.total_steps > 0
+
+
+def test_a_comment_stands_at_the_top_of_every_config():
+    for path in conf_folder().rglob("*.yaml"):
+        assert path.read_text().startswith("#"), path
+        assert "_target_" not in path.read_text().replace("_target_: earlydrop.", ""), path
+        assert yaml.safe_load(path.read_text())
+
+
+def test_help_says_what_there_is_without_importing_torch(tmp_path):
+    code = "import sys; sys.argv = ['earlydrop', '--help']\nimport earlydrop.cli\ntry: earlydrop.cli.main()\nexcept SystemExit: pass\n" \
+           "print('torch' in sys.modules)"  # fmt: skip
+    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert out.strip().endswith("False")
+    assert "earlydrop schedule=late" in out
+
+
+def test_a_run_from_another_folder_then_cite_and_reproduce(tmp_path):
+    done = earlydrop(*SMALL, "schedule.rate=0.2", "seed=4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = (tmp_path / "runs" / "default").iterdir()
+    assert str(run.relative_to(tmp_path)) in done.stdout
+    assert not (tmp_path / "multirun.yaml").exists()
+    cited = earlydrop(str(run), cwd=tmp_path, command="analysis.cite")
+    assert "@inproceedings{liu2023dropout" in cited.stdout
+    assert run.name[-12:] in cited.stdout
+    command = cited.stdout.strip().splitlines()[-1].strip()
+    assert command.startswith("earlydrop ")
+    assert "seed=4" in command
+    again = earlydrop(str(run), cwd=tmp_path, command="analysis.reproduce")
+    assert again.returncode == 0, again.stderr
+    assert "identical" in again.stdout
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    changed = json.loads(lines[-1]) | {"test/loss": 1.0}
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(changed)]) + "\n")
+    different = earlydrop(str(run), cwd=tmp_path, command="analysis.reproduce")
+    assert different.returncode == 1
+    assert "test/loss: 1.0 there" in different.stdout
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_sweep_goes_on_past_a_failing_job_shows_it_and_ends_with_1(tmp_path, launcher):
+    arguments = ["-m", *SMALL, "schedule=none,early", "schedule.rate=0.1,1.5", "study=s", f"hydra/launcher={launcher}"]
+    done = earlydrop(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "rate is 1.5" in done.stderr + done.stdout
+    runs = load_runs(tmp_path / "runs" / "s")
+    assert sorted(runs["arm"]) == ["early-0.1-20%", "none"]
+    assert set(runs["state"]) == {"finished"}
+    study = tmp_path / "runs" / "s"
+    assert "rate is 1.5" in (study / "table.md").read_text()
+    assert (study / "report.html").stat().st_size > 50_000
+    assert (study / "figures" / "gdv.png").is_file()
+    again = earlydrop(*[a.replace("0.1,1.5", "0.1") for a in arguments], cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (again.stdout + again.stderr).count("finished before") == 2 or launcher == "joblib"
+    assert "1.5" not in (study / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["schedul.rate=0.1"], "Key 'schedul' not in 'Config'"),
+        (["trainer.epochs=many"], "'many' of type 'str' could not be converted to Integer"),
+        (["schedule.rate=1.2"], "error: schedule: rate is 1.2"),
+        (["experiment=nothing"], "Could not find 'experiment/nothing'"),
+        (["+model._target_=os.system"], "names code to run"),
+    ],
+)
+def test_mistakes_give_one_clear_error_and_no_traceback(tmp_path, arguments, says):
+    done = earlydrop(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert says in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_report_and_cite_of_a_folder_without_runs(tmp_path):
+    for command in ("report", "cite", "reproduce"):
+        done = subprocess.run(
+            [Path(sys.executable).parent / f"earlydrop-{command}", str(tmp_path)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert "run" in done.stderr
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,29 @@
+"""The README's Python runs as printed, and its commands and files exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_blocks_run_in_order():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 4
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 5
+
+
+def test_paths_and_commands_that_it_names_exist():
+    for path in re.findall(r"`((?:earlydrop|conf|scripts|results)/[\w./]*)`", README) + re.findall(
+        r"\]\((results/[^)]+)\)", README
+    ):
+        assert (ROOT / path).exists(), path
+    scripts = (ROOT / "pyproject.toml").read_text()
+    for command in set(re.findall(r"\bearlydrop-[a-z]+", README)):
+        assert f"{command} =" in scripts, command
+    for script in set(re.findall(r"scripts/\w+\.py", README)):
+        assert (ROOT / script).is_file()

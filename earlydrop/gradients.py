@@ -18,7 +18,7 @@ Shape legend: P, the number of entries of a gradient (all parameters of a model,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_CHUNK = 1 << 18  # entries worked on at a time, so that no temporary is as large as a gradient
+_SMALLEST_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,34 @@ class GradientReport:
     dataset_images: int | None
 
 
+def _chunk(total: int) -> int:
+    """Entries worked on at a time: few enough that temporaries are small beside a gradient, many enough to be fast."""
+    return max(total // 64, _SMALLEST_CHUNK)
+
+
 def _pieces(*vectors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    return zip(*(vector.split(_CHUNK) for vector in vectors), strict=True)
+    size = _chunk(vectors[0].numel())
+    return zip(*(vector.split(size) for vector in vectors), strict=True)
+
+
+def _flat_chunks(pieces: Sequence[Tensor], total: int, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """A gradient as flat chunks with their places in the whole: small tensors joined, large ones split."""
+    waiting: list[Tensor] = []
+    limit, start, size = _chunk(total), 0, 0
+    for piece in pieces:
+        flat = piece.reshape(-1)
+        for part in flat.split(limit) if flat.numel() > limit else (flat,):
+            if waiting and size + part.numel() > limit:
+                yield slice(start, start + size), torch.cat(waiting) if len(waiting) > 1 else waiting[0]
+                start, waiting, size = start + size, [], 0
+            waiting.append(part if part.dtype == dtype and part.device == device else part.to(device, dtype))
+            size += part.numel()
+    if waiting:
+        yield slice(start, start + size), torch.cat(waiting) if len(waiting) > 1 else waiting[0]
 
 
 def _square(vector: Tensor) -> float:
-    """‖vector‖² in float64, without a float64 copy of it."""
+    """‖vector‖², summed over chunks in float64."""
     total = torch.zeros((), dtype=torch.float64, device=vector.device)
     for (piece,) in _pieces(vector):
         total += torch.linalg.vector_norm(piece, dtype=torch.float64).square()
@@ -98,16 +120,16 @@ class MeanGradient:
             like: The parameters, for the shapes of missing gradients.
 
         Raises:
-            ValueError: The gradient is not finite, or has another shape than those before.
+            ValueError: The gradient has another number of entries than those before.
         """
         pieces, total = _checked(gradient, like, None if self._sum is None else self._sum.numel())
         if self._sum is None:
-            self._sum = torch.zeros(total, dtype=_sum_dtype(pieces), device=pieces[0][1].device)
-        for offset, piece in pieces:
-            self._sum[offset : offset + piece.numel()].add_(piece.reshape(-1).to(self._sum), alpha=images)
+            self._sum = torch.zeros(total, dtype=_sum_dtype(pieces), device=pieces[0].device)
+        offset = 0
+        for piece in pieces:
+            self._sum[offset : offset + piece.numel()].add_(piece.reshape(-1).to(self._sum.device), alpha=images)
+            offset += piece.numel()
         self.images += images
-        if not math.isfinite(_square(self._sum)):
-            raise ValueError("a gradient holds NaN or infinity: check the loss at these weights before measuring gradients")
 
     def value(self, group: ProcessGroup | None = None) -> Tensor:
         """The mean, (P,). The sum is divided in place: call it once, at the end.
@@ -119,7 +141,7 @@ class MeanGradient:
             The mean gradient.
 
         Raises:
-            ValueError: Nothing was added.
+            ValueError: Nothing was added, or the mean is not finite.
         """
         if self._sum is None or self.images == 0:
             raise ValueError("the dataset gave no batches: a whole-dataset gradient needs at least one")
@@ -128,6 +150,8 @@ class MeanGradient:
             torch.distributed.all_reduce(self._sum, group=group)
             torch.distributed.all_reduce(images, group=group)
             self.images = int(images.item())
+        if not math.isfinite(_square(self._sum)):
+            raise ValueError("a gradient holds NaN or infinity: check the loss at these weights before measuring gradients")
         return self._sum.div_(self.images)
 
 
@@ -184,33 +208,37 @@ class GradientSums:
         """
         expected = self._reference.numel() if self._reference is not None else None
         pieces, total = _checked(gradient, like, expected)
-        norms = [torch.linalg.vector_norm(piece, dtype=torch.float64) for _, piece in pieces]
-        square = float(torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum())
+        if self._sums.numel() == 0:
+            self._sums = torch.zeros(2, total, dtype=_sum_dtype(pieces), device=pieces[0].device)
+        dtype, device = self._sums.dtype, self._sums.device
+        # Scalars are added up in place: kept one by one between large temporaries they would fragment the heap.
+        scalars = torch.zeros(3, dtype=torch.float64, device=device)  # ‖g‖², ‖w‖², ‖v‖²
+        for _, g in _flat_chunks(pieces, total, dtype, device):
+            scalars[0] += torch.linalg.vector_norm(g, dtype=torch.float64).square()  # double: tiny gradients must not vanish
+        square = float(scalars[0])
         if not math.isfinite(square):
             raise ValueError(f"mini-batch gradient {self.count} holds NaN or infinity: check the loss at these weights")
         if square == 0:
             raise ValueError(f"mini-batch gradient {self.count} is zero: its direction is undefined, so GDV and GDE are too")
         norm = math.sqrt(square)
-        if self._sums.numel() == 0:
-            self._sums = torch.zeros(2, total, dtype=_sum_dtype(pieces), device=pieces[0][1].device)
         if self._reference is None:
             self.reference_norm = norm
-            self._reference = torch.zeros(total, dtype=self._sums.dtype, device=self._sums.device)
-            for offset, piece in pieces:
-                self._reference[offset : offset + piece.numel()] = piece.reshape(-1).to(self._sums) / norm
+            self._reference = torch.empty(total, dtype=dtype, device=device)
+            for place, g in _flat_chunks(pieces, total, dtype, device):
+                torch.div(g, norm, out=self._reference[place])
         reference_norm = self.reference_norm or 0.0
-        squares = torch.zeros(2, dtype=torch.float64, device=self._sums.device)
-        for offset, piece in pieces:
-            place = slice(offset, offset + piece.numel())
-            for g, r, w, v in _pieces(piece.reshape(-1), self._reference[place], self._sums[0, place], self._sums[1, place]):
-                deviation = torch.stack((g.to(w) - reference_norm * r, g.to(w) / norm - r))
-                w += deviation[0]
-                v += deviation[1]
-                squares += torch.linalg.vector_norm(deviation, dim=1, dtype=torch.float64).square()
+        for place, g in _flat_chunks(pieces, total, dtype, device):
+            r = self._reference[place]
+            w = torch.sub(g, r, alpha=reference_norm)
+            self._sums[0, place] += w
+            scalars[1] += torch.linalg.vector_norm(w, dtype=torch.float64).square()
+            v = torch.sub(r, g, alpha=1.0 / norm)  # −vᵢ
+            self._sums[1, place] -= v
+            scalars[2] += torch.linalg.vector_norm(v, dtype=torch.float64).square()
+        deviation_square, spread = scalars[1:].tolist()
         self.count += 1
         self.images += images
         self._norms += norm
-        deviation_square, spread = squares.tolist()
         self._deviation += deviation_square
         self._spread += spread
         self._inverse_images += 1.0 / images
@@ -331,35 +359,31 @@ class GradientSums:
         return square, along, 0.25 * difference
 
 
-def _sum_dtype(pieces: list[tuple[int, Tensor]]) -> torch.dtype:
+def _sum_dtype(pieces: Sequence[Tensor]) -> torch.dtype:
     dtype = torch.float32
-    for _, piece in pieces:
+    for piece in pieces:
         dtype = torch.promote_types(dtype, piece.dtype)
     return dtype
 
 
-def _checked(
-    gradient: Sequence[Tensor | None], like: Sequence[Tensor] | None, expected: int | None
-) -> tuple[list[tuple[int, Tensor]], int]:
-    """The present tensors of a gradient with their offsets in the flat vector, and the length of that vector."""
+def _checked(gradient: Sequence[Tensor | None], like: Sequence[Tensor] | None, expected: int | None) -> tuple[list[Tensor], int]:
+    """The tensors of a gradient, zeros where one is missing, and the number of entries in all."""
     if isinstance(gradient, Tensor):
         gradient = [gradient]
-    pieces: list[tuple[int, Tensor]] = []
-    offset = 0
+    if all(piece is None for piece in gradient):
+        raise ValueError("every gradient is None: does the loss depend on parameters that require gradients?")
+    pieces: list[Tensor] = []
     for index, piece in enumerate(gradient):
-        shape = like[index].shape if like is not None else None
         if piece is None:
             if like is None:
                 raise ValueError(f"gradient {index} is None: give the parameters as like=, so that its size is known")
             piece = torch.zeros((), dtype=like[index].dtype, device=like[index].device).expand(like[index].shape)
-        if shape is not None and piece.shape != shape:
-            raise ValueError(f"gradient {index} has shape {tuple(piece.shape)}, its parameter {tuple(shape)}")
-        pieces.append((offset, piece.detach()))
-        offset += piece.numel()
-    if all(piece is None for piece in gradient):
-        raise ValueError("every gradient is None: does the loss depend on parameters that require gradients?")
-    if expected is not None and offset != expected:
+        elif like is not None and piece.shape != like[index].shape:
+            raise ValueError(f"gradient {index} has shape {tuple(piece.shape)}, its parameter {tuple(like[index].shape)}")
+        pieces.append(piece.detach())
+    total = sum(piece.numel() for piece in pieces)
+    if expected is not None and total != expected:
         raise ValueError(
-            f"this gradient has {offset} entries, those before had {expected}: parameters changed shape while being measured"
+            f"this gradient has {total} entries, those before had {expected}: parameters changed shape while being measured"
         )
-    return pieces, offset
+    return pieces, total

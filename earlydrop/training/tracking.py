@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import re
 import socket
 import urllib.parse
@@ -83,10 +84,10 @@ def _usable_mode(mode: str) -> str:
         return mode
     import wandb
 
-    # wandb.login asks nobody and, being silent, no server; mode: it would not look for a key under WANDB_MODE=offline
+    # silent: wandb.login would ask the server for the user's name; mode: under WANDB_MODE=offline it would not look for a key
     settings = wandb.setup(settings=wandb.Settings(silent=True, mode="online")).settings
     try:
-        reason = None if wandb.login(prompt=False) else "there is no API key (wandb login)"
+        reason = None if wandb.login(prompt=False, verify=False) else "there is no API key (wandb login)"
     except wandb.errors.AuthenticationError as error:
         reason = f"the API key is not one ({str(error).splitlines()[0]})"
     if reason is None and not _reachable(settings.base_url):
@@ -132,6 +133,10 @@ def tracking(
         yield Tracker(None), None
         return
     import wandb
+
+    key = os.environ.get("WANDB_API_KEY", "")
+    if key != key.strip():  # wandb refuses a key with a line break around it, even offline
+        os.environ["WANDB_API_KEY"] = key.strip()
 
     def start(mode: str) -> Any:
         return wandb.init(

@@ -24,7 +24,7 @@ class FakeRun:
         tail = json.dumps([json.dumps(line) for line in self.lines[-1:]])
         return {
             "id": "run", "name": self.fields["name"], "displayName": self.fields["displayName"], "description": None,
-            "config": json.dumps(self.config), "wandbConfig": json.dumps({"t": 1}), "tags": self.fields["tags"], "notes": None,
+            "config": json.dumps(self.config), "wandbConfig": json.dumps({"t": 1}), "tags": self.fields.get("tags", []), "notes": None,
             "summaryMetrics": "{}", "sweepName": None, "historyTail": tail, "eventsTail": "[]",
             "historyLineCount": len(self.history), "eventsLineCount": 0, "logLineCount": 0,
             "project": {"id": "project", "name": self.fields["project"], "entity": {"id": "entity", "name": "tester"}},
@@ -90,7 +90,7 @@ def _handler(fake):
             with suppress(ConnectionError):  # the client may leave without waiting for an answer
                 super().handle()
 
-        def do_POST(self):  # noqa: N802
+        def do_POST(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             _, kind, *rest = unquote(self.path).split("/", 4)
             content = {}

@@ -9,7 +9,8 @@ from torch import nn
 
 from earlydrop import layers
 from earlydrop import sites as _sites
-from earlydrop.schedules import Schedule, check_rate
+from earlydrop.points import check_rate
+from earlydrop.schedules import Schedule
 
 MASKS = ("native", "fast")
 

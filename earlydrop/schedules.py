@@ -14,35 +14,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import numbers
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from fractions import Fraction
 from typing import Any, ClassVar, SupportsIndex
 
-from earlydrop.durations import Duration, check_duration, check_total_steps, duration_to_steps, exact_steps
-
-
-def check_rate(rate: object, what: str = "rate") -> float:
-    """Return ``rate`` as a float, if it is a drop rate.
-
-    Args:
-        rate: The value to check.
-        what: What to call it in the error.
-
-    Returns:
-        The rate, in [0, 1).
-
-    Raises:
-        ValueError: It is not a number in [0, 1).
-    """
-    if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
-        raise ValueError(f"{what} is {rate!r}: expected a number in [0, 1), the probability that a unit or path is dropped")
-    value = float(rate)
-    if not 0.0 <= value < 1.0:  # False for NaN too
-        raise ValueError(f"{what} is {rate!r}: expected a drop probability in [0, 1), 0 for no dropout")
-    return value
+from earlydrop.durations import Duration, check_duration, check_total_steps, duration_to_steps
+from earlydrop.points import check_rate, exact_position, parse_points
 
 
 def _check_step(step: SupportsIndex) -> int:
@@ -201,50 +179,6 @@ class _Late(_WithCutoff):
         return self.rate if step >= int(self.cutoff) else 0.0
 
 
-def _parse_points(points: str) -> list[tuple[float, str]]:
-    """Split Kaldi's notation into (rate, position) pairs; a position is a fraction, ``"20%"`` or ``"50ep"``, as text."""
-    help_text = "expected Kaldi's notation, such as '0,0@0.20,0.5@0.50,0': rate@fraction of the run, from start to end"
-    if not isinstance(points, str):
-        raise ValueError(f"points is {points!r}: {help_text}")
-    parts = [part.strip() for part in points.split(",")]
-    if len(parts) < 2:
-        raise ValueError(f"points is {points!r}: it needs at least a first and a last rate; {help_text}")
-    pairs: list[tuple[float, str]] = []
-    for i, part in enumerate(parts):
-        ends = i in (0, len(parts) - 1)
-        rate_text, at, position = (piece.strip() for piece in part.partition("@"))
-        if ends and at:
-            raise ValueError(
-                f"points is {points!r}: the first and last rates stand at the start and end of the run, "
-                f"so {part!r} takes no position; {help_text}"
-            )
-        try:
-            rate = float(rate_text)
-        except ValueError:
-            raise ValueError(f"points is {points!r}: {rate_text!r} is not a rate; {help_text}") from None
-        check_rate(rate, f"a rate in points {points!r}")
-        if not ends and not at:
-            position = "0.5"  # as in Kaldi: a rate without a position in between stands at half of the run
-        pairs.append((rate, "0" if i == 0 else "1" if ends else position))
-    for _, position in pairs:
-        _exact_position(position, 1, 1, points)
-    return pairs
-
-
-def _exact_position(position: str, total_steps: int, steps_per_epoch: int | None, points: str) -> Fraction:
-    """The position of a point as an exact fraction of the run."""
-    if position.endswith(("ep", "%")):
-        duration = check_duration(position, f"a position in points {points!r}")
-        return exact_steps(duration, total_steps, steps_per_epoch, f"a position in points {points!r}") / total_steps
-    try:
-        fraction = Fraction(position)
-    except (ValueError, ZeroDivisionError):
-        fraction = Fraction(-1)
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"points is {points!r}: position {position!r} should be a fraction of the run in [0, 1], '20%' or '50ep'")
-    return fraction
-
-
 @dataclass(frozen=True, repr=False)
 class _Piecewise(Schedule):
     name: ClassVar[str] = "piecewise"
@@ -252,7 +186,7 @@ class _Piecewise(Schedule):
     total_steps: int | None = None
 
     def __post_init__(self) -> None:
-        pairs = _parse_points(self.points)
+        pairs = parse_points(self.points)
         if not any(position.endswith("ep") for _, position in pairs):
             self._table(pairs, 1, None)  # the order can be checked before the length is known
         if self.total_steps is not None:
@@ -262,7 +196,7 @@ class _Piecewise(Schedule):
         self, pairs: list[tuple[float, str]], total_steps: int, steps_per_epoch: int | None
     ) -> tuple[tuple[float, float], ...]:
         """(fraction of the run, rate) in rising order."""
-        exact = [_exact_position(position, total_steps, steps_per_epoch, self.points) for _, position in pairs]
+        exact = [exact_position(position, total_steps, steps_per_epoch, self.points) for _, position in pairs]
         for before, after in itertools.pairwise(exact):
             if after < before or after > 1:
                 raise ValueError(
@@ -277,7 +211,7 @@ class _Piecewise(Schedule):
 
     @property
     def peak(self) -> float:
-        return max(rate for rate, _ in _parse_points(self.points))
+        return max(rate for rate, _ in parse_points(self.points))
 
     def resolve(self, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:
         total_steps = check_total_steps(total_steps)
@@ -285,11 +219,11 @@ class _Piecewise(Schedule):
             if self.total_steps != total_steps:
                 raise ValueError(f"{self!r} was resolved for {self.total_steps} steps, not for {total_steps}")
             return self
-        pairs = _parse_points(self.points)
+        pairs = parse_points(self.points)
         self._table(pairs, total_steps, steps_per_epoch)
         texts = []
         for rate, position in pairs[1:-1]:
-            exact = _exact_position(position, total_steps, steps_per_epoch, self.points)
+            exact = exact_position(position, total_steps, steps_per_epoch, self.points)
             texts.append(f"{rate!r}@{exact if position.endswith('ep') else position}")
         points = ",".join([repr(pairs[0][0]), *texts, repr(pairs[-1][0])])
         return _Piecewise(points, total_steps)

@@ -28,6 +28,12 @@ def start(out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*RUN, f"out={out}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def until_training(process: subprocess.Popen[bytes], out: Path) -> None:
+    """Wait until the run has a status, that is until it trains."""
+    while process.poll() is None and not list(out.glob("*/*/status.json")):
+        time.sleep(0.01)
+
+
 def result(out: Path) -> tuple[bytes, dict[str, object]]:
     (folder,) = (out / "default").iterdir()
     newest = max((folder / "checkpoints").glob("*.pt"))
@@ -52,8 +58,10 @@ def main() -> None:
     moments = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as temporary:
         undisturbed = Path(temporary) / "undisturbed"
+        process = start(undisturbed)
+        until_training(process, undisturbed)
         began = time.perf_counter()
-        if start(undisturbed).wait() != 0:
+        if process.wait() != 0:
             raise SystemExit("the undisturbed run failed: run it by hand to see why")
         length = time.perf_counter() - began
         metrics, state = result(undisturbed)
@@ -61,7 +69,8 @@ def main() -> None:
         for trial in range(arguments.kills):
             out = Path(temporary) / f"killed-{trial}"
             process = start(out)
-            moment = moments.uniform(0.3 * length, length)
+            until_training(process, out)
+            moment = moments.uniform(0, 0.95 * length)
             try:
                 process.wait(moment)
             except subprocess.TimeoutExpired:
@@ -71,7 +80,7 @@ def main() -> None:
             killed_metrics, killed_state = result(out)
             equal = code == 0 and killed_metrics == metrics and same(killed_state, state)
             identical += equal
-            print(f"kill {trial + 1:2d} after {moment:5.2f} s of {length:.2f} ({'killed' if killed else 'had finished'}): "
+            print(f"kill {trial + 1:2d} {moment:5.2f} s into {length:.2f} s of training ({'killed' if killed else 'had finished'}): "
                   f"{'identical' if equal else 'DIFFERENT'}", flush=True)  # fmt: skip
         print(f"{identical} of {arguments.kills} identical")
         raise SystemExit(identical != arguments.kills)

@@ -40,13 +40,13 @@ class MLP(nn.Sequential):
         inputs: Number of pixels times channels.
         hidden: Hidden widths.
         classes: Number of classes.
-        rate: Dropout rate after each hidden layer; 0 builds none.
+        rate: Dropout rate after each hidden layer.
     """
 
     def __init__(self, inputs: int, hidden: list[int], classes: int, rate: float) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
         for width in hidden:
-            layers += [nn.Linear(inputs, width), nn.ReLU(), *([nn.Dropout(rate)] if rate > 0 else [])]
+            layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(rate)]  # also at 0: the layers keep their names
             inputs = width
         super().__init__(*layers, nn.Linear(inputs, classes))
 

@@ -125,10 +125,8 @@ class MeanGradient:
         pieces, total = _checked(gradient, like, None if self._sum is None else self._sum.numel())
         if self._sum is None:
             self._sum = torch.zeros(total, dtype=_sum_dtype(pieces), device=pieces[0].device)
-        offset = 0
-        for piece in pieces:
-            self._sum[offset : offset + piece.numel()].add_(piece.reshape(-1).to(self._sum.device), alpha=images)
-            offset += piece.numel()
+        for place, g in _flat_chunks(pieces, total, self._sum.dtype, self._sum.device):
+            self._sum[place].add_(g, alpha=images)
         self.images += images
 
     def value(self, group: ProcessGroup | None = None) -> Tensor:

@@ -27,6 +27,25 @@ def _git(*arguments: str) -> str | None:
     return done.stdout
 
 
+def processor(device: torch.device) -> str:
+    """The name of what computes: the GPU's, or the processor's.
+
+    Args:
+        device: Where it runs.
+
+    Returns:
+        For example ``"AMD EPYC 7B13"``.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = Path("/proc/cpuinfo")
+    lines = names.read_text().splitlines() if names.is_file() else []
+    return (
+        next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        or platform.machine()
+    )
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """What can change the bits of a run besides its configuration.
 
@@ -59,6 +78,7 @@ def collect(device: torch.device, fingerprint: str, dataset_digest: str) -> dict
         "diff": diff if diff is None or len(diff) < 100_000 else diff[:100_000] + "\n[cut]",
         "python": sys.version.split()[0],
         "platform": platform.platform(),
+        "processor": processor(device),
         "cpu_count": os.cpu_count(),
         "environment": environment(device),
         "cuda": torch.version.cuda if device.type == "cuda" else None,

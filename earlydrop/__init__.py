@@ -19,6 +19,9 @@ _HOME = {
     "early": "schedules",
     "late": "schedules",
     "piecewise": "schedules",
+    "annealed": "schedules",
+    "curriculum": "schedules",
+    "ramp": "schedules",
     "DropoutScheduler": "scheduler",
     "Site": "sites",
     "find_sites": "sites",
@@ -28,22 +31,37 @@ _HOME = {
     "MeanGradient": "gradients",
     "probe": "probing",
     "model_distance": "distance",
+    "StandardDropout": "dropouts",
+    "SharedMaskDropout": "dropouts",
+    "GaussianDropout": "dropouts",
+    "max_norm_": "max_norm",
+    "mc_dropout": "montecarlo",
+    "MonteCarloPrediction": "montecarlo",
 }
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
     from earlydrop.distance import model_distance as model_distance
+    from earlydrop.dropouts import GaussianDropout as GaussianDropout
+    from earlydrop.dropouts import SharedMaskDropout as SharedMaskDropout
+    from earlydrop.dropouts import StandardDropout as StandardDropout
     from earlydrop.gradients import GradientReport as GradientReport
     from earlydrop.gradients import GradientSums as GradientSums
     from earlydrop.gradients import MeanGradient as MeanGradient
+    from earlydrop.max_norm import max_norm_ as max_norm_
+    from earlydrop.montecarlo import MonteCarloPrediction as MonteCarloPrediction
+    from earlydrop.montecarlo import mc_dropout as mc_dropout
     from earlydrop.probing import probe as probe
     from earlydrop.scheduler import DropoutScheduler as DropoutScheduler
     from earlydrop.schedules import Schedule as Schedule
+    from earlydrop.schedules import annealed as annealed
     from earlydrop.schedules import constant as constant
+    from earlydrop.schedules import curriculum as curriculum
     from earlydrop.schedules import early as early
     from earlydrop.schedules import late as late
     from earlydrop.schedules import none as none
     from earlydrop.schedules import piecewise as piecewise
+    from earlydrop.schedules import ramp as ramp
     from earlydrop.sites import Site as Site
     from earlydrop.sites import find_sites as find_sites
     from earlydrop.sites import restore as restore

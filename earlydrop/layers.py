@@ -184,6 +184,40 @@ class TorchvisionDropBlock(MaskLayer):
         return self._in_place(x, masks.torchvision_drop_block(x, rate, self.block_size, self.eps))
 
 
+class StandardDropout(Scheduled):
+    """earlydrop's StandardDropout, whose evaluation depends on the rate too."""
+
+    training: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        link: Link = self.__dict__[LINK]
+        bank = link.bank
+        if torch.compiler.is_compiling():
+            rate: Tensor = self.__dict__[RATE]
+            if not self.training:
+                return (x * (1.0 - rate)).to(x.dtype)  # not asking whether the bank is on: one graph for all evaluations
+            return masks.inverted(x, rate, x.shape, scale=False) if bank.on else x
+        if not bank.on:
+            return x
+        if self.training:
+            _check_recomputation(bank, link.index)
+        return super().forward(x)  # type: ignore[misc,no-any-return]
+
+
+class SharedMaskDropout(MaskLayer):
+    """earlydrop's SharedMaskDropout."""
+
+    def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
+        return masks.inverted(x, rate, (1, *x.shape[1:]))
+
+
+class GaussianDropout(MaskLayer):
+    """earlydrop's GaussianDropout."""
+
+    def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
+        return masks.gaussian(x, rate)
+
+
 class EagerOnly(Scheduled):
     """A layer that hands its rate to a kernel as a Python float: live in eager mode, refused under torch.compile while on."""
 

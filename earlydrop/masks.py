@@ -43,6 +43,20 @@ def inverted(x: Tensor, rate: Tensor, shape: tuple[int, ...] | torch.Size, scale
     return (x * (keep / (1.0 - rate).clamp_min(_SMALLEST_KEEP))).to(x.dtype)
 
 
+def gaussian(x: Tensor, rate: Tensor) -> Tensor:
+    """Multiplicative Gaussian noise (Srivastava et al. 2014, section 10): x · N(1, rate/(1 − rate)).
+
+    Args:
+        x: Input.
+        rate: Drop rate, 0-d.
+
+    Returns:
+        The input times the noise.
+    """
+    spread = (rate / (1.0 - rate).clamp_min(_SMALLEST_KEEP)).sqrt()
+    return (x * (1.0 + spread * torch.randn(x.shape, dtype=torch.float32, device=x.device))).to(x.dtype)
+
+
 def alpha(x: Tensor, rate: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
     """Alpha dropout (Klambauer et al. 2017, arXiv:1706.02515): keeps SELU's zero mean and unit variance.
 

@@ -53,6 +53,14 @@ _FAMILIES: dict[tuple[str, str], _Family] = {
     ("torchvision", "DropBlock3d"): _Family("unit", ("p",), layers.TorchvisionDropBlock),
     ("torchvision", "ShiftedWindowAttention"): _Family("unit", ("attention_dropout", "dropout"), layers.EagerOnly),
 }
+_FAMILIES |= {
+    ("earlydrop", name): _Family("unit", ("p",), driver)
+    for name, driver in (
+        ("StandardDropout", layers.StandardDropout),
+        ("SharedMaskDropout", layers.SharedMaskDropout),
+        ("GaussianDropout", layers.GaussianDropout),
+    )
+}
 _EAGER = {kind: _Family(kind, (), layers.EagerOnly) for kind in ("unit", "path")}
 
 

@@ -32,6 +32,7 @@ from earlydrop.training.files import RunFolder
 from earlydrop.training.models import build_model
 from earlydrop.training.optim import make_optimizer
 from earlydrop.training.plan import make_plan
+from earlydrop.training.provenance import processor
 from earlydrop.training.trainer import Trainer, scheduled_model
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -389,12 +390,8 @@ ROWS = {
 
 
 def device_name() -> str:
-    if DEVICE.type == "cuda":
-        return torch.cuda.get_device_name()
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
-    )
-    return f"{model or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    name = processor(DEVICE)
+    return name if DEVICE.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
 
 
 def table(rows: list[Row]) -> str:
@@ -420,17 +417,22 @@ def main() -> None:
         parser.error(f"--rows has {', '.join(unknown)}: expected some of {', '.join(ROWS)}")
     device, rows = device_name(), []
     print(f"{device}, torch {torch.__version__}, {os.cpu_count()} cores", flush=True)
+    slug = "".join(c if c.isalnum() else "-" for c in device.lower()).strip("-").replace("--", "-")
+    out = arguments.out or Path(__file__).resolve().parents[1] / "results" / "benchmark" / slug
+    out.mkdir(parents=True, exist_ok=True)
+    head = f"{device}; torch {torch.__version__}, Python {platform.python_version()}" + ("; quick" if QUICK else "")
     for name in names:
         began = time.perf_counter()
         rows += ROWS[name]()
         print(f"{name}: {rows[-1].value:.3f} ({rows[-1].note}) in {time.perf_counter() - began:.0f} s", flush=True)
-    slug = "".join(c if c.isalnum() else "-" for c in device.lower()).strip("-")
-    out = arguments.out or Path(__file__).resolve().parents[1] / "results" / "benchmark" / slug
-    out.mkdir(parents=True, exist_ok=True)
-    head = f"{device}; torch {torch.__version__}, Python {platform.python_version()}" + ("; quick" if QUICK else "")
-    (out / "table.md").write_text(f"{head}\n\n{table(rows)}\n")
-    (out / "benchmark.json").write_text(json.dumps({"device": device, "torch": str(torch.__version__), "quick": QUICK,
-                                                    "rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n")  # fmt: skip
+        (out / "table.md").write_text(f"{head}\n\n{table(rows)}\n")
+        content = {
+            "device": device,
+            "torch": str(torch.__version__),
+            "quick": QUICK,
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
+        (out / "benchmark.json").write_text(json.dumps(content, indent=1) + "\n")
     print(f"\n{head}\n\n{table(rows)}\n\n{out}")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from earlydrop.analysis.figures import draw_all, interval
-from earlydrop.analysis.runs import load_runs
+from earlydrop.analysis.runs import load_runs, tell_apart
 from earlydrop.training.sweep import failures
 
 COLUMNS = {  # column of load_runs: (heading, digits)
@@ -47,11 +47,38 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
 
 
-def _number(values: Any, digits: int) -> str:
+def paired_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every arm minus the arm without dropout that shares its other settings, seed by seed.
+
+    Args:
+        runs: From `earlydrop.analysis.runs.tell_apart`.
+
+    Returns:
+        One row an arm with two or more common seeds: mean difference ± the half-width of its 95% interval. Empty if there is none.
+    """
+    rows = {}
+    done = runs[runs["state"] == "finished"]
+    for arm, group in done.groupby("arm", sort=True):
+        schedule, mark, rest = str(arm).partition(" · ")
+        base = done[(done["arm"] == "none" + mark + rest) | (done["arm"] == "none")]
+        if schedule == "none" or group["seed"].duplicated().any() or base["seed"].duplicated().any():
+            continue
+        joined = group.merge(base, on="seed", suffixes=("", "|none"))
+        if len(joined) > 1:
+            rows[f"{arm} minus none"] = {"seeds": str(len(joined))} | {
+                heading: _number((joined[column] - joined[f"{column}|none"]).to_numpy(float), digits, sign="+")
+                for column, (heading, digits) in COLUMNS.items()
+                if column in runs and column != "seconds"
+            }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arms")
+
+
+def _number(values: Any, digits: int, sign: str = "") -> str:
     mean, half = interval(values)
     if math.isnan(mean):
         return "-"
-    return f"{mean:.{digits}f}" if math.isnan(half) else f"{mean:.{digits}f} ± {half:.{digits}f}"
+    text = f"{mean:{sign}.{digits}f}"
+    return text if math.isnan(half) else f"{text} ± {half:.{digits}f}"
 
 
 def problems(runs: pd.DataFrame, folder: Path) -> list[str]:
@@ -85,12 +112,15 @@ def write_report(folder: Path) -> tuple[pd.DataFrame, list[str], list[Path]]:
     Returns:
         The table, the problems, and the figures' files.
     """
-    runs = load_runs(folder)
+    runs = tell_apart(load_runs(folder))
     table, trouble = summary_table(runs), problems(runs, folder)
     figures = draw_all(runs, folder / "figures")
-    (folder / "table.md").write_text(to_markdown(table) + "".join(f"\n- {line}" for line in trouble) + "\n")
+    differences = paired_table(runs)
+    tables = [table] if differences.empty else [table, differences]
+    text = "\n\n".join(to_markdown(each) for each in tables)
+    (folder / "table.md").write_text(text + "".join(f"\n- {line}" for line in trouble) + "\n")
     table.to_csv(folder / "table.csv")
-    (folder / "report.html").write_text(_page(folder, runs, table, trouble, figures))
+    (folder / "report.html").write_text(_page(folder, runs, tables, trouble, figures))
     return table, trouble, figures
 
 
@@ -122,30 +152,83 @@ th:first-child,td:first-child{text-align:left}
 """
 
 
-def _page(folder: Path, runs: pd.DataFrame, table: pd.DataFrame, trouble: list[str], figures: list[Path]) -> str:
-    def rows(cells: list[list[str]], tag: str) -> str:
-        return "".join("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>" for row in cells)
+def html_table(table: pd.DataFrame) -> str:
+    """A table in HTML.
 
-    body = [list(map(str, (index, *row))) for index, row in zip(table.index, table.to_numpy(), strict=True)]
-    pictures = "".join(
+    Args:
+        table: Text cells.
+
+    Returns:
+        The element.
+    """
+
+    def row(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = [list(map(str, (index, *cells))) for index, cells in zip(table.index, table.to_numpy(), strict=True)]
+    head = row([str(table.index.name or ""), *map(str, table.columns)], "th")
+    return f"<table>{head}{''.join(row(cells, 'td') for cells in body)}</table>"
+
+
+def html_list(lines: list[str]) -> str:
+    """A list in HTML.
+
+    Args:
+        lines: Text.
+
+    Returns:
+        The element.
+    """
+    return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def pictures(figures: list[Path]) -> str:
+    """Figures as elements that hold their own data.
+
+    Args:
+        figures: PNG files.
+
+    Returns:
+        The elements.
+    """
+    elements = (
         f'<img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">' for path in figures
     )
-    notes = "".join(f"<li>{html.escape(line)}</li>" for line in trouble)
-    listed = [
-        [str(r.arm), str(r.seed), str(r.state), f"{r.step} of {r.total_steps}", str(r.fingerprint)] for r in runs.itertuples()
-    ]
-    models, data = (", ".join(sorted(map(str, runs[f"config/{key}.name"].unique()))) for key in ("model", "data"))
+    return f"<div class='figures'>{''.join(elements)}</div>"
+
+
+def html_page(title: str, sections: list[str]) -> str:
+    """One self-contained page.
+
+    Args:
+        title: Its heading.
+        sections: HTML.
+
+    Returns:
+        The page.
+    """
     return (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(folder.name)}</title><style>{_STYLE}</style>"
-        f"<h1>{html.escape(folder.name)}</h1><p>{len(runs)} runs of {html.escape(models)} on {html.escape(data)}. "
-        "Mean over seeds, ± the half-width of its 95% interval (Student's t). <em>Early</em>: mean over the measurements in the first "
-        "fifth of the run, without step 0.</p>"
-        + (f"<div class='trouble'><ul>{notes}</ul></div>" if trouble else "")
-        + f"<table>{rows([[str(table.index.name), *map(str, table.columns)]], 'th')}{rows(body, 'td')}</table>"
-        f"<h2>Figures</h2><div class='figures'>{pictures}</div>"
-        f"<h2>Runs</h2><table>{rows([['arm', 'seed', 'state', 'step', 'fingerprint']], 'th')}{rows(listed, 'td')}</table>"
-        "<p><small>Made by <code>earlydrop-report</code>; every run's folder holds its configuration and provenance.</small></p></html>\n"
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
+        f"<h1>{html.escape(title)}</h1>{''.join(sections)}</html>\n"
     )
+
+
+def _page(folder: Path, runs: pd.DataFrame, tables: list[pd.DataFrame], trouble: list[str], figures: list[Path]) -> str:
+    listed = pd.DataFrame(
+        [(r.arm, r.seed, r.state, f"{r.step} of {r.total_steps}", r.fingerprint) for r in runs.itertuples()],
+        columns=["arm", "seed", "state", "step", "fingerprint"],
+    ).set_index("arm")
+    models, data = (", ".join(sorted(map(str, runs[f"config/{key}.name"].unique()))) for key in ("model", "data"))
+    sections = [
+        f"<p>{len(runs)} runs of {html.escape(models)} on {html.escape(data)}. Mean over seeds, ± the half-width of its 95% interval "
+        "(Student's t). <em>Early</em>: mean over the measurements in the first fifth of the run, without step 0.</p>",
+        f"<div class='trouble'>{html_list(trouble)}</div>" if trouble else "",
+        html_table(tables[0]),
+        *(f"<h2>Paired differences, seed by seed</h2>{html_table(table)}" for table in tables[1:]),
+        f"<h2>Figures</h2>{pictures(figures)}<h2>Runs</h2>{html_table(listed)}",
+        "<p><small>Made by <code>earlydrop-report</code>; every run's folder holds its configuration and provenance.</small></p>",
+    ]
+    return html_page(folder.name, sections)
 
 
 def report_sweep(folder: Path) -> None:

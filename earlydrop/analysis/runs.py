@@ -93,6 +93,58 @@ def _row(path: Path) -> dict[str, Any]:
     return row
 
 
+_NO_PART = (
+    "out",
+    "study",
+    "seed",
+    "label",
+    "device",
+    "threads",
+    "tracking",
+    "project",
+    "tags",
+    "mode",
+    "resume",
+    "data.root",
+    "data.workers",
+)
+
+
+def tell_apart(runs: pd.DataFrame) -> pd.DataFrame:
+    """Name arms by every setting that differs between a study's runs, not by their schedules alone.
+
+    A sweep over ``optim.lr`` so has one arm for each learning rate. Runs of a study whose arms were labelled by hand keep their labels.
+
+    Args:
+        runs: From `load_runs`.
+
+    Returns:
+        A copy, with arms such as ``"early-0.1-20% · optim.lr=0.001"``.
+    """
+    runs = runs.copy()
+    keys = [
+        str(name).removeprefix("config/")
+        for name in runs.columns
+        if str(name).startswith("config/") and not str(name).startswith("config/schedule.")
+    ]
+    for _, group in runs.groupby("study"):
+        varying = [key for key in keys if key not in _NO_PART and group[f"config/{key}"].map(str).nunique() > 1]
+        for index, row in group.iterrows():
+            names = [f"{key}={_short(row[f'config/{key}'])}" for key in varying if _acts(key, str(row["arm"]))]
+            if names and pd.isna(row.get("config/label")):
+                runs.loc[index, "arm"] = f"{row['arm']} · {', '.join(names)}"
+    return runs
+
+
+def _acts(key: str, arm: str) -> bool:
+    """Whether a setting means anything to an arm: without dropout there are no masks to choose."""
+    return not (arm == "none" and key in ("model.dropout", "model.profile", "trainer.masks"))
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         if isinstance(value, dict):

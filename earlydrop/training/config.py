@@ -12,7 +12,12 @@ class ConfigError(ValueError):
 
 @dataclass
 class ModelConfig:
-    """What is trained. Sizes left null take the named model's own."""
+    """What is trained. Sizes left null take the named model's own.
+
+    ``dropout`` is the sort of dropout layer, for ``mlp`` (inverted, standard, shared, gaussian) and ``convnet_micro`` (element, channel,
+    block). ``profile`` gives the MLP's layers rates in these proportions. ``input_dropout`` is a fixed rate in front of the model that
+    no schedule drives, ``none`` included.
+    """
 
     name: str = "vit_micro"
     width: int | None = None
@@ -21,6 +26,9 @@ class ModelConfig:
     patch: int | None = None
     hidden: list[int] | None = None
     attention: str = "plain"
+    dropout: str | None = None
+    profile: list[float] | None = None
+    input_dropout: float | None = None
 
 
 @dataclass
@@ -44,11 +52,16 @@ class ScheduleConfig:
     cutoff: str = "20%"
     shape: str | None = None
     points: str | None = None
+    gamma: float | None = None
 
 
 @dataclass
 class OptimConfig:
-    """Optimizer and learning rate: linear warm-up, then cosine, with the released arithmetic."""
+    """Optimizer and learning rate: linear warm-up, then cosine, with the released arithmetic.
+
+    ``l1`` and ``l2`` add l1 · Σ|w| and l2 · Σw² over the weights that decay to what is minimised (not to the loss that is logged).
+    ``max_norm`` limits the norm of each unit's incoming weights after every step.
+    """
 
     name: str = "adamw"
     lr: float = 2e-3
@@ -60,6 +73,9 @@ class OptimConfig:
     eps: float = 1e-8
     momentum: float = 0.9
     clip: float | None = None
+    l1: float | None = None
+    l2: float | None = None
+    max_norm: float | None = None
 
 
 @dataclass
@@ -86,7 +102,11 @@ class ProbeConfig:
 
 @dataclass
 class TrainerConfig:
-    """Length, batch, precision and cadence."""
+    """Length, batch, precision and cadence.
+
+    ``stop_metric`` ends a run early, once this metric has not improved in ``stop_patience`` evaluations. ``mc_passes`` measures Monte
+    Carlo dropout on the test set at the end.
+    """
 
     epochs: int = 10
     steps: int | None = None
@@ -98,6 +118,9 @@ class TrainerConfig:
     log_every: int = 10
     eval_every: str = "20%"
     checkpoint_seconds: float = 15.0
+    stop_metric: str | None = None
+    stop_patience: int = 3
+    mc_passes: int | None = None
 
 
 @dataclass
@@ -130,19 +153,20 @@ CHOICES = {
     "tracking": ("offline", "online", "off"),
     "model.attention": ("plain", "fused"),
     "schedule.kind": ("unit", "path", "all"),
-    "optim.name": ("adamw", "sgd"),
+    "optim.name": ("adamw", "sgd", "rmsprop"),
     "trainer.precision": ("float32", "bf16"),
     "trainer.masks": ("native", "fast"),
 }
 POSITIVE = (
     "trainer.epochs", "trainer.steps", "trainer.batch_size", "trainer.accumulate", "trainer.log_every", "data.train_images",
     "data.image_size", "model.width", "model.depth", "model.heads", "model.patch", "threads", "optim.lr", "probe.dataset_limit",
-    "optim.clip",
+    "optim.clip", "optim.l1", "optim.l2", "optim.max_norm", "schedule.gamma", "trainer.stop_patience", "trainer.mc_passes",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "optim.min_lr", "optim.weight_decay", "optim.momentum", "optim.eps", "augment.shift", "augment.mixup", "augment.cutmix",
     "augment.smoothing", "augment.switch", "seed", "data.workers", "trainer.checkpoint_seconds",
 )  # fmt: skip
+EVALUATED = tuple(f"{split}/{what}" for split in ("test", "train_eval", "train_clean") for what in ("loss", "accuracy"))
 BELOW_ONE = ("augment.smoothing", "optim.momentum", "optim.beta1", "optim.beta2")
 
 
@@ -175,6 +199,12 @@ def check(config: Config) -> None:
     for key in BELOW_ONE:
         if not 0 <= _get(config, key) < 1:
             raise ConfigError(f"{key} is {_get(config, key)!r}: expected a number in [0, 1)")
+    if config.model.input_dropout is not None and not 0 <= config.model.input_dropout < 1:
+        raise ConfigError(f"model.input_dropout is {config.model.input_dropout!r}: expected a rate in [0, 1)")
+    if config.trainer.stop_metric not in (None, *EVALUATED):
+        raise ConfigError(
+            f"trainer.stop_metric is {config.trainer.stop_metric!r}: not measured at evaluations; expected one of {', '.join(EVALUATED)}"
+        )
     if config.augment.switch > 1:
         raise ConfigError(f"augment.switch is {config.augment.switch!r}: expected a probability in [0, 1]")
     if config.probe.at and config.probe.batches < 2:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from earlydrop.montecarlo import mc_dropout
 from earlydrop.probing import probe
 from earlydrop.training.data import Batch, Objective, split_batches
 from earlydrop.training.plan import Plan
@@ -68,6 +69,60 @@ def evaluate_all(model: nn.Module, objective: Objective, plan: Plan) -> dict[str
     model.train(training)
     names = ("loss", "accuracy")
     return {f"{name}/{what}": value for name, values in results.items() for what, value in zip(names, values, strict=True)}
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3): Σ |Bₘ|/n · |accuracy(Bₘ) − confidence(Bₘ)|.
+
+    Args:
+        probabilities: (N, K).
+        labels: (N,).
+        bins: Number of equal bins of the confidence, in (0, 1].
+
+    Returns:
+        The error, in [0, 1].
+    """
+    confidence, predicted = probabilities.double().max(1)
+    gaps = (predicted == labels).double() - confidence
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    sums = torch.zeros(bins, dtype=torch.float64, device=gaps.device).index_add_(0, index, gaps)
+    return float(sums.abs().sum() / len(labels))
+
+
+def evaluate_mc(model: nn.Module, plan: Plan, passes: int) -> dict[str, float]:
+    """Monte Carlo dropout against the plain network on the test set: loss of the predictive mean, accuracy, calibration.
+
+    Args:
+        model: The model at its present rates.
+        plan: The run's plan.
+        passes: Forward passes with dropout on.
+
+    Returns:
+        ``test_mc/loss``, ``test_mc/accuracy``, ``test_mc/ece``, ``test_mc/mutual_information`` (mean, nats) and ``test/ece``.
+    """
+    mean, plain, labels, information = [], [], [], []
+    training = model.training
+    for key, (images, targets) in enumerate(
+        plan.source.batches(split_batches(plan.source.sizes["test"], _EVAL_BATCH), "test", None)
+    ):
+        with autocast(plan):
+            found = mc_dropout(model, images, passes, seed=stream_seed(plan.config.seed, "monte-carlo", key))
+            model.eval()
+            with torch.no_grad():
+                plain.append(model(images).float().softmax(1))
+        model.train(training)
+        mean.append(found.mean)
+        information.append(found.mutual_information)
+        labels.append(targets)
+    probabilities, target = torch.cat(mean), torch.cat(labels)
+    loss = F.nll_loss(probabilities.double().clamp_min(1e-300).log(), target)
+    return {
+        "test_mc/loss": float(loss),
+        "test_mc/accuracy": float((probabilities.argmax(1) == target).double().mean()),
+        "test_mc/ece": calibration_error(probabilities, target),
+        "test_mc/mutual_information": float(torch.cat([each for each in information if each is not None]).double().mean()),
+        "test/ece": calibration_error(torch.cat(plain), target),
+    }
 
 
 class _DatasetBatches:

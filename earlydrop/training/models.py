@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -30,25 +32,9 @@ _MICRO = {  # width, depth, heads; a patch of a quarter of the image
     "vit_micro": (64, 6, 2),
     "mixer_micro": (64, 6, None),
 }
-NAMES = ("vit_micro", "mixer_micro", "mlp", "swin_femto")
-
-
-class MLP(nn.Sequential):
-    """A plain network: flatten, then linear, ReLU and dropout for each hidden width, then the classifier.
-
-    Args:
-        inputs: Number of pixels times channels.
-        hidden: Hidden widths.
-        classes: Number of classes.
-        rate: Dropout rate after each hidden layer.
-    """
-
-    def __init__(self, inputs: int, hidden: list[int], classes: int, rate: float) -> None:
-        layers: list[nn.Module] = [nn.Flatten()]
-        for width in hidden:
-            layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(rate)]  # also at 0: the layers keep their names
-            inputs = width
-        super().__init__(*layers, nn.Linear(inputs, classes))
+NAMES = ("vit_micro", "mixer_micro", "mlp", "convnet_micro", "swin_femto")
+INPUT_DROPOUT = "input_dropout"
+"""The site that no schedule drives."""
 
 
 def build_model(
@@ -76,16 +62,50 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "init"))
         model: nn.Module = _build(config, channels, classes, image_size, unit, path)
+    if config.input_dropout:
+        from earlydrop.training.networks import WithInputDropout
+
+        model = WithInputDropout(config.input_dropout, model)
     for module in model.modules():
         if "fused_attn" in module.__dict__:
             module.fused_attn = config.attention == "fused"  # type: ignore[assignment]
     return model
 
 
+def _choose(config: ModelConfig, choices: Mapping[str, Callable[[float], nn.Module]]) -> Callable[[float], nn.Module]:
+    name = config.dropout or next(iter(choices))
+    if name not in choices:
+        raise ConfigError(f"model.dropout is {name!r}: model.name={config.name} takes {', '.join(choices)}")
+    return choices[name]
+
+
+def _build_mlp(config: ModelConfig, inputs: int, classes: int, unit: float) -> nn.Module:
+    from earlydrop.training.networks import MLP, MLP_DROPOUTS
+
+    _no_sizes(config, "width", "depth", "heads", "patch")
+    hidden = list(config.hidden or [512, 256, 128])
+    profile = config.profile or [1.0] * len(hidden)
+    if len(profile) != len(hidden) or not all(0 < rate < math.inf for rate in profile):
+        raise ConfigError(f"model.profile is {config.profile}: expected {len(hidden)} rates above 0, one for each hidden layer")
+    rates = [unit * (rate / max(profile)) for rate in profile]  # the schedule says the largest; the profile keeps its shape
+    return MLP(inputs, hidden, classes, rates, _choose(config, MLP_DROPOUTS))
+
+
+def _build_convnet(config: ModelConfig, channels: int, classes: int, unit: float, path: float) -> nn.Module:
+    from earlydrop.training.networks import CONVNET_DROPOUTS, ConvNet
+
+    _no_sizes(config, "depth", "heads", "patch", "hidden", "profile")
+    model = ConvNet(channels, config.width or 32, classes, unit, _choose(config, CONVNET_DROPOUTS))
+    set_path_profile(model, "blocks", path)
+    return model
+
+
 def _build(config: ModelConfig, channels: int, classes: int, image_size: int, unit: float, path: float) -> Any:
     if config.name == "mlp":
-        _no_sizes(config, "width", "depth", "heads", "patch")
-        return MLP(channels * image_size**2, list(config.hidden or [512, 256, 128]), classes, unit)
+        return _build_mlp(config, channels * image_size**2, classes, unit)
+    if config.name == "convnet_micro":
+        return _build_convnet(config, channels, classes, unit, path)
+    _no_sizes(config, "dropout", "profile")
     _no_sizes(config, "hidden")
     import timm
 
@@ -135,9 +155,7 @@ def _family(name: str) -> _Family:
 def _no_sizes(config: ModelConfig, *names: str) -> None:
     for name in names:
         if getattr(config, name) is not None:
-            raise ConfigError(
-                f"model.{name} is {getattr(config, name)!r}: model.name={config.name} has no such size; leave it null"
-            )
+            raise ConfigError(f"model.{name} is {getattr(config, name)!r}: model.name={config.name} has no such key; leave it null")
 
 
 def _micro(config: ModelConfig, image_size: int, common: dict[str, Any]) -> Any:

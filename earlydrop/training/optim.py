@@ -10,6 +10,8 @@ from torch import nn
 
 from earlydrop.training.config import OptimConfig
 
+_RHO = 0.9  # RMSprop's memory, as in the Keras example
+
 
 def learning_rate(step: int, base: float, minimum: float, warmup_steps: int, total_steps: int) -> float:
     """The released schedule: numpy's ``linspace(0, base, warmup)`` with both ends, then a cosine from base to the minimum.
@@ -40,7 +42,7 @@ def learning_rate(step: int, base: float, minimum: float, warmup_steps: int, tot
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD; no weight decay on biases, 1-D parameters and what the model names (``pos_embed``, ``cls_token``).
+    """AdamW, SGD or RMSprop; no weight decay on biases, 1-D parameters and what the model names (``pos_embed``, ``cls_token``).
 
     Args:
         model: The model.
@@ -56,4 +58,23 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=names)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    if config.name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=config.lr, alpha=_RHO, eps=config.eps)
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+
+
+@torch.no_grad()
+def add_penalties(optimizer: torch.optim.Optimizer, l1: float | None, l2: float | None) -> None:
+    """Add the gradient of l1 · Σ|w| + l2 · Σw², over the weights that decay, to their gradients.
+
+    Args:
+        optimizer: From `make_optimizer`: its second group holds the weights that decay.
+        l1: Coefficient of the absolute values, or None.
+        l2: Coefficient of the squares, or None.
+    """
+    weights = [p for p in optimizer.param_groups[1]["params"] if p.grad is not None]
+    gradients = [p.grad for p in weights]
+    if l1 is not None:
+        torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=l1)
+    if l2 is not None:
+        torch._foreach_add_(gradients, weights, alpha=2 * l2)

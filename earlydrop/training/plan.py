@@ -91,6 +91,11 @@ def make_plan(config: Config) -> Plan:
         schedule = parse_schedule(config.schedule).resolve(total, steps_per_epoch)
     except ValueError as error:
         raise ConfigError(f"schedule: {error}") from error
+    if config.trainer.mc_passes is not None and schedule(total) == 0:
+        raise ConfigError(
+            f"trainer.mc_passes is {config.trainer.mc_passes}: Monte Carlo dropout needs dropout at the end of the run, but "
+            f"schedule={config.schedule.name} has rate 0 there; use schedule=constant or late, or leave mc_passes null"
+        )
     every = max(steps(config.trainer.eval_every, "trainer.eval_every"), 1)
     eval_steps = tuple(sorted({*range(every, total + 1, every), total}))
     probe_steps = tuple(sorted({steps(duration, "a position in probe.at") for duration in config.probe.at}))
@@ -165,13 +170,22 @@ def describe(config: ScheduleConfig) -> str:
         words.append(config.points or "")
     elif config.name != "none":
         words.append(f"{config.rate:g}")
-        if config.name != "constant":
+        if config.name == "curriculum":
+            words += [] if config.gamma is None else [f"{config.gamma:g}"]
+        elif config.name != "constant":
             words.append(config.cutoff)
     if config.shape is not None and config.name == "early" and config.shape != "linear":
         words.append(config.shape)
     if config.kind != "unit" and config.name != "none":
         words.append(config.kind)
     return "-".join(words)
+
+
+_UNUSED_BY_OPTIMIZER = {
+    "adamw": ("momentum",),
+    "sgd": ("beta1", "beta2", "eps"),
+    "rmsprop": ("momentum", "beta1", "beta2"),
+}
 
 
 def _slug(text: str) -> str:
@@ -190,13 +204,14 @@ def _fingerprint_content(
     eval_steps: tuple[int, ...], probe_steps: tuple[int, ...],
 ) -> dict[str, Any]:  # fmt: skip
     """What determines the numbers of a run, without keys that it does not use."""
-    optim = _used(dataclasses.asdict(config.optim), ("momentum",) if config.optim.name == "adamw" else ("beta1", "beta2", "eps"))
+    optim = _used(dataclasses.asdict(config.optim), _UNUSED_BY_OPTIMIZER[config.optim.name])
+    stop = {"metric": config.trainer.stop_metric, "patience": config.trainer.stop_patience}
     augment = dataclasses.asdict(config.augment)
     drops = schedule.peak > 0
     return {
         "numerics": NUMERICS_VERSION,
         "data": {"name": config.data.name, "digest": source.digest, "image_size": source.image_size},
-        "model": _used(dataclasses.asdict(config.model), ()),
+        "model": _used(dataclasses.asdict(config.model), () if drops else ("dropout", "profile")),
         "schedule": (schedule.to_config() | {"kind": config.schedule.kind, "masks": config.trainer.masks})
         if drops
         else {"name": "none"},
@@ -211,4 +226,4 @@ def _fingerprint_content(
         "log_every": config.trainer.log_every,
         "eval_steps": list(eval_steps),
         "seed": config.seed,
-    }
+    } | _used({"stop": stop if config.trainer.stop_metric else None, "mc_passes": config.trainer.mc_passes}, ())

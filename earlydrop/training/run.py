@@ -112,10 +112,10 @@ def _train(
         log.exception("the run failed")
         _fail(folder, trainer, plan, f"{type(error).__name__}: {error}")
         raise
-    folder.write_status("finished", plan.total_steps, plan.total_steps)
+    folder.write_status("finished", trainer.step, plan.total_steps)
     metrics = _last_metrics(plan.folder)
     log.info("finished: %s", metrics)
-    print(_summary(plan, metrics))
+    print(_summary(plan, trainer.step, metrics))
     return {"folder": str(plan.folder), "state": "finished"} | metrics
 
 
@@ -134,10 +134,11 @@ def _last_metrics(folder: Path) -> dict[str, float]:
     return last
 
 
-def _summary(plan: Plan, metrics: dict[str, float]) -> str:
+def _summary(plan: Plan, step: int, metrics: dict[str, float]) -> str:
     shown = ("train_eval/loss", "train_clean/loss", "test/loss", "test/accuracy")
     values = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
-    return f"{plan.folder.name}: {plan.total_steps} steps  {values}\n{plan.folder}"
+    steps = f"{step} steps" if step == plan.total_steps else f"stopped early after {step} of {plan.total_steps} steps"
+    return f"{plan.folder.name}: {steps}  {values}\n{plan.folder}"
 
 
 def _evaluate_last(plan: Plan) -> dict[str, Any]:

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from earlydrop.distance import model_distance
+from earlydrop.max_norm import max_norm_
 from earlydrop.scheduler import DropoutScheduler
 from earlydrop.sites import find_sites
 from earlydrop.training import provenance
 from earlydrop.training.checkpoint import load_checkpoint, save_checkpoint
 from earlydrop.training.config import ConfigError
 from earlydrop.training.data import Objective, training_order
-from earlydrop.training.files import RunFolder, write_atomically
-from earlydrop.training.measure import autocast, evaluate_all, probe_gradients
-from earlydrop.training.models import build_model
-from earlydrop.training.optim import learning_rate, make_optimizer
+from earlydrop.training.files import RunFolder, read_metrics, write_atomically
+from earlydrop.training.measure import autocast, evaluate_all, evaluate_mc, probe_gradients
+from earlydrop.training.models import INPUT_DROPOUT, build_model
+from earlydrop.training.optim import add_penalties, learning_rate, make_optimizer
 from earlydrop.training.plan import Plan
 from earlydrop.training.streams import stream_seed
 
@@ -59,9 +60,15 @@ def scheduled_model(plan: Plan) -> tuple[nn.Module, DropoutScheduler | None]:
     if peak == 0:
         return model, None
     try:
-        return model, DropoutScheduler(model, plan.schedule, kind=kind, masks=config.trainer.masks)
+        sites = _driven if config.model.input_dropout else None
+        return model, DropoutScheduler(model, plan.schedule, kind=kind, sites=sites, masks=config.trainer.masks)
     except ValueError as error:
         raise ConfigError(f"schedule.kind is {kind!r}, model.name is {config.model.name!r}: {error}") from error
+
+
+def _driven(name: str, module: nn.Module) -> bool:
+    """The sites of a model with input dropout that a schedule drives."""
+    return name != INPUT_DROPOUT and any(site.base_rate > 0 for site in find_sites(module))
 
 
 class Trainer:
@@ -96,6 +103,7 @@ class Trainer:
         self.compiled: nn.Module = torch.compile(self.model) if plan.config.trainer.compile else self.model  # type: ignore[assignment]
         self.step = 0
         self.window: list[Tensor] = []  # (loss, gradient norm) of the steps since the last logged one, on the device
+        self.watched: list[float] = []  # values of trainer.stop_metric so far
         self.environment = provenance.environment(plan.device)
 
     def resume(self) -> None:
@@ -109,6 +117,8 @@ class Trainer:
             shutil.rmtree(checkpoints, ignore_errors=True)
         content = load_checkpoint(checkpoints, self.plan.fingerprint)
         self.folder.open_metrics(content["metrics_bytes"] if content else 0)
+        watched = self.plan.config.trainer.stop_metric
+        self.watched = [line[watched] for line in read_metrics(self.folder.path / "metrics.jsonl") if watched in line]
         if content is None:
             return
         there = content["environment"]
@@ -172,17 +182,31 @@ class Trainer:
                 metrics |= evaluate_all(self.model, self.objective, plan)
             if self.step in plan.probe_steps:
                 metrics |= self._probe()
+            last = self.step == plan.total_steps or self._stops_early(metrics)
+            if last and trainer.mc_passes is not None:
+                metrics |= evaluate_mc(self.model, plan, trainer.mc_passes)
             if metrics:
                 self._record(metrics)
                 logged, logged_step = time.perf_counter(), self.step
-            if self.stop() and self.step < plan.total_steps:
+            if last:
+                break
+            if self.stop():
                 self.save()
                 raise Interrupted
-            if time.perf_counter() - saved > trainer.checkpoint_seconds and self.step < plan.total_steps:
+            if time.perf_counter() - saved > trainer.checkpoint_seconds:
                 self.save()
                 saved = time.perf_counter()
         if self.step > first:
             self.save()
+
+    def _stops_early(self, metrics: dict[str, float]) -> bool:
+        """Whether the watched metric has not improved in the last ``stop_patience`` evaluations."""
+        trainer = self.plan.config.trainer
+        if trainer.stop_metric is None or trainer.stop_metric not in metrics:
+            return False
+        self.watched.append(metrics[trainer.stop_metric])
+        better = max if trainer.stop_metric.endswith("accuracy") else min
+        return len(self.watched) - 1 - self.watched.index(better(self.watched)) >= trainer.stop_patience
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         plan = self.plan
@@ -210,7 +234,11 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         if config.optim.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.optim.clip, norm, foreach=True)
+        if config.optim.l1 is not None or config.optim.l2 is not None:
+            add_penalties(self.optimizer, config.optim.l1, config.optim.l2)
         self.optimizer.step()
+        if config.optim.max_norm is not None:
+            max_norm_(self.model, config.optim.max_norm)
         self.window.append(torch.stack((loss, norm)))
         self.step += 1
 

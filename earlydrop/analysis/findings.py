@@ -1,0 +1,286 @@
+"""The findings table: every claim of ``conf/claims/`` against the runs. ``earlydrop-findings FOLDER`` makes table, figures and page."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from earlydrop.analysis.claims import Claim, Family, Finding, Paired, differences, judge, load_claims, paired, regime
+from earlydrop.analysis.figures import draw_axis, draw_map, draw_metric
+from earlydrop.analysis.report import html_list, html_page, html_table, pictures, to_markdown
+from earlydrop.analysis.summaries import RUNS, Summaries, collect, read_summaries
+
+CURVES = {  # metric: axis label; drawn for each study that measured it
+    "probe/gradient_norm": "gradient norm",
+    "model/distance": "model distance",
+    "probe/gdv": "gradient direction variance",
+    "probe/gde": "gradient direction error",
+    "train_eval/loss": "training loss (evaluation mode)",
+    "test/accuracy": "test accuracy",
+}
+MAP_STUDY = "regimes"
+_AXES = {"cutoff": ("early-0.1-", "%"), "rate": ("early-", "-20%")}  # of the study underfitting: arm = before + value + after
+
+
+def claims_folder() -> Path:
+    """Where the claims are.
+
+    Returns:
+        ``conf/claims`` of the repository or the package.
+    """
+    from earlydrop.cli import conf_folder
+
+    return conf_folder() / "claims"
+
+
+def judge_all(families: list[Family], summaries: Summaries) -> list[Finding]:
+    """Verdicts on every claim, for each study and round of seeds that has runs.
+
+    Args:
+        families: From `earlydrop.analysis.claims.load_claims`.
+        summaries: The runs.
+
+    Returns:
+        The findings, by family, study and round.
+    """
+    findings = []
+    for family in families:
+        for study, rounds in family.studies.items():
+            runs = summaries.of(study)
+            for name in rounds:
+                if name != "label":
+                    found = judge(family, study, name, runs)
+                    findings += found if any(f.verdict != "not run" for f in found) else []
+    return findings
+
+
+def labels(families: list[Family], summaries: Summaries) -> dict[str, str]:
+    """The regime of each study in words, with its interval.
+
+    Args:
+        families: The claims.
+        summaries: The runs.
+
+    Returns:
+        For example ``{"dynamics": "underfit: standard minus none -0.020 [-0.030, -0.010] in test accuracy, n = 3"}``.
+    """
+    words = {}
+    for family in families:
+        for study, rounds in family.studies.items():
+            name, found = regime(summaries.of(study), family.standard, rounds.get("label", ()))
+            if found is not None:
+                words[study] = (
+                    f"{name} (claimed for {family.regime}): standard minus none {_interval(found)} in test accuracy, "
+                    f"n = {len(found.seeds)}"
+                )
+    return words
+
+
+def _interval(found: Paired) -> str:
+    return f"{_signed(found.effect)} [{_signed(found.low)}, {_signed(found.high)}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}" if abs(value) < 1 else f"{value:+.3f}"
+
+
+def findings_table(findings: list[Finding], summaries: Summaries) -> pd.DataFrame:
+    """One row a claim, study and round.
+
+    Args:
+        findings: From `judge_all`.
+        summaries: The runs, for model and data.
+
+    Returns:
+        Text, the claims as the index.
+    """
+    rows = []
+    for finding in findings:
+        claim, found = finding.claim, finding.paired
+        first = summaries.runs[summaries.runs["study"] == finding.study].iloc[0]
+        window = "last" if claim.window is None else f"{claim.window[0]:.0%} to {claim.window[1]:.0%}"
+        predicted = claim.direction if claim.margin is None else f"within {claim.margin:g}"
+        verdict = finding.verdict
+        if verdict == "not resolved" and finding.resolvable is not None:
+            verdict += f" (from {finding.resolvable:.2g})"
+        n = len(found.seeds) if found else 0
+        row = {
+            "claim": claim.id,
+            "model": str(first["config/model.name"]),
+            "study": finding.study + ("" if finding.round == "first" else f", {finding.round}"),
+            "compared": f"{claim.arm} - {claim.against}",
+            "metric": f"{claim.metric}, {window}",
+            "predicted": predicted,
+            "difference": _interval(found) if found else "",
+            "n": str(n) if n == finding.expected else f"{n} of {finding.expected}",
+            "p": "" if finding.p is None else f"{finding.p:.2g}",
+            "verdict": f"**{verdict}**" if finding.verdict in ("reproduced", "opposite") else verdict,
+        }
+        if finding.bootstrap is not None:
+            row["difference"] += f"; bootstrap [{_signed(finding.bootstrap[0])}, {_signed(finding.bootstrap[1])}]"
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("claim")
+
+
+def _title(study: str, runs: pd.DataFrame) -> str:
+    models, data = (", ".join(sorted(set(map(str, runs[f"config/{key}.name"])))) for key in ("model", "data"))
+    return f"{study}: {models} on {data}, n = {runs.groupby('arm')['seed'].nunique().max()} a line"
+
+
+def draw_findings(families: list[Family], summaries: Summaries, folder: Path) -> list[Path]:
+    """Every figure that the runs have values for.
+
+    Args:
+        families: The claims, which name the studies and the seeds that are not drawn.
+        summaries: The runs.
+        folder: Where the PNG files go.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for study in dict.fromkeys(study for family in families for study in family.studies):
+        if study == "smoke":
+            continue
+        label = {seed for family in families for seed in family.studies.get(study, {}).get("label", ())}
+        runs = summaries.of(study)
+        runs = runs[(runs["state"] == "finished") & ~runs["seed"].isin(label)]
+        if runs.empty:
+            continue
+        history = pd.concat(list(runs["history"]), ignore_index=True)
+        for metric, name in CURVES.items():
+            if metric in history and history[metric].notna().any():
+                path = folder / f"{study}-{metric.replace('/', '-')}.png"
+                draw_metric(history, metric, name, path, title=_title(study, runs))
+                files.append(path)
+        for axis, (before, after) in _AXES.items() if study == "underfitting" else ():
+            points = _along(runs, before, after)
+            if len(points) > 1:
+                path = folder / f"{study}-loss-by-{axis}.png"
+                unit = " (% of training)" if axis == "cutoff" else ""
+                draw_axis(points, f"{axis}{unit}", "final training loss, early minus none", path, _title(study, runs))
+                files.append(path)
+    cells = regime_cells(summaries)
+    if cells:
+        files.append(folder / "regimes.png")
+        draw_map(cells, files[-1], "test accuracy, standard minus no dropout; " + _title(MAP_STUDY, summaries.of(MAP_STUDY)))
+    return files
+
+
+def _along(runs: pd.DataFrame, before: str, after: str) -> dict[float, Paired]:
+    """Early minus none in the final training loss, by the value in the arm's name."""
+    points = {}
+    for arm in runs["arm"].unique():
+        text = arm.removeprefix(before).removesuffix(after)
+        if arm == before + text + after and text.replace(".", "", 1).isdigit():
+            claim = Claim("axis", "", "", arm, "none", "train_eval/loss", None, "lower")
+            found = paired(differences(runs, claim, sorted(runs["seed"].unique()))[0])
+            if found is not None:
+                points[float(text)] = found
+    return dict(sorted(points.items()))
+
+
+def regime_cells(summaries: Summaries) -> dict[tuple[int, int], tuple[str, Paired | None]]:
+    """The regime map: label and paired difference by model width and number of training images.
+
+    Args:
+        summaries: The runs; those of the study ``regimes`` count.
+
+    Returns:
+        By (width, images); empty without such runs.
+    """
+    runs = summaries.of(MAP_STUDY)
+    if runs.empty:
+        return {}
+    cells: dict[tuple[int, int], tuple[str, Paired | None]] = {}
+    for (width, images), rows in runs.groupby(["config/model.width", "config/data.train_images"]):
+        name, found = regime(rows, "constant-0.1", sorted(rows["seed"].unique()))
+        if found is not None and math.isfinite(found.effect):
+            cells[int(width), int(images)] = (name, found)
+    return cells
+
+
+def write_findings(folder: Path, out: Path) -> tuple[pd.DataFrame, dict[str, str], list[Path]]:
+    """Write summaries, ``table.md``, ``table.csv``, ``figures/`` and ``findings.html``.
+
+    Args:
+        folder: Runs, or a folder that holds the summaries of runs.
+        out: Where to.
+
+    Returns:
+        The table, the studies' regimes, and the figures' files.
+
+    Raises:
+        FileNotFoundError: There are neither runs nor summaries.
+    """
+    families = load_claims(claims_folder())
+    if not (folder / RUNS).is_file():
+        studies = {study for family in families for study in family.studies} | {MAP_STUDY}
+        collect(folder, studies).write(out)
+        folder = out
+    summaries = read_summaries(folder)
+    findings = judge_all(families, summaries)
+    if not findings:
+        raise FileNotFoundError(f"{folder} holds no runs with the seeds that {claims_folder()} declares")
+    table, words = findings_table(findings, summaries), labels(families, summaries)
+    figures = draw_findings(families, summaries, out / "figures")
+    text = to_markdown(table) + "\n\nRegimes, from seeds that enter no verdict:\n\n"
+    text += "".join(f"- {study}: {label}\n" for study, label in words.items())
+    text += "".join(
+        f"- width {width}, {images:,} images: {name}, standard minus none {_interval(found)}, n = {len(found.seeds)}\n"
+        for (width, images), (name, found) in regime_cells(summaries).items()
+        if found is not None
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(text)
+    table.to_csv(out / "table.csv", lineterminator="\n")
+    (out / "fingerprints.csv").write_text(_fingerprints(findings))
+    sections = [
+        f"<p>{_HOW}</p>",
+        html_table(table),
+        "<h2>Regimes</h2>" + html_list([f"{study}: {label}" for study, label in words.items()]),
+        "<h2>Figures</h2>" + pictures(figures),
+    ]
+    (out / "findings.html").write_text(html_page("Findings", sections))
+    return table, words, figures
+
+
+_HOW = (
+    "Paired differences by seed with 95% intervals (Student's t); p after Holm over the claims of a study. A claim is not resolved "
+    "<em>from</em> the effect that would have been seen with a power of 80%. Claims, windows and seeds were written down before the runs."
+)
+
+
+def _fingerprints(findings: list[Finding]) -> str:
+    lines = [f"{f.study},{f.round},{f.claim.id},{' '.join(f.fingerprints)}" for f in findings]
+    return "\n".join(["study,round,claim,fingerprints", *lines]) + "\n"
+
+
+def main() -> None:
+    """Test every claim against a folder of runs, or against committed summaries."""
+    parser = argparse.ArgumentParser(
+        prog="earlydrop-findings", description="Verdicts on the claims of conf/claims/, with table, figures and one HTML page."
+    )
+    parser.add_argument("folder", type=Path, help="runs, or a folder that holds runs.csv and history.csv.xz")
+    parser.add_argument(
+        "--out", type=Path, help="where to write (default: the folder, if it holds summaries; else FOLDER/findings)"
+    )
+    arguments = parser.parse_args()
+    out = arguments.out or (arguments.folder if (arguments.folder / RUNS).is_file() else arguments.folder / "findings")
+    try:
+        table, words, _ = write_findings(arguments.folder, out)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    with pd.option_context("display.width", 200, "display.max_columns", None, "display.max_colwidth", None):
+        print(table.drop(columns=["compared", "metric"]).to_string())
+    for study, label in words.items():
+        print(f"{study}: {label}")
+    print(f"\n{out / 'findings.html'}")
+
+
+if __name__ == "__main__":
+    main()

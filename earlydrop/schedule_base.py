@@ -1,0 +1,87 @@
+"""What every schedule is: a small immutable value that can be called, compared, printed, resolved and written into a config."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, SupportsIndex
+
+from earlydrop.durations import check_total_steps
+
+
+def _check_step(step: SupportsIndex) -> int:
+    try:
+        index = operator.index(step)
+    except TypeError:
+        raise ValueError(f"step is {step!r}: expected a whole optimizer step, counted from 0") from None
+    if index < 0:
+        raise ValueError(f"step is {step!r}: expected 0 or more; steps are counted from 0")
+    return index
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What all schedules share; use `none`, `constant`, `early`, `late` or `piecewise` to make one."""
+
+    name: ClassVar[str]
+
+    def __call__(self, step: SupportsIndex) -> float:
+        """The drop rate of optimizer step ``step``, in [0, 1).
+
+        Args:
+            step: Optimizer step, from 0. Past the end of the schedule its last value holds.
+
+        Returns:
+            The drop rate.
+
+        Raises:
+            ValueError: The step is negative or not whole, or the schedule still has durations to resolve.
+        """
+        index = _check_step(step)
+        if not self.resolved:
+            raise ValueError(
+                f"{self!r} holds a duration that is not in steps yet: call "
+                "schedule.resolve(total_steps, steps_per_epoch) first and use what it returns"
+            )
+        return self._rate(index)
+
+    def _rate(self, step: int) -> float:
+        raise TypeError(f"{type(self).__name__} is not a schedule by itself: use earlydrop.early(...) or another maker")
+
+    @property
+    def resolved(self) -> bool:
+        """Whether every duration is in steps, so that the schedule can be called."""
+        return True
+
+    @property
+    def peak(self) -> float:
+        """The largest rate that the schedule reaches."""
+        return 0.0
+
+    def resolve(self, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:
+        """The same schedule with every duration in steps, rounded down.
+
+        Args:
+            total_steps: Length of the run, in optimizer steps.
+            steps_per_epoch: Optimizer steps in one epoch; needed for durations in epochs only.
+
+        Returns:
+            A schedule that can be called. Resolving twice changes nothing.
+
+        Raises:
+            ValueError: A duration is past the end of the run, or in epochs without ``steps_per_epoch``.
+        """
+        check_total_steps(total_steps)
+        return self
+
+    def to_config(self) -> dict[str, Any]:
+        """The schedule as plain values: ``name`` and the arguments that it uses.
+
+        Returns:
+            A dictionary that `from_config` turns back into an equal schedule.
+        """
+        return {"name": self.name} | {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
+        return f"{self.name}({arguments})"

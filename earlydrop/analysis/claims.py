@@ -130,7 +130,7 @@ def load_claims(folder: Path) -> list[Family]:
     """Read every file of claims.
 
     Args:
-        folder: ``conf/claims``.
+        folder: A set of claims: a folder below ``conf/claims``.
 
     Returns:
         The families, by file name.

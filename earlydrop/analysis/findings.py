@@ -10,7 +10,7 @@ import pandas as pd
 
 from earlydrop.analysis.claims import Claim, Family, Finding, Paired, differences, judge, load_claims, paired, regime
 from earlydrop.analysis.figures import draw_axis, draw_map, draw_metric
-from earlydrop.analysis.report import html_list, html_page, html_table, pictures, to_markdown
+from earlydrop.analysis.report import html_list, html_page, html_table, paired_table, pictures, summary_table, to_markdown
 from earlydrop.analysis.summaries import RUNS, Summaries, collect, read_summaries
 
 CURVES = {  # metric: axis label; drawn for each study that measured it
@@ -22,18 +22,32 @@ CURVES = {  # metric: axis label; drawn for each study that measured it
     "test/accuracy": "test accuracy",
 }
 MAP_STUDY = "regimes"
+UNCLAIMED = {  # studies without claims that belong to a set of them
+    "findings": (MAP_STUDY,),
+    "classic": (
+        "classic-images",
+        "classic-rates",
+        "classic-companions",
+        "classic-structured",
+        "classic-monte-carlo",
+        "all-schedules",
+    ),
+}
 _AXES = {"cutoff": ("early-0.1-", "%"), "rate": ("early-", "-20%")}  # of the study underfitting: arm = before + value + after
 
 
-def claims_folder() -> Path:
-    """Where the claims are.
+def claims_folder(name: str = "findings") -> Path:
+    """Where a set of claims is.
+
+    Args:
+        name: ``findings`` or ``classic``.
 
     Returns:
-        ``conf/claims`` of the repository or the package.
+        ``conf/claims/<name>`` of the repository or the package.
     """
     from earlydrop.cli import conf_folder
 
-    return conf_folder() / "claims"
+    return conf_folder() / "claims" / name
 
 
 def judge_all(families: list[Family], summaries: Summaries) -> list[Finding]:
@@ -196,6 +210,7 @@ def regime_cells(summaries: Summaries) -> dict[tuple[int, int], tuple[str, Paire
     runs = summaries.of(MAP_STUDY)
     if runs.empty:
         return {}
+    runs = runs.assign(arm=runs["arm"].str.partition(" · ")[0])  # the cell says the rest
     cells: dict[tuple[int, int], tuple[str, Paired | None]] = {}
     for (width, images), rows in runs.groupby(["config/model.width", "config/data.train_images"]):
         name, found = regime(rows, "constant-0.1", sorted(rows["seed"].unique()))
@@ -204,12 +219,13 @@ def regime_cells(summaries: Summaries) -> dict[tuple[int, int], tuple[str, Paire
     return cells
 
 
-def write_findings(folder: Path, out: Path) -> tuple[pd.DataFrame, dict[str, str], list[Path]]:
-    """Write summaries, ``table.md``, ``table.csv``, ``figures/`` and ``findings.html``.
+def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[pd.DataFrame, dict[str, str], list[Path]]:
+    """Write summaries, ``table.md``, ``table.csv``, ``studies.md``, ``figures/`` and ``findings.html``.
 
     Args:
         folder: Runs, or a folder that holds the summaries of runs.
         out: Where to.
+        claims: The set of claims: ``findings`` or ``classic``.
 
     Returns:
         The table, the studies' regimes, and the figures' files.
@@ -217,15 +233,16 @@ def write_findings(folder: Path, out: Path) -> tuple[pd.DataFrame, dict[str, str
     Raises:
         FileNotFoundError: There are neither runs nor summaries.
     """
-    families = load_claims(claims_folder())
+    families = load_claims(claims_folder(claims))
     if not (folder / RUNS).is_file():
-        studies = {study for family in families for study in family.studies} | {MAP_STUDY}
-        collect(folder, studies).write(out)
+        names = {study for family in families for study in family.studies} | set(UNCLAIMED[claims])
+        collect(folder, names).write(out)
         folder = out
     summaries = read_summaries(folder)
     findings = judge_all(families, summaries)
     if not findings:
-        raise FileNotFoundError(f"{folder} holds no runs with the seeds that {claims_folder()} declares")
+        raise FileNotFoundError(f"{folder} holds no runs with the seeds that {claims_folder(claims)} declares")
+    studies = study_tables(summaries)
     table, words = findings_table(findings, summaries), labels(families, summaries)
     figures = draw_findings(families, summaries, out / "figures")
     text = to_markdown(table) + "\n\nRegimes, from seeds that enter no verdict:\n\n"
@@ -237,6 +254,7 @@ def write_findings(folder: Path, out: Path) -> tuple[pd.DataFrame, dict[str, str
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(text)
+    (out / "studies.md").write_text("\n".join(f"## {name}\n\n{to_markdown(each)}\n" for name, each in studies.items()))
     table.to_csv(out / "table.csv", lineterminator="\n")
     (out / "fingerprints.csv").write_text(_fingerprints(findings))
     sections = [
@@ -255,6 +273,25 @@ _HOW = (
 )
 
 
+def study_tables(summaries: Summaries) -> dict[str, pd.DataFrame]:
+    """For each study its table of arms, and its table of paired differences.
+
+    Args:
+        summaries: The runs.
+
+    Returns:
+        Tables by heading.
+    """
+    tables = {}
+    for study in sorted(set(summaries.runs["study"]) - {"smoke"}):
+        runs = summaries.of(study)
+        tables[study] = summary_table(runs)
+        differences_to_none = paired_table(runs)
+        if not differences_to_none.empty:
+            tables[f"{study}, paired"] = differences_to_none
+    return tables
+
+
 def _fingerprints(findings: list[Finding]) -> str:
     lines = [f"{f.study},{f.round},{f.claim.id},{' '.join(f.fingerprints)}" for f in findings]
     return "\n".join(["study,round,claim,fingerprints", *lines]) + "\n"
@@ -267,12 +304,13 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="runs, or a folder that holds runs.csv and history.csv.xz")
     parser.add_argument(
-        "--out", type=Path, help="where to write (default: the folder, if it holds summaries; else FOLDER/findings)"
+        "--out", type=Path, help="where to write (default: the folder, if it holds summaries; else FOLDER/<claims>)"
     )
+    parser.add_argument("--claims", choices=tuple(UNCLAIMED), default="findings", help="which set of claims (default: findings)")
     arguments = parser.parse_args()
-    out = arguments.out or (arguments.folder if (arguments.folder / RUNS).is_file() else arguments.folder / "findings")
+    out = arguments.out or (arguments.folder if (arguments.folder / RUNS).is_file() else arguments.folder / arguments.claims)
     try:
-        table, words, _ = write_findings(arguments.folder, out)
+        table, words, _ = write_findings(arguments.folder, out, arguments.claims)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     with pd.option_context("display.width", 200, "display.max_columns", None, "display.max_colwidth", None):

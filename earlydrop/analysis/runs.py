@@ -93,21 +93,11 @@ def _row(path: Path) -> dict[str, Any]:
     return row
 
 
-_NO_PART = (
-    "out",
-    "study",
-    "seed",
-    "label",
-    "device",
-    "threads",
-    "tracking",
-    "project",
-    "tags",
-    "mode",
-    "resume",
-    "data.root",
-    "data.workers",
-)
+_NO_PART = (  # settings that change no trained weight
+    "out", "study", "seed", "label", "device", "threads", "tracking", "project", "tags", "mode", "resume", "data.root", "data.workers",
+    "probe.at", "probe.batches", "probe.dataset_limit", "probe.clean", "trainer.log_every", "trainer.eval_every",
+    "trainer.checkpoint_seconds", "trainer.mc_passes",
+)  # fmt: skip
 
 
 def tell_apart(runs: pd.DataFrame) -> pd.DataFrame:
@@ -128,9 +118,9 @@ def tell_apart(runs: pd.DataFrame) -> pd.DataFrame:
         if str(name).startswith("config/") and not str(name).startswith("config/schedule.")
     ]
     for _, group in runs.groupby("study"):
-        varying = [key for key in keys if key not in _NO_PART and group[f"config/{key}"].map(str).nunique() > 1]
+        varying = [key for key in keys if key not in _NO_PART and group[f"config/{key}"].map(_text).nunique() > 1]
         for index, row in group.iterrows():
-            names = [f"{key}={_short(row[f'config/{key}'])}" for key in varying if _acts(key, str(row["arm"]))]
+            names = [f"{key}={_text(row[f'config/{key}'])}" for key in varying if _acts(key, str(row["arm"]))]
             if names and pd.isna(row.get("config/label")):
                 runs.loc[index, "arm"] = f"{row['arm']} · {', '.join(names)}"
     return runs
@@ -141,8 +131,8 @@ def _acts(key: str, arm: str) -> bool:
     return not (arm == "none" and key in ("model.dropout", "model.profile", "trainer.masks"))
 
 
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _text(value: Any) -> str:
+    return "null" if value is None or value != value else f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from earlydrop.analysis.runs import load_history, load_runs
+from earlydrop.analysis.runs import load_history, load_runs, tell_apart
 from earlydrop.training.files import read_json
 
 RUNS, HISTORY = "runs.csv", "history.csv.xz"
@@ -21,8 +21,8 @@ class Summaries:
 
     Attributes:
         runs: One row a run: ``study``, ``arm``, ``seed``, ``fingerprint``, ``state``, ``step``, ``total_steps``, ``seconds``, what it ran
-            on (``torch``, ``hardware``, ``commit``), every configuration value (``config/<key>``) that is not of one machine, and the
-            last value of every metric (``final/<metric>``).
+            on (``torch``, ``hardware``, ``commit``), every configuration value (``config/<key>``) that is not of one machine, the last
+            value of every metric (``final/<metric>``) and its mean over the early window (``early/<metric>``).
         history: One row a run and measured step: ``study``, ``fingerprint``, ``arm``, ``seed``, ``step`` and a column a metric.
     """
 
@@ -81,7 +81,7 @@ def collect(folder: Path, studies: set[str]) -> Summaries:
         FileNotFoundError: There is no such folder, or no run of these studies in it.
     """
     runs = load_runs(folder)
-    runs = runs[runs["study"].isin(studies)]
+    runs = tell_apart(runs[runs["study"].isin(studies)])
     if runs.empty:
         raise FileNotFoundError(f"{folder} holds no runs of the studies {', '.join(sorted(studies))}")
     facts, histories = [], []
@@ -109,4 +109,4 @@ def collect(folder: Path, studies: set[str]) -> Summaries:
 def _kept(key: str) -> bool:
     if key.startswith("config/"):
         return key.removeprefix("config/") not in (*_LOCAL, "study", "seed", "label")
-    return key.startswith("final/")
+    return key.startswith(("final/", "early/"))

@@ -167,6 +167,7 @@ def test_bad_claims_are_refused(tmp_path, changes, message):
 
 
 def test_the_committed_claims_can_be_read_and_cover_every_finding():
+    assert load_claims(claims_folder("classic"))
     families = load_claims(claims_folder())
     ids = {claim.id.partition("-")[0] for each in families for claim in each.claims}
     assert ids == {"F1", "F2", "F3a", "F3b", "F4a", "F4b", "F5", "F6", "F7", "F8", "F9"}

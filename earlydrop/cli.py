@@ -67,6 +67,10 @@ def _job(config: DictConfig) -> dict[str, Any]:
         # The other jobs go on; the sweep's table shows this one, and its process ends with 1.
         sweep.note_failure(settings.out, settings.study, list(hydra.overrides.task), str(error))
         return {"state": "failed"}
+    finally:
+        progress = sweep.note_done(hydra.job.num) if multirun else None
+        if progress is not None:
+            print(progress, flush=True)
 
 
 def _needs_training_extra() -> None:

@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
@@ -105,12 +108,36 @@ def test_a_sweep_goes_on_past_a_failing_job_shows_it_and_ends_with_1(tmp_path, l
     assert set(runs["state"]) == {"finished"}
     study = tmp_path / "runs" / "s"
     assert "rate is 1.5" in (study / "table.md").read_text()
+    assert "sweep: 4 of 4 jobs done" in done.stdout + done.stderr
     assert (study / "report.html").stat().st_size > 50_000
     assert (study / "figures" / "gdv.png").is_file()
     again = earlydrop(*[a.replace("0.1,1.5", "0.1") for a in arguments], cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert (again.stdout + again.stderr).count("finished before") == 2 or launcher == "joblib"
     assert "1.5" not in (study / "table.md").read_text()
+
+
+def test_a_sweep_killed_in_the_middle_and_repeated_gives_the_same_table(tmp_path):
+    arguments = [sys.executable, "-m", "earlydrop.cli", "-m", *SMALL, "trainer.epochs=60", "trainer.checkpoint_seconds=0.2",
+                 "schedule=none,early", "seed=0,1", "study=s"]  # fmt: skip
+    tables = {}
+    for name, kill in (("whole", False), ("killed", True)):
+        process = subprocess.Popen(
+            [*arguments, f"out={name}"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        if kill:
+            began = time.monotonic()
+            while len(list((tmp_path / name).rglob("metrics.jsonl"))) < 2 and time.monotonic() - began < 60:
+                time.sleep(0.05)  # until the second run has begun
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert not (tmp_path / name / "s" / "report.html").exists()
+            process = subprocess.Popen(
+                [*arguments, f"out={name}"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+        assert process.wait(timeout=200) == 0
+        tables[name] = pd.read_csv(tmp_path / name / "s" / "table.csv").drop(columns="seconds")
+    pd.testing.assert_frame_equal(tables["whole"], tables["killed"])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from earlydrop.analysis.figures import draw_all, interval
-from earlydrop.analysis.runs import load_runs, tell_apart
+from earlydrop.analysis.runs import acts, load_runs, tell_apart
 from earlydrop.training.sweep import failures
 
 COLUMNS = {  # column of load_runs: (heading, digits)
@@ -59,8 +59,9 @@ def paired_table(runs: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     done = runs[runs["state"] == "finished"]
     for arm, group in done.groupby("arm", sort=True):
-        schedule, mark, rest = str(arm).partition(" · ")
-        base = done[(done["arm"] == "none" + mark + rest) | (done["arm"] == "none")]
+        schedule, _, rest = str(arm).partition(" · ")
+        settings = [each for each in rest.split(", ") if each and acts(each.partition("=")[0], "none")]
+        base = done[done["arm"] == " · ".join(["none", ", ".join(settings)] if settings else ["none"])]
         if schedule == "none" or group["seed"].duplicated().any() or base["seed"].duplicated().any():
             continue
         joined = group.merge(base, on="seed", suffixes=("", "|none"))

@@ -112,22 +112,31 @@ def tell_apart(runs: pd.DataFrame) -> pd.DataFrame:
         A copy, with arms such as ``"early-0.1-20% · optim.lr=0.001"``.
     """
     runs = runs.copy()
-    keys = [
+    keys = sorted(
         str(name).removeprefix("config/")
         for name in runs.columns
         if str(name).startswith("config/") and not str(name).startswith("config/schedule.")
-    ]
+    )
     for _, group in runs.groupby("study"):
-        varying = [key for key in keys if key not in _NO_PART and group[f"config/{key}"].map(_text).nunique() > 1]
+        named = {key: [acts(key, str(arm)) for arm in group["arm"]] for key in keys if key not in _NO_PART}
+        varying = [key for key, rows in named.items() if group[rows][f"config/{key}"].map(_text).nunique() > 1]
         for index, row in group.iterrows():
-            names = [f"{key}={_text(row[f'config/{key}'])}" for key in varying if _acts(key, str(row["arm"]))]
+            names = [f"{key}={_text(row[f'config/{key}'])}" for key in varying if acts(key, str(row["arm"]))]
             if names and pd.isna(row.get("config/label")):
                 runs.loc[index, "arm"] = f"{row['arm']} · {', '.join(names)}"
     return runs
 
 
-def _acts(key: str, arm: str) -> bool:
-    """Whether a setting means anything to an arm: without dropout there are no masks to choose."""
+def acts(key: str, arm: str) -> bool:
+    """Whether a setting means anything to an arm: without dropout there are no masks to choose.
+
+    Args:
+        key: A configuration key.
+        arm: An arm.
+
+    Returns:
+        False for the sort and masks of dropout where there is none.
+    """
     return not (arm == "none" and key in ("model.dropout", "model.profile", "trainer.masks"))
 
 

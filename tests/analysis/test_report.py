@@ -12,8 +12,9 @@ import yaml
 from earlydrop.analysis import load_history, load_runs
 from earlydrop.analysis.cite import command
 from earlydrop.analysis.figures import interval
-from earlydrop.analysis.report import report_sweep, summary_table, to_markdown, write_report
+from earlydrop.analysis.report import paired_table, report_sweep, summary_table, to_markdown, write_report
 from earlydrop.analysis.reproduce import first_difference
+from earlydrop.analysis.runs import tell_apart
 
 
 def make_run(study: Path, arm: str, seed: int, loss: float, state: str = "finished") -> None:
@@ -148,3 +149,31 @@ def test_the_workspace_serialises_without_a_network():
             assert metric in text
         assert "stddev" in text
         assert "trainer/step" in text
+
+
+def test_arms_differ_by_every_setting_that_varies(study):
+    runs = load_runs(study)
+    assert set(tell_apart(runs)["arm"]) == {"none", "early-0.1-20%"}
+    runs["config/optim.lr"] = [1e-3 if seed == 0 else 2e-3 for seed in runs["seed"]]
+    runs["config/model.dropout"] = [
+        None if arm == "none" else "shared" if seed else "gaussian" for arm, seed in zip(runs["arm"], runs["seed"], strict=True)
+    ]
+    runs["config/data.train_images"] = np.nan
+    arms = set(tell_apart(runs)["arm"])
+    assert {"none · optim.lr=0.001", "none · optim.lr=0.002"} < arms
+    assert {"early-0.1-20% · model.dropout=gaussian, optim.lr=0.001"} < arms
+
+
+def test_paired_differences_against_none(study):
+    table = paired_table(tell_apart(load_runs(study)))
+    row = table.loc["early-0.1-20% minus none"]
+    assert row["seeds"] == "3"
+    assert row["train_eval loss"] == "-0.1000 ± 0.0000"
+    write_report(study)
+    assert "early-0.1-20% minus none" in (study / "table.md").read_text()
+    assert "Paired differences" in (study / "report.html").read_text()
+
+
+def test_one_seed_gives_no_paired_table(study):
+    runs = load_runs(study)
+    assert paired_table(runs[runs["seed"] == 0]).empty

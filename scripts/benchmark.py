@@ -85,11 +85,11 @@ def vit(unit: float, depth: int = 6, attention: str = "plain") -> nn.Module:
 
 
 def stepper(
-    model: nn.Module, batch: int = 128, bf16: bool = False, after: Callable[[], object] = lambda: None
+    model: nn.Module, batch: int = 128, bf16: bool = False, after: Callable[[], object] = lambda: None, fused: bool | None = True
 ) -> Callable[[], None]:
     """One training step on fixed images: forward, backward, optimizer step."""
     images, labels = torch.randn(batch, 1, 28, 28, device=DEVICE), torch.randint(10, (batch,), device=DEVICE)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=fused or None)
 
     def step() -> None:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
@@ -141,6 +141,45 @@ def row_cpu_step() -> list[Row]:
         what = f"vit_micro step, p = 0.1, {name}: plain attention and 16-bit masks, against native dropout and fused attention"
         rows.append(Row(f"cpu step {name}", what, value, f"at most {target}", value <= target, low, high, note))
     return rows
+
+
+def row_parts() -> list[Row]:
+    """What each choice of the CPU defaults gives by itself: a vit_micro step at p = 0.1 with it, against the same step without."""
+    repeats = 10 if QUICK else 24
+
+    def step(attention: str, masks: str, bf16: bool = False, fused: bool = True) -> Callable[[], None]:
+        model = vit(0.1, attention=attention)
+        earlydrop.DropoutScheduler(model, earlydrop.constant(0.1), masks=masks)
+        return stepper(model, 256, bf16, fused=fused)
+
+    pairs = {
+        "16-bit masks": ("plain attention: 16-bit masks, against native ones", step("plain", "fast"), step("plain", "native")),
+        "plain attention": ("native masks: plain attention, against fused", step("plain", "native"), step("fused", "native")),
+        "fused optimizer": (
+            "defaults: fused AdamW, against torch's choice",
+            step("plain", "fast"),
+            step("plain", "fast", fused=False),
+        ),
+        "bf16": ("defaults: bfloat16 autocast, against float32", step("plain", "fast", True), step("plain", "fast")),
+    }
+    rows = []
+    for name, (what, ours, theirs) in pairs.items():
+        value, low, high, note = compare(ours, theirs, repeats)
+        rows.append(Row(name, what, value, "(no target)", True, low, high, note))
+    images, labels = torch.randn(128, 784, device=DEVICE), torch.randint(10, (128,), device=DEVICE)
+    layers = []
+    for layer in (earlydrop.SharedMaskDropout, nn.Dropout):
+        stack = nn.Sequential(
+            *(module for width in (784, 512) for module in (nn.Linear(width, 512), nn.ReLU(), layer(0.5))), nn.Linear(512, 10)
+        )
+        layers.append(stack.to(DEVICE))
+
+    def train(model: nn.Module) -> None:
+        F.cross_entropy(model(images), labels).backward()
+
+    value, low, high, note = compare(lambda: train(layers[0]), lambda: train(layers[1]), 10 * repeats)
+    what = "MLP 784-512-512-10, forward and backward: one mask for the mini-batch, against one a sample"
+    return [*rows, Row("shared mask", what, value, "(no target)", True, low, high, note)]
 
 
 def row_trainer() -> list[Row]:
@@ -404,7 +443,7 @@ def row_compiled_step() -> list[Row]:
 
 
 ROWS = {
-    "scheduler": row_scheduler, "off": row_off, "cpu_step": row_cpu_step, "trainer": row_trainer, "probe": row_probe,
+    "scheduler": row_scheduler, "off": row_off, "cpu_step": row_cpu_step, "parts": row_parts, "trainer": row_trainer, "probe": row_probe,
     "probe_memory": row_probe_memory, "input": row_input, "two_cores": row_two_cores, "start": row_start,
     "compiled_step": row_compiled_step, "compiled_naive": row_compiled_naive,
 }  # fmt: skip

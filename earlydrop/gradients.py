@@ -210,10 +210,11 @@ class GradientSums:
             self._sums = torch.zeros(2, total, dtype=_sum_dtype(pieces), device=pieces[0].device)
         dtype, device = self._sums.dtype, self._sums.device
         # Scalars are added up in place: kept one by one between large temporaries they would fragment the heap.
-        scalars = torch.zeros(3, dtype=torch.float64, device=device)  # ‖g‖², ‖w‖², ‖v‖²
-        for _, g in _flat_chunks(pieces, total, dtype, device):
-            scalars[0] += torch.linalg.vector_norm(g, dtype=torch.float64).square()  # double: tiny gradients must not vanish
-        square = float(scalars[0])
+        scalars = torch.zeros(2, dtype=torch.float64, device=device)  # ‖w‖², ‖v‖²
+        limit = _chunk(total)
+        parts = [p for piece in pieces for p in (piece.reshape(-1).split(limit) if piece.numel() > limit else (piece,))]
+        norms = torch._foreach_norm(parts, 2, torch.float64)  # double: tiny gradients must not vanish
+        square = float(torch.stack([each.to(device) for each in norms]).square().sum())
         if not math.isfinite(square):
             raise ValueError(f"mini-batch gradient {self.count} holds NaN or infinity: check the loss at these weights")
         if square == 0:
@@ -228,12 +229,12 @@ class GradientSums:
         for place, g in _flat_chunks(pieces, total, dtype, device):
             r = self._reference[place]
             w = torch.sub(g, r, alpha=reference_norm)
-            self._sums[0, place] += w
-            scalars[1] += torch.linalg.vector_norm(w, dtype=torch.float64).square()
+            self._sums[0, place].add_(w)  # not +=, which would copy the slice onto itself
+            scalars[0].add_(torch.linalg.vector_norm(w, dtype=torch.float64).square_())
             v = torch.sub(r, g, alpha=1.0 / norm)  # −vᵢ
-            self._sums[1, place] -= v
-            scalars[2] += torch.linalg.vector_norm(v, dtype=torch.float64).square()
-        deviation_square, spread = scalars[1:].tolist()
+            self._sums[1, place].sub_(v)
+            scalars[1].add_(torch.linalg.vector_norm(v, dtype=torch.float64).square_())
+        deviation_square, spread = scalars.tolist()
         self.count += 1
         self.images += images
         self._norms += norm

@@ -139,6 +139,32 @@ def findings_table(findings: list[Finding], summaries: Summaries) -> pd.DataFram
     return pd.DataFrame(rows).set_index("claim")
 
 
+def short_table(families: list[Family], findings: list[Finding]) -> pd.DataFrame:
+    """One row a claim of each family's first study: what was claimed, what was measured, the verdict.
+
+    Args:
+        families: The claims.
+        findings: From `judge_all`.
+
+    Returns:
+        Text, the claims as the index.
+    """
+    first = {claim: next(iter(family.studies)) for family in families for claim in family.claims}
+    rows = [
+        {
+            "finding": finding.claim.id,
+            "claimed": finding.claim.claim,
+            "metric": finding.claim.metric,
+            "difference": _interval(finding.paired) if finding.paired else "",
+            "n": str(finding.expected),
+            "verdict": finding.verdict,
+        }
+        for finding in findings
+        if first[finding.claim] == finding.study and finding.round == "first"
+    ]
+    return pd.DataFrame(rows, columns=["finding", "claimed", "metric", "difference", "n", "verdict"]).set_index("finding")
+
+
 def _title(study: str, runs: pd.DataFrame) -> str:
     models, data = (", ".join(sorted(set(map(str, runs[f"config/{key}.name"])))) for key in ("model", "data"))
     return f"{study}: {models} on {data}, n = {runs.groupby('arm')['seed'].nunique().max()} a line"
@@ -220,7 +246,7 @@ def regime_cells(summaries: Summaries) -> dict[tuple[int, int], tuple[str, Paire
 
 
 def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[pd.DataFrame, dict[str, str], list[Path]]:
-    """Write summaries, ``table.md``, ``table.csv``, ``studies.md``, ``figures/`` and ``findings.html``.
+    """Write summaries, ``table.md``, ``short.md``, ``table.csv``, ``studies.md``, ``figures/`` and ``findings.html``.
 
     Args:
         folder: Runs, or a folder that holds the summaries of runs.
@@ -255,6 +281,7 @@ def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[p
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(text)
     (out / "studies.md").write_text("\n".join(f"## {name}\n\n{to_markdown(each)}\n" for name, each in studies.items()))
+    (out / "short.md").write_text(to_markdown(short_table(families, findings)) + "\n")
     table.to_csv(out / "table.csv", lineterminator="\n")
     (out / "fingerprints.csv").write_text(_fingerprints(findings))
     sections = [

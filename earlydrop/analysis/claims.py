@@ -2,7 +2,7 @@
 
 Verdicts, on the paired difference (arm minus the arm that it is held against, seed by seed, over seeds that nothing else used):
 
-- *reproduced*: the difference is not 0 in the predicted direction at the 5% level, after Holm over the claims of a study;
+- *reproduced*: the difference is not 0 in the predicted direction at the 5% level, after Holm over all declared claims of a study;
 - *opposite*: likewise, in the other direction;
 - *not resolved*: neither, with the smallest effect that this many seeds could have resolved;
 - *incomplete*: not all declared seeds have finished, so nothing is said yet.
@@ -328,7 +328,10 @@ def judge(family: Family, study: str, round_name: str, runs: pd.DataFrame) -> li
     whole = [t for t in tested if t[3] is not None and len(t[1]) == len(seeds)]
     raw = [_p_equivalent(f, c.margin)[0] if c.margin is not None else f.p for c, _, _, f in whole if f is not None]
     beyond = [_p_equivalent(f, c.margin)[1] if c.margin is not None else f.p for c, _, _, f in whole if f is not None]
-    holms, opposite = holm(raw), holm(beyond)[0]
+    untested = [1.0] * (
+        len(tested) - len(whole)
+    )  # every declared claim counts, so that a verdict does not change when others are run
+    holms, opposite = holm(raw + untested), holm(beyond + untested)[0]
     findings = []
     for claim, values, prints, found in tested:
         index = next((i for i, t in enumerate(whole) if t[0] is claim), None)

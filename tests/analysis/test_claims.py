@@ -111,6 +111,14 @@ def test_holm_is_over_all_claims_of_a_study():
     assert together[0].p == pytest.approx(min(1, 5 * alone.p))
 
 
+def test_claims_that_were_not_run_count_for_holm():
+    missing = Claim("M", "", "", "late", "none", "train_eval/loss", None, "lower")
+    summaries = made_up(effect=-0.012, noise=0.012)
+    alone, (found, other) = verdict(LOSS, summaries), judge(family(LOSS, missing), "toy", "first", summaries.of("toy"))
+    assert found.p == pytest.approx(min(1, 2 * alone.p))
+    assert other.verdict == "not run"
+
+
 def test_bootstrap_stands_beside_from_twenty_seeds():
     seeds = range(10, 30)
     finding = verdict(LOSS, made_up(seeds=seeds), seeds=seeds)

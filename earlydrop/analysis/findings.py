@@ -124,7 +124,7 @@ def findings_table(findings: list[Finding], summaries: Summaries) -> pd.DataFram
         row = {
             "claim": claim.id,
             "model": str(first["config/model.name"]),
-            "study": finding.study + ("" if finding.round == "first" else f", {finding.round}"),
+            "study": finding.study + ("" if finding.round in ("first", finding.study) else f", {finding.round}"),
             "compared": f"{claim.arm} - {claim.against}",
             "metric": f"{claim.metric}, {window}",
             "predicted": predicted,
@@ -162,7 +162,11 @@ def short_table(families: list[Family], findings: list[Finding]) -> pd.DataFrame
         for finding in findings
         if first[finding.claim] == finding.study and finding.round == "first"
     ]
-    return pd.DataFrame(rows, columns=["finding", "claimed", "metric", "difference", "n", "verdict"]).set_index("finding")
+    return (
+        pd.DataFrame(rows, columns=["finding", "claimed", "metric", "difference", "n", "verdict"])
+        .set_index("finding")
+        .sort_index(kind="stable")
+    )
 
 
 def _title(study: str, runs: pd.DataFrame) -> str:

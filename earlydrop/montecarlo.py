@@ -47,13 +47,18 @@ def _only_dropout_on(model: nn.Module) -> Iterator[None]:
             "dropout, or measure before the schedule switches it off"
         )
     dropping = {id(site.module) for site in sites}
+    fast_path = torch.backends.mha.get_fastpath_enabled()  # of nn.TransformerEncoderLayer, which would skip its dropouts
     with leave_no_trace(model):
+        torch.backends.mha.set_fastpath_enabled(False)
         model.eval()
         for module in unwrap(model).modules():
             attention = module._modules.get("attn_drop")
             if id(module) in dropping or (id(attention) in dropping and "fused_attn" in module.__dict__):
                 module.training = True  # not train(): the modules inside stay in evaluation mode
-        yield
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 @torch.no_grad()

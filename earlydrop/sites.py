@@ -13,6 +13,7 @@ rate never means a new graph.
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -384,6 +385,8 @@ def restore(model: nn.Module) -> None:
 def sites_off(model: nn.Module) -> Iterator[None]:
     """Within it no site of the model drops, driven or not, whatever the mode of its modules; afterwards all is as before.
 
+    Standard, non-inverted dropout then multiplies by its keep probability, as it does at test.
+
     Plain float attributes that are driven count as sites; those that are not are unknown to the library and keep their rates.
 
     Args:
@@ -394,6 +397,7 @@ def sites_off(model: nn.Module) -> Iterator[None]:
     """
     banks: dict[int, tuple[RateBank, float]] = {}
     plain: list[tuple[nn.Module, str, float]] = []
+    scaled = [(site.module, 1.0 - site.rate) for site in find_sites(model) if site.driver is layers.StandardDropout]
     for module in unwrap(model).modules():
         bank = layers.bank_of(module)
         if bank is not None:
@@ -408,8 +412,12 @@ def sites_off(model: nn.Module) -> Iterator[None]:
             bank.set(0.0)
         for module, attribute, _ in plain:
             setattr(module, attribute, 0.0)
+        for module, keep in scaled:
+            module.__dict__["forward"] = functools.partial(torch.mul, keep)
         yield
     finally:
+        for module, _ in scaled:
+            module.__dict__.pop("forward", None)
         for module, attribute, rate in plain:
             setattr(module, attribute, rate)
         for bank, value in banks.values():

@@ -254,3 +254,44 @@ def test_bad_rates_and_cutoffs_are_refused(make):
 def test_layers_refuse_bad_rates(layer):
     with pytest.raises(ValueError, match=r"p is 1\.0"):
         layer(1.0)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_mc_dropout_reaches_torchs_transformer_layers(batch_first):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=batch_first)
+    found = mc_dropout(
+        nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.randn(4, 3, 8), passes=8, probabilities=False
+    )
+    assert (found.variance > 0).any()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_max_norm_reaches_attentions_projections():
+    attention = nn.MultiheadAttention(8, 2)
+    max_norm_(attention, 0.3)
+    assert attention.in_proj_weight.norm(dim=1).max() <= 0.3 + 1e-6
+    with pytest.raises(ValueError, match="parametrization"):
+        max_norm_(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))), 0.5)
+
+
+@pytest.mark.parametrize("driven", [True, False])
+def test_the_whole_dataset_gradient_of_standard_dropout_is_of_the_network_used_at_test(driven):
+    """Standard dropout before weights w is inverted dropout before (1 - p) w: the same function, so the same measures of direction."""
+    torch.manual_seed(0)
+    first, last = nn.Linear(6, 64), nn.Linear(64, 3, bias=False)
+    standard = nn.Sequential(first, nn.ReLU(), StandardDropout(0.5), last)
+    halved = nn.Linear(64, 3, bias=False)
+    halved.weight.data = last.weight.data * 0.5
+    inverted = nn.Sequential(first, nn.ReLU(), nn.Dropout(0.5), halved)
+    if driven:
+        DropoutScheduler(standard, earlydrop.constant(0.5))
+    last.requires_grad_(False)
+    halved.requires_grad_(False)
+    data = [(torch.randn(32, 6), torch.randint(3, (32,))) for _ in range(8)]
+
+    def loss_fn(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    reports = [earlydrop.probe(model, loss_fn, data, dataset=data) for model in (standard, inverted)]
+    assert reports[0].dataset_gradient_norm == pytest.approx(reports[1].dataset_gradient_norm, rel=1e-5)
+    assert "forward" not in standard[2].__dict__

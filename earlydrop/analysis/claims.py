@@ -12,6 +12,7 @@ Equivalence is two one-sided tests against a margin: *reproduced* if both reject
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.optimize
 import scipy.stats
 import yaml
 
@@ -108,7 +110,8 @@ class Finding:
         expected: How many seeds were declared.
         paired: The paired difference; None without two seeds.
         p: p-value of the claim's test, after Holm.
-        resolvable: The smallest effect that would be resolved with a power of 80% at the level that Holm's procedure gave this claim.
+        resolvable: The smallest effect that would be resolved with a power of 80% at the level that Holm's procedure gave this claim; for
+            equivalence the smallest margin that these runs would have shown.
         verdict: ``reproduced``, ``opposite``, ``not resolved``, ``incomplete`` or ``not run``.
         bootstrap: 95% interval by bootstrap (BCa), from 20 seeds on.
         fingerprints: The runs behind it.
@@ -153,12 +156,11 @@ def _family(path: Path) -> Family:
         raise ValueError(f"{path.name}: regime is {content['regime']!r}: expected underfit or overfit")
     studies = {}
     for study, rounds in content["studies"].items():
-        label = set(rounds.get("label", ()))
-        for name, seeds in rounds.items():
-            both = label & set(seeds)
-            if name != "label" and both:
+        for (one, seeds), (other, others) in itertools.combinations(rounds.items(), 2):
+            both = set(seeds) & set(others)
+            if both:
                 raise ValueError(
-                    f"{path.name}: seed {min(both)} of study {study} labels its regime and enters round {name}: use other seeds"
+                    f"{path.name}: seed {min(both)} of study {study} is in round {one} and in round {other}: use other seeds"
                 )
         studies[study] = {name: tuple(seeds) for name, seeds in rounds.items()}
     claims = tuple(_claim(path.name, name, values) for name, values in content["claims"].items())
@@ -264,11 +266,13 @@ def holm(p_values: Iterable[float]) -> tuple[list[float], list[float]]:
     """
     values = list(p_values)
     adjusted, levels = [1.0] * len(values), [LEVEL] * len(values)
-    largest = 0.0
+    largest, stopped_at = 0.0, 0.0
     for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
         remaining = len(values) - rank
         largest = max(largest, min(1.0, remaining * values[index]))
-        adjusted[index], levels[index] = largest, LEVEL / remaining
+        if largest >= LEVEL and not stopped_at:
+            stopped_at = LEVEL / remaining  # nothing behind the first claim that is not rejected gets a higher level
+        adjusted[index], levels[index] = largest, stopped_at or LEVEL / remaining
     return adjusted, levels
 
 
@@ -298,9 +302,10 @@ def differences(runs: pd.DataFrame, claim: Claim, seeds: Iterable[int]) -> tuple
                     f"study {rows['study'].iloc[0]} has {len(rows)} finished runs of {arm} with seed {seed} "
                     f"({', '.join(rows['fingerprint'])}): keep one configuration a study"
                 )
-            sides += [
-                (measure(r.history, claim.metric, claim.window, int(r.total_steps)), str(r.fingerprint)) for r in rows.itertuples()
-            ]
+            for r in rows.itertuples():  # a run that stopped early has no comparable window, only a last value
+                whole = claim.window is None or r.step == r.total_steps
+                value = measure(r.history, claim.metric, claim.window, int(r.total_steps)) if whole else math.nan
+                sides.append((value, str(r.fingerprint)))
         if len(sides) == 2 and all(math.isfinite(value) for value, _ in sides):
             values[seed] = sides[0][0] - sides[1][0]
             fingerprints += [fingerprint for _, fingerprint in sides]
@@ -328,9 +333,7 @@ def judge(family: Family, study: str, round_name: str, runs: pd.DataFrame) -> li
     whole = [t for t in tested if t[3] is not None and len(t[1]) == len(seeds)]
     raw = [_p_equivalent(f, c.margin)[0] if c.margin is not None else f.p for c, _, _, f in whole if f is not None]
     beyond = [_p_equivalent(f, c.margin)[1] if c.margin is not None else f.p for c, _, _, f in whole if f is not None]
-    untested = [1.0] * (
-        len(tested) - len(whole)
-    )  # every declared claim counts, so that a verdict does not change when others are run
+    untested = [1.0] * (len(tested) - len(whole))  # every declared claim counts, run or not
     holms, opposite = holm(raw + untested), holm(beyond + untested)[0]
     findings = []
     for claim, values, prints, found in tested:
@@ -339,21 +342,27 @@ def judge(family: Family, study: str, round_name: str, runs: pd.DataFrame) -> li
             study, round_name, claim, len(seeds), found, None, None, "incomplete" if values else "not run", None, tuple(prints)
         )
         if found is not None and index is not None:
-            n = len(seeds)
-            resolvable = (_quantile(1 - holms[1][index] / 2, n) + _quantile(POWER, n)) * found.spread / n**0.5
+            resolvable = _resolvable(claim, found, holms[1][index])
             finding = replace(
                 finding,
                 p=holms[0][index],
                 resolvable=resolvable,
                 verdict=_verdict(claim, found, holms[0][index], opposite[index]),
-                bootstrap=_bootstrap(np.array(list(values.values()))) if n >= BOOTSTRAP_FROM else None,
+                bootstrap=_bootstrap(np.array(list(values.values()))) if len(seeds) >= BOOTSTRAP_FROM else None,
             )
         findings.append(finding)
     return findings
 
 
-def _quantile(probability: float, n: int) -> float:
-    return float(scipy.stats.t.ppf(probability, n - 1))
+def _resolvable(claim: Claim, found: Paired, level: float) -> float:
+    """The smallest true effect seen with a power of 80%; for equivalence the smallest margin that these runs would have shown."""
+    n, error = len(found.seeds), found.spread / math.sqrt(len(found.seeds))
+    if claim.margin is not None:
+        quantile: float = scipy.stats.t.ppf(1 - level, n - 1)
+        return abs(found.effect) + float(quantile) * error
+    critical = float(scipy.stats.t.ppf(1 - level / 2, n - 1))
+    noncentral: float = scipy.optimize.brentq(lambda d: scipy.stats.nct.sf(critical, n - 1, d) - POWER, 0, 10 * critical)
+    return float(noncentral) * error
 
 
 def _verdict(claim: Claim, found: Paired, p: float, p_opposite: float) -> str:

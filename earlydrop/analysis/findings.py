@@ -119,8 +119,7 @@ def findings_table(findings: list[Finding], summaries: Summaries) -> pd.DataFram
         predicted = claim.direction if claim.margin is None else f"within {claim.margin:g}"
         verdict = finding.verdict
         if verdict == "not resolved" and finding.resolvable is not None:
-            verdict += f" (from {finding.resolvable:.2g})"
-        n = len(found.seeds) if found else 0
+            verdict += f" ({'within' if claim.margin else 'from'} {finding.resolvable:.2g})"
         row = {
             "claim": claim.id,
             "model": str(first["config/model.name"]),
@@ -129,7 +128,7 @@ def findings_table(findings: list[Finding], summaries: Summaries) -> pd.DataFram
             "metric": f"{claim.metric}, {window}",
             "predicted": predicted,
             "difference": _interval(found) if found else "",
-            "n": str(n) if n == finding.expected else f"{n} of {finding.expected}",
+            "n": _count(finding),
             "p": "" if finding.p is None else f"{finding.p:.2g}",
             "verdict": f"**{verdict}**" if finding.verdict in ("reproduced", "opposite") else verdict,
         }
@@ -137,6 +136,11 @@ def findings_table(findings: list[Finding], summaries: Summaries) -> pd.DataFram
             row["difference"] += f"; bootstrap [{_signed(finding.bootstrap[0])}, {_signed(finding.bootstrap[1])}]"
         rows.append(row)
     return pd.DataFrame(rows).set_index("claim")
+
+
+def _count(finding: Finding) -> str:
+    n = len(finding.paired.seeds) if finding.paired else 0
+    return str(n) if n == finding.expected else f"{n} of {finding.expected}"
 
 
 def short_table(families: list[Family], findings: list[Finding]) -> pd.DataFrame:
@@ -156,7 +160,7 @@ def short_table(families: list[Family], findings: list[Finding]) -> pd.DataFrame
             "claimed": finding.claim.claim,
             "metric": finding.claim.metric,
             "difference": _interval(finding.paired) if finding.paired else "",
-            "n": str(finding.expected),
+            "n": _count(finding),
             "verdict": finding.verdict,
         }
         for finding in findings
@@ -272,7 +276,7 @@ def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[p
     findings = judge_all(families, summaries)
     if not findings:
         raise FileNotFoundError(f"{folder} holds no runs with the seeds that {claims_folder(claims)} declares")
-    studies = study_tables(summaries)
+    studies = study_tables(families, summaries)
     table, words = findings_table(findings, summaries), labels(families, summaries)
     figures = draw_findings(families, summaries, out / "figures")
     text = to_markdown(table) + "\n\nRegimes, from seeds that enter no verdict:\n\n"
@@ -300,14 +304,16 @@ def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[p
 
 _HOW = (
     "Paired differences by seed with 95% intervals (Student's t); p after Holm over the claims of a study. A claim is not resolved "
-    "<em>from</em> the effect that would have been seen with a power of 80%. Claims, windows and seeds were written down before the runs."
+    "<em>from</em> the effect that would have been seen with a power of 80%; an equivalence that is not resolved would have been shown "
+    "<em>within</em> that margin. Claims, windows and seeds were written down before the runs."
 )
 
 
-def study_tables(summaries: Summaries) -> dict[str, pd.DataFrame]:
-    """For each study its table of arms, and its table of paired differences.
+def study_tables(families: list[Family], summaries: Summaries) -> dict[str, pd.DataFrame]:
+    """For each study its table of arms, and its table of paired differences; without the seeds that label its regime.
 
     Args:
+        families: The claims, which name those seeds.
         summaries: The runs.
 
     Returns:
@@ -316,6 +322,10 @@ def study_tables(summaries: Summaries) -> dict[str, pd.DataFrame]:
     tables = {}
     for study in sorted(set(summaries.runs["study"]) - {"smoke"}):
         runs = summaries.of(study)
+        label = {seed for family in families for seed in family.studies.get(study, {}).get("label", ())}
+        runs = runs[~runs["seed"].isin(label)]
+        if runs.empty:
+            continue
         tables[study] = summary_table(runs)
         differences_to_none = paired_table(runs)
         if not differences_to_none.empty:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from earlydrop.analysis.figures import draw_all, interval
-from earlydrop.analysis.runs import acts, load_runs, tell_apart
+from earlydrop.analysis.runs import load_runs, tell_apart
 from earlydrop.training.sweep import failures
 
 COLUMNS = {  # column of load_runs: (heading, digits)
@@ -42,7 +42,7 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
         row = {"runs": f"{len(done)}" if len(done) == len(group) else f"{len(done)} of {len(group)}"}
         for column, (heading, digits) in COLUMNS.items():
             if column in runs:
-                row[heading] = _number(done[column].dropna().to_numpy(float), digits)
+                row[heading] = _number(done.groupby("seed")[column].mean().dropna().to_numpy(float), digits)  # a seed counts once
         rows[str(arm)] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
 
@@ -59,10 +59,9 @@ def paired_table(runs: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     done = runs[runs["state"] == "finished"]
     for arm, group in done.groupby("arm", sort=True):
-        schedule, _, rest = str(arm).partition(" · ")
-        settings = [each for each in rest.split(", ") if each and acts(each.partition("=")[0], "none")]
-        base = done[done["arm"] == " · ".join(["none", ", ".join(settings)] if settings else ["none"])]
-        if schedule == "none" or group["seed"].duplicated().any() or base["seed"].duplicated().any():
+        settings = group["settings"].fillna("").iloc[0] if "settings" in group else ""
+        base = done[done["arm"] == (f"none · {settings}" if settings else "none")]
+        if str(arm).partition(" · ")[0] == "none" or group["seed"].duplicated().any() or base["seed"].duplicated().any():
             continue
         joined = group.merge(base, on="seed", suffixes=("", "|none"))
         if len(joined) > 1:

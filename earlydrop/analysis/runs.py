@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from earlydrop.training.config import Config
 from earlydrop.training.files import read_json, read_metrics
 
 EARLY = 0.2
@@ -68,7 +70,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
 
 def _row(path: Path) -> dict[str, Any]:
     provenance, status = read_json(path / "provenance.json"), read_json(path / "status.json")
-    config = yaml.safe_load((path / "config.yaml").read_text())
+    config = _complete(dataclasses.asdict(Config()), yaml.safe_load((path / "config.yaml").read_text()))
     row: dict[str, Any] = {
         "folder": str(path),
         "study": config["study"],
@@ -109,9 +111,11 @@ def tell_apart(runs: pd.DataFrame) -> pd.DataFrame:
         runs: From `load_runs`.
 
     Returns:
-        A copy, with arms such as ``"early-0.1-20% · optim.lr=0.001"``.
+        A copy, with arms such as ``"early-0.1-20% · optim.lr=0.001"``, and the column ``settings``: those parts of the name that mean
+        something without dropout too.
     """
     runs = runs.copy()
+    runs["settings"] = ""
     keys = sorted(
         str(name).removeprefix("config/")
         for name in runs.columns
@@ -122,6 +126,7 @@ def tell_apart(runs: pd.DataFrame) -> pd.DataFrame:
         varying = [key for key, rows in named.items() if group[rows][f"config/{key}"].map(_text).nunique() > 1]
         for index, row in group.iterrows():
             names = [f"{key}={_text(row[f'config/{key}'])}" for key in varying if acts(key, str(row["arm"]))]
+            runs.loc[index, "settings"] = ", ".join(name for name in names if acts(name.partition("=")[0], "none"))
             if names and pd.isna(row.get("config/label")):
                 runs.loc[index, "arm"] = f"{row['arm']} · {', '.join(names)}"
     return runs
@@ -142,6 +147,17 @@ def acts(key: str, arm: str) -> bool:
 
 def _text(value: Any) -> str:
     return "null" if value is None or value != value else f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _complete(defaults: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the defaults of keys that its version did not have, and null where a key is not used."""
+    whole = {
+        key: _complete(default, config.get(key) or {}) if isinstance(default, dict) else config.get(key, default)
+        for key, default in defaults.items()
+    }
+    if "stop_patience" in whole and whole["stop_metric"] is None:
+        whole["stop_patience"] = None
+    return whole
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

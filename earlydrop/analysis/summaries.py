@@ -12,7 +12,7 @@ from earlydrop.training.files import read_json
 
 RUNS, HISTORY = "runs.csv", "history.csv.xz"
 _LOCAL = ("out", "data.root", "device", "threads", "tracking", "project", "tags", "mode", "resume", "data.workers")
-_FACTS = ("study", "arm", "seed", "fingerprint", "state", "step", "total_steps", "seconds")
+_FACTS = ("study", "arm", "settings", "seed", "fingerprint", "state", "step", "total_steps", "seconds")
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Summaries:
             One row a run.
         """
         runs = self.runs[self.runs["study"] == study].copy()
-        steps = dict(list(self.history[self.history["study"] == study].groupby("fingerprint")))
-        runs["history"] = [steps.get(fingerprint, self.history.iloc[:0]) for fingerprint in runs["fingerprint"]]
+        key = ["fingerprint", "arm", "seed"]
+        steps = dict(list(self.history[self.history["study"] == study].groupby(key)))
+        runs["history"] = [steps.get(each, self.history.iloc[:0]) for each in runs[key].itertuples(index=False, name=None)]
         return runs
 
     def write(self, folder: Path) -> None:

@@ -83,7 +83,11 @@ def _build_mlp(config: ModelConfig, inputs: int, classes: int, unit: float) -> n
     from earlydrop.training.networks import MLP, MLP_DROPOUTS
 
     _no_sizes(config, "width", "depth", "heads", "patch")
-    hidden = list(config.hidden or [512, 256, 128])
+    hidden = [512, 256, 128] if config.hidden is None else list(config.hidden)
+    if not hidden or min(hidden) < 1:
+        raise ConfigError(
+            f"model.hidden is {config.hidden}: expected the widths of one or more hidden layers, such as [512,256,128]"
+        )
     profile = config.profile or [1.0] * len(hidden)
     if len(profile) != len(hidden) or not all(0 < rate < math.inf for rate in profile):
         raise ConfigError(f"model.profile is {config.profile}: expected {len(hidden)} rates above 0, one for each hidden layer")

@@ -145,8 +145,10 @@ def _evaluate_last(plan: Plan) -> dict[str, Any]:
     content = load_checkpoint(plan.folder / "checkpoints", plan.fingerprint)
     if content is None:
         raise ConfigError(f"mode is 'eval': {plan.folder} has no checkpoint; train it first with mode=train")
-    model, _ = scheduled_model(plan)
+    model, scheduler = scheduled_model(plan)
     model.load_state_dict(content["model"])
+    if scheduler is not None:
+        scheduler.load_state_dict(content["scheduler"])  # what is not inverted dropout depends on the rate at test too
     metrics = evaluate_all(model, Objective(plan.source, plan.config.augment), plan)
     print(f"{plan.folder} at step {content['step']}")
     for name, value in metrics.items():

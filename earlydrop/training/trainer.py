@@ -165,7 +165,7 @@ class Trainer:
             self._record(self._probe())
         saved = began = logged = time.perf_counter()
         logged_step = first = self.step
-        for images, targets in self._batches():
+        for images, targets in self._batches() if not self._out_of_patience() else ():
             self._train_step(images, targets)
             metrics = {}
             if self.step % trainer.log_every == 0 or self.step == plan.total_steps:
@@ -184,7 +184,7 @@ class Trainer:
                 metrics |= self._probe()
             last = self.step == plan.total_steps or self._stops_early(metrics)
             if last and trainer.mc_passes is not None:
-                metrics |= evaluate_mc(self.model, plan, trainer.mc_passes)
+                metrics |= self._monte_carlo(trainer.mc_passes)
             if metrics:
                 self._record(metrics)
                 logged, logged_step = time.perf_counter(), self.step
@@ -205,8 +205,20 @@ class Trainer:
         if trainer.stop_metric is None or trainer.stop_metric not in metrics:
             return False
         self.watched.append(metrics[trainer.stop_metric])
+        return self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        trainer = self.plan.config.trainer
+        if trainer.stop_metric is None or not self.watched:
+            return False
         better = max if trainer.stop_metric.endswith("accuracy") else min
         return len(self.watched) - 1 - self.watched.index(better(self.watched)) >= trainer.stop_patience
+
+    def _monte_carlo(self, passes: int) -> dict[str, float]:
+        if self.scheduler is None or self.scheduler.last_rate == 0:
+            log.warning("stopped early at step %d, where no dropout was on: Monte Carlo dropout was not measured", self.step)
+            return {}
+        return evaluate_mc(self.model, self.plan, passes)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         plan = self.plan

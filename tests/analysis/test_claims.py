@@ -99,7 +99,7 @@ def test_two_runs_of_one_arm_and_seed_are_an_error():
 def test_holm_by_hand():
     adjusted, levels = holm([0.04, 0.01, 0.03, 0.005])
     assert adjusted == pytest.approx([0.06, 0.03, 0.06, 0.02])
-    assert levels == pytest.approx([0.05, 0.05 / 3, 0.025, 0.0125])
+    assert levels == pytest.approx([0.025, 0.05 / 3, 0.025, 0.0125])  # the third is not rejected: the fourth gets no more
     assert holm([]) == ([], [])
 
 
@@ -166,7 +166,7 @@ def test_claims_are_read(tmp_path):
         ({"direction": "equivalent"}, "margin missing or unknown"),
         ({"direction": "equivalent", "margin": 0.0}, "margin is 0.0: expected more than 0"),
         ({"regime": "fit"}, "regime is 'fit'"),
-        ({"studies": {"toy": {"label": [1, 5], "first": [5, 6]}}}, "seed 5 of study toy labels its regime and enters round first"),
+        ({"studies": {"toy": {"label": [1, 5], "first": [5, 6]}}}, "seed 5 of study toy is in round first and in round label"),
     ],
 )
 def test_bad_claims_are_refused(tmp_path, changes, message):
@@ -204,3 +204,21 @@ def test_findings_from_summaries(tmp_path, monkeypatch):
     assert "dynamics-none-100" in (tmp_path / "fingerprints.csv").read_text()
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_findings(tmp_path / "nowhere", tmp_path)
+
+
+def test_a_run_that_stopped_early_has_no_window():
+    summaries = made_up()
+    summaries.runs.loc[0, "step"] = 50
+    assert verdict(LOSS, summaries).verdict == "reproduced"
+    windowed = Claim("W", "", "", "early", "none", "train_eval/loss", (0.0, 0.5), "lower")
+    assert verdict(windowed, summaries).verdict == "incomplete"
+
+
+def test_the_resolvable_effect_has_the_power_it_says():
+    noise = 0.02
+    finding = verdict(LOSS, made_up(effect=0.0, noise=noise))
+    spread = finding.paired.spread
+    random = np.random.default_rng(0)
+    values = finding.resolvable + spread * random.standard_normal((4000, 6))
+    power = (scipy.stats.ttest_1samp(values, 0, axis=1).pvalue < 0.05).mean()
+    assert power == pytest.approx(0.8, abs=0.03)

@@ -177,3 +177,16 @@ def test_paired_differences_against_none(study):
 def test_one_seed_gives_no_paired_table(study):
     runs = load_runs(study)
     assert paired_table(runs[runs["seed"] == 0]).empty
+
+
+def test_runs_made_before_a_key_existed_have_its_default(study):
+    (path, *_) = study.glob("none-seed0-*/config.yaml")
+    config = yaml.safe_load(path.read_text()) | {"trainer": {"stop_patience": 3}}
+    path.write_text(yaml.safe_dump(config))
+    assert set(tell_apart(load_runs(study))["arm"]) == {"none", "early-0.1-20%"}
+
+
+def test_a_seed_run_twice_counts_once(study):
+    runs = load_runs(study)
+    twice = pd.concat([runs, runs])
+    assert summary_table(twice).loc["none", "train_eval loss"] == summary_table(runs).loc["none", "train_eval loss"]

@@ -186,3 +186,37 @@ def test_mc_dropout_without_dropout_at_the_end_is_refused(config, name):
 def test_failed_runs_say_so(config):
     with pytest.raises(TrainingFailed):
         run(config(optim__name="sgd", optim__lr=1e20, optim__warmup="0%"))
+
+
+def test_a_run_killed_after_its_early_stop_does_not_train_on(config):
+    folder = Path(run(stopping(config))["folder"])
+    before = (folder / "metrics.jsonl").read_bytes()
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps(status | {"state": "running"}))
+    assert run(stopping(config))["state"] == "finished"
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert json.loads((folder / "status.json").read_text())["step"] == status["step"]
+
+
+def test_a_run_that_stops_before_its_late_dropout_leaves_monte_carlo_out(config):
+    more = {"trainer__stop_metric": "test/loss", "trainer__stop_patience": 1, "trainer__eval_every": "5%", "trainer__epochs": 20,
+            "optim__lr": 0.1, "probe__at": [], "schedule__name": "late", "schedule__cutoff": "95%", "trainer__mc_passes": 2}  # fmt: skip
+    result = run(config(**more))
+    assert result["state"] == "finished"
+    assert "test/loss" in result
+    assert "test_mc/loss" not in result
+
+
+@pytest.mark.parametrize("name", ["early", "late", "constant"])
+def test_evaluating_a_checkpoint_gives_the_last_metrics_also_where_evaluation_depends_on_the_rate(config, name):
+    settings = {"model__dropout": "standard", "schedule__name": name}
+    trained = run(config(**settings))
+    evaluated = run(config(**settings, mode="eval"))
+    for key in ("test/loss", "train_eval/loss", "train_clean/accuracy"):
+        assert evaluated[key] == trained[key]
+
+
+@pytest.mark.parametrize("hidden", [[], [-5], [0]])
+def test_hidden_layers_that_are_none_are_refused(config, hidden):
+    with pytest.raises(ConfigError, match=r"model\.hidden is .*: expected the widths"):
+        scheduled_model(make_plan(config(model__hidden=hidden)))

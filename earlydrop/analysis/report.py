@@ -59,7 +59,7 @@ def paired_table(runs: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     done = runs[runs["state"] == "finished"]
     for arm, group in done.groupby("arm", sort=True):
-        settings = group["settings"].fillna("").iloc[0] if "settings" in group else ""
+        settings = group["settings"].iloc[0] if "settings" in group else ""
         base = done[done["arm"] == (f"none · {settings}" if settings else "none")]
         if str(arm).partition(" · ")[0] == "none" or group["seed"].duplicated().any() or base["seed"].duplicated().any():
             continue

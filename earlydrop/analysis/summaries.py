@@ -64,8 +64,11 @@ def read_summaries(folder: Path) -> Summaries:
     Returns:
         The summaries.
     """
-    text = {"arm": str, "study": str, "fingerprint": str}
-    return Summaries(pd.read_csv(folder / RUNS, dtype=text), pd.read_csv(folder / HISTORY, dtype=text))
+    text = {"arm": str, "settings": str, "study": str, "fingerprint": str}
+    runs = pd.read_csv(folder / RUNS, dtype=text)
+    if "settings" in runs:
+        runs["settings"] = runs["settings"].fillna("")
+    return Summaries(runs, pd.read_csv(folder / HISTORY, dtype=text))
 
 
 def collect(folder: Path, studies: set[str]) -> Summaries:

@@ -150,6 +150,7 @@ def test_an_offline_run_can_be_read_back(config):
         "cutoff": "50%",
         "shape": None,
         "points": None,
+        "gamma": None,
     }
     assert whole["config"]["model"]["hidden"] == [16]
     assert whole["config"]["arm"] == "early-0.3-50%"

@@ -14,6 +14,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
+from PIL import Image
 
 from earlydrop.analysis import load_runs
 from earlydrop.cli import conf_folder
@@ -56,6 +57,21 @@ def test_every_file_under_conf_composes_and_plans(override):
     ):
         plan = make_plan(settings)
         assert plan.total_steps > 0
+
+
+def test_the_papers_recipe_plans_on_a_folder_of_images(tmp_path):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (40, 40)).save(tmp_path / split / name / "0.png")
+    done = earlydrop(
+        "experiment=paper/vit_tiny", "mode=plan", f"data.root={tmp_path}", "trainer.batch_size=2", "trainer.accumulate=2",
+        "data.image_size=32", "data.workers=0", "device=cpu", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "length       300 steps (1 an epoch), warm-up 50 steps" in done.stdout
+    assert "cutoff=50" in done.stdout
+    assert "blocks.11.mlp.drop2" in done.stdout
 
 
 def test_a_comment_stands_at_the_top_of_every_config():

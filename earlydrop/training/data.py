@@ -98,8 +98,8 @@ class _FolderImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
 class FolderSource:
     """A folder with ``train`` and ``val`` (or ``test``), each with one folder a class, as ImageNet is laid out.
 
-    Augmentation is timm's (random resized crop, RandAugment, flip), drawn for each image from (seed, batch, index), so the number of
-    workers changes nothing.
+    Augmentation is timm's (random resized crop, RandAugment, random erasing, flip), drawn for each image from (seed, batch, index), so the
+    number of workers changes nothing.
 
     Args:
         config: ``data.root``, ``data.image_size`` (default 224) and ``data.workers``.
@@ -123,7 +123,7 @@ class FolderSource:
             raise ConfigError("data.train_images is for datasets in memory: make a smaller folder instead")
         self.image_size, self.channels, self.device = config.image_size or 224, 3, device
         train_transform = create_transform(
-            self.image_size, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, re_prob=0.25,
+            self.image_size, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, re_prob=0.25, re_mode="pixel",
             interpolation="bicubic", hflip=0.5 if options.flip else 0.0,
         )  # fmt: skip
         clean_transform = create_transform(self.image_size, is_training=False, crop_pct=224 / 256, interpolation="bicubic")

@@ -16,7 +16,7 @@ import fnmatch
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -78,10 +78,10 @@ class Site:
     """
 
     name: str
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     attribute: str
     kind: str
-    driver: type
+    driver: type = field(repr=False)
 
     @property
     def rate(self) -> float:
@@ -261,6 +261,9 @@ def _nothing_to_drive(model: nn.Module, kind: str, found: list[Site]) -> str:
         )
     other = sorted({site.kind for site in find_sites(model)})
     hint = f" It has {other[0]} sites: kind={other[0]!r} drives those." if other else ""
+    plain = [site for site in _plain_attributes(model, set()) if site.base_rate > 0 and kind in ("all", site.kind)]
+    if plain:  # timm's ResNet and EfficientNet, transformers' attention: functional dropout
+        hint += f" A plain attribute may hold a rate, {plain[0].name}={plain[0].base_rate:g}: sites={plain[0].name!r} drives it."
     return (
         f"{name} has no {kind} site to drive (a layer built with rate 0 may be an nn.Identity, which can never drop): "
         f"build the model with the peak rate ({remedy}).{hint}"

@@ -96,12 +96,14 @@ def test_plain_attributes_only_when_named():
     assert (model(torch.ones(4_000)) == 0).float().mean() > 0.6
     scheduler.restore()
     assert model[0].attention_dropout == 0.1
+    assert repr(choose_sites(model)[0]) == "Site(name='1', attribute='p', kind='unit')"
 
 
 @pytest.mark.parametrize(
     ("model", "options", "says"),
     [
         (nn.Linear(2, 2), {}, "no unit site.*proj_drop_rate"),
+        (FunctionalDropout(), {}, "attention_dropout=0.1: sites='attention_dropout' drives it"),
         (nn.Sequential(nn.Dropout(0.1)), {"kind": "path"}, "no path site.*kind='unit'"),
         (nn.Sequential(nn.Dropout(0.0)), {}, r"built with rate 0.*sites='\*'"),
         (nn.Sequential(nn.Dropout(0.0), nn.Dropout(0.1)), {"sites": "*"}, "mixes rates of 0"),

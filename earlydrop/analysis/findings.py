@@ -67,7 +67,8 @@ def judge_all(families: list[Family], summaries: Summaries) -> list[Finding]:
             for name in rounds:
                 if name != "label":
                     found = judge(family, study, name, runs)
-                    findings += found if any(f.verdict != "not run" for f in found) else []
+                    ran = [f for f in found if f.verdict != "not run"]
+                    findings += found if ran and name == "first" else ran  # a later round may take up some of the claims
     return findings
 
 
@@ -144,7 +145,7 @@ def _count(finding: Finding) -> str:
 
 
 def short_table(families: list[Family], findings: list[Finding]) -> pd.DataFrame:
-    """One row a claim of each family's first study: what was claimed, what was measured, the verdict.
+    """One row a claim of each family's first study: what was claimed, what was measured, the verdict, and that of further rounds of seeds.
 
     Args:
         families: The claims.
@@ -154,6 +155,7 @@ def short_table(families: list[Family], findings: list[Finding]) -> pd.DataFrame
         Text, the claims as the index.
     """
     first = {claim: next(iter(family.studies)) for family in families for claim in family.claims}
+    here = [finding for finding in findings if first[finding.claim] == finding.study]
     rows = [
         {
             "finding": finding.claim.id,
@@ -162,15 +164,18 @@ def short_table(families: list[Family], findings: list[Finding]) -> pd.DataFrame
             "difference": _interval(finding.paired) if finding.paired else "",
             "n": _count(finding),
             "verdict": finding.verdict,
+            "other seeds": "; ".join(
+                f"{other.verdict}: {_interval(other.paired)}, n = {_count(other)}"
+                for other in here
+                if other.claim is finding.claim and other.round != "first" and other.paired
+            ),
         }
-        for finding in findings
-        if first[finding.claim] == finding.study and finding.round == "first"
+        for finding in here
+        if finding.round == "first"
     ]
-    return (
-        pd.DataFrame(rows, columns=["finding", "claimed", "metric", "difference", "n", "verdict"])
-        .set_index("finding")
-        .sort_index(kind="stable")
-    )
+    columns = ["finding", "claimed", "metric", "difference", "n", "verdict", "other seeds"]
+    table = pd.DataFrame(rows, columns=columns).set_index("finding").sort_index(kind="stable")
+    return table if (table["other seeds"] != "").any() else table.drop(columns="other seeds")
 
 
 def _title(study: str, runs: pd.DataFrame) -> str:

@@ -10,7 +10,7 @@ import scipy.stats
 import yaml
 
 from earlydrop.analysis.claims import Claim, Family, differences, holm, judge, load_claims, measure, paired, regime
-from earlydrop.analysis.findings import claims_folder, write_findings
+from earlydrop.analysis.findings import claims_folder, judge_all, short_table, write_findings
 from earlydrop.analysis.summaries import Summaries, read_summaries
 
 LOSS = Claim("L", "lower loss", "here", "early", "none", "train_eval/loss", None, "lower")
@@ -204,6 +204,20 @@ def test_findings_from_summaries(tmp_path, monkeypatch):
     assert "dynamics-none-100" in (tmp_path / "fingerprints.csv").read_text()
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_findings(tmp_path / "nowhere", tmp_path)
+
+
+def test_a_later_round_takes_up_some_claims_and_stands_beside_the_first():
+    late = Claim("A", "higher accuracy", "here", "late", "none", "test/accuracy", None, "higher")
+    rounds = {"toy": {"first": tuple(range(10, 16)), "more": tuple(range(20, 25))}}
+    summaries = made_up(seeds=[*range(10, 16), *range(20, 25)])
+    findings = judge_all([family(LOSS, late, studies=rounds)], summaries)
+    assert [(f.round, f.claim.id, f.verdict) for f in findings] == [
+        ("first", "L", "reproduced"), ("first", "A", "not run"), ("more", "L", "reproduced"),
+    ]  # fmt: skip
+    short = short_table([family(LOSS, late, studies=rounds)], findings)
+    assert short.loc["L", "other seeds"].startswith("reproduced: -0.09")
+    assert short.loc["L", "other seeds"].endswith("n = 5")
+    assert short.loc["A", "other seeds"] == ""
 
 
 def test_a_run_that_stopped_early_has_no_window():

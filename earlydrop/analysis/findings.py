@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -183,8 +184,14 @@ def _title(study: str, runs: pd.DataFrame) -> str:
     return f"{study}: {models} on {data}, n = {runs.groupby('arm')['seed'].nunique().max()} a line"
 
 
-def draw_findings(families: list[Family], summaries: Summaries, folder: Path) -> list[Path]:
-    """Every figure that the runs have values for.
+def _shared(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the seeds that every arm has, so that the lines of a figure can be compared; all runs if there are none."""
+    seeds = set.intersection(*(set(rows) for _, rows in runs.groupby("arm")["seed"]))
+    return runs[runs["seed"].isin(seeds)] if seeds else runs
+
+
+def draw_findings(families: list[Family], summaries: Summaries, folder: Path) -> dict[Path, list[str]]:
+    """Every figure that the runs have values for, from the seeds that all arms of a study have.
 
     Args:
         families: The claims, which name the studies and the seeds that are not drawn.
@@ -192,10 +199,10 @@ def draw_findings(families: list[Family], summaries: Summaries, folder: Path) ->
         folder: Where the PNG files go.
 
     Returns:
-        The files.
+        The files, with the fingerprints of the runs that each shows.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
+    files: dict[Path, list[str]] = {}
     for study in dict.fromkeys(study for family in families for study in family.studies):
         if study == "smoke":
             continue
@@ -204,23 +211,26 @@ def draw_findings(families: list[Family], summaries: Summaries, folder: Path) ->
         runs = runs[(runs["state"] == "finished") & ~runs["seed"].isin(label)]
         if runs.empty:
             continue
+        runs = _shared(runs)
+        prints = sorted(runs["fingerprint"])
         history = pd.concat(list(runs["history"]), ignore_index=True)
         for metric, name in CURVES.items():
             if metric in history and history[metric].notna().any():
                 path = folder / f"{study}-{metric.replace('/', '-')}.png"
                 draw_metric(history, metric, name, path, title=_title(study, runs))
-                files.append(path)
+                files[path] = prints
         for axis, (before, after) in _AXES.items() if study == "underfitting" else ():
             points = _along(runs, before, after)
             if len(points) > 1:
                 path = folder / f"{study}-loss-by-{axis}.png"
                 unit = " (% of training)" if axis == "cutoff" else ""
                 draw_axis(points, f"{axis}{unit}", "final training loss, early minus none", path, _title(study, runs))
-                files.append(path)
+                files[path] = prints
     cells = regime_cells(summaries)
     if cells:
-        files.append(folder / "regimes.png")
-        draw_map(cells, files[-1], "test accuracy, standard minus no dropout; " + _title(MAP_STUDY, summaries.of(MAP_STUDY)))
+        runs, path = summaries.of(MAP_STUDY), folder / "regimes.png"
+        draw_map(cells, path, "test accuracy, standard minus no dropout; " + _title(MAP_STUDY, runs))
+        files[path] = sorted(runs["fingerprint"])
     return files
 
 
@@ -296,15 +306,15 @@ def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[p
     (out / "studies.md").write_text("\n".join(f"## {name}\n\n{to_markdown(each)}\n" for name, each in studies.items()))
     (out / "short.md").write_text(to_markdown(short_table(families, findings)) + "\n")
     table.to_csv(out / "table.csv", lineterminator="\n")
-    (out / "fingerprints.csv").write_text(_fingerprints(findings))
+    (out / "fingerprints.csv").write_text(_fingerprints(findings, figures))
     sections = [
         f"<p>{_HOW}</p>",
         html_table(table),
         "<h2>Regimes</h2>" + html_list([f"{study}: {label}" for study, label in words.items()]),
-        "<h2>Figures</h2>" + pictures(figures),
+        "<h2>Figures</h2>" + pictures(list(figures)),
     ]
     (out / "findings.html").write_text(html_page("Findings", sections))
-    return table, words, figures
+    return table, words, list(figures)
 
 
 _HOW = (
@@ -338,9 +348,11 @@ def study_tables(families: list[Family], summaries: Summaries) -> dict[str, pd.D
     return tables
 
 
-def _fingerprints(findings: list[Finding]) -> str:
-    lines = [f"{f.study},{f.round},{f.claim.id},{' '.join(f.fingerprints)}" for f in findings]
-    return "\n".join(["study,round,claim,fingerprints", *lines]) + "\n"
+def _fingerprints(findings: list[Finding], figures: Mapping[Path, list[str]]) -> str:
+    """What runs each verdict and each figure comes from."""
+    lines = [f"{f.study} {f.round} {f.claim.id},{' '.join(f.fingerprints)}" for f in findings]
+    lines += [f"figures/{path.name},{' '.join(prints)}" for path, prints in figures.items()]
+    return "\n".join(["what,fingerprints", *lines]) + "\n"
 
 
 def main() -> None:

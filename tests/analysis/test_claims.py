@@ -201,7 +201,9 @@ def test_findings_from_summaries(tmp_path, monkeypatch):
     assert labels["dynamics"].startswith("overfit (claimed for underfit)")
     assert {path.name for path in figures} >= {"dynamics-probe-gdv.png", "dynamics-test-accuracy.png"}
     assert "data:image/png" in (tmp_path / "findings.html").read_text()
-    assert "dynamics-none-100" in (tmp_path / "fingerprints.csv").read_text()
+    prints = pd.read_csv(tmp_path / "fingerprints.csv", index_col="what")["fingerprints"]
+    assert prints["dynamics first F3b"].split()[0] == "dynamics-constant-0.1-100"
+    assert len(prints["figures/dynamics-probe-gdv.png"].split()) == 10  # not the label's seeds
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_findings(tmp_path / "nowhere", tmp_path)
 

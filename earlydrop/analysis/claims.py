@@ -46,6 +46,7 @@ class Claim:
         window: Share of the run over whose measurements the metric is averaged, both ends included; None for the last value.
         direction: ``lower``, ``higher`` or ``equivalent``.
         margin: The largest difference that still counts as equivalent, in the metric's units.
+        against_metric: What the metric is held against, where that is another metric of the same runs; None for the same metric.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Claim:
     window: tuple[float, float] | None
     direction: str
     margin: float | None = None
+    against_metric: str | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _family(path: Path) -> Family:
 def _claim(file: str, name: str, values: Mapping[str, Any]) -> Claim:
     where = f"{file}: claim {name}"
     optional = {"margin"} if values.get("direction") == "equivalent" else set()
-    wrong = (_KEYS | optional) ^ set(values)
+    wrong = (_KEYS | optional) ^ (set(values) - {"against_metric"})
     if wrong:
         raise ValueError(f"{where}: {', '.join(sorted(wrong))} missing or unknown: expected {', '.join(sorted(_KEYS | optional))}")
     if values["direction"] not in DIRECTIONS:
@@ -295,7 +297,7 @@ def differences(runs: pd.DataFrame, claim: Claim, seeds: Iterable[int]) -> tuple
     done = runs[runs["state"] == "finished"]
     for seed in seeds:
         sides = []
-        for arm in (claim.arm, claim.against):
+        for arm, metric in ((claim.arm, claim.metric), (claim.against, claim.against_metric or claim.metric)):
             rows = done[(done["arm"] == arm) & (done["seed"] == seed)]
             if len(rows) > 1:
                 raise ValueError(
@@ -304,7 +306,7 @@ def differences(runs: pd.DataFrame, claim: Claim, seeds: Iterable[int]) -> tuple
                 )
             for r in rows.itertuples():  # a run that stopped early has no comparable window, only a last value
                 whole = claim.window is None or r.step == r.total_steps
-                value = measure(r.history, claim.metric, claim.window, int(r.total_steps)) if whole else math.nan
+                value = measure(r.history, metric, claim.window, int(r.total_steps)) if whole else math.nan
                 sides.append((value, str(r.fingerprint)))
         if len(sides) == 2 and all(math.isfinite(value) for value, _ in sides):
             values[seed] = sides[0][0] - sides[1][0]

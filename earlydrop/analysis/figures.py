@@ -135,6 +135,8 @@ def draw_axis(points: Mapping[float, Paired], horizontal: str, vertical: str, pa
         halves = np.array([p.effect - p.low for p in points.values()])
         axes.errorbar(list(points), effects, halves, color=_COLOURS[0], marker="o", capsize=4, linestyle="-")
         axes.axhline(0, color="#999999", linewidth=1)
+        if max(points) > 20 * min(points) > 0:
+            axes.set_xscale("log")
         axes.set_xlabel(horizontal)
         axes.set_ylabel(vertical)
         axes.set_title(title, fontsize=9, loc="left")

@@ -14,27 +14,23 @@ from earlydrop.analysis.figures import draw_axis, draw_map, draw_metric
 from earlydrop.analysis.report import html_list, html_page, html_table, paired_table, pictures, summary_table, to_markdown
 from earlydrop.analysis.summaries import RUNS, Summaries, collect, read_summaries
 
-CURVES = {  # metric: axis label; drawn for each study that measured it
+CURVES = {  # metric: axis label; drawn for each study that measured it at two steps or more
+    "dropout/unit_rate": "drop rate",
     "probe/gradient_norm": "gradient norm",
     "model/distance": "model distance",
     "probe/gdv": "gradient direction variance",
     "probe/gde": "gradient direction error",
+    "train/loss": "training loss (running, with dropout)",
     "train_eval/loss": "training loss (evaluation mode)",
     "test/accuracy": "test accuracy",
 }
 MAP_STUDY = "regimes"
-UNCLAIMED = {  # studies without claims that belong to a set of them
-    "findings": (MAP_STUDY,),
-    "classic": (
-        "classic-images",
-        "classic-rates",
-        "classic-companions",
-        "classic-structured",
-        "classic-monte-carlo",
-        "all-schedules",
-    ),
-}
+SETS = ("findings", "classic")
 _AXES = {"cutoff": ("early-0.1-", "%"), "rate": ("early-", "-20%")}  # of the study underfitting: arm = before + value + after
+_COLUMNS = {  # study: the column along which constant dropout is compared with none, and what it is called
+    "classic-images": ("config/data.train_images", "training images"),
+    "classic-rates": ("config/schedule.rate", "rate"),
+}
 
 
 def claims_folder(name: str = "findings") -> Path:
@@ -212,25 +208,37 @@ def draw_findings(families: list[Family], summaries: Summaries, folder: Path) ->
         if runs.empty:
             continue
         runs = _shared(runs)
-        prints = sorted(runs["fingerprint"])
-        history = pd.concat(list(runs["history"]), ignore_index=True)
-        for metric, name in CURVES.items():
-            if metric in history and history[metric].notna().any():
-                path = folder / f"{study}-{metric.replace('/', '-')}.png"
-                draw_metric(history, metric, name, path, title=_title(study, runs))
-                files[path] = prints
-        for axis, (before, after) in _AXES.items() if study == "underfitting" else ():
-            points = _along(runs, before, after)
-            if len(points) > 1:
-                path = folder / f"{study}-loss-by-{axis}.png"
-                unit = " (% of training)" if axis == "cutoff" else ""
-                draw_axis(points, f"{axis}{unit}", "final training loss, early minus none", path, _title(study, runs))
-                files[path] = prints
+        files |= dict.fromkeys(_draw_study(study, runs, folder), sorted(runs["fingerprint"]))
     cells = regime_cells(summaries)
     if cells:
         runs, path = summaries.of(MAP_STUDY), folder / "regimes.png"
         draw_map(cells, path, "test accuracy, standard minus no dropout; " + _title(MAP_STUDY, runs))
         files[path] = sorted(runs["fingerprint"])
+    return files
+
+
+def _draw_study(study: str, runs: pd.DataFrame, folder: Path) -> list[Path]:
+    """The curves of a study, and its differences along the axes that it has."""
+    files = []
+    history, title = pd.concat(list(runs["history"]), ignore_index=True), _title(study, runs)
+    for metric, name in CURVES.items():
+        if metric not in history or history["step"][history[metric].notna()].nunique() < 2:
+            continue
+        if metric != "dropout/unit_rate" or runs["config/schedule.name"].nunique() > 2:  # else the arms' names say the rates
+            files.append(folder / f"{study}-{metric.replace('/', '-')}.png")
+            draw_metric(history, metric, name, files[-1], title=title)
+    for axis, (before, after) in _AXES.items() if study == "underfitting" else ():
+        points = _along(runs, before, after)
+        if len(points) > 1:
+            files.append(folder / f"{study}-loss-by-{axis}.png")
+            unit = " (% of training)" if axis == "cutoff" else ""
+            draw_axis(points, f"{axis}{unit}", "final training loss, early minus none", files[-1], title)
+    if study in _COLUMNS:
+        column, name = _COLUMNS[study]
+        points = _along_column(runs, column)
+        if points:
+            files.append(folder / f"{study}-accuracy-by-{name.replace(' ', '-')}.png")
+            draw_axis(points, name, "test accuracy, dropout minus none", files[-1], title)
     return files
 
 
@@ -245,6 +253,20 @@ def _along(runs: pd.DataFrame, before: str, after: str) -> dict[float, Paired]:
             if found is not None:
                 points[float(text)] = found
     return dict(sorted(points.items()))
+
+
+def _along_column(runs: pd.DataFrame, column: str) -> dict[float, Paired]:
+    """Constant dropout minus none in the final test accuracy, by a configuration value; none's may not depend on it."""
+    points = {}
+    base = runs[runs["config/schedule.name"] == "none"]
+    for value, rows in runs[runs["config/schedule.name"] == "constant"].groupby(column):
+        same = base if base[column].nunique() < 2 else base[base[column] == value]
+        both = rows.merge(same, on="seed", suffixes=("", "|none"))
+        name = "final/test/accuracy"
+        found = paired(dict(zip(both["seed"], both[name] - both[f"{name}|none"], strict=True)))
+        if found is not None:
+            points[float(value)] = found
+    return points
 
 
 def regime_cells(summaries: Summaries) -> dict[tuple[int, int], tuple[str, Paired | None]]:
@@ -284,7 +306,7 @@ def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[p
     """
     families = load_claims(claims_folder(claims))
     if not (folder / RUNS).is_file():
-        names = {study for family in families for study in family.studies} | set(UNCLAIMED[claims])
+        names = {study for family in families for study in family.studies} | ({MAP_STUDY} if claims == "findings" else set())
         collect(folder, names).write(out)
         folder = out
     summaries = read_summaries(folder)
@@ -294,7 +316,8 @@ def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[p
     studies = study_tables(families, summaries)
     table, words = findings_table(findings, summaries), labels(families, summaries)
     figures = draw_findings(families, summaries, out / "figures")
-    text = to_markdown(table) + "\n\nRegimes, from seeds that enter no verdict:\n\n"
+    text = to_markdown(table) + "\n"
+    text += "\nRegimes, from seeds that enter no verdict:\n\n" if words else ""
     text += "".join(f"- {study}: {label}\n" for study, label in words.items())
     text += "".join(
         f"- width {width}, {images:,} images: {name}, standard minus none {_interval(found)}, n = {len(found.seeds)}\n"
@@ -310,7 +333,7 @@ def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[p
     sections = [
         f"<p>{_HOW}</p>",
         html_table(table),
-        "<h2>Regimes</h2>" + html_list([f"{study}: {label}" for study, label in words.items()]),
+        "<h2>Regimes</h2>" + html_list([f"{study}: {label}" for study, label in words.items()]) if words else "",
         "<h2>Figures</h2>" + pictures(list(figures)),
     ]
     (out / "findings.html").write_text(html_page("Findings", sections))
@@ -364,7 +387,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="where to write (default: the folder, if it holds summaries; else FOLDER/<claims>)"
     )
-    parser.add_argument("--claims", choices=tuple(UNCLAIMED), default="findings", help="which set of claims (default: findings)")
+    parser.add_argument("--claims", choices=SETS, default="findings", help="which set of claims (default: findings)")
     arguments = parser.parse_args()
     out = arguments.out or (arguments.folder if (arguments.folder / RUNS).is_file() else arguments.folder / arguments.claims)
     try:

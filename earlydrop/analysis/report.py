@@ -23,6 +23,10 @@ COLUMNS = {  # column of load_runs: (heading, digits)
     "early/probe/gdv": ("early GDV", 4),
     "early/probe/gde": ("early GDE", 4),
     "early/model/distance": ("early distance", 3),
+    "final/test_mc/loss": ("Monte Carlo NLL", 4),
+    "final/test_mc/accuracy": ("Monte Carlo accuracy", 4),
+    "final/test_mc/ece": ("Monte Carlo ECE", 4),
+    "final/test/ece": ("test ECE", 4),
     "seconds": ("seconds", 0),
 }
 
@@ -41,7 +45,7 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
         done = group[group["state"] == "finished"]
         row = {"runs": f"{len(done)}" if len(done) == len(group) else f"{len(done)} of {len(group)}"}
         for column, (heading, digits) in COLUMNS.items():
-            if column in runs:
+            if column in runs and runs[column].notna().any():
                 row[heading] = _number(done.groupby("seed")[column].mean().dropna().to_numpy(float), digits)  # a seed counts once
         rows[str(arm)] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
@@ -68,7 +72,7 @@ def paired_table(runs: pd.DataFrame) -> pd.DataFrame:
             rows[f"{arm} minus none"] = {"seeds": str(len(joined))} | {
                 heading: _number((joined[column] - joined[f"{column}|none"]).to_numpy(float), digits, sign="+")
                 for column, (heading, digits) in COLUMNS.items()
-                if column in runs and column != "seconds"
+                if column in runs and runs[column].notna().any() and column != "seconds"
             }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arms")
 

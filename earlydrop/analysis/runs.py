@@ -125,7 +125,8 @@ def tell_apart(runs: pd.DataFrame) -> pd.DataFrame:
         named = {key: [acts(key, str(arm)) for arm in group["arm"]] for key in keys if key not in _NO_PART}
         varying = [key for key, rows in named.items() if group[rows][f"config/{key}"].map(_text).nunique() > 1]
         for index, row in group.iterrows():
-            names = [f"{key}={_text(row[f'config/{key}'])}" for key in varying if acts(key, str(row["arm"]))]
+            values = {key: _text(row[f"config/{key}"]) for key in varying if acts(key, str(row["arm"]))}
+            names = [f"{key}={value}" for key, value in values.items() if value != "null"]  # null: not used
             runs.loc[index, "settings"] = ", ".join(name for name in names if acts(name.partition("=")[0], "none"))
             if names and pd.isna(row.get("config/label")):
                 runs.loc[index, "arm"] = f"{row['arm']} · {', '.join(names)}"

@@ -10,7 +10,7 @@ import scipy.stats
 import yaml
 
 from earlydrop.analysis.claims import Claim, Family, differences, holm, judge, load_claims, measure, paired, regime
-from earlydrop.analysis.findings import claims_folder, judge_all, short_table, write_findings
+from earlydrop.analysis.findings import claims_folder, draw_findings, judge_all, short_table, write_findings
 from earlydrop.analysis.summaries import Summaries, read_summaries
 
 LOSS = Claim("L", "lower loss", "here", "early", "none", "train_eval/loss", None, "lower")
@@ -206,6 +206,30 @@ def test_findings_from_summaries(tmp_path, monkeypatch):
     assert len(prints["figures/dynamics-probe-gdv.png"].split()) == 10  # not the label's seeds
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_findings(tmp_path / "nowhere", tmp_path)
+
+
+def test_two_metrics_of_the_same_runs_can_be_held_against_each_other():
+    summaries = made_up(arms=("early",))
+    summaries.history["test_mc/loss"] = summaries.history["train_eval/loss"] - 0.1
+    claim = Claim("M", "", "", "early", "early", "test_mc/loss", None, "lower", against_metric="train_eval/loss")
+    finding = verdict(claim, summaries)
+    assert finding.verdict == "reproduced"
+    assert finding.paired.effect == pytest.approx(-0.1)
+
+
+def test_dropouts_gain_is_drawn_along_an_axis(tmp_path):
+    parts = [made_up("classic-images", seeds=range(3, 8), arms=(f"none-{n}", f"constant-{n}"), **{"config/data.train_images": n})
+             for n in (250, 10_000)]  # fmt: skip
+    runs = pd.concat([part.runs for part in parts])
+    runs["config/schedule.name"] = runs["arm"].str.partition("-")[0]
+    runs["final/test/accuracy"] = runs["config/data.train_images"] * 1e-6 * (runs["config/schedule.name"] == "constant")
+    images = Claim("I", "", "", "constant-250", "none-250", "test/accuracy", None, "higher")
+    studies = {"classic-images": {"first": (3, 4, 5, 6, 7)}}
+    files = draw_findings([family(images, studies=studies)], Summaries(runs, pd.concat([p.history for p in parts])), tmp_path)
+    path = tmp_path / "classic-images-accuracy-by-training-images.png"
+    assert path in files
+    assert path.stat().st_size > 5_000
+    assert len(files[path]) == 20
 
 
 def test_a_later_round_takes_up_some_claims_and_stands_beside_the_first():

@@ -162,6 +162,8 @@ def test_arms_differ_by_every_setting_that_varies(study):
     arms = set(tell_apart(runs)["arm"])
     assert {"none · optim.lr=0.001", "none · optim.lr=0.002"} < arms
     assert {"early-0.1-20% · model.dropout=gaussian, optim.lr=0.001"} < arms
+    runs["config/optim.max_norm"] = [None if seed == 0 else 3.0 for seed in runs["seed"]]
+    assert "none · optim.lr=0.001" in set(tell_apart(runs)["arm"])  # what is not used is not named
 
 
 def test_paired_differences_against_none(study):

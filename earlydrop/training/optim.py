@@ -49,13 +49,15 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         config: Optimizer and its constants.
 
     Returns:
-        The optimizer; its learning rate is set at every step.
+        The optimizer: its first group does not decay, its second does; its learning rate is set at every step.
     """
     from timm.optim import param_groups_weight_decay
 
     no_decay: Any = getattr(model, "no_weight_decay", tuple)
     names = no_decay()
-    groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=names)
+    groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=names)  # at 0 it would return one group
+    for group in groups:
+        group["weight_decay"] *= config.weight_decay
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     if config.name == "rmsprop":

@@ -20,7 +20,8 @@ from earlydrop.training.run import run
 from earlydrop.training.trainer import Trainer, TrainingFailed, scheduled_model
 
 
-def test_penalties_are_the_gradients_of_their_formulas():
+@pytest.mark.parametrize("decay", [0.05, 0.0])
+def test_penalties_are_the_gradients_of_their_formulas(decay):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     x, y = torch.randn(16, 4).double(), torch.randint(3, (16,))
@@ -28,7 +29,7 @@ def test_penalties_are_the_gradients_of_their_formulas():
     loss = F.cross_entropy(model(x), y)
     penalty = sum(0.01 * w.abs().sum() + 0.02 * w.square().sum() for w in weights)
     expected = torch.autograd.grad(loss + penalty, list(model.parameters()))
-    optimizer = make_optimizer(model, OptimConfig())
+    optimizer = make_optimizer(model, OptimConfig(weight_decay=decay))
     F.cross_entropy(model(x), y).backward()
     add_penalties(optimizer, 0.01, 0.02)
     for p, gradient in zip(model.parameters(), expected, strict=True):

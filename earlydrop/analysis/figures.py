@@ -98,7 +98,8 @@ def draw_metric(history: pd.DataFrame, metric: str, label: str, path: Path, titl
         title: What was run.
     """
     with mpl.rc_context(_LOOK):
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        many = history["arm"].nunique() > 6
+        figure = Figure(figsize=(8.6 if many else 6.4, 4.0), layout="constrained")
         axes = figure.subplots()
         for i, (arm, rows) in enumerate(history.groupby("arm", sort=True)):
             values = rows.dropna(subset=[metric]).groupby("step")[metric].agg(list)
@@ -114,7 +115,10 @@ def draw_metric(history: pd.DataFrame, metric: str, label: str, path: Path, titl
         if title is not None:
             axes.set_title(title, fontsize=9, loc="left")
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=9)
+        if many:
+            figure.legend(frameon=False, fontsize=9, loc="outside right center")
+        else:
+            axes.legend(frameon=False, fontsize=9)
         figure.savefig(path, dpi=130)
 
 

@@ -48,7 +48,8 @@ def judge_all(families: list[Family], summaries: Summaries) -> list[Finding]:
                 if name != "label":
                     found = judge(family, study, name, runs)
                     ran = [f for f in found if f.verdict != "not run"]
-                    findings += found if ran and name == "first" else ran  # a later round may take up some of the claims
+                    main = name == "first" and study == next(iter(family.studies))
+                    findings += found if ran and main else ran  # other rounds and studies may take up some of the claims
     return findings
 
 

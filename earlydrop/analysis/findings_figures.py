@@ -66,7 +66,7 @@ def draw_findings(families: list[Family], summaries: Summaries, folder: Path) ->
     cells = regime_cells(summaries)
     if cells:
         runs, path = summaries.of(MAP_STUDY), folder / "regimes.png"
-        draw_map(cells, path, "test accuracy, standard minus no dropout; " + _title(MAP_STUDY, runs))
+        draw_map(cells, path, "test accuracy, standard minus no dropout; " + _title(MAP_STUDY, runs).replace("a line", "a cell"))
         files[path] = sorted(runs["fingerprint"])
     return files
 

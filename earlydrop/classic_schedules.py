@@ -6,38 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from earlydrop.durations import Duration, check_duration, check_total_steps, duration_to_steps
+from earlydrop.durations import Duration, check_total_steps
 from earlydrop.points import check_rate
-from earlydrop.schedule_base import Schedule
+from earlydrop.schedule_base import Schedule, WithCutoff
 
 _GAMMA_TIMES_LENGTH = 10.0  # Morerio et al. 2017, section 3.2: gamma = 10 / T
 
 
 @dataclass(frozen=True, repr=False)
-class _Linear(Schedule):
-    """A linear change that ends at a cutoff."""
-
-    rate: float
-    cutoff: Duration
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rate", check_rate(self.rate))
-        object.__setattr__(self, "cutoff", check_duration(self.cutoff, "cutoff"))
-
-    @property
-    def resolved(self) -> bool:
-        return isinstance(self.cutoff, int)
-
-    @property
-    def peak(self) -> float:
-        return self.rate
-
-    def resolve(self, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:
-        return replace(self, cutoff=duration_to_steps(self.cutoff, total_steps, steps_per_epoch, "cutoff"))
-
-
-@dataclass(frozen=True, repr=False)
-class _Annealed(_Linear):
+class _Annealed(WithCutoff):
     name: ClassVar[str] = "annealed"
 
     def _rate(self, step: int) -> float:
@@ -45,7 +22,7 @@ class _Annealed(_Linear):
 
 
 @dataclass(frozen=True, repr=False)
-class _Ramp(_Linear):
+class _Ramp(WithCutoff):
     name: ClassVar[str] = "ramp"
 
     def _rate(self, step: int) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, SupportsIndex
 
-from earlydrop.durations import check_total_steps
+from earlydrop.durations import Duration, check_duration, check_total_steps, duration_to_steps
+from earlydrop.points import check_rate
 
 
 def _check_step(step: SupportsIndex) -> int:
@@ -85,3 +86,26 @@ class Schedule:
     def __repr__(self) -> str:
         arguments = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
         return f"{self.name}({arguments})"
+
+
+@dataclass(frozen=True, repr=False)
+class WithCutoff(Schedule):
+    """A schedule with one rate above 0 that changes until, or at, a cutoff."""
+
+    rate: float
+    cutoff: Duration
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rate", check_rate(self.rate))
+        object.__setattr__(self, "cutoff", check_duration(self.cutoff, "cutoff"))
+
+    @property
+    def resolved(self) -> bool:
+        return isinstance(self.cutoff, int)
+
+    @property
+    def peak(self) -> float:
+        return self.rate
+
+    def resolve(self, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:
+        return replace(self, cutoff=duration_to_steps(self.cutoff, total_steps, steps_per_epoch, "cutoff"))

@@ -15,15 +15,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from earlydrop.classic_schedules import annealed as annealed
 from earlydrop.classic_schedules import curriculum as curriculum
 from earlydrop.classic_schedules import ramp as ramp
-from earlydrop.durations import Duration, check_duration, check_total_steps, duration_to_steps
+from earlydrop.durations import Duration, check_total_steps
 from earlydrop.points import check_rate, exact_position, parse_points
 from earlydrop.schedule_base import Schedule as Schedule
+from earlydrop.schedule_base import WithCutoff
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,34 +52,20 @@ class _Constant(Schedule):
 
 
 @dataclass(frozen=True, repr=False)
-class _WithCutoff(Schedule):
-    """A schedule that changes at a cutoff."""
+class _Shaped(WithCutoff):
+    """A schedule that changes at a cutoff, in one of several shapes."""
 
     shapes: ClassVar[tuple[str, ...]]
-    rate: float
-    cutoff: Duration
     shape: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rate", check_rate(self.rate))
-        object.__setattr__(self, "cutoff", check_duration(self.cutoff, "cutoff"))
+        super().__post_init__()
         if self.shape not in self.shapes:
             raise ValueError(f"shape is {self.shape!r}: {self.name} takes {' or '.join(map(repr, self.shapes))}")
 
-    @property
-    def resolved(self) -> bool:
-        return isinstance(self.cutoff, int)
-
-    @property
-    def peak(self) -> float:
-        return self.rate
-
-    def resolve(self, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:
-        return replace(self, cutoff=duration_to_steps(self.cutoff, total_steps, steps_per_epoch, "cutoff"))
-
 
 @dataclass(frozen=True, repr=False)
-class _Early(_WithCutoff):
+class _Early(_Shaped):
     name: ClassVar[str] = "early"
     shapes: ClassVar[tuple[str, ...]] = ("linear", "constant", "cosine")
 
@@ -96,7 +83,7 @@ class _Early(_WithCutoff):
 
 
 @dataclass(frozen=True, repr=False)
-class _Late(_WithCutoff):
+class _Late(_Shaped):
     name: ClassVar[str] = "late"
     shapes: ClassVar[tuple[str, ...]] = ("constant",)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -59,6 +60,9 @@ def _job(config: DictConfig) -> dict[str, Any]:
         if multirun:
             raise  # ends the sweep
         raise SystemExit(130) from None
+    except BrokenPipeError:  # earlydrop mode=plan | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except Exception as error:
         known = isinstance(error, (ConfigError, TrainingFailed))
         print(f"error: {error}" if known else traceback.format_exc(), file=sys.stderr)

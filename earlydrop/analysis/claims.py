@@ -194,6 +194,19 @@ def _window(where: str, value: Any) -> tuple[float, float] | None:
     raise ValueError(f"{where}: window is {value!r}: expected 'final' or two rising percentages such as [5%, 50%]")
 
 
+def label_seeds(families: Iterable[Family], study: str) -> set[int]:
+    """The seeds that label a study's regime and enter no verdict.
+
+    Args:
+        families: The claims.
+        study: The study.
+
+    Returns:
+        The seeds.
+    """
+    return {seed for family in families for seed in family.studies.get(study, {}).get("label", ())}
+
+
 def measure(history: pd.DataFrame, metric: str, window: tuple[float, float] | None, total_steps: int) -> float:
     """A run's value of a metric: its mean over the measurements in a window, or its last value.
 

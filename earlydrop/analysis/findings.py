@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from earlydrop.analysis.claims import Family, Finding, Paired, judge, load_claims, regime
+from earlydrop.analysis.claims import Family, Finding, Paired, judge, label_seeds, load_claims, regime
 from earlydrop.analysis.findings_figures import MAP_STUDY, draw_findings, regime_cells
 from earlydrop.analysis.report import html_list, html_page, html_table, paired_table, pictures, summary_table, to_markdown
 from earlydrop.analysis.summaries import RUNS, Summaries, collect, read_summaries
@@ -231,8 +231,7 @@ def study_tables(families: list[Family], summaries: Summaries) -> dict[str, pd.D
     tables = {}
     for study in sorted(set(summaries.runs["study"]) - {"smoke"}):
         runs = summaries.of(study)
-        label = {seed for family in families for seed in family.studies.get(study, {}).get("label", ())}
-        runs = runs[~runs["seed"].isin(label)]
+        runs = runs[~runs["seed"].isin(label_seeds(families, study))]
         if runs.empty:
             continue
         tables[study] = summary_table(runs)

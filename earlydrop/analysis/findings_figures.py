@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from earlydrop.analysis.claims import Claim, Family, Paired, differences, paired, regime
+from earlydrop.analysis.claims import Claim, Family, Paired, differences, label_seeds, paired, regime
 from earlydrop.analysis.figures import draw_axis, draw_map, draw_metric
 from earlydrop.analysis.summaries import Summaries
 
@@ -29,9 +29,9 @@ _COLUMNS = {  # study: the column along which constant dropout is compared with 
 }
 
 
-def _title(study: str, runs: pd.DataFrame) -> str:
+def _title(study: str, runs: pd.DataFrame, each: str = "line") -> str:
     models, data = (", ".join(sorted(set(map(str, runs[f"config/{key}.name"])))) for key in ("model", "data"))
-    return f"{study}: {models} on {data}, n = {runs.groupby('arm')['seed'].nunique().max()} a line"
+    return f"{study}: {models} on {data}, n = {runs.groupby('arm')['seed'].nunique().max()} a {each}"
 
 
 def _shared(runs: pd.DataFrame) -> pd.DataFrame:
@@ -56,9 +56,8 @@ def draw_findings(families: list[Family], summaries: Summaries, folder: Path) ->
     for study in dict.fromkeys(study for family in families for study in family.studies):
         if study == "smoke":
             continue
-        label = {seed for family in families for seed in family.studies.get(study, {}).get("label", ())}
         runs = summaries.of(study)
-        runs = runs[(runs["state"] == "finished") & ~runs["seed"].isin(label)]
+        runs = runs[(runs["state"] == "finished") & ~runs["seed"].isin(label_seeds(families, study))]
         if runs.empty:
             continue
         runs = _shared(runs)
@@ -66,7 +65,7 @@ def draw_findings(families: list[Family], summaries: Summaries, folder: Path) ->
     cells = regime_cells(summaries)
     if cells:
         runs, path = summaries.of(MAP_STUDY), folder / "regimes.png"
-        draw_map(cells, path, "test accuracy, standard minus no dropout; " + _title(MAP_STUDY, runs).replace("a line", "a cell"))
+        draw_map(cells, path, "test accuracy, standard minus no dropout; " + _title(MAP_STUDY, runs, "cell"))
         files[path] = sorted(runs["fingerprint"])
     return files
 

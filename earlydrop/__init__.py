@@ -10,48 +10,45 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from earlydrop.schedules import MAKERS
+
 __version__ = "0.1.0"
 
-_HOME = {
+_HOME = {  # where each public name lives; every schedule of `earlydrop.schedules.MAKERS` is public too
     "Schedule": "schedules",
-    "none": "schedules",
-    "constant": "schedules",
-    "early": "schedules",
-    "late": "schedules",
-    "piecewise": "schedules",
-    "annealed": "schedules",
-    "curriculum": "schedules",
-    "ramp": "schedules",
     "DropoutScheduler": "scheduler",
+    "Audit": "sites",
+    "Drop": "sites",
     "Site": "sites",
+    "audit": "sites",
     "find_sites": "sites",
     "restore": "sites",
     "GradientReport": "gradients",
     "GradientSums": "gradients",
     "MeanGradient": "gradients",
-    "probe": "probing",
+    "probe": "gradients",
     "model_distance": "distance",
-    "StandardDropout": "dropouts",
-    "SharedMaskDropout": "dropouts",
-    "GaussianDropout": "dropouts",
-    "max_norm_": "max_norm",
-    "mc_dropout": "montecarlo",
-    "MonteCarloPrediction": "montecarlo",
-}
+    "StandardDropout": "classic",
+    "SharedMaskDropout": "classic",
+    "GaussianDropout": "classic",
+    "max_norm_": "classic",
+    "mc_dropout": "classic",
+    "MonteCarloPrediction": "classic",
+} | dict.fromkeys(MAKERS, "schedules")
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
+    from earlydrop.classic import GaussianDropout as GaussianDropout
+    from earlydrop.classic import MonteCarloPrediction as MonteCarloPrediction
+    from earlydrop.classic import SharedMaskDropout as SharedMaskDropout
+    from earlydrop.classic import StandardDropout as StandardDropout
+    from earlydrop.classic import max_norm_ as max_norm_
+    from earlydrop.classic import mc_dropout as mc_dropout
     from earlydrop.distance import model_distance as model_distance
-    from earlydrop.dropouts import GaussianDropout as GaussianDropout
-    from earlydrop.dropouts import SharedMaskDropout as SharedMaskDropout
-    from earlydrop.dropouts import StandardDropout as StandardDropout
     from earlydrop.gradients import GradientReport as GradientReport
     from earlydrop.gradients import GradientSums as GradientSums
     from earlydrop.gradients import MeanGradient as MeanGradient
-    from earlydrop.max_norm import max_norm_ as max_norm_
-    from earlydrop.montecarlo import MonteCarloPrediction as MonteCarloPrediction
-    from earlydrop.montecarlo import mc_dropout as mc_dropout
-    from earlydrop.probing import probe as probe
+    from earlydrop.gradients import probe as probe
     from earlydrop.scheduler import DropoutScheduler as DropoutScheduler
     from earlydrop.schedules import Schedule as Schedule
     from earlydrop.schedules import annealed as annealed
@@ -62,7 +59,10 @@ if TYPE_CHECKING:
     from earlydrop.schedules import none as none
     from earlydrop.schedules import piecewise as piecewise
     from earlydrop.schedules import ramp as ramp
+    from earlydrop.sites import Audit as Audit
+    from earlydrop.sites import Drop as Drop
     from earlydrop.sites import Site as Site
+    from earlydrop.sites import audit as audit
     from earlydrop.sites import find_sites as find_sites
     from earlydrop.sites import restore as restore
 
@@ -70,7 +70,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'earlydrop' has no attribute {name!r}; it has {', '.join(_HOME)}")
-    value = getattr(importlib.import_module(f"earlydrop.{_HOME[name]}"), name)
+    home = importlib.import_module(f"earlydrop.{_HOME[name]}")
+    value = MAKERS[name] if name in MAKERS else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from earlydrop import layers
-from earlydrop import sites as _sites
-from earlydrop.points import check_rate
-from earlydrop.schedules import Schedule
+from earlydrop.schedules import Schedule, check_rate
+from earlydrop.sites.bank import RateBank
+from earlydrop.sites.choose import SiteChoice, choose_sites, undriven_plain
+from earlydrop.sites.drive import drive, is_driven_by, unlink_all
+from earlydrop.sites.find import Site
 
 MASKS = ("native", "fast")
 
@@ -27,7 +29,8 @@ class DropoutScheduler:
         schedule: A schedule in steps (see `earlydrop.early` and the others), or any function from the step to a rate in [0, 1).
         kind: ``"unit"`` (dropout), ``"path"`` (stochastic depth) or ``"all"``.
         sites: Which sites of that kind: None for those that were built with a rate above 0, else names, globs or a predicate
-            ``(name, module) -> bool``.
+            ``(name, module) -> bool``. A plain float attribute that looks like a rate, above 0, in a module of another library than
+            transformers, timm and torchvision is not driven by default: a warning names it. `earlydrop.audit` tells what a model drops.
         masks: ``"native"`` draws masks with torch's own kernels. ``"fast"`` draws those of nn.Dropout layers from 16-bit numbers in
             eager mode, about three times as fast on a CPU: the same distribution with the rate rounded to 1/65,536, other random
             numbers. timm's fused attention then gives way to the plain path while its dropout is on.
@@ -53,7 +56,7 @@ class DropoutScheduler:
         schedule: Schedule | Callable[[int], float],
         kind: str = "unit",
         *,
-        sites: _sites.SiteChoice | None = None,
+        sites: SiteChoice | None = None,
         masks: str = "native",
     ) -> None:
         if not callable(schedule):
@@ -62,11 +65,14 @@ class DropoutScheduler:
             raise ValueError(f"masks is {masks!r}: expected 'native' or 'fast'")
         first = check_rate(schedule(0), "the schedule's rate at step 0")
         self.schedule = schedule
-        self.sites = _sites.choose_sites(model, kind, sites)
-        self._bank: _sites.RateBank | None = _sites.drive(model, self.sites, fast_masks=masks == "fast")
+        self.sites = choose_sites(model, kind, sites)
+        self._bank: RateBank | None = drive(model, self.sites, fast_masks=masks == "fast")
+        self._bank.rises = first == 0 and _rises(schedule)
         self._model = model
         self._step = 0
         self._bank.set(first)
+        if sites is None:
+            _warn_of(undriven_plain(model, kind, self.sites))
 
     @property
     def last_rate(self) -> float:
@@ -106,8 +112,8 @@ class DropoutScheduler:
         bank.set(check_rate(self.schedule(step), f"the schedule's rate at step {step}"))
         self._step = step
 
-    def _driving(self) -> _sites.RateBank:
-        if self._bank is None or not self.sites[0].driven:
+    def _driving(self) -> RateBank:
+        if self._bank is None or not is_driven_by(self.sites[0], self._bank):
             raise RuntimeError("this DropoutScheduler was restored and drives nothing any more: make a new one")
         return self._bank
 
@@ -151,9 +157,29 @@ class DropoutScheduler:
         if self._bank is None:
             return
         bank, self._bank = self._bank, None
-        for module in _sites.unwrap(self._model).modules():
-            if layers.bank_of(module) is bank:
-                layers.unlink(module)
+        unlink_all(self._model, bank)
 
     def __repr__(self) -> str:
         return f"DropoutScheduler({self.schedule!r}, {len(self.sites)} sites, step {self._step})"
+
+
+def _rises(schedule: Schedule | Callable[[int], float]) -> bool:
+    """Whether a schedule that is off at step 0 is known to switch on: by its peak, or by some of its steps."""
+    if isinstance(schedule, Schedule):
+        return schedule.peak > 0
+    try:
+        return any(schedule(2**power) > 0 for power in range(24))
+    except Exception:  # a function that knows the steps of its run alone: nothing is known, and nothing is refused
+        return False
+
+
+def _warn_of(undriven: list[Site]) -> None:
+    if undriven:
+        found = ", ".join(f"{site.name}={site.base_rate:g}" for site in undriven[:6]) + (", ..." if len(undriven) > 6 else "")
+        patterns = sorted({f"*.{site.attribute}" if "." in site.name else site.name for site in undriven})
+        warnings.warn(
+            f"not driven, though it looks like a drop rate: {found}. sites= drives it by name, besides what is driven by default: "
+            f"sites=[s.name for s in earlydrop.find_sites(model) if s.base_rate > 0] + {patterns!r}; "
+            "earlydrop.audit(model, inputs) shows whether it drops",
+            stacklevel=3,
+        )

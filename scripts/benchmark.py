@@ -27,12 +27,13 @@ from torch import nn
 
 import earlydrop
 from earlydrop.training.config import Config, ModelConfig
-from earlydrop.training.data import Objective, training_order
-from earlydrop.training.files import RunFolder
-from earlydrop.training.models import build_model
+from earlydrop.training.data.objective import Objective
+from earlydrop.training.data.order import training_order
+from earlydrop.training.models import Task, build_model
 from earlydrop.training.optim import make_optimizer
 from earlydrop.training.plan import make_plan
-from earlydrop.training.provenance import processor
+from earlydrop.training.record.folder import RunFolder
+from earlydrop.training.record.provenance import processor
 from earlydrop.training.trainer import Trainer, scheduled_model
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -81,7 +82,7 @@ def compare(
 
 
 def vit(unit: float, depth: int = 6, attention: str = "plain") -> nn.Module:
-    return build_model(ModelConfig(depth=depth, attention=attention), 1, 10, 28, unit, 0.0, 0).to(DEVICE)
+    return build_model(ModelConfig(depth=depth, attention=attention), Task(1, 10, 28, unit, 0.0), 0).to(DEVICE)
 
 
 def stepper(
@@ -190,12 +191,12 @@ def row_trainer() -> list[Row]:
         trainer = Trainer(plan, *scheduled_model(plan), RunFolder(plan.folder), track=lambda step, metrics: None)
         trainer.folder.open_metrics(0)
         trainer.model.train()
-        batches = iter(trainer._batches())
+        batches = iter(trainer.batches())
         chunk = 20
 
         def with_metrics() -> None:
             for _ in range(chunk):
-                trainer._train_step(*next(batches))
+                trainer.train_step(*next(batches))
                 if trainer.step % config.trainer.log_every == 0:
                     trainer._record(trainer._read_window())
                 if trainer.scheduler is not None:
@@ -343,7 +344,7 @@ def side_by_side(copies: int, steps: int) -> float:
 
 def row_two_cores() -> list[Row]:
     steps = 60 if QUICK else 240
-    base = [sys.executable, "-m", "earlydrop.cli", "-m", "schedule=none,constant,early,late", f"trainer.steps={steps}", "tracking=off",
+    base = [sys.executable, "-m", "earlydrop", "-m", "schedule=none,constant,early,late", f"trainer.steps={steps}", "tracking=off",
             "trainer.eval_every=100%", "probe=none"]  # fmt: skip
     seconds = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -373,7 +374,7 @@ def row_start() -> list[Row]:
     helps = []
     for _ in range(5):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "earlydrop.cli", "--help"], capture_output=True, check=True)
+        subprocess.run([sys.executable, "-m", "earlydrop", "--help"], capture_output=True, check=True)
         helps.append(time.perf_counter() - began)
     rows = []
     for name, what, values, target in (
@@ -398,7 +399,7 @@ def row_compiled_naive() -> list[Row]:
     schedule = earlydrop.early(0.1, cutoff=150)
     stepper(torch.compile(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).to(DEVICE)), 64)()  # the compiler's own start-up
     for ours in (True, False):
-        model = build_model(ModelConfig(name="mlp"), 1, 10, 28, 0.1, 0.0, 0).to(DEVICE)
+        model = build_model(ModelConfig(name="mlp"), Task(1, 10, 28, 0.1, 0.0), 0).to(DEVICE)
         dropouts = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
         scheduler = earlydrop.DropoutScheduler(model, schedule) if ours else None
         compiled = torch.compile(model)

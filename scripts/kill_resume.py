@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 RUN = [
-    sys.executable, "-m", "earlydrop.cli", "tracking=off", "trainer.steps=60", "trainer.batch_size=64", "trainer.checkpoint_seconds=0.25",
+    sys.executable, "-m", "earlydrop", "tracking=off", "trainer.steps=60", "trainer.batch_size=64", "trainer.checkpoint_seconds=0.25",
     "trainer.eval_every=50%", "data.train_images=1000", "probe.dataset_limit=200", "probe.batches=3", "threads=1", "trainer.log_every=3",
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from earlydrop.training.datasets import EMBEDDED, EMBEDDED_SHA256, read_idx
+from earlydrop.training.data.arrays import EMBEDDED, EMBEDDED_SHA256, read_idx
 
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:

@@ -32,3 +32,33 @@ def test_different_architectures_are_refused():
         model_distance([1], nn.Linear(2, 2))
     with pytest.raises(ValueError, match="no parameters"):
         model_distance(nn.ReLU(), nn.ReLU())
+
+
+def test_tied_weights_count_once_in_state_dicts_too():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    a, b = GPT2LMHeadModel(config), GPT2LMHeadModel(config)
+    expected = model_distance(a, b)
+    assert model_distance(a.state_dict(), b.state_dict()) == pytest.approx(expected, rel=1e-12)
+    clones = {name: value.clone() for name, value in b.state_dict().items()}
+    assert model_distance(a.state_dict(), clones) == pytest.approx(expected, rel=1e-12)
+    assert model_distance(clones, a) == pytest.approx(expected, rel=1e-12)
+    untied = clones | {"lm_head.weight": clones["lm_head.weight"] + 1}
+    assert model_distance(a.state_dict(), untied) > expected
+
+
+def test_an_averaged_model_is_looked_through():
+    model = nn.Linear(3, 2)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    assert model_distance(averaged, model) == 0.0
+    assert model_distance(model, torch.compile(averaged)) == 0.0
+    averaged.module.weight.data += 1
+    assert model_distance(averaged, model) == pytest.approx(6**0.5)
+
+
+def test_complex_parameters():
+    a, b = (nn.ParameterDict({"w": torch.tensor([z], dtype=torch.complex64)}) for z in (3 + 4j, 0j))
+    assert model_distance(a, b) == 5.0
+    assert model_distance(a.state_dict(), b.state_dict()) == 5.0

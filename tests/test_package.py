@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -56,10 +58,23 @@ import importlib.util, sys
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "hydra" else real(name, *rest)
 sys.argv = ["earlydrop"]
-import earlydrop.cli
-earlydrop.cli.main()
+import earlydrop.commands.run
+earlydrop.commands.run.main()
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert out.returncode == 1
     assert "pip install 'earlydrop[train]'" in out.stderr
     assert "Traceback" not in out.stderr
+
+
+def test_the_wheel_holds_every_package():
+    root = Path(__file__).parents[1]
+    declared = set(tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    here = {".".join(path.parent.relative_to(root).parts) for path in (root / "earlydrop").rglob("__init__.py")}
+    assert declared == here | {"earlydrop.conf"}
+
+
+def test_every_public_name_says_what_it_is():
+    for name in earlydrop.__all__:
+        if not name.startswith("__"):
+            assert len((getattr(earlydrop, name).__doc__ or "").split()) > 5, name

@@ -5,11 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-
-from earlydrop.cli import conf_folder
-from earlydrop.training.config import Config
+from earlydrop.training.compose import compose
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -36,11 +32,9 @@ def test_paths_and_commands_that_it_names_exist():
 
 
 def test_every_earlydrop_command_composes():
-    ConfigStore.instance().store(name="schema", node=Config)
     commands = re.findall(r"^(?:sbatch .*--wrap=')?(?:.*&& \S*)?earlydrop( [^-#'\n][^#'\n]*)?", README, re.MULTILINE)
     overrides = [command.replace("$SLURM_ARRAY_TASK_ID", "0").split() for command in commands]
     chosen = [each for each in overrides if each and all("=" in part for part in each)]
     assert len(chosen) >= 8
     for each in chosen:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            compose("config", each)
+        compose(each)

@@ -287,3 +287,96 @@ def _ddp_worker(rank, file):
 
 def test_distributed_data_parallel_over_two_processes(tmp_path):
     torch.multiprocessing.spawn(_ddp_worker, args=(str(tmp_path / "store"),), nprocs=2)
+
+
+class ReadsTheRate(nn.Module):
+    """As in timm and transformers: a fused kernel takes the rate of the dropout inside."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.drop = nn.Dropout(rate)
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return nn.functional.dropout(self.linear(x), self.drop.p if self.training else 0.0)
+
+
+class PlainRate(nn.Module):
+    def __init__(self, rate):
+        super().__init__()
+        self.rate_to_drop = rate
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return nn.functional.dropout(self.linear(x), self.rate_to_drop, self.training)
+
+
+CHECKPOINTED = {
+    "dropout": lambda: nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.3), nn.Linear(6, 6)),
+    "standard": lambda: nn.Sequential(nn.Linear(6, 6), earlydrop.StandardDropout(0.3), nn.Linear(6, 6)),
+    "read": lambda: nn.Sequential(ReadsTheRate(0.3)),
+    "plain": lambda: nn.Sequential(PlainRate(0.3)),
+    "timm": lambda: nn.Sequential(timm.layers.Attention(6, 2, attn_drop=0.3)),
+    "lstm": lambda: nn.LSTM(6, 6, 2, dropout=0.3),
+    "attention": lambda: nn.TransformerEncoderLayer(6, 2, 6, dropout=0.3),
+}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("rates", [(0.3, 0.1), (0.3, 0.0), (0.0, 0.3)])
+@pytest.mark.parametrize("name", CHECKPOINTED)
+def test_a_rate_that_changes_before_the_recomputation_raises(name, rates, reentrant):
+    model = CHECKPOINTED[name]()
+    scheduler = DropoutScheduler(model, lambda step: rates[step], sites="*.rate_to_drop" if name == "plain" else None)
+    x = torch.randn(4, 3, 6, requires_grad=True)
+
+    def forward(x):
+        y = model(x)
+        return y[0] if isinstance(y, tuple) else y
+
+    checkpoint(forward, x, use_reentrant=reentrant).square().sum().backward()  # no change, no error
+    y = checkpoint(forward, x, use_reentrant=reentrant).square().sum()
+    scheduler.rates  # noqa: B018  # reading them is no forward
+    scheduler.step()
+    scheduler.rates  # noqa: B018
+    with pytest.raises(RuntimeError, match=r"step\(\) after the backward"):
+        y.backward()
+
+
+@pytest.mark.parametrize("name", CHECKPOINTED)
+def test_on_off_and_on_again_between_two_forwards_raises(name):
+    rates = (0.3, 0.0, 0.3)
+    model = CHECKPOINTED[name]()
+    scheduler = DropoutScheduler(model, lambda step: rates[step], sites="*.rate_to_drop" if name == "plain" else None)
+    x = torch.randn(4, 3, 6, requires_grad=True)
+
+    def forward(x):
+        y = model(x)
+        return y[0] if isinstance(y, tuple) else y
+
+    checkpoint(forward, x, use_reentrant=True).sum().backward()
+    scheduler.step()
+    y = checkpoint(forward, x, use_reentrant=True).sum()
+    scheduler.step()
+    with pytest.raises(RuntimeError, match=r"step\(\) after the backward"):
+        y.backward()
+
+
+def test_measuring_between_a_forward_and_its_recomputation_changes_nothing():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.3))
+    DropoutScheduler(model, constant(0.3))
+    x = torch.randn(4, 6, requires_grad=True)
+    y = checkpoint(model, x, use_reentrant=True).sum()
+    earlydrop.audit(model, x)
+    with earlydrop.sites.sites_off(model):
+        model(x)
+    y.backward()
+
+
+def test_fast_masks_under_vmap_say_what_is_so():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    DropoutScheduler(model, constant(0.5), masks="fast")
+    stacked = {name: torch.stack([p, p]) for name, p in model.named_parameters()}
+    x = torch.randn(64, 4)
+    with pytest.raises(RuntimeError, match=r"masks='fast' .*vmap.*masks='native'"):
+        torch.func.vmap(lambda p: torch.func.functional_call(model, p, x), randomness="different")(stacked)

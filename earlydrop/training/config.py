@@ -1,13 +1,76 @@
-"""The configuration's schema: every key with its type and its default. Plain values only; nothing here imports torch."""
+"""The configuration's schema: each key with its default, its role, its bounds and when it is used. Plain values; nothing here needs torch.
+
+A key's role says what it acts on, and everything else follows from it:
+
+- ``numbers`` (the default): the trained weights. It is hashed into the fingerprint and tells arms apart.
+- ``cadence``: what is measured and when. It is hashed into the fingerprint, but tells no arms apart.
+- ``seed``: pairs runs: hashed, but no part of an arm.
+- ``machine``: where and how it is computed; ``name``: what it is called. Neither is hashed.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from earlydrop import schedules
+from earlydrop.metrics import WATCHED
+
+_MOST_THREADS = max(256, os.cpu_count() or 1)
+
+NUMBERS, CADENCE, SEED, MACHINE, NAME = "numbers", "cadence", "seed", "machine", "name"
+BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "positive": (lambda value: value > 0, "more than 0"),
+    "not negative": (lambda value: value >= 0, "0 or more"),
+    "below one": (lambda value: 0 <= value < 1, "a number in [0, 1)"),
+    "rate": (lambda value: 0 <= value < 1, "a rate in [0, 1)"),
+    "probability": (lambda value: 0 <= value <= 1, "a probability in [0, 1]"),
+    "threads": (lambda value: 0 < value <= _MOST_THREADS, f"more than 0, and at most {_MOST_THREADS}"),
+}
+IMAGE_FOLDERS = ("imagefolder",)
+"""Datasets that are read image by image, with the released augmentation."""
 
 
 class ConfigError(ValueError):
     """A value in the configuration cannot be used; the message names it and says what was expected."""
+
+
+def _key(
+    default: Any = None,
+    role: str = NUMBERS,
+    *,
+    bounds: str | None = None,
+    choices: tuple[Any, ...] = (),
+    used: Callable[[Config], bool] | None = None,
+    cited: bool | None = None,
+) -> Any:
+    """A key of the schema. ``used`` says for which configurations it means anything; ``cited`` whether a cited command repeats it."""
+    cited = role not in (MACHINE, NAME) if cited is None else cited
+    metadata = {"role": role, "bounds": bounds, "choices": choices, "used": used, "cited": cited}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _folder(config: Config) -> bool:
+    return config.data.name in IMAGE_FOLDERS
+
+
+def _in_memory(config: Config) -> bool:
+    return not _folder(config)
+
+
+def drops(config: Config) -> bool:
+    """Whether the schedule ever drops anything."""
+    return parse_schedule(config.schedule).peak > 0
 
 
 @dataclass
@@ -19,40 +82,76 @@ class ModelConfig:
     no schedule drives, ``none`` included.
     """
 
-    name: str = "vit_micro"
-    width: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-    patch: int | None = None
-    hidden: list[int] | None = None
-    attention: str = "plain"
-    dropout: str | None = None
-    profile: list[float] | None = None
-    input_dropout: float | None = None
+    name: str = _key("vit_micro")
+    width: int | None = _key(bounds="positive")
+    depth: int | None = _key(bounds="positive")
+    heads: int | None = _key(bounds="positive")
+    patch: int | None = _key(bounds="positive")
+    hidden: list[int] | None = _key()
+    attention: str = _key("plain", choices=("plain", "fused"))
+    dropout: str | None = _key(used=drops)
+    profile: list[float] | None = _key(used=drops)
+    input_dropout: float | None = _key(bounds="rate")
 
 
 @dataclass
 class DataConfig:
     """Which images, and where they are. ``train_images`` keeps a stratified subset of the training images."""
 
-    name: str = "fashion_mnist_mini"
-    root: str | None = None
-    train_images: int | None = None
-    image_size: int | None = None
-    workers: int = 0
+    name: str = _key("fashion_mnist_mini")
+    root: str | None = _key(None, MACHINE, cited=True)
+    train_images: int | None = _key(bounds="positive", used=_in_memory)
+    image_size: int | None = _key(bounds="positive")
+    workers: int = _key(0, MACHINE, bounds="not negative", cited=True)
+
+
+def _takes(parameter: str) -> Callable[[Config], bool]:
+    """Whether the named schedule has such a parameter, and drops at all."""
+
+    def used(config: Config) -> bool:
+        return parameter in inspect.signature(schedules.MAKERS[config.schedule.name]).parameters and drops(config)
+
+    return used
 
 
 @dataclass
-class ScheduleConfig:
+class _ScheduleKeys:
     """Which rate at which step. A schedule ignores the keys that it has no use for, so that sweeps over schedules work."""
 
-    name: str = "early"
-    kind: str = "unit"
-    rate: float = 0.1
-    cutoff: str = "20%"
-    shape: str | None = None
-    points: str | None = None
-    gamma: float | None = None
+    name: str = _key("early", choices=tuple(schedules.MAKERS))
+    kind: str = _key("unit", choices=("unit", "path", "all"), used=drops)
+    rate: float = _key(0.1, used=_takes("rate"))
+    cutoff: str = _key("20%", used=_takes("cutoff"))
+    shape: str | None = _key(used=_takes("shape"))
+    points: str | None = _key(used=_takes("points"))
+    gamma: float | None = _key(bounds="positive", used=_takes("gamma"))
+
+
+def _further_schedule_keys() -> list[tuple[str, Any, Any]]:
+    """A key for each parameter of a registered schedule that has none yet; null there means the schedule's own default."""
+    known = {f.name for f in dataclasses.fields(_ScheduleKeys)}
+    further: dict[str, tuple[str, Any, Any]] = {}
+    for maker in schedules.MAKERS.values():
+        for name, annotation in typing.get_type_hints(maker).items():
+            if name != "return" and name not in known:
+                plain = annotation if annotation in (int, float, bool, str) else float
+                further[name] = (name, plain | None, _key(used=_takes(name)))
+    return list(further.values())
+
+
+if typing.TYPE_CHECKING:
+    ScheduleConfig = _ScheduleKeys
+else:
+    ScheduleConfig = dataclasses.make_dataclass(
+        "ScheduleConfig",
+        _further_schedule_keys(),
+        bases=(_ScheduleKeys,),
+        namespace={"__doc__": _ScheduleKeys.__doc__, "__module__": __name__},
+    )
+
+
+def _optimizer(*names: str) -> Callable[[Config], bool]:
+    return lambda config: config.optim.name in names
 
 
 @dataclass
@@ -63,41 +162,53 @@ class OptimConfig:
     ``max_norm`` limits the norm of each unit's incoming weights after every step.
     """
 
-    name: str = "adamw"
-    lr: float = 2e-3
-    min_lr: float = 1e-6
-    warmup: str = "10%"
-    weight_decay: float = 0.05
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    momentum: float = 0.9
-    clip: float | None = None
-    l1: float | None = None
-    l2: float | None = None
-    max_norm: float | None = None
+    name: str = _key("adamw", choices=("adamw", "sgd", "rmsprop"))
+    lr: float = _key(2e-3, bounds="positive")
+    min_lr: float = _key(1e-6, bounds="not negative")
+    warmup: str = _key("10%")
+    weight_decay: float = _key(0.05, bounds="not negative")
+    beta1: float = _key(0.9, bounds="below one", used=_optimizer("adamw"))
+    beta2: float = _key(0.999, bounds="below one", used=_optimizer("adamw"))
+    eps: float = _key(1e-8, bounds="not negative", used=_optimizer("adamw", "rmsprop"))
+    momentum: float = _key(0.9, bounds="below one", used=_optimizer("sgd"))
+    clip: float | None = _key(bounds="positive")
+    l1: float | None = _key(bounds="positive")
+    l2: float | None = _key(bounds="positive")
+    max_norm: float | None = _key(bounds="positive")
 
 
 @dataclass
 class AugmentConfig:
-    """The training objective's randomness: per-sample shift and flip, mixing by the batch, label smoothing."""
+    """The training objective's randomness: augmentation by the sample, mixing by the batch, label smoothing.
 
-    shift: int = 2
-    flip: bool = True
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    switch: float = 0.5
-    smoothing: float = 0.0
+    ``shift`` is for images in memory. For image folders: ``crop`` (random resized crop), ``randaugment`` (timm's notation, such as
+    ``rand-m9-mstd0.5-inc1``), ``color_jitter`` (which timm leaves out where RandAugment is on) and ``erasing`` (probability).
+    """
+
+    shift: int = _key(2, bounds="not negative", used=_in_memory)
+    flip: bool = _key(True)
+    mixup: float = _key(0.0, bounds="not negative")
+    cutmix: float = _key(0.0, bounds="not negative")
+    switch: float = _key(0.5, bounds="probability", used=lambda config: config.augment.mixup > 0 and config.augment.cutmix > 0)
+    smoothing: float = _key(0.0, bounds="below one")
+    crop: bool = _key(False, used=_folder)
+    randaugment: str | None = _key(used=_folder)
+    color_jitter: float = _key(0.0, bounds="not negative", used=_folder)
+    erasing: float = _key(0.0, bounds="probability", used=_folder)
+
+
+def _probed(config: Config) -> bool:
+    return bool(config.probe.at)
 
 
 @dataclass
 class ProbeConfig:
     """When gradients are measured, and from how many batches and images."""
 
-    at: list[str] = field(default_factory=list)
-    batches: int = 16
-    dataset_limit: int | None = None
-    clean: bool = False
+    at: list[str] = _key([], CADENCE)
+    batches: int = _key(16, CADENCE, used=_probed)
+    dataset_limit: int | None = _key(None, CADENCE, bounds="positive", used=_probed)
+    clean: bool = _key(False, CADENCE, used=_probed)
 
 
 @dataclass
@@ -108,36 +219,36 @@ class TrainerConfig:
     Carlo dropout on the test set at the end.
     """
 
-    epochs: int = 10
-    steps: int | None = None
-    batch_size: int = 128
-    accumulate: int = 1
-    precision: str = "float32"
-    compile: bool = False
-    masks: str = "fast"
-    log_every: int = 10
-    eval_every: str = "20%"
-    checkpoint_seconds: float = 15.0
-    stop_metric: str | None = None
-    stop_patience: int = 3
-    mc_passes: int | None = None
+    epochs: int = _key(10, bounds="positive", used=lambda config: config.trainer.steps is None)
+    steps: int | None = _key(bounds="positive")
+    batch_size: int = _key(128, bounds="positive")
+    accumulate: int = _key(1, bounds="positive")
+    precision: str = _key("float32", choices=("float32", "bf16"))
+    compile: bool = _key(False)
+    masks: str = _key("fast", choices=("native", "fast"), used=drops)
+    log_every: int = _key(10, CADENCE, bounds="positive")
+    eval_every: str = _key("20%", CADENCE)
+    checkpoint_seconds: float = _key(15.0, MACHINE, bounds="not negative", cited=True)
+    stop_metric: str | None = _key(choices=(None, *WATCHED))
+    stop_patience: int = _key(3, bounds="positive", used=lambda config: config.trainer.stop_metric is not None)
+    mc_passes: int | None = _key(None, CADENCE, bounds="positive")
 
 
 @dataclass
 class Config:
     """A whole run."""
 
-    mode: str = "train"
-    study: str = "default"
-    label: str | None = None
-    seed: int = 0
-    out: str = "runs"
-    device: str = "auto"
-    threads: int | None = None
-    resume: str = "auto"
-    tracking: str = "offline"
-    project: str = "earlydrop"
-    tags: list[str] = field(default_factory=list)
+    mode: str = _key("train", MACHINE, choices=("train", "eval", "plan"))
+    study: str = _key("default", NAME)
+    label: str | None = _key(None, NAME)
+    seed: int = _key(0, SEED, bounds="not negative")
+    out: str = _key("runs", MACHINE)
+    device: str = _key("auto", MACHINE)
+    threads: int | None = _key(None, MACHINE, bounds="threads")
+    resume: str = _key("auto", MACHINE, choices=("auto", "force", "never"))
+    tracking: str = _key("offline", MACHINE, choices=("offline", "online", "off"))
+    project: str = _key("earlydrop", MACHINE)
+    tags: list[str] = _key([], MACHINE)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -147,66 +258,78 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
-CHOICES = {
-    "mode": ("train", "eval", "plan"),
-    "resume": ("auto", "force", "never"),
-    "tracking": ("offline", "online", "off"),
-    "model.attention": ("plain", "fused"),
-    "schedule.kind": ("unit", "path", "all"),
-    "optim.name": ("adamw", "sgd", "rmsprop"),
-    "trainer.precision": ("float32", "bf16"),
-    "trainer.masks": ("native", "fast"),
-}
-POSITIVE = (
-    "trainer.epochs", "trainer.steps", "trainer.batch_size", "trainer.accumulate", "trainer.log_every", "data.train_images",
-    "data.image_size", "model.width", "model.depth", "model.heads", "model.patch", "threads", "optim.lr", "probe.dataset_limit",
-    "optim.clip", "optim.l1", "optim.l2", "optim.max_norm", "schedule.gamma", "trainer.stop_patience", "trainer.mc_passes",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "optim.min_lr", "optim.weight_decay", "optim.momentum", "optim.eps", "augment.shift", "augment.mixup", "augment.cutmix",
-    "augment.smoothing", "augment.switch", "seed", "data.workers", "trainer.checkpoint_seconds",
-)  # fmt: skip
-EVALUATED = tuple(f"{split}/{what}" for split in ("test", "train_eval", "train_clean") for what in ("loss", "accuracy"))
-BELOW_ONE = ("augment.smoothing", "optim.momentum", "optim.beta1", "optim.beta2")
+@dataclass(frozen=True)
+class Key:
+    """What the schema says of one key.
+
+    Attributes:
+        name: Dotted, such as ``optim.lr``.
+        default: Its default.
+        kinds: The types that its values may have.
+        role: ``numbers``, ``cadence``, ``seed``, ``machine`` or ``name``.
+        bounds: A name in `BOUNDS`, or None.
+        choices: All its values, if they can be listed.
+        cited: Whether a cited command repeats it.
+    """
+
+    name: str
+    default: Any
+    kinds: tuple[Any, ...]
+    role: str
+    bounds: str | None
+    choices: tuple[Any, ...]
+    cited: bool
+    _used: Callable[[Config], bool] | None
+
+    def used(self, config: Config) -> bool:
+        """Whether the key means anything in a configuration."""
+        return self._used is None or self._used(config)
+
+    def of(self, config: Config) -> Any:
+        value: Any = config
+        for part in self.name.split("."):
+            value = getattr(value, part)
+        return value
 
 
-def _get(config: Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
+@functools.cache
+def keys() -> dict[str, Key]:
+    """Every key of the schema by its dotted name, in the schema's order."""
+    return {key.name: key for key in _walk(Config, "")}
+
+
+def _walk(cls: Any, prefix: str) -> Iterator[Key]:
+    hints = typing.get_type_hints(cls)
+    for each in dataclasses.fields(cls):
+        hint = hints[each.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _walk(hint, f"{prefix}{each.name}.")
+            continue
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        default = each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
+        said = each.metadata
+        yield Key(prefix + each.name, default, kinds, said["role"], said["bounds"], said["choices"], said["cited"], said["used"])
 
 
 def check(config: Config) -> None:
     """Check every value that can be checked without the data or the model.
 
-    Args:
-        config: The configuration as the schema's dataclasses.
-
     Raises:
-        ConfigError: A value is not one of the choices, or out of range.
+        ConfigError: A value is not one of the choices, out of range, or does not fit another.
     """
-    for key, choices in CHOICES.items():
-        if _get(config, key) not in choices:
-            raise ConfigError(f"{key} is {_get(config, key)!r}: expected one of {', '.join(choices)}")
-    for key in POSITIVE:
-        value = _get(config, key)
-        if value is not None and not value > 0:
-            raise ConfigError(f"{key} is {value!r}: expected more than 0")
-    for key in NOT_NEGATIVE:
-        if not _get(config, key) >= 0:
-            raise ConfigError(f"{key} is {_get(config, key)!r}: expected 0 or more")
-    for key in BELOW_ONE:
-        if not 0 <= _get(config, key) < 1:
-            raise ConfigError(f"{key} is {_get(config, key)!r}: expected a number in [0, 1)")
-    if config.model.input_dropout is not None and not 0 <= config.model.input_dropout < 1:
-        raise ConfigError(f"model.input_dropout is {config.model.input_dropout!r}: expected a rate in [0, 1)")
-    if config.trainer.stop_metric not in (None, *EVALUATED):
-        raise ConfigError(
-            f"trainer.stop_metric is {config.trainer.stop_metric!r}: not measured at evaluations; expected one of {', '.join(EVALUATED)}"
-        )
-    if config.augment.switch > 1:
-        raise ConfigError(f"augment.switch is {config.augment.switch!r}: expected a probability in [0, 1]")
+    for name, key in keys().items():
+        value = key.of(config)
+        if key.choices and value not in key.choices:
+            raise ConfigError(f"{name} is {value!r}: expected one of {', '.join(str(c) for c in key.choices if c is not None)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} is {value!r}: expected a finite number")
+        if key.bounds is not None and value is not None:
+            inside, expected = BOUNDS[key.bounds]
+            if not inside(value):
+                raise ConfigError(f"{name} is {value!r}: expected {expected}")
+    _check_names(config)
+    if config.optim.min_lr > config.optim.lr:
+        raise ConfigError(f"optim.min_lr is {config.optim.min_lr:g}: expected at most optim.lr, which is {config.optim.lr:g}")
     if config.probe.at and config.probe.batches < 2:
         raise ConfigError(f"probe.batches is {config.probe.batches!r}: gradient direction variance needs at least 2 gradients")
     if config.trainer.batch_size % config.trainer.accumulate:
@@ -214,3 +337,65 @@ def check(config: Config) -> None:
             f"trainer.accumulate is {config.trainer.accumulate}: expected a divisor of trainer.batch_size "
             f"({config.trainer.batch_size}), which counts the images of one optimizer step"
         )
+
+
+_NOT_IN_PROJECTS = "/\\#?%:"  # what W&B refuses in the name of a project
+
+
+def _check_names(config: Config) -> None:
+    """Names become folders, and what the dashboard shows: each is one plain word or phrase."""
+    for key, name in (("study", config.study), ("label", config.label)):
+        if name is not None and (not name.strip(" .") or any(c in "/\\" or not c.isprintable() for c in name)):
+            raise ConfigError(f"{key} is {name!r}: expected one plain name for a folder, without / and not only dots")
+    if not 0 < len(config.project) <= 128 or any(c in _NOT_IN_PROJECTS or not c.isprintable() for c in config.project):
+        raise ConfigError(f"project is {config.project!r}: expected 1 to 128 characters without {' '.join(_NOT_IN_PROJECTS)}")
+    for tag in config.tags:
+        if not 0 < len(tag) <= 64:
+            raise ConfigError(f"tags holds {tag!r}: a tag has 1 to 64 characters")
+    if not config.out.strip() or "\0" in config.out:
+        raise ConfigError(f"out is {config.out!r}: expected a folder")
+
+
+def parse_schedule(config: ScheduleConfig) -> schedules.Schedule:
+    """The schedule that a configuration names, made from the keys that it uses; durations as given.
+
+    Raises:
+        ValueError: An unknown name, or a value that the schedule refuses.
+    """
+    if config.name not in schedules.MAKERS:
+        raise ConfigError(f"schedule.name is {config.name!r}: expected one of {', '.join(schedules.MAKERS)}")
+    values = {}
+    for name, parameter in inspect.signature(schedules.MAKERS[config.name]).parameters.items():
+        value = getattr(config, name)
+        if value is not None:
+            values[name] = value
+        elif parameter.default is parameter.empty:
+            example = ": schedule=piecewise needs points such as '0,0@0.20,0.5@0.50,0'" if name == "points" else ": give it a value"
+            raise ConfigError(f"schedule.{name} is null{example}")
+    return schedules.from_config({"name": config.name} | values)
+
+
+def describe_schedule(config: ScheduleConfig) -> str:
+    """A schedule in a few words, for labels and legends: its name and what it was given, such as ``early-0.1-20%``.
+
+    A key that is null by default is said only where it differs from the schedule's own default.
+    """
+    words = [config.name]
+    defaults = {f.name: f.default for f in dataclasses.fields(ScheduleConfig)}
+    for name, parameter in inspect.signature(schedules.MAKERS[config.name]).parameters.items():
+        value = getattr(config, name)
+        if defaults[name] is not None or (value is not None and value != parameter.default):
+            words.append(f"{value:g}" if isinstance(value, float) else str(value))
+    if config.kind != "unit" and config.name != "none":
+        words.append(config.kind)
+    return "-".join(words)
+
+
+def schedule_options() -> dict[str, dict[str, Any]]:
+    """The options of the group ``schedule``: each registered schedule, with its own default where the schema's would be another."""
+    defaults = {f.name: f.default for f in dataclasses.fields(ScheduleConfig)}
+    options: dict[str, dict[str, Any]] = {}
+    for name, maker in schedules.MAKERS.items():
+        own = {p.name: p.default for p in inspect.signature(maker).parameters.values() if p.default not in (p.empty, None)}
+        options[name] = {"name": name} | {k: v for k, v in own.items() if defaults[k] is not None and v != defaults[k]}
+    return options

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from earlydrop.classic.max_norm import max_norm_
 from earlydrop.distance import model_distance
-from earlydrop.max_norm import max_norm_
+from earlydrop.metrics import improved
 from earlydrop.scheduler import DropoutScheduler
 from earlydrop.sites import find_sites
-from earlydrop.training import provenance
-from earlydrop.training.checkpoint import load_checkpoint, save_checkpoint
+from earlydrop.sites.audit import audit
+from earlydrop.sites.traceless import leave_no_trace
 from earlydrop.training.config import ConfigError
-from earlydrop.training.data import Objective, training_order
-from earlydrop.training.files import RunFolder, read_metrics, write_atomically
-from earlydrop.training.measure import autocast, evaluate_all, evaluate_mc, probe_gradients
-from earlydrop.training.models import INPUT_DROPOUT, build_model
+from earlydrop.training.data.objective import Objective
+from earlydrop.training.data.order import training_order
+from earlydrop.training.evaluate import autocast, evaluate_all, evaluate_mc
+from earlydrop.training.models import INPUT_DROPOUT, Task, build_model
 from earlydrop.training.optim import add_penalties, learning_rate, make_optimizer
 from earlydrop.training.plan import Plan
+from earlydrop.training.probes import probe_gradients
+from earlydrop.training.record.checkpoint import load_checkpoint, save_best, save_checkpoint
+from earlydrop.training.record.folder import RunFolder, read_metrics
+from earlydrop.training.record.provenance import environment
 from earlydrop.training.streams import stream_seed
 
 log = logging.getLogger(__name__)
@@ -40,13 +44,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def scheduled_model(plan: Plan) -> tuple[nn.Module, DropoutScheduler | None]:
-    """The model at its initial weights on its device, and what drives its dropout.
-
-    Args:
-        plan: The run's plan.
-
-    Returns:
-        The model, and its scheduler; None for a schedule that never drops.
+    """The model at its initial weights on its device, and what drives its dropout: None for a schedule that never drops.
 
     Raises:
         ConfigError: The model has no site of the scheduled kind.
@@ -55,7 +53,7 @@ def scheduled_model(plan: Plan) -> tuple[nn.Module, DropoutScheduler | None]:
     kind = config.schedule.kind
     unit, path = (peak if kind in (each, "all") else 0.0 for each in ("unit", "path"))
     source = plan.source
-    model = build_model(config.model, source.channels, source.classes, source.image_size, unit, path, config.seed)
+    model = build_model(config.model, Task(source.channels, source.classes, source.image_size, unit, path), config.seed)
     model = model.to(plan.device)
     if peak == 0:
         return model, None
@@ -64,6 +62,44 @@ def scheduled_model(plan: Plan) -> tuple[nn.Module, DropoutScheduler | None]:
         return model, DropoutScheduler(model, plan.schedule, kind=kind, sites=sites, masks=config.trainer.masks)
     except ValueError as error:
         raise ConfigError(f"schedule.kind is {kind!r}, model.name is {config.model.name!r}: {error}") from error
+
+
+def try_forward(model: nn.Module, plan: Plan) -> None:
+    """Put one blank image through the model, leaving no trace, so that a model that cannot take it is refused before any work.
+
+    Raises:
+        ConfigError: The model cannot take images of this size, or gives something else than a score for each class.
+    """
+    source, name = plan.source, plan.config.model.name
+    image = torch.zeros(1, source.channels, source.image_size, source.image_size, device=plan.device)
+    try:
+        with leave_no_trace(model), torch.no_grad(), autocast(plan):
+            shape = tuple(model.eval()(image).shape)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError) as error:
+        raise ConfigError(
+            f"model.name is {name!r}: it cannot take {source.image_size}-pixel images ({str(error).splitlines()[0]}); "
+            "give another model, or other images with data.image_size"
+        ) from error
+    if shape != (1, source.classes):
+        raise ConfigError(
+            f"model.name is {name!r}: it gives {shape} for one image, expected a score for each of {source.classes} classes"
+        )
+
+
+def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
+    """Watch two blank images pass through the model with its schedule at rate 0, leaving no trace: nothing may drop.
+
+    Raises:
+        ConfigError: Something does, beside the input dropout that no schedule drives; so no arm of a study would be what it says.
+    """
+    source = plan.source
+    images = torch.zeros(2, source.channels, source.image_size, source.image_size, device=plan.device)
+    kind = plan.config.schedule.kind if plan.schedule.peak > 0 else "all"
+    with autocast(plan):
+        found = audit(model, images, kind=kind)
+    left = [drop for drop in found.undriven if drop.site != INPUT_DROPOUT]
+    if left:
+        raise ConfigError(f"model.name is {plan.config.model.name!r}: it drops what no schedule drives\n{found}")
 
 
 def _driven(name: str, module: nn.Module) -> bool:
@@ -104,7 +140,7 @@ class Trainer:
         self.step = 0
         self.window: list[Tensor] = []  # (loss, gradient norm) of the steps since the last logged one, on the device
         self.watched: list[float] = []  # values of trainer.stop_metric so far
-        self.environment = provenance.environment(plan.device)
+        self.environment = environment(plan.device)
 
     def resume(self) -> None:
         """Go on from the folder's newest whole checkpoint, if there is one.
@@ -113,22 +149,14 @@ class Trainer:
             ConfigError: It was made on another device, thread count or torch, and ``resume`` is not ``force``.
         """
         checkpoints = self.folder.path / "checkpoints"
-        if self.plan.config.resume == "never":
-            shutil.rmtree(checkpoints, ignore_errors=True)
         content = load_checkpoint(checkpoints, self.plan.fingerprint)
-        self.folder.open_metrics(content["metrics_bytes"] if content else 0)
+        if content is not None:
+            self._same_environment(content["environment"])  # before anything is cut back
+        self.folder.open_metrics(content["metrics_bytes"] if content else 0, content.get("metrics_sha256") if content else None)
         watched = self.plan.config.trainer.stop_metric
         self.watched = [line[watched] for line in read_metrics(self.folder.path / "metrics.jsonl") if watched in line]
         if content is None:
             return
-        there = content["environment"]
-        if there != self.environment and self.plan.config.resume != "force":
-            here = self.environment
-            differing = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
-            raise ConfigError(
-                f"{self.folder.path} was begun in another environment ({'; '.join(differing)}), so the last bits may differ: "
-                "go on there, or say resume=force, or start over with resume=never"
-            )
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.step = content["step"]
@@ -137,20 +165,37 @@ class Trainer:
             self.scheduler.load_state_dict(content["scheduler"])
         log.info("going on from step %d of %d", self.step, self.plan.total_steps)
 
+    def _same_environment(self, there: dict[str, Any]) -> None:
+        if there != self.environment and self.plan.config.resume != "force":
+            here = self.environment
+            differing = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
+            raise ConfigError(
+                f"{self.folder.path} was begun in another environment ({'; '.join(differing)}), so the last bits may differ: "
+                "go on there, or say resume=force, or start over with resume=never"
+            )
+
     def save(self) -> None:
         """Write a checkpoint of the step reached, unless its numbers are not finite."""
         self._check_finite()
-        content = {
+        content = (
+            self._content()
+            | {
+                "optimizer": self.optimizer.state_dict(),
+                "window": torch.stack(self.window) if self.window else torch.empty(0, 2),
+            }
+            | self.folder.metrics_state()
+        )
+        save_checkpoint(self.folder.path / "checkpoints", self.step, content)
+
+    def _content(self) -> dict[str, Any]:
+        """What every file of weights holds."""
+        return {
             "fingerprint": self.plan.fingerprint,
             "environment": self.environment,
             "step": self.step,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
-            "window": torch.stack(self.window) if self.window else torch.empty(0, 2),
-            "metrics_bytes": self.folder.metrics_size(),
         }
-        save_checkpoint(self.folder.path / "checkpoints", self.step, content)
 
     def train(self) -> None:
         """Train to the end of the plan.
@@ -165,8 +210,8 @@ class Trainer:
             self._record(self._probe())
         saved = began = logged = time.perf_counter()
         logged_step = first = self.step
-        for images, targets in self._batches() if not self._out_of_patience() else ():
-            self._train_step(images, targets)
+        for images, targets in self.batches() if not self._out_of_patience() else ():
+            self.train_step(images, targets)
             metrics = {}
             if self.step % trainer.log_every == 0 or self.step == plan.total_steps:
                 metrics = self._read_window()
@@ -179,7 +224,7 @@ class Trainer:
             if self.step in plan.eval_steps or self.step in plan.probe_steps:
                 self._check_finite()
             if self.step in plan.eval_steps:
-                metrics |= evaluate_all(self.model, self.objective, plan)
+                metrics |= self._evaluate()
             if self.step in plan.probe_steps:
                 metrics |= self._probe()
             last = self.step == plan.total_steps or self._stops_early(metrics)
@@ -199,6 +244,15 @@ class Trainer:
         if self.step > first:
             self.save()
 
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluate; where a metric is watched, keep the weights at which it was best."""
+        metrics = evaluate_all(self.model, self.objective, self.plan)
+        watched = self.plan.config.trainer.stop_metric
+        if watched is not None and all(improved(watched, metrics[watched], before) for before in self.watched):
+            content = self._content() | {"metric": watched, "value": metrics[watched]}
+            save_best(self.folder.path / "checkpoints", content)
+        return metrics
+
     def _stops_early(self, metrics: dict[str, float]) -> bool:
         """Whether the watched metric has not improved in the last ``stop_patience`` evaluations."""
         trainer = self.plan.config.trainer
@@ -211,8 +265,10 @@ class Trainer:
         trainer = self.plan.config.trainer
         if trainer.stop_metric is None or not self.watched:
             return False
-        better = max if trainer.stop_metric.endswith("accuracy") else min
-        return len(self.watched) - 1 - self.watched.index(better(self.watched)) >= trainer.stop_patience
+        best = 0
+        for i, value in enumerate(self.watched):
+            best = i if improved(trainer.stop_metric, value, self.watched[best]) else best
+        return len(self.watched) - 1 - best >= trainer.stop_patience
 
     def _monte_carlo(self, passes: int) -> dict[str, float]:
         if self.scheduler is None or self.scheduler.last_rate == 0:
@@ -220,14 +276,15 @@ class Trainer:
             return {}
         return evaluate_mc(self.model, self.plan, passes)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training batches from the step reached to the last."""
         plan = self.plan
         order = training_order(
             plan.config.seed, plan.source.sizes["train"], plan.config.trainer.batch_size, self.step, plan.total_steps
         )
         return self.objective.batches(order, plan.config.seed, "augment")
 
-    def _train_step(self, images: Tensor, targets: Tensor) -> None:
+    def train_step(self, images: Tensor, targets: Tensor) -> None:
         """One optimizer step; nothing of it waits for the device."""
         plan, config = self.plan, self.plan.config
         rate = learning_rate(self.step, config.optim.lr, config.optim.min_lr, plan.warmup_steps, plan.total_steps)
@@ -286,19 +343,10 @@ class Trainer:
             raise TrainingFailed(f"the probe at step {self.step}: {error}") from error
 
     def _record(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise TrainingFailed(
+                    f"{name} is {value} after step {self.step}: lower optim.lr, lengthen optim.warmup or set optim.clip"
+                )
         self.folder.write_metrics(self.step, metrics)
         self.track(self.step, metrics)
-
-
-def write_provenance(plan: Plan, folder: RunFolder) -> None:
-    """Write ``provenance.json`` and ``config.yaml``, once: a resumed run keeps those that it was begun with.
-
-    Args:
-        plan: The run's plan.
-        folder: Its folder.
-    """
-    if not (folder.path / "config.yaml").is_file():
-        folder.write_config(plan.config)
-    if not (folder.path / "provenance.json").is_file():
-        content = provenance.collect(plan.device, plan.fingerprint, plan.source.digest) | {"arm": plan.arm}
-        write_atomically(folder.path / "provenance.json", (json.dumps(content, indent=1) + "\n").encode())

@@ -1,5 +1,3 @@
-"""Whole runs: paired streams, resuming, the folder's files, failures."""
-
 import json
 import os
 import signal
@@ -10,12 +8,13 @@ import torch
 import yaml
 
 from earlydrop.analysis import load_runs
+from earlydrop.training import run as run_module
 from earlydrop.training import trainer as trainer_module
-from earlydrop.training.checkpoint import load_checkpoint
+from earlydrop.training.compose import config_from_dict
 from earlydrop.training.config import ConfigError
-from earlydrop.training.files import RunFolder, read_metrics
 from earlydrop.training.plan import make_plan
-from earlydrop.training.run import config_from_dict, run
+from earlydrop.training.record.folder import RunFolder, changed_files, read_metrics
+from earlydrop.training.run import run
 from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed, scheduled_model
 
 
@@ -71,36 +70,6 @@ def test_a_finished_run_is_skipped(config, capsys):
     assert "finished before" in capsys.readouterr().out
 
 
-def test_two_runs_that_differ_only_in_schedule_see_the_same_data(config, monkeypatch):
-    seen = []
-    original = Trainer._train_step
-
-    def spy(self, images, targets):
-        seen[-1].append((images.clone(), targets.clone()))
-        original(self, images, targets)
-
-    monkeypatch.setattr(Trainer, "_train_step", spy)
-    initial = []
-    for name in ("none", "constant", "early", "late"):
-        seen.append([])
-        settings = config(schedule__name=name, augment__mixup=0.8, augment__cutmix=1.0, augment__smoothing=0.1)
-        initial.append({k: v.clone() for k, v in scheduled_model(make_plan(settings))[0].named_parameters()})
-        run(settings)
-    for other, weights in zip(seen[1:], initial[1:], strict=True):
-        assert_same([list(pair) for pair in seen[0]], [list(pair) for pair in other])
-        for name, weight in initial[0].items():
-            assert torch.equal(weight, weights[name])
-    losses = {read_metrics(p)[-1]["train/loss"] for p in Path(config().out).rglob("metrics.jsonl")}
-    assert len(losses) == 4
-
-
-def test_the_probe_changes_nothing(config):
-    with_probe = final_state(run(config())["folder"])
-    without = final_state(run(config(probe__at=[]))["folder"])
-    assert_same(with_probe["model"], without["model"])
-    assert_same(with_probe["optimizer"], without["optimizer"])
-
-
 @pytest.mark.parametrize("schedule", ["early", "late"])
 @pytest.mark.parametrize("model", ["mlp", "vit_micro"])
 def test_stopped_after_any_step_it_resumes_to_the_same_bits(config, schedule, model):
@@ -125,36 +94,6 @@ def test_stopped_after_any_step_it_resumes_to_the_same_bits(config, schedule, mo
     assert_same(final_state(finished), final_state(whole))
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, monkeypatch, caplog):
-    whole = Path(run(config())["folder"])
-    settings = config(out=str(Path(config().out) / "damaged"), trainer__checkpoint_seconds=0.0)
-    plan = make_plan(settings)
-    folder = RunFolder(plan.folder)
-    trainer = Trainer(plan, *scheduled_model(plan), folder, lambda step, metrics: None, lambda: trainer.step >= 12)
-    trainer.resume()
-    with pytest.raises(Interrupted):
-        trainer.train()
-    folder.close()
-    newest, before = sorted((plan.folder / "checkpoints").glob("*.pt"), reverse=True)
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    monkeypatch.setattr(trainer_module.log, "propagate", True)
-    assert load_checkpoint(plan.folder / "checkpoints", plan.fingerprint)["step"] == int(before.stem[5:])
-    assert "is damaged" in caplog.text
-    newest.write_bytes(b"")
-    finished = Path(run(settings)["folder"])
-    assert (finished / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-
-
-def test_a_checkpoint_of_another_configuration_is_refused(config):
-    one, other = Path(run(config())["folder"]), make_plan(config(seed=1)).folder
-    other.mkdir(parents=True)
-    (one / "checkpoints").rename(other / "checkpoints")
-    with pytest.raises(TrainingFailed, match="belongs to configuration"):
-        run(config(seed=1))
-
-
 def test_another_environment_needs_force(config):
     settings = config()
     plan = make_plan(settings)
@@ -170,23 +109,15 @@ def test_another_environment_needs_force(config):
     assert run(config(resume="force"))["state"] == "finished"
 
 
-def test_one_process_a_folder(config):
-    held = RunFolder(make_plan(config()).folder)
-    with pytest.raises(ConfigError, match="another process"):
-        run(config())
-    held.close()
-    assert run(config())["state"] == "finished"
-
-
 def test_a_signal_saves_and_stops(config, monkeypatch, capsys):
-    original = Trainer._train_step
+    original = Trainer.train_step
 
     def kill_at_seven(self, images, targets):
         original(self, images, targets)
         if self.step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Trainer, "_train_step", kill_at_seven)
+    monkeypatch.setattr(Trainer, "train_step", kill_at_seven)
     with pytest.raises(Interrupted):
         run(config())
     monkeypatch.undo()
@@ -194,64 +125,6 @@ def test_a_signal_saves_and_stops(config, monkeypatch, capsys):
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
     assert "the same command goes on" in capsys.readouterr().out
     assert run(config())["state"] == "finished"
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(config, monkeypatch):
-    original = Trainer._train_step
-
-    def poison(self, images, targets):
-        original(self, images * float("nan") if self.step == 6 else images, targets)
-
-    monkeypatch.setattr(Trainer, "_train_step", poison)
-    with pytest.raises(TrainingFailed, match="loss is nan at step 6"):
-        run(config(trainer__checkpoint_seconds=0.0))
-    folder = make_plan(config()).folder
-    status = json.loads((folder / "status.json").read_text())
-    assert status["state"] == "failed"
-    assert "step 6" in status["reason"]
-    newest = final_state(folder)
-    assert newest["step"] == 6
-    assert all(v.isfinite().all() for v in newest["model"].values())
-
-
-def test_a_full_disk_fails_the_run_and_keeps_the_last_checkpoint(config, monkeypatch):
-    import earlydrop.training.checkpoint as module
-
-    original = module.write_atomically
-
-    def full(path, content):
-        if path.name.startswith("step-000000009"):
-            raise OSError(28, "No space left on device")
-        original(path, content)
-
-    monkeypatch.setattr(module, "write_atomically", full)
-    with pytest.raises(TrainingFailed, match="No space left"):
-        run(config(trainer__checkpoint_seconds=0.0))
-    monkeypatch.undo()
-    folder = make_plan(config()).folder
-    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
-    assert final_state(folder)["step"] == 8
-    assert run(config())["state"] == "finished"
-
-
-def test_precision_compile_optimizer_and_clipping_act(config, monkeypatch):
-    base = read_metrics(Path(run(config())["folder"]) / "metrics.jsonl")
-    for options in ({"trainer__precision": "bf16"}, {"optim__name": "sgd"}, {"optim__clip": 0.01}, {"augment__smoothing": 0.2},
-                    {"trainer__masks": "native"}, {"schedule__shape": "cosine"}):  # fmt: skip
-        other = read_metrics(Path(run(config(**options))["folder"]) / "metrics.jsonl")
-        assert other[-1]["train_eval/loss"] != base[-1]["train_eval/loss"], options
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
-    run(config(trainer__compile=True))
-    assert len(compiled) == 1
-
-
-def test_accumulation_sees_the_same_images_and_gives_nearly_the_same_gradient(config):
-    one, two = (
-        read_metrics(Path(run(config(schedule__name="none", trainer__accumulate=k))["folder"]) / "metrics.jsonl") for k in (1, 4)
-    )
-    assert one[1]["train/gradient_norm"] == pytest.approx(two[1]["train/gradient_norm"], rel=1e-4)
-    assert one[1]["train/loss"] == pytest.approx(two[1]["train/loss"], rel=1e-5)
 
 
 def test_modes_plan_and_eval(config, capsys):
@@ -266,61 +139,117 @@ def test_modes_plan_and_eval(config, capsys):
     assert run(config(mode="eval"))["test/loss"] == trained["test/loss"]
 
 
-def test_the_fingerprint_is_of_what_determines_the_numbers(config):
-    def fingerprint(**options):
-        return make_plan(config(**options)).fingerprint
+def test_failed_runs_say_so(config):
+    with pytest.raises(TrainingFailed):
+        run(config(optim__name="sgd", optim__lr=1e20, optim__warmup="0%"))
 
-    base = fingerprint()
-    same = ({"out": "elsewhere"}, {"tracking": "offline"}, {"threads": 1}, {"study": "x"}, {"label": "x"}, {"data__workers": 3},
-            {"resume": "force"}, {"tags": ["a"]}, {"optim__momentum": 0.5}, {"schedule__points": "0,0"},
-            {"trainer__checkpoint_seconds": 3.0}, {"trainer__steps": 18}, {"schedule__cutoff": "9"})  # fmt: skip
-    for options in same:
-        assert fingerprint(**options) == base, options
-    other = ({"seed": 1}, {"schedule__rate": 0.2}, {"schedule__cutoff": "10"}, {"trainer__batch_size": 16}, {"trainer__log_every": 2},
-             {"probe__batches": 4}, {"augment__shift": 1}, {"trainer__precision": "bf16"}, {"trainer__masks": "native"},
-             {"model__attention": "fused"}, {"optim__lr": 1e-3}, {"data__train_images": 301}, {"trainer__compile": True})  # fmt: skip
-    assert len({fingerprint(**options) for options in other} | {base}) == len(other) + 1
-    none = fingerprint(schedule__name="none")
-    assert none == fingerprint(schedule__name="none", schedule__rate=0.7, trainer__masks="native", schedule__kind="path")
+
+def stop_at(monkeypatch, step):
+    """Ask the run to stop as it comes to a step, counted from 0."""
+    original = Trainer.train_step
+
+    def train_step(self, images, targets):
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, images, targets)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+def test_a_metric_that_is_not_finite_fails_the_run(config, monkeypatch):
+    monkeypatch.setattr(trainer_module, "evaluate_all", lambda *_: {"test/loss": float("nan")})
+    with pytest.raises(TrainingFailed, match="test/loss is nan after step 9"):
+        run(config(probe__at=[]))
+    assert json.loads((make_plan(config(probe__at=[])).folder / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_record_changed_at_equal_size_is_not_gone_on_from(config, monkeypatch):
+    settings = config(trainer__checkpoint_seconds=0.0)
+    stop_at(monkeypatch, 9)
+    with pytest.raises(Interrupted):
+        run(settings)
+    monkeypatch.undo()
+    path = make_plan(settings).folder / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"4", b"5", 1))
+    with pytest.raises(TrainingFailed, match=r"metrics\.jsonl is not what its checkpoint was written with.*resume=never"):
+        run(settings)
+    settings.resume = "never"
+    assert run(settings)["state"] == "finished"
+
+
+def test_a_stop_asked_for_in_the_last_evaluation_is_heard(config, monkeypatch):
+    original = trainer_module.evaluate_all
+
+    def evaluate(model, objective, plan):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(model, objective, plan)
+
+    monkeypatch.setattr(trainer_module, "evaluate_all", evaluate)
+    settings = config(trainer__eval_every="100%")
+    with pytest.raises(Interrupted):
+        run(settings)
+    assert json.loads((make_plan(settings).folder / "status.json").read_text())["state"] == "finished"
+
+
+def test_starting_over_never_looks_finished(config, monkeypatch):
+    settings = config()
+    folder = Path(run(settings)["folder"])
+    settings.resume = "never"
+    monkeypatch.setattr(run_module, "write_provenance", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(settings)
+    assert not (folder / "status.json").exists()
+    monkeypatch.undo()
+    settings.resume = "auto"
+    assert run(settings)["state"] == "finished"
+    assert changed_files(folder) == []
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"\xff\xfe", b""])
+def test_a_damaged_status_is_gone_on_from(config, content):
+    settings = config()
+    folder = Path(run(settings)["folder"])
+    before = (folder / "metrics.jsonl").read_bytes()
+    (folder / "status.json").write_bytes(content)
+    assert run(settings)["state"] == "finished"
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_half_line_of_timing_is_cut_off(config, monkeypatch):
+    settings = config(trainer__checkpoint_seconds=0.0)
+    stop_at(monkeypatch, 9)
+    with pytest.raises(Interrupted):
+        run(settings)
+    monkeypatch.undo()
+    timing = make_plan(settings).folder / "timing.jsonl"
+    timing.write_bytes(timing.read_bytes() + b'{"step": 12, "imag')
+    run(settings)
+    assert all(json.loads(line) for line in timing.read_text().splitlines())
+    assert len(load_runs(settings.out)) == 1
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"schedule__rate": 1.2}, r"schedule: rate is 1.2.*\[0, 1\)"),
-        ({"schedule__cutoff": "5000"}, "cutoff is 5000.*past the end of the run of 18 steps"),
-        ({"schedule__cutoff": "9ep"}, "past the end"),
-        ({"schedule__name": "erly"}, "'erly'.*early"),
-        ({"schedule__kind": "path"}, "schedule.kind is 'path'.*no path site"),
-        ({"schedule__kind": "paths"}, "'paths'.*unit, path, all"),
-        ({"schedule__name": "piecewise"}, "schedule.points is null"),
-        ({"schedule__name": "late", "schedule__shape": "linear"}, "shape is 'linear'"),
-        ({"trainer__batch_size": 301}, "batch_size is 301.*only 300"),
-        ({"trainer__accumulate": 5}, "accumulate is 5.*divisor"),
-        ({"trainer__precision": "fp16"}, "'fp16'.*float32, bf16"),
-        ({"trainer__epochs": 0}, "trainer.epochs is 0"),
-        ({"optim__warmup": "101%"}, "optim.warmup"),
-        ({"probe__at": ["x"]}, "probe.at"),
-        ({"probe__batches": 1}, "probe.batches is 1"),
-        ({"device": "tpu9"}, "device is 'tpu9'"),
-        ({"model__name": "vit_bogus"}, "vit_bogus"),
-        ({"data__name": "bogus"}, "bogus"),
-        ({"optim__lr": float("nan")}, "optim.lr is nan"),
-        ({"out": "/proc/nowhere"}, "cannot be written"),
+        ({"model__name": "mixer_s32_224", "model__hidden": None}, "'mixer_s32_224': it cannot"),
+        (
+            {"model__name": "convnext_femto", "model__hidden": None, "schedule__kind": "path"},
+            "'convnext_femto': it cannot take 28-pixel images",
+        ),
+        ({"device": "meta"}, "device is 'meta': not to be had here"),
+        ({"threads": 100_000}, "threads is 100000: expected more than 0, and at most"),
+        ({"optim__min_lr": 1.0}, "optim.min_lr is 1: expected at most optim.lr"),
+        ({"study": "../../x"}, "study is '../../x': expected one plain name"),
+        ({"label": "a/b"}, "label is 'a/b': expected one plain name"),
+        ({"out": ""}, "out is ''"),
     ],
 )
-def test_bad_input_is_refused_before_training(config, options, says):
-    settings = config(**options)
+def test_what_would_fail_later_is_refused_before_the_folder(config, options, says):
     with pytest.raises(ConfigError, match=says):
-        run(settings)
+        run(config(**options))
     assert not Path(config().out).exists()
 
 
-def test_misspelt_keys_and_wrong_types():
-    for values, says in (
-        ({"schedul": {}}, "schedul"),
-        ({"trainer": {"epochs": "many"}}, "trainer.epochs"),
-        ({"seed": 1.5}, "seed"),
-    ):
-        with pytest.raises(ConfigError, match=says):
-            config_from_dict(values)
+def test_a_home_folder_is_a_home_folder(config, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert make_plan(config(out="~/x")).folder.is_relative_to(tmp_path / "x")

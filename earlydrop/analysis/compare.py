@@ -1,0 +1,80 @@
+"""Comparing the runs of a study: a table of its arms, and their paired differences to the arm without dropout."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from earlydrop.analysis.runs import DAMAGED, runs_of
+from earlydrop.analysis.stats import interval
+from earlydrop.metrics import METRICS
+from earlydrop.training.record.failures import failures
+
+COLUMNS = {f"{m.column}/{name}": (m.heading or name, m.digits) for name, m in METRICS.items() if m.column} | {
+    "seconds": ("seconds", 0)
+}
+"""Column of `earlydrop.analysis.load_runs`: its heading and digits."""
+
+
+def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm, in text: the mean over its finished runs, a seed counting once, with its 95% interval where there are several."""
+    rows = {}
+    for arm, group in runs.groupby("arm", sort=True):
+        done = group[group["state"] == "finished"]
+        row = {"runs": f"{len(done)}" if len(done) == len(group) else f"{len(done)} of {len(group)}"}
+        for column, (heading, digits) in COLUMNS.items():
+            if column in runs and runs[column].notna().any():
+                row[heading] = _number(done.groupby("seed")[column].mean().dropna().to_numpy(float), digits)
+        rows[str(arm)] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
+
+
+def paired_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every arm minus the arm without dropout that shares its other settings, seed by seed.
+
+    One row an arm with two or more common seeds, in text: mean difference ± the half-width of its 95% interval. Empty if there is none.
+    """
+    rows = {}
+    done = runs[runs["state"] == "finished"]
+    plain = runs_of(done, lambda each: each.without_dropout)
+    for arm, group in done.groupby("arm", sort=True):
+        settings = group["settings"].iloc[0]
+        base = plain[plain["study"] == group["study"].iloc[0]]
+        base = runs_of(base, lambda each, base=settings.base: each.values == base)  # type: ignore[misc]
+        if settings.without_dropout or group["seed"].duplicated().any() or base["seed"].duplicated().any():
+            continue
+        joined = group.merge(base, on="seed", suffixes=("", "|none"))
+        if len(joined) > 1:
+            rows[f"{arm} minus none"] = {"seeds": str(len(joined))} | {
+                heading: _number((joined[column] - joined[f"{column}|none"]).to_numpy(float), digits, sign="+")
+                for column, (heading, digits) in COLUMNS.items()
+                if column in runs and runs[column].notna().any() and column != "seconds"
+            }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arms")
+
+
+def _number(values: Any, digits: int, sign: str = "") -> str:
+    mean, half = interval(values)
+    if math.isnan(mean):
+        return "-"
+    text = f"{mean:{sign}.{digits}f}"
+    return text if math.isnan(half) else f"{text} ± {half:.{digits}f}"
+
+
+def problems(runs: pd.DataFrame, folder: Path) -> list[str]:
+    """A line for each run of a study's folder that is not finished, and for each job that failed before it had a folder."""
+    lines = [f"left out: {line}" for line in runs.attrs.get(DAMAGED, [])]
+    for row in runs.itertuples():
+        if row.changed:
+            lines.append(f"changed after the run finished: {row.changed} of {Path(str(row.folder)).name}")
+        if row.state == "failed":
+            lines.append(f"failed: {Path(str(row.folder)).name}: {row.reason}")
+        elif row.state != "finished":
+            lines.append(f"{row.state} at step {row.step} of {row.total_steps}: {Path(str(row.folder)).name}")
+    known = "\n".join(lines)
+    lines += [f"failed: {' '.join(f['overrides'])}: {f['reason']}" for f in failures(folder) if str(f["reason"]) not in known
+              and not any(str(reason) in str(f["reason"]) for reason in runs["reason"].dropna())]  # fmt: skip
+    return lines

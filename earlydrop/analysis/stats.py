@@ -1,0 +1,124 @@
+"""Statistics of paired comparisons: intervals, differences seed by seed, equivalence, and many tests at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+import scipy.stats
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A paired difference over seeds.
+
+    Attributes:
+        seeds: The seeds that both arms have finished.
+        effect: Mean difference.
+        low: Lower end of its 95% interval (Student's t).
+        high: Upper end.
+        p: Two-sided p-value against 0.
+        spread: Standard deviation of the differences.
+    """
+
+    seeds: tuple[int, ...]
+    effect: float
+    low: float
+    high: float
+    p: float
+    spread: float
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean difference."""
+        return float(self.spread / math.sqrt(len(self.seeds)))
+
+
+def interval(values: Any) -> tuple[float, float]:
+    """Mean and half-width of its 95% interval (Student's t); the half-width of one value is NaN."""
+    values = np.asarray(values, float)
+    n = len(values)
+    if n < 2:
+        return float(values.mean()) if n else math.nan, math.nan
+    return float(values.mean()), float(scipy.stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5)
+
+
+def paired(values: Mapping[int, float]) -> Paired | None:
+    """Paired t of the differences by seed; None with fewer than two.
+
+    >>> paired({0: 1.0, 1: 2.0, 2: 3.0}).effect
+    2.0
+    """
+    array = np.array(list(values.values()), float)
+    n = len(array)
+    if n < 2:
+        return None
+    mean, spread = float(array.mean()), float(array.std(ddof=1))
+    half = float(scipy.stats.t.ppf(1 - LEVEL / 2, n - 1)) * spread / n**0.5
+    return Paired(tuple(values), mean, mean - half, mean + half, _two_sided(mean, spread, n), spread)
+
+
+def _two_sided(mean: float, spread: float, n: int) -> float:
+    if spread == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * scipy.stats.t.sf(abs(mean) / spread * n**0.5, n - 1))
+
+
+def p_within(found: Paired, margin: float) -> float:
+    """p-value of equivalence within ± a margin: the larger of two one-sided tests."""
+    if found.error == 0:
+        return float(abs(found.effect) >= margin)
+    n = len(found.seeds)
+    return float(max(scipy.stats.t.cdf((sign * found.effect - margin) / found.error, n - 1) for sign in (1, -1)))
+
+
+def p_beyond(found: Paired, margin: float) -> float:
+    """p-value of a difference beyond ± a margin."""
+    if found.error == 0:
+        return float(abs(found.effect) < margin)
+    return float(min(1.0, 2 * scipy.stats.t.sf((abs(found.effect) - margin) / found.error, len(found.seeds) - 1)))
+
+
+def holm(p_values: Iterable[float]) -> tuple[list[float], list[float]]:
+    """Holm's step-down procedure: the adjusted p-values, and the level that each was tested at.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])[0]]
+    [0.03, 0.06, 0.06]
+    """
+    values = list(p_values)
+    adjusted, levels = [1.0] * len(values), [LEVEL] * len(values)
+    largest, stopped_at = 0.0, 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        remaining = len(values) - rank
+        largest = max(largest, min(1.0, remaining * values[index]))
+        if largest >= LEVEL and not stopped_at:
+            stopped_at = LEVEL / remaining  # nothing behind the first claim that is not rejected gets a higher level
+        adjusted[index], levels[index] = largest, stopped_at or LEVEL / remaining
+    return adjusted, levels
+
+
+def bootstrap(values: Iterable[float]) -> tuple[float, float]:
+    """95% interval of the mean by bootstrap (BCa)."""
+    sample = np.array(list(values))
+    result = scipy.stats.bootstrap((sample,), np.mean, confidence_level=1 - LEVEL, rng=np.random.default_rng(0))
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def resolvable_difference(found: Paired, level: float, power: float) -> float:
+    """The smallest true difference that a two-sided test at a level sees with a power, at the spread and the seeds of what was found."""
+    n = len(found.seeds)
+    critical = float(scipy.stats.t.ppf(1 - level / 2, n - 1))
+    noncentral: float = scipy.optimize.brentq(lambda d: scipy.stats.nct.sf(critical, n - 1, d) - power, 0, 10 * critical)
+    return float(noncentral) * found.error
+
+
+def resolvable_margin(found: Paired, level: float) -> float:
+    """The smallest margin within which a test at a level would have shown equivalence."""
+    quantile: float = scipy.stats.t.ppf(1 - level, len(found.seeds) - 1)
+    return abs(found.effect) + float(quantile) * found.error

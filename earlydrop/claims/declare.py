@@ -1,0 +1,220 @@
+"""Claims as data. Each stands in ``conf/claims/`` before its runs: arms, metric, window, direction, seeds.
+
+A file holds claims, the families over which their tests are adjusted together, and the studies that they are tested on. An arm is a
+configuration: the keys that the claim names, then those of its study's ``config``, then the schema's defaults.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from earlydrop.analysis.arms import Arm
+from earlydrop.metrics import METRICS
+
+SETS = ("findings", "classic")
+DIRECTIONS = ("lower", "higher", "equivalent")
+LABEL = "label"
+"""The round of seeds that labels a study's regime and enters no verdict."""
+_NEEDED = {"claim", "source", "arm", "against", "metric", "window", "direction"}
+_FILE = {"claims", "regime", "standard", "studies"}
+
+Settings = Mapping[str, Any]
+"""Values by configuration key, such as ``{"schedule.name": "constant", "schedule.rate": 0.5}``."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim.
+
+    Attributes:
+        id: Its short name, such as ``F3a``.
+        claim: The claim in words.
+        source: Where the paper makes it.
+        arm: The settings of the arm that the claim is about.
+        against: Those of the arm that it is held against.
+        metric: A metric of ``metrics.jsonl``.
+        window: Share of the run over whose measurements the metric is averaged, both ends included; None for the last value.
+        direction: ``lower``, ``higher`` or ``equivalent``.
+        family: Over which claims its test is adjusted (Holm): those of its file with the same family.
+        margin: The largest difference that still counts as equivalent, in the metric's units.
+        against_metric: What the metric is held against, where that is another metric of the same runs; None for the same metric.
+    """
+
+    id: str
+    claim: str
+    source: str
+    arm: Settings = field(hash=False)
+    against: Settings = field(hash=False)
+    metric: str
+    window: tuple[float, float] | None
+    direction: str
+    family: str = ""
+    margin: float | None = None
+    against_metric: str | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where claims are tested.
+
+    Attributes:
+        name: The study of the runs.
+        config: The settings that its runs share, where they are not the schema's defaults.
+        rounds: Seeds by round. Each round is judged by itself; the round ``label`` enters no verdict.
+    """
+
+    name: str
+    config: Settings = field(hash=False)
+    rounds: Mapping[str, tuple[int, ...]] = field(hash=False)
+
+    def arm(self, settings: Settings) -> Arm:
+        """The arm that these settings name in this study."""
+        return Arm.of({**self.config, **settings})
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """The claims of one file, and where they are tested.
+
+    Attributes:
+        name: The file's name.
+        regime: ``underfit`` or ``overfit``: what the paper claims them for.
+        standard: The settings of standard dropout, for the label of a study's regime.
+        studies: The studies by name.
+        claims: The claims.
+    """
+
+    name: str
+    regime: str
+    standard: Settings = field(hash=False)
+    studies: Mapping[str, Study] = field(hash=False)
+    claims: tuple[Claim, ...]
+
+    @property
+    def main_study(self) -> str:
+        """The study that the claims are about; the others show how far they carry."""
+        return next(iter(self.studies))
+
+
+def load_declarations(folder: Path) -> list[Declaration]:
+    """Read every file of a set of claims, a folder below ``conf/claims``, by file name.
+
+    Raises:
+        ValueError: A file with an unknown or missing key, an arm, window or direction that is none, a claim in two families, or seeds
+            in two rounds.
+    """
+    return [_declaration(path) for path in sorted(folder.glob("*.yaml"))]
+
+
+def _declaration(path: Path) -> Declaration:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path.name}: expected a mapping with {', '.join(sorted(_FILE))}")
+    wrong = _FILE ^ (set(content) - {"families"})
+    if wrong:
+        raise ValueError(f"{path.name}: {', '.join(sorted(wrong))} missing or unknown: expected {', '.join(sorted(_FILE))}")
+    if content["regime"] not in ("underfit", "overfit"):
+        raise ValueError(f"{path.name}: regime is {content['regime']!r}: expected underfit or overfit")
+    for key in ("claims", "studies"):
+        if not isinstance(content[key], Mapping) or not content[key]:
+            raise ValueError(f"{path.name}: {key} is {content[key]!r}: expected a mapping by name, not empty")
+    studies = {name: _study(path.name, name, values) for name, values in content["studies"].items()}
+    families = _families(path.name, content.get("families") or {}, content["claims"])
+    claims = tuple(_claim(path.name, name, values, families.get(name, name)) for name, values in content["claims"].items())
+    standard = _settings(f"{path.name}: standard", content["standard"])
+    for study, claim in itertools.product(studies.values(), claims):
+        for side, settings in (("arm", claim.arm), ("against", claim.against)):
+            try:
+                study.arm(settings)
+            except ValueError as error:
+                raise ValueError(f"{path.name}: claim {claim.id}, {side}: {error}") from error
+    return Declaration(path.stem, content["regime"], standard, studies, claims)
+
+
+def _study(file: str, name: str, values: Any) -> Study:
+    where = f"{file}: study {name}"
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {values!r}: expected rounds of seeds by name, such as {{first: [100, 101]}}")
+    rounds: dict[str, tuple[int, ...]] = {}
+    for key, seeds in values.items():
+        if key == "config":
+            continue
+        if not isinstance(seeds, list) or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds):
+            raise ValueError(f"{where}, round {key}: seeds are {seeds!r}: expected a list of whole numbers, such as [100, 101]")
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"{where}, round {key}: a seed stands twice in {seeds}")
+        rounds[key] = tuple(seeds)
+    for (one, ours), (other, theirs) in itertools.combinations(rounds.items(), 2):
+        both = set(ours) & set(theirs)
+        if both:
+            raise ValueError(f"{file}: seed {min(both)} of study {name} is in round {one} and in round {other}: use other seeds")
+    return Study(name, _settings(f"{where}, config", values.get("config", {})), rounds)
+
+
+def _settings(where: str, value: Any) -> Settings:
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"{where} is {value!r}: expected configuration keys and values, such as {{schedule.name: constant, schedule.rate: 0.1}}; "
+            "a label does not say what was run"
+        )
+    return dict(value)
+
+
+def _families(file: str, families: Any, claims: Mapping[str, Any]) -> dict[str, str]:
+    """The family of each claim that a file puts in one; any other claim is tested by itself."""
+    if not isinstance(families, Mapping) or not all(isinstance(members, list) for members in families.values()):
+        raise ValueError(f"{file}: families is {families!r}: expected lists of claims by name, such as {{gradients: [F1, F2]}}")
+    found: dict[str, str] = {}
+    for family, members in families.items():
+        for claim in members:
+            if claim not in claims:
+                raise ValueError(f"{file}: family {family} names the claim {claim!r}, which the file does not have")
+            if claim in found:
+                raise ValueError(f"{file}: claim {claim} is in the families {found[claim]} and {family}: expected one")
+            found[claim] = family
+    return found
+
+
+def _claim(file: str, name: str, values: Any, family: str) -> Claim:
+    where = f"{file}: claim {name}"
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {values!r}: expected {', '.join(sorted(_NEEDED))}")
+    optional = {"margin"} if values.get("direction") == "equivalent" else set()
+    wrong = (_NEEDED | optional) ^ (set(values) - {"against_metric"})
+    if wrong:
+        raise ValueError(
+            f"{where}: {', '.join(sorted(wrong))} missing or unknown: expected {', '.join(sorted(_NEEDED | optional))}"
+        )
+    if values["direction"] not in DIRECTIONS:
+        raise ValueError(f"{where}: direction is {values['direction']!r}: expected {', '.join(DIRECTIONS)}")
+    for key in ("metric", "against_metric"):
+        if values.get(key) is not None and values[key] not in METRICS:
+            raise ValueError(f"{where}: {key} is {values[key]!r}: no run measures it; expected one of {', '.join(METRICS)}")
+    if optional and not (isinstance(values["margin"], (int, float)) and 0 < values["margin"] < float("inf")):
+        raise ValueError(f"{where}: margin is {values['margin']!r}: expected more than 0, in units of {values['metric']}")
+    sides = {side: _settings(f"{where}: {side}", values[side]) for side in ("arm", "against")}
+    return Claim(name, **{**values, **sides, "family": family, "window": _window(where, values["window"])})
+
+
+def _window(where: str, value: Any) -> tuple[float, float] | None:
+    if value == "final":
+        return None
+    try:
+        low, high = (float(str(end).removesuffix("%")) / 100 for end in value)
+        if all(str(end).endswith("%") for end in value) and 0 <= low < high <= 1:
+            return low, high
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{where}: window is {value!r}: expected 'final' or two rising percentages such as [5%, 50%]")
+
+
+def label_seeds(declarations: Iterable[Declaration], study: str) -> set[int]:
+    """The seeds that label a study's regime and enter no verdict."""
+    studies = [declaration.studies[study] for declaration in declarations if study in declaration.studies]
+    return {seed for each in studies for seed in each.rounds.get(LABEL, ())}

@@ -1,0 +1,273 @@
+"""Verdicts on claims, from the paired difference (arm minus the arm that it is held against, seed by seed).
+
+- *reproduced*: the difference is not 0 in the predicted direction at the 5% level, after Holm over the claim's family;
+- *opposite*: likewise, in the other direction;
+- *not resolved*: neither, with the smallest effect that this many seeds could have resolved;
+- *incomplete*: not all declared seeds have finished, so nothing is said yet.
+
+Equivalence is two one-sided tests against a margin: *reproduced* if both reject, *opposite* if the difference lies beyond the margin.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from earlydrop.analysis.arms import Arm, text
+from earlydrop.analysis.runs import runs_of
+from earlydrop.analysis.stats import LEVEL, Paired, bootstrap, holm, p_beyond, p_within, paired
+from earlydrop.claims.declare import LABEL, Claim, Declaration, Settings, Study
+from earlydrop.claims.power import resolvable
+from earlydrop.claims.summaries import Summaries
+
+BOOTSTRAP_FROM = 20
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the runs say of a claim.
+
+    Attributes:
+        study: The study.
+        round: Which of its rounds of seeds.
+        claim: The claim.
+        arms: What the runs of its two arms are called; their schedules where there are no runs.
+        expected: How many seeds were declared.
+        paired: The paired difference; None without two seeds.
+        p: p-value of the claim's test, after Holm.
+        resolvable: See `earlydrop.claims.power.resolvable`.
+        verdict: ``reproduced``, ``opposite``, ``not resolved``, ``incomplete`` or ``not run``.
+        bootstrap: 95% interval by bootstrap (BCa), from 20 seeds on.
+        fingerprints: The runs behind it.
+        remark: How the runs differ from what was declared; empty if they do not.
+    """
+
+    study: str
+    round: str
+    claim: Claim
+    arms: tuple[str, str]
+    expected: int
+    paired: Paired | None
+    p: float | None
+    resolvable: float | None
+    verdict: str
+    bootstrap: tuple[float, float] | None
+    fingerprints: tuple[str, ...]
+    remark: str = ""
+
+
+class _Sides(NamedTuple):
+    """The finished runs of a claim's two arms."""
+
+    arm: pd.DataFrame
+    against: pd.DataFrame
+    remark: str
+
+
+class _Differences(NamedTuple):
+    """Arm minus against by seed, the runs behind them, what the arms are called, and how they differ from the declaration."""
+
+    values: dict[int, float]
+    fingerprints: list[str]
+    names: tuple[str, str]
+    remark: str
+
+
+def windowed(history: pd.DataFrame, metric: str, window: tuple[float, float] | None, total_steps: int) -> float:
+    """A run's value of a metric: its mean over the measurements in a window, both ends included, or its last value.
+
+    NaN if nothing was measured there.
+    """
+    if metric not in history:
+        return math.nan
+    rows = history.dropna(subset=[metric])
+    if window is None:
+        return float(rows[metric].iloc[-1]) if len(rows) else math.nan
+    low, high = (end * total_steps for end in window)
+    return float(rows[metric][(rows["step"] >= low - 1e-9) & (rows["step"] <= high + 1e-9)].mean())
+
+
+def _sides(runs: pd.DataFrame, study: Study, claim: Claim) -> _Sides:
+    """The runs of a claim's two arms.
+
+    Those whose every setting is as declared, whatever else is in the folder. Where no run is, the runs that have the settings that the
+    claim and its study name count, as long as they are of one configuration; the remark says how they differ from the declaration.
+
+    Raises:
+        ValueError: Such runs are of several configurations.
+    """
+    done = runs[runs["state"] == "finished"]
+    wanted = [study.arm(settings) for settings in (claim.arm, claim.against)]
+    exact = [runs_of(done, arm.__eq__) for arm in wanted]
+    named = [{**study.config, **settings} for settings in (claim.arm, claim.against)]
+    like = [_like(done, names) for names in named]
+    if all(len(rows) for rows in exact) or any(rows.empty for rows in like):
+        return _Sides(exact[0], exact[1], "")
+    free = set(named[0]) | set(named[1])
+    pairs = [
+        (one, other)
+        for one in dict.fromkeys(like[0]["settings"])
+        for other in dict.fromkeys(like[1]["settings"])
+        if one.agrees(other, free)
+    ]
+    if not pairs:
+        return _Sides(exact[0], exact[1], "")
+    if len(pairs) > 1:
+        values = [dict(one.values) for one, _ in pairs]
+        key = next(key for key in values[0] if len({v.get(key) for v in values}) > 1)
+        raise ValueError(
+            f"study {study.name}: claim {claim.id} fits runs of several configurations, {key}="
+            f"{' and '.join(sorted({text(v.get(key)) for v in values}))}: say which it is about in the study's config:"
+        )
+    arms = pairs[0]
+    rows = [runs_of(side, arm.__eq__) for arm, side in zip(arms, like, strict=True)]
+    return _Sides(rows[0], rows[1], _differs(arms[0], wanted[0]) or _differs(arms[1], wanted[1]))
+
+
+def _like(runs: pd.DataFrame, names: Settings) -> pd.DataFrame:
+    """The runs that have the settings that are named and in use."""
+    wanted = {key: value for key, value in Arm.of(names).values if key in names or key == "schedule.name"}
+    return runs_of(runs, lambda arm: all(arm.get(key) == value for key, value in wanted.items()))
+
+
+def _differs(ran: Arm, declared: Arm) -> str:
+    ours, theirs = dict(ran.values), dict(declared.values)
+    return ", ".join(f"{key}={text(ours.get(key))}" for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
+
+
+def _differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[int]) -> _Differences:
+    """Arm minus against, of the seeds that both have finished.
+
+    Raises:
+        ValueError: Two finished runs of one arm and seed that both measured the metric.
+    """
+    sides = _sides(runs, study, claim)
+    metrics = (claim.metric, claim.against_metric or claim.metric)
+    values: dict[int, float] = {}
+    fingerprints: list[str] = []
+    for seed in seeds:
+        found = []
+        for rows, metric in zip(sides[:2], metrics, strict=True):
+            measured = [
+                (value, str(run.fingerprint))
+                for run in rows[rows["seed"] == seed].itertuples()
+                if math.isfinite(value := _value(run, claim, metric))
+            ]
+            if len(measured) > 1:
+                raise ValueError(
+                    f"study {study.name} has {len(measured)} finished runs of {rows['arm'].iloc[0]} with seed {seed} "
+                    f"({', '.join(fingerprint for _, fingerprint in measured)}): keep one configuration a study"
+                )
+            found += measured
+        if len(found) == 2:
+            values[seed] = found[0][0] - found[1][0]
+            fingerprints += [fingerprint for _, fingerprint in found]
+    names = [
+        str(rows["arm"].iloc[0]) if len(rows) else study.arm(settings).words
+        for rows, settings in zip(sides[:2], (claim.arm, claim.against), strict=True)
+    ]
+    return _Differences(values, fingerprints, (names[0], names[1]), sides.remark)
+
+
+def _value(run: Any, claim: Claim, metric: str) -> float:
+    if claim.window is not None and run.step != run.total_steps:  # stopped early: it has no comparable window, only a last value
+        return math.nan
+    return windowed(run.history, metric, claim.window, int(run.total_steps))
+
+
+def difference(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[int]) -> Paired | None:
+    """The paired difference of a claim's two arms over some seeds; None with fewer than two.
+
+    Raises:
+        ValueError: Two finished runs of one arm and seed, or runs of several configurations.
+    """
+    return paired(_differences(runs, study, claim, seeds).values)
+
+
+def judge(declaration: Declaration, study_name: str, round_name: str, runs: pd.DataFrame) -> list[Verdict]:
+    """Verdicts on a file's claims from one study's runs, from `Summaries.of`, and one round of seeds: one a claim.
+
+    Raises:
+        ValueError: Two finished runs of one arm and seed, or runs of several configurations.
+    """
+    study = declaration.studies[study_name]
+    seeds = study.rounds[round_name]
+    verdicts: list[Verdict] = []
+    tests: dict[str, list[tuple[int, float, float]]] = {}  # by family: which verdict, p-values of the claim and of its opposite
+    for claim in declaration.claims:
+        found = _differences(runs, study, claim, seeds)
+        summary = paired(found.values)
+        whole = summary is not None and len(found.values) == len(seeds)
+        p, p_opposite = _p_values(claim, summary) if whole and summary is not None else (1.0, 1.0)  # every declared claim counts
+        tests.setdefault(claim.family, []).append((len(verdicts), p, p_opposite))
+        state = "" if whole else "incomplete" if found.values else "not run"
+        sample = bootstrap(found.values.values()) if whole and len(seeds) >= BOOTSTRAP_FROM else None
+        verdicts.append(
+            Verdict(study_name, round_name, claim, found.names, len(seeds), summary, None, None, state, sample,
+                    tuple(found.fingerprints), found.remark)
+        )  # fmt: skip
+    for family in tests.values():
+        (adjusted, levels), opposite = holm(p for _, p, _ in family), holm(p for _, _, p in family)[0]
+        for (index, _, _), p, level, p_opposite in zip(family, adjusted, levels, opposite, strict=True):
+            verdict = verdicts[index]
+            if not verdict.verdict and verdict.paired is not None:
+                verdicts[index] = dataclasses.replace(
+                    verdict,
+                    p=p,
+                    resolvable=resolvable(verdict.claim, verdict.paired, level),
+                    verdict=_decide(verdict.claim, verdict.paired, p, p_opposite),
+                )
+    return verdicts
+
+
+def _p_values(claim: Claim, found: Paired) -> tuple[float, float]:
+    """p-values of the claim's test and of its opposite's."""
+    if claim.margin is not None:
+        return p_within(found, claim.margin), p_beyond(found, claim.margin)
+    return found.p, found.p
+
+
+def _decide(claim: Claim, found: Paired, p: float, p_opposite: float) -> str:
+    if claim.margin is not None:
+        return (
+            "reproduced" if p < LEVEL else "opposite" if p_opposite < LEVEL and abs(found.effect) > claim.margin else "not resolved"
+        )
+    if p >= LEVEL:
+        return "not resolved"
+    return "reproduced" if (found.effect < 0) == (claim.direction == "lower") else "opposite"
+
+
+def judge_all(declarations: list[Declaration], summaries: Summaries) -> list[Verdict]:
+    """Verdicts on every claim, by file, study and round of seeds, for each study and round that has runs."""
+    verdicts = []
+    for declaration in declarations:
+        for study in declaration.studies.values():
+            runs = summaries.of(study.name)
+            for name in study.rounds:
+                if name != LABEL:
+                    found = judge(declaration, study.name, name, runs)
+                    ran = [verdict for verdict in found if verdict.verdict != "not run"]
+                    main = name == "first" and study.name == declaration.main_study
+                    verdicts += found if ran and main else ran  # other rounds and studies may take up some of the claims
+    return verdicts
+
+
+def regime(runs: pd.DataFrame, study: Study, standard: Settings, seeds: Iterable[int]) -> tuple[str, Paired | None]:
+    """The regime of a study by the paper's definition, from seeds that enter no verdict.
+
+    ``underfit`` if the model generalises better without standard dropout, ``overfit`` if better with it, ``unclear`` if the interval of the
+    difference in test accuracy holds 0; and that difference, standard minus none.
+    """
+    seeds = list(seeds)
+    if not seeds:
+        return "unclear", None
+    claim = Claim("regime", "", "", standard, {**standard, "schedule.name": "none"}, "test/accuracy", None, "lower")
+    found = difference(runs, study, claim, seeds)
+    if found is None or found.low <= 0 <= found.high:
+        return "unclear", found
+    return ("underfit" if found.high < 0 else "overfit"), found

@@ -1,0 +1,104 @@
+"""Summaries of runs, small enough to be committed: one row a run, and the measured steps. Tables and figures are made from them alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from earlydrop.analysis.arms import Arm
+from earlydrop.analysis.runs import load_history, load_runs, named
+from earlydrop.training.config import CADENCE, NUMBERS, keys
+from earlydrop.training.record.folder import read_json
+
+RUNS, HISTORY = "runs.csv", "history.csv.xz"
+_CONFIG = "config/"
+_FACTS = ("study", "arm", "seed", "fingerprint", "state", "step", "total_steps", "seconds")
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """Runs and their measured steps.
+
+    Attributes:
+        runs: One row a run: ``study``, ``arm`` (its name), ``settings`` (the arm itself; made anew when read), ``seed``, ``fingerprint``,
+            ``state``, ``step``, ``total_steps``, ``seconds``, what it ran on (``torch``, ``hardware``, ``commit``), every configuration
+            value (``config/<key>``) that is not of one machine, the last value of every metric (``final/<metric>``) and its mean over
+            the early window (``early/<metric>``).
+        history: One row a run and measured step: ``study``, ``fingerprint``, ``arm``, ``seed``, ``step`` and a column a metric.
+    """
+
+    runs: pd.DataFrame
+    history: pd.DataFrame
+
+    def of(self, study: str) -> pd.DataFrame:
+        """The runs of one study, one row a run, with their measured steps in a column ``history``."""
+        runs = self.runs[self.runs["study"] == study].copy()
+        key = ["fingerprint", "arm", "seed"]
+        steps = dict(list(self.history[self.history["study"] == study].groupby(key)))
+        runs["history"] = [steps.get(each, self.history.iloc[:0]) for each in runs[key].itertuples(index=False, name=None)]
+        return runs
+
+    def write(self, folder: Path) -> None:
+        """Write ``runs.csv`` and ``history.csv.xz``, numbers to seven digits, sorted, so that equal runs give equal files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        runs = self.runs.drop(columns="settings")
+        for column in (c for c in runs if c.startswith(_CONFIG) and pd.api.types.is_float_dtype(runs[c])):
+            runs[column] = [_exact(value) for value in runs[column]]
+        runs.to_csv(folder / RUNS, index=False, float_format="%.7g", lineterminator="\n")
+        self.history.to_csv(folder / HISTORY, index=False, float_format="%.7g", lineterminator="\n")
+
+
+def read_summaries(folder: Path) -> Summaries:
+    """Read what `Summaries.write` wrote."""
+    text = {"arm": str, "study": str, "fingerprint": str}
+    runs = pd.read_csv(folder / RUNS, dtype=text)
+    columns = {column.removeprefix(_CONFIG): column for column in runs if column.removeprefix(_CONFIG) in keys()}
+    settings = [Arm.of({key: row[column] for key, column in columns.items()}) for row in runs.to_dict("records")]
+    return Summaries(runs.assign(settings=settings), pd.read_csv(folder / HISTORY, dtype=text))
+
+
+def collect(folder: Path, studies: set[str]) -> Summaries:
+    """Summarise the runs of some studies, anywhere below a folder.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no run of these studies in it.
+    """
+    runs = load_runs(folder)
+    runs = runs[runs["study"].isin(studies)]
+    if runs.empty:
+        raise FileNotFoundError(f"{folder} holds no runs of the studies {', '.join(sorted(studies))}")
+    runs = named(runs)
+    facts, histories = [], []
+    for row in runs.to_dict("records"):
+        provenance = read_json(Path(row["folder"]) / "provenance.json")
+        fact = {key: row[key] for key in _FACTS} | {"settings": row["settings"]}
+        fact |= {
+            "torch": provenance.get("environment", {}).get("torch"),
+            "hardware": provenance.get("processor"),
+            "commit": provenance.get("commit"),
+        }
+        fact |= {key: value for key, value in row.items() if _kept(key)}
+        facts.append(fact)
+        history = load_history(row["folder"])
+        if not history.empty:
+            histories.append(history.assign(**{key: row[key] for key in ("study", "fingerprint", "arm", "seed")}))
+    order = ["study", "fingerprint", "arm", "seed", "step"]
+    table = pd.DataFrame(facts).dropna(axis="columns", how="all").sort_values(["study", "arm", "seed", "fingerprint"])
+    if not histories:
+        return Summaries(table, pd.DataFrame(columns=order))
+    history = pd.concat(histories, ignore_index=True).sort_values(["study", "arm", "seed", "fingerprint", "step"])
+    return Summaries(table, history[[*order, *sorted(history.columns.difference(order))]])
+
+
+def _exact(value: float) -> str | None:
+    """A setting as text that reads back as the same number."""
+    short = f"{value:.7g}"
+    return None if value != value else short if float(short) == value else repr(float(value))
+
+
+def _kept(column: str) -> bool:
+    if column.startswith(_CONFIG):
+        return keys()[column.removeprefix(_CONFIG)].role in (NUMBERS, CADENCE)
+    return column.startswith(("final/", "early/"))

@@ -1,0 +1,182 @@
+"""The tables of the findings: verdicts, regimes and studies, in text; and everything that is written for a set of claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from earlydrop.analysis.compare import paired_table, summary_table
+from earlydrop.analysis.page import html_list, html_page, html_table, pictures, to_markdown
+from earlydrop.analysis.runs import find_runs
+from earlydrop.analysis.stats import Paired
+from earlydrop.claims.declare import LABEL, Declaration, label_seeds, load_declarations
+from earlydrop.claims.figures import MAP_STUDY, draw_findings, regime_cells
+from earlydrop.claims.judge import Verdict, judge_all, regime
+from earlydrop.claims.summaries import RUNS, Summaries, collect, read_summaries
+from earlydrop.training.compose import conf_folder
+
+
+def claims_folder(name: str = "findings") -> Path:
+    """Where a set of claims is, in the repository or the package."""
+    return conf_folder() / "claims" / name
+
+
+def labels(declarations: list[Declaration], summaries: Summaries) -> dict[str, str]:
+    """The regime of each study in words: ``underfit (claimed for underfit): standard minus none -0.020 [-0.030, -0.010] ..., n = 3``."""
+    words = {}
+    for declaration in declarations:
+        for study in declaration.studies.values():
+            name, found = regime(summaries.of(study.name), study, declaration.standard, study.rounds.get(LABEL, ()))
+            if found is not None:
+                words[study.name] = (
+                    f"{name} (claimed for {declaration.regime}): standard minus none {_interval(found)} in test accuracy, "
+                    f"n = {len(found.seeds)}"
+                )
+    return words
+
+
+def _interval(found: Paired) -> str:
+    return f"{_signed(found.effect)} [{_signed(found.low)}, {_signed(found.high)}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}" if abs(value) < 1 else f"{value:+.3f}"
+
+
+def verdict_table(verdicts: list[Verdict], summaries: Summaries) -> pd.DataFrame:
+    """One row a claim, study and round, in text."""
+    rows = []
+    for each in verdicts:
+        claim, found = each.claim, each.paired
+        first = summaries.runs[summaries.runs["study"] == each.study].iloc[0]
+        window = "last" if claim.window is None else f"{claim.window[0]:.0%} to {claim.window[1]:.0%}"
+        words = each.verdict
+        if words == "not resolved" and each.resolvable is not None:
+            words += f" ({'within' if claim.margin else 'from'} {each.resolvable:.2g})"
+        row = {
+            "claim": claim.id,
+            "model": str(first["config/model.name"]),
+            "study": each.study + ("" if each.round in ("first", each.study) else f", {each.round}"),
+            "compared": " - ".join(each.arms) + (f" (with {each.remark})" if each.remark else ""),
+            "metric": f"{claim.metric}, {window}",
+            "predicted": claim.direction if claim.margin is None else f"within {claim.margin:g}",
+            "difference": _interval(found) if found else "",
+            "n": _count(each),
+            "p": "" if each.p is None else f"{each.p:.2g}",
+            "verdict": f"**{words}**" if each.verdict in ("reproduced", "opposite") else words,
+        }
+        if each.bootstrap is not None:
+            row["difference"] += f"; bootstrap [{_signed(each.bootstrap[0])}, {_signed(each.bootstrap[1])}]"
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("claim")
+
+
+def _count(verdict: Verdict) -> str:
+    n = len(verdict.paired.seeds) if verdict.paired else 0
+    return str(n) if n == verdict.expected else f"{n} of {verdict.expected}"
+
+
+def short_table(declarations: list[Declaration], verdicts: list[Verdict]) -> pd.DataFrame:
+    """One row a claim of each file's main study, in text: measurement, verdict, and the verdicts of other seeds and studies."""
+    main = {(each.name, claim.id): each.main_study for each in declarations for claim in each.claims}
+    of = {id(claim): (each.name, claim.id) for each in declarations for claim in each.claims}
+    rows = []
+    for verdict in verdicts:
+        if verdict.study != main[of[id(verdict.claim)]] or verdict.round != "first":
+            continue
+        same = [other for other in verdicts if other.claim is verdict.claim and other is not verdict]
+        others = [other for other in same if other.paired and other.study != "smoke"]
+        row = {
+            "finding": verdict.claim.id,
+            "claimed": verdict.claim.claim,
+            "study": verdict.study,
+            "metric": verdict.claim.metric,
+            "difference": _interval(verdict.paired) if verdict.paired else "",
+            "n": _count(verdict),
+            "verdict": verdict.verdict,
+            "elsewhere": "; ".join(
+                f"{other.round if other.study == verdict.study else other.study}: {other.verdict} (n = {_count(other)})"
+                for other in others
+            ),
+        }
+        rows.append(row)
+    columns = ["finding", "claimed", "study", "metric", "difference", "n", "verdict", "elsewhere"]
+    table = pd.DataFrame(rows, columns=columns).set_index("finding").sort_index(kind="stable")
+    return table if (table["elsewhere"] != "").any() else table.drop(columns="elsewhere")
+
+
+def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[pd.DataFrame, dict[str, str], list[Path]]:
+    """Write summaries, ``table.md``, ``short.md``, ``table.csv``, ``studies.md``, ``figures/`` and ``findings.html``.
+
+    ``folder`` holds runs, or the summaries of runs. Returns the table, the studies' regimes, and the figures' files.
+
+    Raises:
+        FileNotFoundError: There are neither runs nor summaries.
+    """
+    declarations = load_declarations(claims_folder(claims))
+    if any(find_runs(folder)) or not (folder / RUNS).is_file():  # summaries of earlier runs may lie beside new runs
+        names = {study for each in declarations for study in each.studies} | ({MAP_STUDY} if claims == "findings" else set())
+        collect(folder, names).write(out)
+        folder = out
+    summaries = read_summaries(folder)
+    verdicts = judge_all(declarations, summaries)
+    if not verdicts:
+        raise FileNotFoundError(f"{folder} holds no runs with the seeds that {claims_folder(claims)} declares")
+    studies = study_tables(declarations, summaries)
+    table, words = verdict_table(verdicts, summaries), labels(declarations, summaries)
+    figures = draw_findings(declarations, summaries, out / "figures")
+    text = to_markdown(table) + "\n"
+    text += "\nRegimes, from seeds that enter no verdict:\n\n" if words else ""
+    text += "".join(f"- {study}: {label}\n" for study, label in words.items())
+    text += "".join(
+        f"- width {width}, {images:,} images: {name}, standard minus none {_interval(found)}, n = {len(found.seeds)}\n"
+        for (width, images), (name, found) in regime_cells(summaries).items()
+        if found is not None
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(text, encoding="utf-8")
+    (out / "studies.md").write_text(
+        "\n".join(f"## {name}\n\n{to_markdown(each)}\n" for name, each in studies.items()), encoding="utf-8"
+    )
+    (out / "short.md").write_text(to_markdown(short_table(declarations, verdicts)) + "\n", encoding="utf-8")
+    table.to_csv(out / "table.csv", lineterminator="\n")
+    (out / "fingerprints.csv").write_text(_fingerprints(verdicts, figures), encoding="utf-8")
+    sections = [
+        f"<p>{_HOW}</p>",
+        html_table(table),
+        "<h2>Regimes</h2>" + html_list([f"{study}: {label}" for study, label in words.items()]) if words else "",
+        "<h2>Figures</h2>" + pictures(list(figures)),
+    ]
+    (out / "findings.html").write_text(html_page("Findings", sections), encoding="utf-8")
+    return table, words, list(figures)
+
+
+_HOW = (
+    "Paired differences by seed with 95% intervals (Student's t); p after Holm over the claims of a family. A claim is not resolved "
+    "<em>from</em> the effect that would have been seen with a power of 80%; an equivalence that is not resolved would have been shown "
+    "<em>within</em> that margin. Claims, windows and seeds were written down before the runs."
+)
+
+
+def study_tables(declarations: list[Declaration], summaries: Summaries) -> dict[str, pd.DataFrame]:
+    """By heading: each study's table of arms, and its table of paired differences; without the seeds that label its regime."""
+    tables = {}
+    for study in sorted(set(summaries.runs["study"]) - {"smoke"}):
+        runs = summaries.of(study)
+        runs = runs[~runs["seed"].isin(label_seeds(declarations, study))]
+        if runs.empty:
+            continue
+        tables[study] = summary_table(runs)
+        differences_to_none = paired_table(runs)
+        if not differences_to_none.empty:
+            tables[f"{study}, paired"] = differences_to_none
+    return tables
+
+
+def _fingerprints(verdicts: list[Verdict], figures: Mapping[Path, list[str]]) -> str:
+    """What runs each verdict and each figure comes from."""
+    lines = [f"{f.study} {f.round} {f.claim.id},{' '.join(f.fingerprints)}" for f in verdicts]
+    lines += [f"figures/{path.name},{' '.join(prints)}" for path, prints in sorted(figures.items())]
+    return "\n".join(["what,fingerprints", *lines]) + "\n"

@@ -1,0 +1,28 @@
+"""What a person types: arguments, exit codes, and one clear line for an error."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """A console command: it ends quietly when its output is cut, prints on any terminal, and says in a line what a user can mend."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
+        try:
+            main()
+            sys.stdout.flush()
+        except BrokenPipeError:  # earlydrop-cite runs | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"error: {error}") from None
+
+    return run

@@ -1,0 +1,96 @@
+"""``earlydrop-cite FOLDER``: BibTeX for the paper, this software and a run, and the command that reproduces the run."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from earlydrop.analysis.arms import flat
+from earlydrop.analysis.runs import find_runs
+from earlydrop.commands import command
+from earlydrop.training.compose import compose, literal
+from earlydrop.training.config import keys
+from earlydrop.training.record.folder import read_config, read_provenance
+
+PAPER = """@inproceedings{liu2023dropout,
+  title     = {Dropout Reduces Underfitting},
+  author    = {Liu, Zhuang and Xu, Zhiqiu and Jin, Joseph and Shen, Zhiqiang and Darrell, Trevor},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2023},
+  note      = {arXiv:2303.01500},
+}"""
+
+
+def command_line(config: dict[str, Any]) -> str:
+    """The command line that makes a run with this configuration's numbers: an override for every value that is not the default."""
+    default = flat(compose())
+    known = keys()
+    overrides = [
+        f"{key}={_plain(value)}"
+        for key, value in flat(config).items()
+        if value != default.get(key) and (key not in known or known[key].cited)
+    ]
+    return shlex.join(["earlydrop", *overrides])
+
+
+_PLAIN = re.compile(r"(?!(?:null|true|false|inf|nan|none|on|off|yes|no)$)[A-Za-z][\w./-]*|\d+(?:\.\d+)?(?:%|ep)", re.IGNORECASE)
+"""Strings that need no quotes in Hydra's grammar, and cannot be taken for anything but strings."""
+
+
+def _plain(value: Any) -> str:
+    """A value in Hydra's override grammar."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ",".join(_plain(item) for item in value) + "]"
+    if isinstance(value, str) and not _PLAIN.fullmatch(value):
+        return str(QuotedString(literal(value), Quote.single).with_quotes())
+    return str(value)
+
+
+def citation(run: Path) -> str:
+    """BibTeX for the paper, the software and a run, and the command that reproduces the run."""
+    provenance = read_provenance(run)
+    config = read_config(run)
+    version, commit, fingerprint = provenance["earlydrop"], provenance["commit"], provenance["fingerprint"]
+    where = f"version {version}" + (f", commit {commit}" if commit else "")
+    if provenance.get("diff"):
+        where += " with uncommitted changes (see provenance.json)"
+    software = f"""@software{{earlydrop,
+  title   = {{earlydrop: dropout schedules and gradient measures for PyTorch}},
+  author  = {{{{The earlydrop developers}}}},
+  version = {{{version}}},
+  year    = {{2026}},
+}}"""
+    entry = f"""@misc{{earlydrop-{fingerprint},
+  title  = {{{config["model"]["name"]} on {config["data"]["name"]}, {provenance["arm"]}, seed {config["seed"]}}},
+  author = {{{{The earlydrop developers}}}},
+  note   = {{earlydrop run {fingerprint}, {where}}},
+  year   = {{2026}},
+}}"""
+    return "\n\n".join([PAPER, software, entry, f"Reproduce it:\n\n  {command_line(config)}"])
+
+
+@command
+def main() -> None:
+    """Print how to cite and reproduce the runs in a folder."""
+    parser = argparse.ArgumentParser(prog="earlydrop-cite", description="BibTeX for the paper, this software and a run.")
+    parser.add_argument("folder", type=Path, help="a run's folder, or a folder of runs")
+    arguments = parser.parse_args()
+    runs = list(find_runs(arguments.folder))
+    if not runs:
+        raise SystemExit(f"error: {arguments.folder} holds no runs: a run's folder has a config.yaml and a provenance.json")
+    for i, run in enumerate(runs):
+        text = citation(run)
+        print(text if i == 0 else "\n" + text.split("\n\n", 2)[2])
+
+
+if __name__ == "__main__":
+    main()

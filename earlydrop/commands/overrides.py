@@ -1,0 +1,107 @@
+"""Mistakes on the command line of ``earlydrop``, found before Hydra starts, each with the right key or option beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hydra.conf import HydraConf
+
+from earlydrop.training.compose import conf_folder
+from earlydrop.training.config import keys, schedule_options
+
+_FLAGS = {  # of Hydra's command line: whether a value follows
+    **dict.fromkeys(("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"), False),
+    **dict.fromkeys(
+        ("--cfg", "-c", "--package", "-p", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn"), True
+    ),
+    **dict.fromkeys(("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"), True),
+}
+_OVERRIDE = re.compile(r"(\+\+|\+|~)?([^=]+)=(.*)", re.DOTALL)
+
+
+def mistake(arguments: Iterable[str]) -> str | None:
+    """The first argument that names a flag, a key or an option that there is not, in a line; None if there is none."""
+    groups = options()
+    value_follows = False
+    for argument in arguments:
+        if value_follows:
+            value_follows = False
+        elif argument.startswith("-"):
+            flag, equals, _ = argument.partition("=")
+            if flag not in _FLAGS:
+                return f"there is no flag {flag}{meant(flag, _FLAGS)}; earlydrop --help shows what there is"
+            value_follows = _FLAGS[flag] and not equals
+        else:
+            wrong = _mistaken_override(argument, groups)
+            if wrong is not None:
+                return wrong
+    return None
+
+
+def _mistaken_override(argument: str, groups: Mapping[str, list[str]]) -> str | None:
+    match = _OVERRIDE.fullmatch(argument)
+    if match is None:
+        return None if argument.startswith("~") and len(argument) > 1 else f"{argument!r} is no override: expected key=value"
+    prefix, key, value = match.groups()
+    key = key.strip()
+    if "_target_" in argument:
+        return f"{argument!r} names code to run: configurations of earlydrop hold plain values, give one of those"
+    if re.split("[./]", key)[0] == "hydra":
+        part = re.split("[./]", key + ".")[1]
+        known = [f.name for f in dataclasses.fields(HydraConf)]
+        return (
+            f"{prefix}{key} is no key of Hydra's configuration{meant(part, known)}" if prefix and part not in (*known, "") else None
+        )
+    if "@" in key:
+        return None
+    if key not in keys() and key not in groups:
+        return f"{prefix or ''}{key} is no key of the configuration{meant(key, [*keys(), *groups])}; earlydrop --cfg job shows them all"
+    if key in groups and re.fullmatch(r"[\w./-]+(,[\w./-]+)*", value):
+        for name in value.split(","):
+            if name not in (*groups[key], "null"):
+                return f"{key}={name}: there is no such option{meant(name, groups[key])}; there are {', '.join(groups[key])}"
+    return None
+
+
+def options() -> dict[str, list[str]]:
+    """The options of each group of configurations."""
+    found: dict[str, list[str]] = {}
+    root = conf_folder()
+    for path in sorted(root.rglob("*.yaml")):
+        group, _, name = path.relative_to(root).with_suffix("").as_posix().partition("/")
+        if name and group != "claims":
+            found.setdefault(group, []).append(name)
+    found["schedule"] = list(schedule_options())
+    return found
+
+
+def unknown_keys(values: Mapping[str, Any]) -> str | None:
+    """The first key of a whole configuration, by dotted name, that the schema does not have, in a line."""
+    for key in values:
+        if key not in keys():
+            return f"{key} is no key of the configuration{meant(key, keys())}"
+    return None
+
+
+_MEANT = {
+    "learning_rate": "optim.lr",
+    "dropout": "schedule.rate",
+    "p": "schedule.rate",
+    "batch": "trainer.batch_size",
+    "dataset": "data",
+}
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """A question with the nearest known word, by its whole or its last part; empty if none is near."""
+    known = list(known)
+    near = [_MEANT[last] for last in [word.rpartition(".")[2]] if _MEANT.get(last) in known]
+    near = near or difflib.get_close_matches(word, known, 1, 0.6)
+    if not near:
+        last = {name.rpartition(".")[2]: name for name in reversed(known)}
+        near = [last[name] for name in difflib.get_close_matches(word.rpartition(".")[2], last, 1, 0.6)]
+    return f": did you mean {near[0]}?" if near else ""

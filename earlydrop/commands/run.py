@@ -1,0 +1,176 @@
+"""``earlydrop``: train, evaluate or plan a run, or sweep over many. A Hydra application; torch is imported when a job runs, not before."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def _job(config: DictConfig) -> dict[str, Any]:
+    """One Hydra job: a run. What a user can mend is one line, not a traceback."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from earlydrop.commands import sweep
+    from earlydrop.training.record.failures import forget_failures
+    from earlydrop.training.trainer import Interrupted
+
+    hydra = HydraConfig.get()
+    multirun = str(hydra.mode).endswith("MULTIRUN")
+    study: Path | None = None
+    failed, trained = False, False
+    try:
+        settings, study = _settings(config, joblib="joblib" in str(hydra.launcher.get("_target_", "")).lower())
+        trained = settings.mode == "train"
+        if multirun:
+            forget_failures(study, sweep.identity())
+            sweep.end_with_parent()
+        return _run(settings, multirun)
+    except Interrupted:
+        if multirun:
+            raise  # ends the sweep
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # earlydrop mode=plan | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except Exception as error:
+        failed = True
+        print(_explain(error), file=sys.stderr)
+        if not multirun:
+            raise SystemExit(1) from None
+        _note_failure(study, list(hydra.overrides.task), str(error))  # the other jobs go on; the sweep's process ends with 1
+        return {"state": "failed"}
+    finally:
+        done = sweep.Done(str(study) if study is not None and (trained or failed) else None, failed)
+        progress = sweep.note_done(hydra.job.num, done) if multirun else None
+        if progress is not None:
+            print(progress, flush=True)
+
+
+def _settings(config: DictConfig, joblib: bool) -> tuple[Any, Path]:
+    """A job's settings, and the folder of its study."""
+    from omegaconf import OmegaConf
+
+    from earlydrop.analysis.arms import flat
+    from earlydrop.commands.overrides import unknown_keys
+    from earlydrop.training.config import ConfigError
+    from earlydrop.training.names import study_folder
+
+    values: Any = OmegaConf.to_container(config, resolve=False)
+    wrong = unknown_keys(flat(values))
+    if wrong is not None:
+        raise ConfigError(wrong)
+    settings: Any = OmegaConf.to_object(config)
+    if settings.threads is None and joblib:
+        settings.threads = 1  # one thread a run is the way to use all cores
+    return settings, study_folder(settings.out, settings.study)
+
+
+def _run(settings: Any, multirun: bool) -> dict[str, Any]:
+    from earlydrop.training.run import run
+
+    return run(settings, in_sweep=multirun)
+
+
+def _explain(error: Exception) -> str:
+    """A line for what a user can mend; a traceback for what only we can."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from earlydrop.training.config import ConfigError
+    from earlydrop.training.trainer import TrainingFailed
+
+    if isinstance(error, (ConfigError, TrainingFailed)):
+        return f"error: {error}"
+    if isinstance(error, OmegaConfBaseException):
+        return f"error: {error.full_key + ': ' if error.full_key else ''}{str(error).splitlines()[0]}"
+    if isinstance(error, OSError):
+        return f"error: {error}"
+    return traceback.format_exc()
+
+
+def _note_failure(study: Path | None, overrides: list[str], reason: str) -> None:
+    from earlydrop.commands import sweep
+    from earlydrop.training.record.failures import note_failure
+
+    if study is None:
+        return
+    try:
+        note_failure(study, sweep.identity(), overrides, reason)
+    except OSError as error:
+        print(f"error: the failure could not be noted in {study}: {error.strerror or error}", file=sys.stderr)
+
+
+def _needs_training_extra() -> None:
+    missing = [
+        name for name in ("hydra", "omegaconf", "timm", "torchvision", "wandb", "pandas") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise SystemExit(f"{', '.join(missing)} missing: the trainer needs more than the library; pip install 'earlydrop[train]'")
+
+
+def _one_line(error: Exception) -> str:
+    """What Hydra says of a configuration that it cannot compose, without the names of its own classes."""
+    lines = [line.strip() for each in (error, error.__cause__) if each is not None for line in str(each).splitlines()]
+    return ": ".join(
+        line.rstrip(":") for line in lines if line and not line.startswith(("full_key", "object_type", "reference_type"))
+    )
+
+
+def _report(studies: list[str]) -> int:
+    """Write the reports of a sweep's studies; 1 if one could not be written."""
+    from earlydrop.commands.report import report_sweep
+
+    code = 0
+    for study in studies:
+        try:
+            report_sweep(Path(study))
+        except (OSError, ValueError) as error:
+            print(f"error: the report of {study}: {error}", file=sys.stderr)
+            code = 1
+    return code
+
+
+def main() -> None:
+    """Train, evaluate or plan a run; or, with ``-m``, sweep over many."""
+    _needs_training_extra()
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from earlydrop.commands import sweep
+    from earlydrop.commands.overrides import mistake
+    from earlydrop.training.compose import conf_folder, register_schema
+
+    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
+    sys.argv[1:] = flags + [argument for argument in sys.argv[1:] if argument not in flags]  # argparse wants them in front
+    wrong = mistake(sys.argv[1:])
+    if wrong is not None:
+        raise SystemExit(f"error: {wrong}")
+    register_schema()
+    application = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(_job)
+    code: int | str | None = 0
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, instead of being printed with advice that does not fit
+    try:
+        application()
+    except SystemExit as stop:
+        code = stop.code
+    except KeyboardInterrupt:
+        code = 130
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        code = f"error: {_one_line(error)}"
+    done = sweep.finish()
+    if done is not None and code != 130:
+        studies = sorted({job.study for job in done if job.study is not None})
+        reported = _report(studies)
+        code = code or reported or int(any(job.failed for job in done))
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

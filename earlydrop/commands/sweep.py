@@ -1,0 +1,124 @@
+"""Sweeps: what a multirun notes of its jobs, its progress, and the end of its workers. Light: Hydra loads this before any job starts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+
+_SWEEP = "EARLYDROP_SWEEP"
+"""In the environment of a sweep's processes, as JSON: its process, number of jobs, start, and the folder where done jobs are noted."""
+_HEARTBEAT, _GRACE = 1.0, 8.0  # seconds
+
+
+class Done(NamedTuple):
+    """A job of a sweep that has ended: the folder of its study, if its configuration got so far, and whether it failed."""
+
+    study: str | None
+    failed: bool
+
+
+class SweepCallback(Callback):
+    """Notes a multirun's process and its number of jobs, and refuses a folder that cannot be written before any job starts."""
+
+    def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise SystemExit(
+                f"error: out: {folder} cannot be written ({error.strerror or error}): give another folder with out="
+            ) from None
+        try:
+            jobs: int | None = count_jobs(dict(config.hydra.sweeper.params or {}), list(config.hydra.overrides.task))
+        except HydraException:  # model=glob(*): the options are not known yet
+            jobs = None
+        notes = tempfile.mkdtemp(prefix="earlydrop-sweep-")
+        os.environ[_SWEEP] = json.dumps({"pid": os.getpid(), "jobs": jobs, "start": time.time(), "notes": notes})
+
+
+def _sweep() -> dict[str, Any] | None:
+    text = os.environ.get(_SWEEP)
+    sweep: dict[str, Any] | None = json.loads(text) if text else None
+    return sweep if sweep is not None and Path(sweep["notes"]).is_dir() else None
+
+
+def identity() -> str:
+    """What the running sweep is called among others: its process and its start."""
+    sweep = _sweep()
+    return f"{sweep['pid']}-{sweep['start']:.0f}" if sweep is not None else f"{os.getpid()}-0"
+
+
+def count_jobs(params: dict[str, Any], overrides: list[str]) -> int:
+    """How many jobs Hydra's basic sweeper makes of its own parameters and the command line's, which win.
+
+    >>> count_jobs({"seed": "0,1,2"}, ["schedule=none,early", "seed=5", "trainer.epochs=1"])
+    2
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()] + overrides)
+    sizes = {o.key_or_group: sum(1 for _ in o.sweep_iterator()) if o.is_sweep_override() else 1 for o in parsed}
+    return math.prod(sizes.values())
+
+
+def note_done(job: int, done: Done) -> str | None:
+    """Note that a job of the running sweep has ended; say the sweep's progress in words, if there is a sweep."""
+    sweep = _sweep()
+    if sweep is None:
+        return None
+    notes = Path(sweep["notes"])
+    (notes / f"{job}.tmp").write_text(json.dumps(done), encoding="utf-8")
+    (notes / f"{job}.tmp").replace(notes / f"{job}.json")
+    total, ended, elapsed = sweep["jobs"], len(list(notes.glob("*.json"))), time.time() - sweep["start"]
+    if total is None:
+        return f"sweep: {ended} jobs done in {_duration(elapsed)}"
+    left = elapsed / ended * (total - ended)
+    return f"sweep: {ended} of {total} jobs done in {_duration(elapsed)}" + (
+        f", about {_duration(left)} left" if ended < total else ""
+    )
+
+
+def finish() -> list[Done] | None:
+    """End the sweep that this process launched: what was noted of its jobs; None if it launched none."""
+    sweep = _sweep()
+    if sweep is None or sweep["pid"] != os.getpid():
+        return None
+    notes = Path(sweep["notes"])
+    done = [Done(*json.loads(path.read_text(encoding="utf-8"))) for path in sorted(notes.glob("*.json"))]
+    shutil.rmtree(notes, ignore_errors=True)
+    del os.environ[_SWEEP]
+    return done
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def end_with_parent() -> None:
+    """In a worker of a sweep: when the process that launched the sweep is gone, save, stop, and begin nothing more."""
+    sweep = _sweep()
+    name = "earlydrop-heartbeat"
+    if sweep is None or sweep["pid"] == os.getpid() or any(thread.name == name for thread in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        while os.getppid() == sweep["pid"]:
+            time.sleep(_HEARTBEAT)
+        os.kill(os.getpid(), signal.SIGTERM)  # a run in training saves and stops
+        time.sleep(_GRACE)
+        os._exit(143)
+
+    if os.getppid() == sweep["pid"]:  # not with launchers whose jobs are no children
+        threading.Thread(target=watch, name=name, daemon=True).start()

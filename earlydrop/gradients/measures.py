@@ -1,0 +1,150 @@
+"""The gradient measures: one pure function each, listed in `MEASURES`, of which `GradientReport` has a field each.
+
+With gradients g₁ … g_N at one set of weights, their directions uᵢ = gᵢ/‖gᵢ‖, and ĝ the whole-dataset gradient with direction d:
+
+- gradient norm: the mean of ‖gᵢ‖₂;
+- gradient direction variance (GDV, Liu et al. 2023, section 3, equation 1): 2/(N(N−1)) · Σ_{i<j} ½(1 − cos(gᵢ, gⱼ));
+- gradient direction error (GDE, equation 2): 1/N · Σ ½(1 − cos(gᵢ, ĝ));
+- bias: ½(1 − cos(ḡ, ĝ)) of the mean gradient ḡ, and beside it what sampling alone would give (ours);
+- gradient noise scale (McCandlish et al. 2018, arXiv:1812.06162, the simple one): tr Σ / ‖G‖², Σ per example.
+
+To add a measure: a function of `Moments` here, its entry in `MEASURES`, and its line in `earlydrop.metrics`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, make_dataclass
+from typing import TYPE_CHECKING, Any
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What is known of N gradients from their running sums (`earlydrop.gradients.sums`), with wᵢ = gᵢ − ĝ and vᵢ = gᵢ/‖gᵢ‖ − d.
+
+    Without a whole-dataset gradient the first gradient takes the place of ĝ in wᵢ and vᵢ; `bias` and `dataset_gradient_norm` are None.
+
+    Attributes:
+        n: N, at least 2.
+        norms: Σ ‖gᵢ‖.
+        inverse_images: Σ 1/bᵢ, with bᵢ the images of the i-th mini-batch.
+        spread: Σ ‖vᵢ‖².
+        spread_of_sum: ‖Σ vᵢ‖².
+        deviation: Σ ‖wᵢ‖².
+        deviation_of_sum: ‖Σ wᵢ‖².
+        mean_square: ‖ḡ‖², of the mean gradient.
+        along: ḡ · d.
+        bias: ½(1 − cos(ḡ, ĝ)); None if ḡ is 0 too.
+        dataset_gradient_norm: ‖ĝ‖.
+    """
+
+    n: int
+    norms: float
+    inverse_images: float
+    spread: float
+    spread_of_sum: float
+    deviation: float
+    deviation_of_sum: float
+    mean_square: float
+    along: float
+    bias: float | None
+    dataset_gradient_norm: float | None
+
+    @property
+    def variance(self) -> float:
+        """Trace of the mini-batch gradients' covariance, unbiased."""
+        return max(0.0, (self.n * self.deviation - self.deviation_of_sum) / (self.n * (self.n - 1)))
+
+    @property
+    def true_square(self) -> float | None:
+        """‖E g‖², unbiased; None where the variance hides it."""
+        square = self.mean_square - self.variance / self.n
+        return square if square > 0 else None
+
+
+def gradient_norm(m: Moments) -> float:
+    """Mean norm of the mini-batch gradients (Liu et al. 2023, section 3)."""
+    return m.norms / m.n
+
+
+def gdv(m: Moments) -> float:
+    """Gradient direction variance, in [0, 1]: 0 for equal directions, ½ for orthogonal ones (Liu et al. 2023, equation 1)."""
+    return max(0.0, (m.n * m.spread - m.spread_of_sum) / (2 * m.n * (m.n - 1)))
+
+
+def gde(m: Moments) -> float | None:
+    """Gradient direction error against the whole-dataset gradient, in [0, 1] (Liu et al. 2023, equation 2)."""
+    return m.spread / (4 * m.n) if m.dataset_gradient_norm is not None else None
+
+
+def bias(m: Moments) -> float | None:
+    """½(1 − cos) between the mean mini-batch gradient and the whole-dataset gradient (ours). Not 0 for unbiased gradients."""
+    return m.bias
+
+
+def bias_floor(m: Moments) -> float | None:
+    """What `bias` would be for unbiased gradients of the same variance (ours); None if the variance hides the mean."""
+    if m.dataset_gradient_norm is None or m.true_square is None:
+        return None
+    excess = m.variance / m.n / m.mean_square
+    return 0.5 * excess / (1.0 + math.sqrt(1.0 - excess))
+
+
+def bias_corrected(m: Moments) -> float | None:
+    """`bias` with the sampling noise in ‖ḡ‖ taken out (ours): near 0 for unbiased gradients, and may be slightly negative."""
+    if m.dataset_gradient_norm is None or m.true_square is None:
+        return None
+    return 0.5 * (1.0 - m.along / math.sqrt(m.true_square))
+
+
+def noise_scale(m: Moments) -> float | None:
+    """Gradient noise scale in images (McCandlish et al. 2018); with dropout it includes the masks' noise. None if it hides the mean."""
+    return m.variance * m.n / m.inverse_images / m.true_square if m.true_square is not None else None
+
+
+def dataset_gradient_norm(m: Moments) -> float | None:
+    """Norm of the whole-dataset gradient."""
+    return m.dataset_gradient_norm
+
+
+MEASURES: dict[str, Callable[[Moments], float | None]] = {
+    "gdv": gdv,
+    "gde": gde,
+    "gradient_norm": gradient_norm,
+    "bias": bias,
+    "bias_floor": bias_floor,
+    "bias_corrected": bias_corrected,
+    "noise_scale": noise_scale,
+    "dataset_gradient_norm": dataset_gradient_norm,
+}
+"""Every measure by its name: a field of `GradientReport`, and ``probe/<name>`` in a run's metrics where `earlydrop.metrics` has it."""
+
+
+if TYPE_CHECKING:
+
+    class GradientReport:
+        """Gradient measures at one set of weights: a field for each of `MEASURES`, None where it could not be taken.
+
+        Attributes:
+            gradients: Number of mini-batch gradients.
+            images: Number of images behind them.
+            dataset_images: Number of images behind the whole-dataset gradient.
+        """
+
+        gradients: int
+        images: int
+        dataset_images: int | None
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    GradientReport = make_dataclass(
+        "GradientReport",
+        [*((name, float | None) for name in MEASURES), ("gradients", int), ("images", int), ("dataset_images", int | None)],
+        frozen=True,
+    )
+    GradientReport.__module__ = __name__  # so that it pickles
+    GradientReport.__doc__ = "Gradient measures at one set of weights; None where one could not be taken.\n\n" + "\n".join(
+        f"- {name}: {measure.__doc__}" for name, measure in MEASURES.items()
+    )

@@ -1,0 +1,132 @@
+"""What every schedule is: a small immutable value that can be called, compared, printed, resolved and written into a config."""
+
+from __future__ import annotations
+
+import numbers
+import operator
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, SupportsIndex
+
+from earlydrop.schedules.durations import Duration, check_duration, check_total_steps, duration_to_steps
+
+
+def check_rate(rate: object, what: str = "rate") -> float:
+    """Return ``rate`` as a float, if it is a drop rate.
+
+    Args:
+        rate: The value to check.
+        what: What to call it in the error.
+
+    Returns:
+        The rate, in [0, 1).
+
+    Raises:
+        ValueError: It is not a number in [0, 1).
+    """
+    if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
+        raise ValueError(f"{what} is {rate!r}: expected a number in [0, 1), the probability that a unit or path is dropped")
+    value = float(rate)
+    if not 0.0 <= value < 1.0:  # False for NaN too
+        raise ValueError(f"{what} is {rate!r}: expected a drop probability in [0, 1), 0 for no dropout")
+    return value
+
+
+def _check_step(step: SupportsIndex) -> int:
+    try:
+        index = operator.index(step)
+    except TypeError:
+        raise ValueError(f"step is {step!r}: expected a whole optimizer step, counted from 0") from None
+    if index < 0:
+        raise ValueError(f"step is {step!r}: expected 0 or more; steps are counted from 0")
+    return index
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What all schedules share; use `none`, `constant`, `early`, `late` or `piecewise` to make one."""
+
+    name: ClassVar[str]
+
+    def __call__(self, step: SupportsIndex) -> float:
+        """The drop rate of optimizer step ``step``, in [0, 1).
+
+        Args:
+            step: Optimizer step, from 0. Past the end of the schedule its last value holds.
+
+        Returns:
+            The drop rate.
+
+        Raises:
+            ValueError: The step is negative or not whole, or the schedule still has durations to resolve.
+        """
+        index = _check_step(step)
+        if not self.resolved:
+            raise ValueError(
+                f"{self!r} holds a duration that is not in steps yet: call "
+                "schedule.resolve(total_steps, steps_per_epoch) first and use what it returns"
+            )
+        return self._rate(index)
+
+    def _rate(self, step: int) -> float:
+        raise TypeError(f"{type(self).__name__} is not a schedule by itself: use earlydrop.early(...) or another maker")
+
+    @property
+    def resolved(self) -> bool:
+        """Whether every duration is in steps, so that the schedule can be called."""
+        return True
+
+    @property
+    def peak(self) -> float:
+        """The largest rate that the schedule reaches."""
+        return 0.0
+
+    def resolve(self, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:
+        """The same schedule with every duration in steps, rounded down.
+
+        Args:
+            total_steps: Length of the run, in optimizer steps.
+            steps_per_epoch: Optimizer steps in one epoch; needed for durations in epochs only.
+
+        Returns:
+            A schedule that can be called. Resolving twice changes nothing.
+
+        Raises:
+            ValueError: A duration is past the end of the run, or in epochs without ``steps_per_epoch``.
+        """
+        check_total_steps(total_steps)
+        return self
+
+    def to_config(self) -> dict[str, Any]:
+        """The schedule as plain values: ``name`` and the arguments that it uses.
+
+        Returns:
+            A dictionary that `from_config` turns back into an equal schedule.
+        """
+        return {"name": self.name} | {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
+        return f"{self.name}({arguments})"
+
+
+@dataclass(frozen=True, repr=False)
+class WithCutoff(Schedule):
+    """A schedule with one rate above 0 that changes until, or at, a cutoff."""
+
+    rate: float
+    cutoff: Duration
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rate", check_rate(self.rate))
+        object.__setattr__(self, "cutoff", check_duration(self.cutoff, "cutoff"))
+
+    @property
+    def resolved(self) -> bool:
+        return isinstance(self.cutoff, int)
+
+    @property
+    def peak(self) -> float:
+        return self.rate
+
+    def resolve(self, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:
+        return replace(self, cutoff=duration_to_steps(self.cutoff, total_steps, steps_per_epoch, "cutoff"))

@@ -1,0 +1,158 @@
+"""No, standard, early and late dropout: the schedules of Liu et al., "Dropout Reduces Underfitting", ICML 2023 (arXiv:2303.01500)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from earlydrop.schedules.base import Schedule, WithCutoff, check_rate
+from earlydrop.schedules.durations import Duration
+
+
+@dataclass(frozen=True, repr=False)
+class _None(Schedule):
+    name: ClassVar[str] = "none"
+
+    def _rate(self, step: int) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True, repr=False)
+class _Constant(Schedule):
+    name: ClassVar[str] = "constant"
+    rate: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rate", check_rate(self.rate))
+
+    def _rate(self, step: int) -> float:
+        return self.rate
+
+    @property
+    def peak(self) -> float:
+        return self.rate
+
+
+@dataclass(frozen=True, repr=False)
+class _Shaped(WithCutoff):
+    """A schedule that changes at a cutoff, in one of several shapes."""
+
+    shapes: ClassVar[tuple[str, ...]]
+    shape: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shape not in self.shapes:
+            raise ValueError(f"shape is {self.shape!r}: {self.name} takes {' or '.join(map(repr, self.shapes))}")
+
+
+@dataclass(frozen=True, repr=False)
+class _Early(_Shaped):
+    name: ClassVar[str] = "early"
+    shapes: ClassVar[tuple[str, ...]] = ("linear", "constant", "cosine")
+
+    def _rate(self, step: int) -> float:
+        cutoff = int(self.cutoff)
+        if step >= cutoff:
+            return 0.0
+        if self.shape == "constant" or cutoff == 1:
+            return self.rate
+        if step == cutoff - 1:
+            return 0.0
+        if self.shape == "cosine":
+            return 0.5 * self.rate * (1.0 + math.cos(math.pi * step / (cutoff - 1)))
+        return step * (-self.rate / (cutoff - 1)) + self.rate  # numpy.linspace's own order of operations
+
+
+@dataclass(frozen=True, repr=False)
+class _Late(_Shaped):
+    name: ClassVar[str] = "late"
+    shapes: ClassVar[tuple[str, ...]] = ("constant",)
+
+    def _rate(self, step: int) -> float:
+        return self.rate if step >= int(self.cutoff) else 0.0
+
+
+def none() -> Schedule:
+    """No dropout: rate(step) = 0.
+
+    Returns:
+        The schedule.
+
+    >>> none()(0)
+    0.0
+    """
+    return _None()
+
+
+def constant(rate: float) -> Schedule:
+    """Standard dropout: rate(step) = rate.
+
+    Args:
+        rate: Drop rate, in [0, 1).
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: The rate is not in [0, 1).
+
+    >>> schedule = constant(0.1)
+    >>> schedule(0), schedule(1_000_000)
+    (0.1, 0.1)
+    """
+    return _Constant(rate)
+
+
+def early(rate: float, cutoff: Duration, shape: str = "linear") -> Schedule:
+    """Early dropout (Liu et al. 2023, section 4): on before the cutoff, 0 from it on, for underfitting models.
+
+    With c the cutoff in steps, for step < c:
+
+    - ``linear``: rate · (1 − step / (c − 1)), numpy's ``linspace(rate, 0, c)``, both ends included: the last early step
+      already has rate 0 (the released arithmetic);
+    - ``constant``: rate;
+    - ``cosine``: ½ rate · (1 + cos(π step / (c − 1))) (ours).
+
+    A cutoff of one step is just ``rate``; a cutoff of 0 is no dropout.
+
+    Args:
+        rate: Drop rate at step 0, in [0, 1).
+        cutoff: Duration of the early phase: steps, ``"50ep"`` or ``"20%"``.
+        shape: ``"linear"``, ``"constant"`` or ``"cosine"``.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: A rate outside [0, 1), a malformed or negative cutoff, an unknown shape.
+
+    >>> [early(0.5, cutoff=5)(step) for step in range(7)]
+    [0.5, 0.375, 0.25, 0.125, 0.0, 0.0, 0.0]
+    >>> [early(0.5, cutoff=2, shape="constant")(step) for step in range(4)]
+    [0.5, 0.5, 0.0, 0.0]
+    >>> early(0.1, "20%").resolve(total_steps=1_000)
+    early(rate=0.1, cutoff=200, shape='linear')
+    """
+    return _Early(rate, cutoff, shape)
+
+
+def late(rate: float, cutoff: Duration, shape: str = "constant") -> Schedule:
+    """Late dropout (Liu et al. 2023, section 5): 0 before the cutoff, rate from it on, for overfitting models.
+
+    Args:
+        rate: Drop rate from the cutoff on, in [0, 1).
+        cutoff: Duration of the phase without dropout: steps, ``"50ep"`` or ``"20%"``.
+        shape: ``"constant"``.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: A rate outside [0, 1), a malformed or negative cutoff, an unknown shape.
+
+    >>> [late(0.4, cutoff=2)(step) for step in range(4)]
+    [0.0, 0.0, 0.4, 0.4]
+    """
+    return _Late(rate, cutoff, shape)

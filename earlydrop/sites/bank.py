@@ -1,0 +1,87 @@
+"""The rates of the sites that one scheduler drives: on the host, and as one float32 vector on each device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class RateBank:
+    """What driven modules read their rates from.
+
+    In eager mode a module reads its rate as a Python float; a compiled graph reads it from a vector that is updated in place, so that
+    a new rate never means a new graph.
+
+    Args:
+        names: The sites' names.
+        base_rates: The rates that they were built with.
+        kinds: ``"unit"`` or ``"path"`` for each.
+        fast_masks: Whether nn.Dropout layers draw 16-bit masks in eager mode.
+    """
+
+    def __init__(self, names: Sequence[str], base_rates: Sequence[float], kinds: Sequence[str], fast_masks: bool = False) -> None:
+        built = list(zip(kinds, base_rates, strict=True))
+        largest = {kind: max(base for each, base in built if each == kind) for kind in set(kinds)}
+        self.shares = [base / largest[kind] if largest[kind] > 0 else 1.0 for kind, base in built]
+        self.names = list(names)
+        self.base_rates = list(base_rates)
+        self.rates = [0.0] * len(built)
+        self.forward_rates = [0.0] * len(built)
+        self.value = 0.0
+        self.on = False
+        self.silent = False
+        self.rises = False  # off now, but a later rate is known to be above 0
+        self.fast_masks = fast_masks
+        self._vectors: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def set(self, value: float) -> None:
+        """Set every site's rate to ``value``, that of the largest site, times the site's share of it."""
+        if value == self.value:
+            return
+        self.value = value
+        self.rates[:] = [value * share for share in self.shares]
+        self.on = value > 0 and not self.silent
+        for shares, vector in self._vectors.values():
+            with torch.inference_mode(vector.is_inference()):
+                torch.mul(shares, value, out=vector)  # in place: compiled graphs hold this memory
+
+    def hold_base_rates(self) -> None:
+        """Set every site to the rate that it was built with, whatever its kind."""
+        self.rates[:] = self.base_rates
+        self.on = any(rate > 0 for rate in self.rates) and not self.silent
+
+    @contextmanager
+    def at_base_rates(self) -> Iterator[None]:
+        """Within it eager forwards drop at the rates that the sites were built with."""
+        rates, on, forward_rates = list(self.rates), self.on, list(self.forward_rates)
+        self.hold_base_rates()
+        try:
+            yield
+        finally:
+            self.rates[:], self.on, self.forward_rates[:] = rates, on, forward_rates
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Within it nothing drops and every rate reads 0; the rates that are set stay known, for layers whose test arithmetic uses them."""
+        before, forward_rates = (self.silent, self.on), list(self.forward_rates)
+        self.silent, self.on = True, False
+        try:
+            yield
+        finally:
+            self.silent, self.on = before
+            self.forward_rates[:] = forward_rates  # a backward may still be to come
+
+    def rate(self, index: int) -> float:
+        """The rate that a site drops at now."""
+        return 0.0 if self.silent else self.rates[index]
+
+    def view(self, index: int, device: torch.device) -> Tensor:
+        """The rate of one site as a 0-d float32 tensor on a device; it follows `set`."""
+        if device not in self._vectors:
+            with torch.inference_mode(False), torch.no_grad():
+                shares = torch.tensor(self.shares, dtype=torch.float32, device=device)
+                self._vectors[device] = (shares, shares * self.value)
+        return self._vectors[device][1][index]

@@ -1,0 +1,157 @@
+"""Which sites of a model a schedule drives."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable
+
+from torch import nn
+
+from earlydrop.sites.find import Site, all_rates, clean, find_sites, in_known_library
+from earlydrop.sites.unwrap import unwrap
+
+KINDS = ("unit", "path", "all")
+SiteChoice = str | Iterable[str] | Callable[[str, nn.Module], bool]
+
+
+def choose_sites(model: nn.Module, kind: str = "unit", sites: SiteChoice | None = None) -> list[Site]:
+    """The sites that a schedule should drive.
+
+    Args:
+        model: The model.
+        kind: ``"unit"`` (dropout), ``"path"`` (stochastic depth) or ``"all"``.
+        sites: None for those of the kind built with a rate above 0. Else names, globs (``"blocks.*.mlp.*"``) or a predicate
+            ``(name, module) -> bool``, matched against the sites of the kind. A plain float attribute of a module of another library
+            than transformers, timm and torchvision is a site only when its own name ends a pattern (``"*.attention_dropout"``).
+
+    Returns:
+        The chosen sites, at least one.
+
+    Raises:
+        ValueError: Unknown kind, no site, only sites with rate 0 by default, a pattern that matches nothing, or a choice that
+            mixes rates of 0 with others.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}: expected 'unit' (dropout), 'path' (stochastic depth) or 'all'")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is {type(model).__name__}: expected a torch.nn.Module")
+    found = [site for site in find_sites(model) if kind in ("all", site.kind)]
+    if sites is None:
+        chosen = [site for site in found if site.base_rate > 0]
+        if not chosen:
+            raise ValueError(_nothing_to_drive(model, kind, found))
+        return chosen
+    if callable(sites):
+        chosen = [site for site in found if sites(site.name, site.module)]
+        if not chosen:
+            raise ValueError(f"sites: the predicate chose none of the {len(found)} {kind} sites: {_some(found)}")
+    else:
+        patterns = [sites] if isinstance(sites, str) else list(sites)
+        chosen = _without_plain_zeros(_match(model, kind, found, patterns), patterns)
+    _check_proportions(chosen)
+    return chosen
+
+
+def undriven_plain(model: nn.Module, kind: str, chosen: list[Site]) -> list[Site]:
+    """Plain rates above 0 of a kind, in libraries where they are sites only when named, that a choice leaves out.
+
+    Args:
+        model: The model.
+        kind: ``"unit"``, ``"path"`` or ``"all"``.
+        chosen: The sites that are driven.
+
+    Returns:
+        What looks like a rate and is not driven.
+    """
+    driven = {(id(site.module), site.attribute) for site in chosen}
+    return [
+        site
+        for site in all_rates(model)
+        if site.plain
+        and site.base_rate > 0
+        and kind in ("all", site.kind)
+        and not site.driven
+        and (id(site.module), site.attribute) not in driven
+        and not in_known_library(site.module)
+    ]
+
+
+def _without_plain_zeros(chosen: list[Site], patterns: list[str]) -> list[Site]:
+    """Plain rates of 0 that a glob happens to match are no reason to refuse a choice: only their own names ask for them."""
+    named = {pattern.rpartition(".")[2] for pattern in patterns}
+    above = {site.kind for site in chosen if site.base_rate > 0}
+    return [s for s in chosen if not s.plain or s.base_rate > 0 or s.attribute in named or s.kind not in above]
+
+
+def _check_proportions(chosen: list[Site]) -> None:
+    for each in ("unit", "path"):
+        bases = {site.name: site.base_rate for site in chosen if site.kind == each}
+        zeros = [name for name, base in bases.items() if base == 0]
+        if zeros and len(zeros) < len(bases):
+            others = next(name for name, base in bases.items() if base > 0)
+            raise ValueError(
+                f"sites mixes rates of 0 ({zeros[0]!r}) and above ({others!r}: {bases[others]:g}): their proportions are unknown. "
+                "Build the model with the rates that these sites should have at the peak, or choose sites of one sort"
+            )
+
+
+def _match(model: nn.Module, kind: str, found: list[Site], patterns: list[str]) -> list[Site]:
+    others = [site for site in all_rates(model) if site.plain and kind in ("all", site.kind) and not in_known_library(site.module)]
+    chosen: dict[str, Site] = {}
+    for pattern in patterns:
+        attribute = pattern.rpartition(".")[2]
+        matches = [site for site in found if _matches(site, pattern)]
+        matches += [site for site in others if site.attribute == attribute and fnmatch.fnmatchcase(site.name, pattern)]
+        if not matches:
+            raise ValueError(
+                f"sites: {pattern!r} matches none of the {len(found)} {kind} sites: {_some(found + others)}"
+                + _second_name(model, found, pattern)
+            )
+        chosen |= {site.name: site for site in matches}
+    if not chosen:
+        raise ValueError(f"sites is empty: name at least one of {_some(found)}")
+    return list(chosen.values())
+
+
+def _matches(site: Site, pattern: str) -> bool:
+    if fnmatch.fnmatchcase(site.name, pattern):
+        return True
+    return not site.plain and fnmatch.fnmatchcase(site.name.removesuffix("." + site.attribute), pattern)
+
+
+def _second_name(model: nn.Module, found: list[Site], pattern: str) -> str:
+    """What to say of a pattern that names a shared module by another name than its first."""
+    sites = {id(site.module): site for site in found}
+    for name, module in unwrap(model).named_modules(remove_duplicate=False):
+        if id(module) in sites and fnmatch.fnmatchcase(clean(name), pattern):
+            first = sites[id(module)].name
+            return f". {clean(name)!r} is the same module as {first!r}, used a second time: one module has one rate, so name it {first!r}"
+    return ""
+
+
+def _some(sites: list[Site]) -> str:
+    names = [site.name for site in sites[:6]]
+    return (", ".join(names) + (", ..." if len(sites) > 6 else "")) or "there are none"
+
+
+def _nothing_to_drive(model: nn.Module, kind: str, found: list[Site]) -> str:
+    name = type(unwrap(model)).__name__
+    build = {
+        "unit": "for a timm model proj_drop_rate=, attn_drop_rate= or pos_drop_rate=; for your own nn.Dropout(p)",
+        "path": "for a timm model drop_path_rate=; for a torchvision one stochastic_depth_prob=",
+    }
+    remedy = "; ".join(text for key, text in build.items() if kind in (key, "all"))
+    if found:
+        return (
+            f"all {len(found)} {kind} sites of {name} were built with rate 0, so nothing says which to drive: build the model with "
+            f"the peak rate ({remedy}), or choose sites yourself: sites='*' drives all of them ({_some(found)})"
+        )
+    other = sorted({site.kind for site in find_sites(model)})
+    hint = f" It has {other[0]} sites: kind={other[0]!r} drives those." if other else ""
+    plain = undriven_plain(model, kind, [])
+    if plain:
+        hint += f" A plain attribute may hold a rate, {plain[0].name}={plain[0].base_rate:g}: sites={plain[0].name!r} drives it."
+    return (
+        f"{name} has no {kind} site to drive (a layer built with rate 0 may be an nn.Identity, which can never drop): "
+        f"build the model with the peak rate ({remedy}).{hint}"
+    )

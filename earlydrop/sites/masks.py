@@ -1,0 +1,173 @@
+"""Masks: the arithmetic of every kind of dropout when its rate is a tensor, and 16-bit masks for CPUs.
+
+The functions named after a layer compute what that layer computes in training, with the rate as a 0-d float32 tensor instead of
+a Python float: a compiled graph then reads the rate at run time instead of having it built in. Uniform numbers are drawn and
+scaled in float32 whatever the input's dtype, since bfloat16 numbers are too coarse for small rates.
+
+Shapes: ``x`` is any floating-point tensor, ``rate`` is 0-d float32 on the device of ``x``; the result has the shape and dtype of
+``x``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SMALLEST_KEEP = 2.0**-24  # a float32 rate next to 1 rounds to 1: without the clamp its scale would be infinite
+_SELU_ALPHA_PRIME = 1.7580993408473766  # -lambda * alpha of SELU, the value that alpha dropout drops to (negated)
+
+
+def _keep(shape: tuple[int, ...] | torch.Size, rate: Tensor) -> Tensor:
+    """A boolean mask that is False with probability ``rate``."""
+    return torch.rand(shape, dtype=torch.float32, device=rate.device) >= rate
+
+
+def inverted(x: Tensor, rate: Tensor, shape: tuple[int, ...] | torch.Size, scale: bool = True) -> Tensor:
+    """Inverted dropout: x · mask / (1 − rate), one draw for each entry of ``shape``, which broadcasts to ``x``.
+
+    Args:
+        x: Input.
+        rate: Drop rate, 0-d.
+        shape: Shape of the mask.
+        scale: Whether to divide by the keep probability.
+
+    Returns:
+        The input with its dropped entries set to 0.
+    """
+    keep = _keep(shape, rate)
+    if not scale:
+        return x * keep
+    return (x * (keep / (1.0 - rate).clamp_min(_SMALLEST_KEEP))).to(x.dtype)
+
+
+def gaussian(x: Tensor, rate: Tensor) -> Tensor:
+    """Multiplicative Gaussian noise (Srivastava et al. 2014, section 10): x · N(1, rate/(1 − rate)).
+
+    Args:
+        x: Input.
+        rate: Drop rate, 0-d.
+
+    Returns:
+        The input times the noise.
+    """
+    spread = (rate / (1.0 - rate).clamp_min(_SMALLEST_KEEP)).sqrt()
+    return (x * (1.0 + spread * torch.randn(x.shape, dtype=torch.float32, device=x.device))).to(x.dtype)
+
+
+def alpha(x: Tensor, rate: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
+    """Alpha dropout (Klambauer et al. 2017, arXiv:1706.02515): keeps SELU's zero mean and unit variance.
+
+    Args:
+        x: Input.
+        rate: Drop rate, 0-d.
+        shape: Shape of the mask.
+
+    Returns:
+        a · (x where kept, else −α') + b, with a = ((1 − rate)(1 + rate α'²))^−½ and b = a α' rate.
+    """
+    keep = _keep(shape, rate)
+    kept = (1.0 - rate).clamp_min(_SMALLEST_KEEP)
+    a = ((_SELU_ALPHA_PRIME**2 * rate + 1.0) * kept).rsqrt()
+    b = torch.where(keep, 0.0, -_SELU_ALPHA_PRIME) * a + _SELU_ALPHA_PRIME * rate * a
+    return (x * (keep * a) + b).to(x.dtype)
+
+
+def timm_drop_block(
+    x: Tensor,
+    rate: Tensor,
+    block_size: int,
+    gamma_scale: float,
+    with_noise: bool,
+    couple_channels: bool,
+    scale_by_keep: bool,
+) -> Tensor:
+    """DropBlock (Ghiasi et al. 2018, arXiv:1810.12890) as timm's ``drop_block_2d`` computes it.
+
+    Args:
+        x: Input, (N, C, H, W).
+        rate: Drop rate, 0-d.
+        block_size: Side of the dropped squares.
+        gamma_scale: Factor on the probability that a square starts at a position.
+        with_noise: Fill dropped squares with normal noise instead of 0.
+        couple_channels: One mask for all channels of an image.
+        scale_by_keep: Rescale by the share of entries that were kept.
+
+    Returns:
+        The input with its dropped squares filled.
+    """
+    batch, channels, height, width = x.shape
+    kh, kw = min(block_size, height), min(block_size, width)
+    gamma = rate * (gamma_scale * height * width / (kh * kw) / ((height - kh + 1) * (width - kw + 1)))
+    shape = (batch, 1 if couple_channels else channels, height, width)
+    dropped = (torch.rand(shape, dtype=torch.float32, device=x.device) < gamma).to(torch.float32)
+    dropped = F.max_pool2d(dropped, (kh, kw), stride=1, padding=(kh // 2, kw // 2))
+    if kh % 2 == 0 or kw % 2 == 0:
+        dropped = dropped[..., (kh + 1) % 2 :, (kw + 1) % 2 :]
+    keep = 1.0 - dropped
+    if with_noise:
+        return (x * keep + torch.randn_like(keep) * dropped).to(x.dtype)
+    if scale_by_keep:
+        keep = keep * (keep.numel() / (keep.sum() + 1e-7))
+    return (x * keep).to(x.dtype)
+
+
+def torchvision_drop_block(x: Tensor, rate: Tensor, block_size: int, eps: float) -> Tensor:
+    """DropBlock as torchvision's ``drop_block2d`` and ``drop_block3d`` compute it.
+
+    Args:
+        x: Input, (N, C, H, W) or (N, C, D, H, W).
+        rate: Drop rate, 0-d.
+        block_size: Side of the dropped squares or cubes, odd.
+        eps: Added to the number of kept entries.
+
+    Returns:
+        The input with its dropped blocks set to 0, rescaled by the share of entries that were kept.
+
+    Raises:
+        ValueError: The block size is even.
+    """
+    spatial = tuple(x.shape[2:])
+    block = min(block_size, *spatial)
+    if block % 2 == 0:
+        raise ValueError(f"block size should be odd. Got {block} which is even.")  # torchvision's own words
+    starts = tuple(side - block + 1 for side in spatial)
+    gamma = rate * (math.prod(spatial) / (block ** len(spatial) * math.prod(starts)))
+    dropped = (torch.rand((*x.shape[:2], *starts), dtype=torch.float32, device=x.device) < gamma).to(torch.float32)
+    dropped = F.pad(dropped, [block // 2] * (2 * len(spatial)), value=0)
+    pool = F.max_pool2d if len(spatial) == 2 else F.max_pool3d
+    keep = 1.0 - pool(dropped, kernel_size=block, stride=1, padding=block // 2)
+    return (x * keep * (keep.numel() / (eps + keep.sum()))).to(x.dtype)
+
+
+def fast_dropout(x: Tensor, rate: float) -> Tensor:
+    """Inverted dropout with masks of 16 random bits an entry (ours): about a third of the native kernel's time on a CPU.
+
+    The rate is rounded to a multiple of 1/65,536, and the scale is 1 / (the keep probability that is really drawn), so the mean is
+    exact. The distribution is the native kernel's; the random numbers are not.
+
+    Args:
+        x: Input, of any shape.
+        rate: Drop rate, in [0, 1).
+
+    Returns:
+        The input with its dropped entries set to 0.
+
+    Raises:
+        RuntimeError: Under torch.func.vmap.
+    """
+    if torch._C._functorch.is_batchedtensor(x):
+        raise RuntimeError(
+            "masks='fast' does not work under torch.func.vmap, which cannot see its random numbers: make the scheduler with masks='native'"
+        )
+    dropped_of_65536 = min(round(rate * 65_536), 65_535)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+    # The whole range of int64: plain random_() leaves the top bit 0, and every fourth entry would never drop.
+    bits = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
+    keep = bits >= dropped_of_65536 - 32_768
+    scale = 65_536 / (65_536 - dropped_of_65536)
+    if x.dtype == torch.float32:
+        return x * keep.to(x.dtype).mul_(scale)
+    return torch.where(keep, x, 0.0) * scale  # the scale stays a float32 number: bfloat16 would round it

@@ -1,0 +1,90 @@
+"""Composing and reading configurations with Hydra: where their files are, the schema beside them, and plain values back into it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from earlydrop.training.config import Config, ConfigError, schedule_options
+
+
+def conf_folder() -> Path:
+    """The folder of configuration files: the repository's in a clone or an editable install, else the package's own.
+
+    Raises:
+        FileNotFoundError: Neither is there.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package.parent / "conf", package / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"no configuration files beside {package}: install earlydrop again")
+
+
+def register_schema() -> None:
+    """Give Hydra the schema, and an option of the group ``schedule`` for every registered schedule that has no file."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("study_folder", _study_folder, replace=True)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for name, values in schedule_options().items():
+        if not (conf_folder() / "schedule" / f"{name}.yaml").is_file():
+            store.store(group="schedule", name=name, node=values)
+
+
+def _study_folder(out: str, study: str) -> str:
+    """Where a sweep's own files go: the study's folder, by the name that its runs give it."""
+    from earlydrop.training.names import study_folder
+
+    try:
+        return str(study_folder(out, study))
+    except ConfigError:  # each job says so
+        return str(Path(out).expanduser())
+
+
+def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The configuration that a command line with these overrides gives, as nested plain values."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    register_schema()
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        values: dict[str, Any] = OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)  # type: ignore[assignment]
+    return values
+
+
+def _literal(value: Any) -> Any:
+    """Values in which ``${`` means itself: a configuration that somebody sent is never interpolated."""
+    if isinstance(value, Mapping):
+        return {key: _literal(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_literal(each) for each in value]
+    return literal(value) if isinstance(value, str) else value
+
+
+def literal(text: str) -> str:
+    """A text in which ``${`` means itself to OmegaConf."""
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """A configuration from nested plain values, such as a run's ``config.yaml``; missing keys take their defaults.
+
+    Raises:
+        ConfigError: An unknown key, or a value of the wrong type.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _literal(values)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, Config):
+        raise ConfigError("the configuration is not a mapping of the schema's keys")
+    return dataclasses.replace(config)

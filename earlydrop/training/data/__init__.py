@@ -1,0 +1,36 @@
+"""Datasets by name.
+
+To add one: a file here with a class that meets `earlydrop.training.data.source.Source`, its line in `DATASETS`, and a file in
+``conf/data/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.data.arrays import ARRAYS, ArraySource
+from earlydrop.training.data.folder import FolderSource
+from earlydrop.training.data.source import Source as Source
+
+DATASETS: dict[str, Callable[[DataConfig, AugmentConfig, torch.device], Source]] = {
+    **dict.fromkeys(ARRAYS, ArraySource),
+    "imagefolder": FolderSource,
+}
+"""What opens each dataset."""
+
+
+def make_source(config: DataConfig, options: AugmentConfig, device: torch.device) -> Source:
+    """Open a dataset.
+
+    Raises:
+        ConfigError: The dataset is unknown or not there.
+    """
+    if config.name not in DATASETS:
+        raise ConfigError(f"data.name is {config.name!r}: expected one of {', '.join(DATASETS)}")
+    if config.root is not None and not Path(config.root).expanduser().is_dir():
+        raise ConfigError(f"data.root is {config.root!r}: there is no such folder")
+    return DATASETS[config.name](config, options, device)

@@ -1,0 +1,246 @@
+"""Datasets that fit in memory: the embedded one, Fashion-MNIST, MNIST and CIFAR."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import lzma
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.data import augment
+from earlydrop.training.data.source import Batch, KeyedIndices
+from earlydrop.training.streams import stream
+
+EMBEDDED = Path(__file__).parent / "fashion_mnist_mini.xz"
+EMBEDDED_SHA256 = "5e8d0c078385f6bdda2fd863bc57fc1b11a43a93dd6995ffd2dcc8c90c0bdff2"
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+Array = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ImageArrays:
+    """A dataset in memory.
+
+    Attributes:
+        train_images: uint8, (N, C, H, W).
+        train_labels: int64, (N,).
+        test_images: uint8, (M, C, H, W).
+        test_labels: int64, (M,).
+        classes: Number of classes.
+        digest: SHA-256 of the content.
+    """
+
+    train_images: Array
+    train_labels: Labels
+    test_images: Array
+    test_labels: Labels
+    classes: int
+    digest: str
+
+
+def read_idx(path: Path) -> Array:
+    """Read a gzipped or plain IDX file of bytes, the format of MNIST.
+
+    Raises:
+        ConfigError: The file is not one, cannot be unpacked, or is cut short.
+    """
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): fetch the published file again") from error
+    dimensions = raw[3] if len(raw) > 4 and raw[:3] == b"\x00\x00\x08" else 0
+    shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i]) for i in range(dimensions))
+    if not shape or len(raw) != 4 + 4 * dimensions + math.prod(shape):
+        raise ConfigError(f"{path} is not a complete IDX file: fetch the published file again")
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def image_arrays(train: Array, train_labels: Any, test: Array, test_labels: Any, classes: int) -> ImageArrays:
+    """A dataset from its arrays; images may lack the channel, labels may be of any integer type.
+
+    Raises:
+        ConfigError: The arrays do not fit together: no square images, as many labels as images, or labels of that many classes.
+    """
+    splits = []
+    for split, images, given in (("training", train, train_labels), ("test", test, test_labels)):
+        labels = np.asarray(given)
+        if images.ndim not in (3, 4) or images.shape[-1] != images.shape[-2] or images.dtype != np.uint8:
+            raise ConfigError(
+                f"the {split} images are {images.dtype} of shape {images.shape}: expected bytes, (N, H, H) or (N, C, H, H)"
+            )
+        if labels.shape != (len(images),) or len(images) == 0:
+            raise ConfigError(
+                f"there are {len(images)} {split} images and labels of shape {labels.shape}: expected one label an image"
+            )
+        if labels.min() < 0 or labels.max() >= classes:
+            raise ConfigError(
+                f"a {split} label is {labels.max() if labels.max() >= classes else labels.min()}: expected 0 to {classes - 1}"
+            )
+        splits.append((images[:, None] if images.ndim == 3 else images, labels.astype(np.int64)))
+    (train, train_labels), (test, test_labels) = splits
+    if train.shape[1:] != test.shape[1:]:
+        raise ConfigError(f"training images have shape {train.shape[1:]}, test images {test.shape[1:]}: expected the same")
+    narrow = np.uint8 if classes <= 256 else np.dtype("<i8")  # hashed as bytes where they fit, as published
+    digest = hashlib.sha256()
+    for array in (train, train_labels.astype(narrow), test, test_labels.astype(narrow)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return ImageArrays(train, train_labels, test, test_labels, classes, digest.hexdigest())
+
+
+def _embedded(config: DataConfig) -> ImageArrays:
+    return _unpacked()
+
+
+@functools.cache
+def _unpacked() -> ImageArrays:
+    """The embedded images, unpacked once a process: a sweep's runs share them."""
+    content = lzma.decompress(EMBEDDED.read_bytes())
+    if hashlib.sha256(content).hexdigest() != EMBEDDED_SHA256:
+        raise ConfigError(f"{EMBEDDED.name} is damaged: its content has another SHA-256 than published; install earlydrop again")
+    flat = np.frombuffer(content, np.uint8)
+    train, train_labels, test, test_labels = np.split(flat, np.cumsum([10_000 * 784, 10_000, 2_500 * 784]))
+    return image_arrays(train.reshape(-1, 28, 28), train_labels, test.reshape(-1, 28, 28), test_labels, 10)
+
+
+def _fashion_mnist(config: DataConfig) -> ImageArrays:
+    names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+    folders = [_DEBIAN]
+    if config.root is not None:
+        root = _existing_root(config)
+        folders = [root, root / "FashionMNIST" / "raw"]
+    for folder in folders:
+        for ending in ("", ".gz"):
+            files = [folder / (name + ending) for name in names]
+            if all(file.is_file() for file in files):
+                train, train_labels, test, test_labels = map(read_idx, files)
+                return image_arrays(train, train_labels, test, test_labels, 10)
+    return _torchvision(config)
+
+
+def _existing_root(config: DataConfig) -> Path:
+    root = Path(config.root or "").expanduser()
+    if not root.is_dir():
+        raise ConfigError(f"data.root is {config.root!r}: there is no such folder; give the folder that holds {config.name}")
+    return root
+
+
+def _torchvision(config: DataConfig) -> ImageArrays:
+    """MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 by torchvision, downloaded to ``data.root`` if they are not there."""
+    import torchvision.datasets
+
+    makers: dict[str, tuple[Callable[..., object], int]] = {
+        "mnist": (torchvision.datasets.MNIST, 10),
+        "fashion_mnist": (torchvision.datasets.FashionMNIST, 10),
+        "cifar10": (torchvision.datasets.CIFAR10, 10),
+        "cifar100": (torchvision.datasets.CIFAR100, 100),
+    }
+    make, classes = makers[config.name]
+    root = str(_existing_root(config)) if config.root is not None else None
+    parts: list[Any] = []
+    for train in (True, False):
+        try:
+            if root is None:
+                raise RuntimeError("data.root is not set")
+            try:
+                dataset = make(root, train=train, download=False)
+            except RuntimeError:
+                dataset = make(root, train=train, download=True)
+        except (RuntimeError, OSError) as error:
+            raise ConfigError(_how_to_get(config, error)) from error
+        images, labels = np.asarray(dataset.data), np.asarray(dataset.targets)  # type: ignore[attr-defined]
+        parts += [images.transpose(0, 3, 1, 2) if images.ndim == 4 else images, labels]
+    return image_arrays(parts[0], parts[1], parts[2], parts[3], classes)
+
+
+def _how_to_get(config: DataConfig, error: Exception) -> str:
+    ways = [f"set data.root to a folder where torchvision has {config.name} or can download it to (it needs a network)"]
+    if config.name == "fashion_mnist":
+        ways.insert(0, "install Debian's package dataset-fashion-mnist")
+    ways.append("use data=fashion_mnist_mini, which comes with earlydrop")
+    return f"data.name is {config.name!r}, which is not on this machine ({error}). Either {', or '.join(ways)}"
+
+
+ARRAYS: dict[str, Callable[[DataConfig], ImageArrays]] = {
+    "fashion_mnist_mini": _embedded,
+    "fashion_mnist": _fashion_mnist,
+    "mnist": _torchvision,
+    "cifar10": _torchvision,
+    "cifar100": _torchvision,
+}
+"""Every dataset in memory by its name."""
+
+
+def load_arrays(config: DataConfig) -> ImageArrays:
+    """Load a dataset; of the training images the first ``train_images`` by class, if that is given.
+
+    Raises:
+        ConfigError: A missing root, a dataset that is not there, or more training images than it has.
+    """
+    arrays = ARRAYS[config.name](config)
+    if config.train_images is None:
+        return arrays
+    if config.train_images > len(arrays.train_labels) or config.train_images < arrays.classes:
+        raise ConfigError(
+            f"data.train_images is {config.train_images}: {config.name} has {len(arrays.train_labels)} training images of "
+            f"{arrays.classes} classes; expected a number between the two"
+        )
+    keep = _stratified(arrays.train_labels, config.train_images, arrays.classes)
+    return image_arrays(
+        arrays.train_images[keep], arrays.train_labels[keep], arrays.test_images, arrays.test_labels, arrays.classes
+    )
+
+
+def _stratified(labels: Labels, count: int, classes: int) -> npt.NDArray[np.int64]:
+    """The first images of each class, as equally many as ``count`` allows, in their own order."""
+    each = [count // classes + (c < count % classes) for c in range(classes)]
+    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in enumerate(each)]))
+
+
+class ArraySource:
+    """Images in memory, on the device that trains, normalised by the training images' mean and spread; shifted and flipped."""
+
+    def __init__(self, config: DataConfig, options: AugmentConfig, device: torch.device) -> None:
+        arrays = load_arrays(config)
+        size = arrays.train_images.shape[-1]
+        if config.image_size not in (None, size):
+            raise ConfigError(f"data.image_size is {config.image_size}: {config.name} has images of {size} pixels; leave it null")
+        if options.shift >= size:
+            raise ConfigError(f"augment.shift is {options.shift}: expected less than the image's {size} pixels")
+        self.options = options
+        self.classes, self.digest = arrays.classes, arrays.digest
+        self.channels, self.image_size = arrays.train_images.shape[1], size
+        self.sizes = {"train": len(arrays.train_labels), "test": len(arrays.test_labels)}
+        pad = [options.shift] * 4
+        images = {"train": arrays.train_images, "test": arrays.test_images}
+        labels = {"train": arrays.train_labels, "test": arrays.test_labels}
+        self._images = {split: F.pad(torch.from_numpy(array.copy()), pad).to(device) for split, array in images.items()}
+        self._labels = {split: torch.from_numpy(array).to(device) for split, array in labels.items()}
+        axes = (0, 2, 3)
+        mean = arrays.train_images.mean(axes, dtype=np.float64) / 255
+        spread = arrays.train_images.std(axes, dtype=np.float64) / 255
+        if not spread.all():
+            raise ConfigError(
+                f"data.name is {config.name!r}: its training images are all of one grey, so there is nothing to learn from"
+            )
+        self._scale = torch.tensor(1 / (255 * spread), dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        self._offset = torch.tensor(mean / spread, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
+    def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
+        for key, indices in keyed:
+            generator = stream(*augmented, key) if augmented is not None else None
+            images = augment.shift_and_flip(self._images[split], indices, self.options.shift, self.options.flip, generator)
+            yield images * self._scale - self._offset, self._labels[split][indices.to(self._labels[split].device)]

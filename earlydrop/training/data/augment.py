@@ -1,0 +1,80 @@
+"""Augmentation as a handful of vectorised operations, drawn per sample from an explicit generator.
+
+A crop shared by the whole batch would make its gradients agree more than they do; so every image has its own.
+
+Shape legend: N images in the dataset, B in the batch, C channels, H × W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def shift_and_flip(padded: Tensor, indices: Tensor, shift: int, flip: bool, generator: torch.Generator | None) -> Tensor:
+    """Images by index, (B, C, H, W), each shifted by up to ``shift`` pixels in both directions and flipped with probability ½.
+
+    ``padded`` is the dataset with ``shift`` pixels of 0 around each image, (N, C, H + 2·shift, W + 2·shift). Without a generator every
+    image is taken as it is.
+    """
+    height, width = (side - 2 * shift for side in padded.shape[-2:])
+    count, device = len(indices), padded.device
+    if generator is None:
+        return padded[indices.to(device), :, shift : shift + height, shift : shift + width]
+    offsets = torch.randint(2 * shift + 1, (2, count, 1), generator=generator)
+    flipped = torch.rand(count, 1, generator=generator) < (0.5 if flip else 0.0)
+    rows = offsets[0] + torch.arange(height)
+    columns = offsets[1] + torch.where(flipped, torch.arange(width - 1, -1, -1), torch.arange(width))
+    channels = torch.arange(padded.shape[1]).view(1, -1, 1, 1)
+    where = (indices.view(-1, 1, 1, 1), channels, rows.view(count, 1, -1, 1), columns.view(count, 1, 1, -1))
+    return padded[tuple(part.to(device) for part in where)]
+
+
+def mix(
+    images: Tensor, labels: Tensor, classes: int, mixup: float, cutmix: float, switch: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of a batch with itself reversed, one draw for the batch.
+
+    This is timm's ``batch`` mode with its arithmetic; the draws come from an explicit generator, and a batch may be odd.
+
+    Args:
+        images: (B, C, H, W), floating point.
+        labels: (B,).
+        classes: K.
+        mixup: α of the Beta distribution of mixup's share; 0 for none.
+        cutmix: α of cutmix; 0 for none.
+        switch: Probability of cutmix where both are on.
+        generator: Where the draws come from.
+
+    Returns:
+        The mixed images and their soft targets, (B, K).
+    """
+    draws = torch.rand(4, generator=generator, dtype=torch.float64)
+    cut = cutmix > 0 and (mixup <= 0 or draws[0] < switch)
+    share = _beta(cutmix if cut else mixup, generator)
+    if cut:
+        height, width = images.shape[-2:]
+        ratio = (1.0 - share) ** 0.5
+        (top, bottom), (left, right) = _side(height, ratio, draws[1].item()), _side(width, ratio, draws[2].item())
+        reversed_part = images[..., top:bottom, left:right].flip(0)
+        images = images.clone()
+        images[..., top:bottom, left:right] = reversed_part
+        share = 1.0 - (bottom - top) * (right - left) / (height * width)
+    else:
+        images = share * images + (1.0 - share) * images.flip(0)
+    targets = F.one_hot(labels, classes).to(images.dtype)
+    return images, share * targets + (1.0 - share) * targets.flip(0)
+
+
+def _side(length: int, ratio: float, position: float) -> tuple[int, int]:
+    """Start and end of the pasted box along one side, clipped at the border."""
+    centre, half = int(position * length), int(length * ratio) // 2
+    return max(centre - half, 0), min(centre + half, length)
+
+
+def _beta(alpha: float, generator: torch.Generator) -> float:
+    """One draw from Beta(α, α)."""
+    gammas = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator)
+    total = gammas.sum().item()
+    return gammas[0].item() / total if total > 0 else 0.5

@@ -1,0 +1,194 @@
+"""Image folders such as ImageNet, read image by image, with the released augmentation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.data.source import Batch, KeyedIndices
+from earlydrop.training.streams import stream_seed
+
+_CROP = 224 / 256  # of the evaluation transform
+_GRACE = 30.0  # seconds that a worker lives on after SIGTERM
+_HELD = {signal.SIGTERM, signal.SIGINT}  # while workers start
+
+
+def make_transforms(image_size: int, options: AugmentConfig) -> tuple[Any, Any]:
+    """The training and the evaluation transform: PIL image to normalised tensor, (3, H, W).
+
+    Without any augmentation the two are the same.
+
+    Raises:
+        ConfigError: ``augment.randaugment`` is not timm's notation.
+    """
+    from timm.data import create_transform
+
+    clean = create_transform(image_size, is_training=False, crop_pct=_CROP, interpolation="bicubic")
+    try:
+        train = create_transform(
+            image_size, is_training=True, hflip=0.5 if options.flip else 0.0, auto_augment=options.randaugment,
+            color_jitter=options.color_jitter or None, re_prob=options.erasing, re_mode="pixel", interpolation="bicubic",
+        )  # fmt: skip
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"augment.randaugment is {options.randaugment!r}: expected timm's notation, such as rand-m9-mstd0.5-inc1 ({error!r})"
+        ) from error
+    if not options.crop:
+        train.transforms[:1] = clean.transforms[:2]  # resize and centre crop in place of the random crop
+    for transform in train.transforms:
+        for operation in getattr(transform, "ops", ()):
+            if "Posterize" in operation.name:
+                operation.aug_fn = _posterize
+    return train, clean
+
+
+def _posterize(image: Any, bits_to_keep: int, **_: Any) -> Any:
+    """Timm's posterize, for Pillow 13 too, which refuses to keep 0 bits: that is black, as it has always been."""
+    from PIL import Image, ImageOps
+
+    if bits_to_keep >= 8:
+        return image
+    return ImageOps.posterize(image, bits_to_keep) if bits_to_keep > 0 else Image.new(image.mode, image.size)
+
+
+class BrokenImageError(RuntimeError):
+    """An image file cannot be read; the message, which a worker process may wrap in a traceback, ends with its path and the reason."""
+
+
+def load_image(path: str) -> Any:
+    """An image file as RGB; images of 16 bits a pixel at their full range.
+
+    Raises:
+        BrokenImageError: The file cannot be read, or holds numbers whose range is not known.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I;16"):
+                return Image.fromarray((np.asarray(image, dtype=np.float64) / 257.0).round().astype(np.uint8)).convert("RGB")
+            if image.mode in ("I", "F"):
+                raise ValueError(f"its pixels are of mode {image.mode}, whose range is not known: save it with 8 or 16 bits")
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BrokenImageError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _outlive_signals(worker: int) -> None:
+    """What ends or interrupts a run is sent to its whole group: workers go on for a while, so that the run can save and end them itself."""
+
+    def end_later(number: int, frame: object) -> None:
+        timer = threading.Timer(_GRACE, os._exit, (143,))
+        timer.daemon = True
+        timer.start()
+
+    signal.signal(signal.SIGTERM, end_later)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Workers started here inherit the mask, so that no signal can end one before `_outlive_signals` has run in it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _FolderImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Images of a folder by (key, index): the key names the random stream of a batch, None the evaluation transform."""
+
+    def __init__(self, files: Any, train_transform: Any, clean_transform: Any) -> None:
+        self.files = files
+        self.train_transform, self.clean_transform = train_transform, clean_transform
+
+    def __getitem__(self, item: tuple[int | None, int, int, str]) -> tuple[Tensor, int]:
+        key, index, seed, purpose = item
+        path, label = self.files.samples[index]
+        image = load_image(path)
+        if key is None:
+            return self.clean_transform(image), label
+        drawn = stream_seed(seed, purpose, key, index)
+        random.seed(drawn)
+        np.random.seed(drawn % 2**32)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(drawn)
+            return self.train_transform(image), label
+
+
+class FolderSource:
+    """A folder with ``train`` and ``val`` (or ``test``), each with one folder a class, as ImageNet is laid out.
+
+    Augmentation is what the keys of `AugmentConfig` say, in timm's implementation, drawn for each image from (seed, batch, index), so the
+    number of workers changes nothing.
+    """
+
+    def __init__(self, config: DataConfig, options: AugmentConfig, device: torch.device) -> None:
+        import torchvision.datasets
+
+        if config.root is None:
+            raise ConfigError("data.root is null: data=imagefolder needs the folder that holds train/ and val/")
+        root = Path(config.root).expanduser()
+        test = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
+        if not (root / "train").is_dir() or test is None:
+            raise ConfigError(
+                f"data.root is {config.root!r}: expected a folder with train/ and val/ (or test/), one folder a class in each"
+            )
+        if config.train_images is not None:
+            raise ConfigError("data.train_images is for datasets in memory: make a smaller folder instead")
+        self.image_size, self.channels, self.device = config.image_size or 224, 3, device
+        train_transform, clean_transform = make_transforms(self.image_size, options)
+        try:
+            files = {
+                "train": torchvision.datasets.ImageFolder(str(root / "train")),
+                "test": torchvision.datasets.ImageFolder(str(test)),
+            }
+        except (FileNotFoundError, OSError) as error:
+            raise ConfigError(f"data.root is {config.root!r}: {error}") from error
+        if files["train"].classes != files["test"].classes:
+            raise ConfigError(f"data.root is {config.root!r}: train/ and {test.name}/ do not have the same classes")
+        self.classes = len(files["train"].classes)
+        self.sizes = {split: len(folder.samples) for split, folder in files.items()}
+        self.workers = config.workers
+        self._images = {split: _FolderImages(folder, train_transform, clean_transform) for split, folder in files.items()}
+        digest = hashlib.sha256()  # of names and sizes: reading every image of ImageNet would take an hour
+        for split, folder in files.items():
+            for path, label in folder.samples:
+                file = Path(path)
+                digest.update(f"{split}/{file.parent.name}/{file.name}:{file.stat().st_size}:{label}\n".encode())
+        self.digest = digest.hexdigest()
+
+    def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
+        seed, purpose = augmented or (0, "")
+        items = (
+            [(key if augmented is not None else None, int(index), seed, purpose) for index in indices] for key, indices in keyed
+        )
+        loader = torch.utils.data.DataLoader(
+            self._images[split], batch_sampler=items,  # type: ignore[arg-type]  # lazily: a long run has many
+            num_workers=self.workers, pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(), worker_init_fn=_outlive_signals if self.workers else None,
+        )  # fmt: skip
+        with _signals_held():
+            batches: Any = iter(loader)
+        try:
+            while (batch := next(batches, None)) is not None:
+                yield batch[0].to(self.device, non_blocking=True), batch[1].to(self.device, non_blocking=True)
+        except BrokenImageError as error:
+            line = str(error).strip().splitlines()[-1]  # a worker's error comes with its traceback in front
+            raise ConfigError(line.partition("BrokenImageError: ")[2] or line) from None
+        finally:
+            batches = None  # ends the workers now, not when the last traceback is gone

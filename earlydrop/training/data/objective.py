@@ -1,0 +1,42 @@
+"""The training objective: augmentation, mixing, label smoothing and cross-entropy. Training, the probe and ``train_eval`` share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from earlydrop.training.config import AugmentConfig
+from earlydrop.training.data import augment
+from earlydrop.training.data.source import Batch, KeyedIndices, Source
+from earlydrop.training.streams import stream
+
+
+def _noting(keyed: KeyedIndices, keys: list[int]) -> Iterator[tuple[int, Tensor]]:
+    """Pass batches on and note their keys; a loader may ask for batches ahead of those that it gives."""
+    for key, indices in keyed:
+        keys.append(key)
+        yield key, indices
+
+
+class Objective:
+    """Batches as the model sees them in training, and the loss on them."""
+
+    def __init__(self, source: Source, options: AugmentConfig) -> None:
+        self.source, self.options = source, options
+
+    def batches(self, keyed: KeyedIndices, seed: int, purpose: str) -> Iterator[Batch]:
+        """Augmented and mixed training images, with labels, (B,), or soft targets, (B, K); drawn from the streams of a seed and purpose."""
+        options = self.options
+        keys: list[int] = []
+        for position, (images, labels) in enumerate(self.source.batches(_noting(keyed, keys), "train", (seed, purpose))):
+            if options.mixup > 0 or options.cutmix > 0:
+                generator = stream(seed, purpose + "-mix", keys[position])
+                yield augment.mix(images, labels, self.source.classes, options.mixup, options.cutmix, options.switch, generator)
+            else:
+                yield images, labels
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of logits, (B, K), against labels, (B,), or soft targets, (B, K)."""
+        return F.cross_entropy(logits.float(), targets, label_smoothing=self.options.smoothing)

@@ -1,0 +1,97 @@
+"""Evaluation: which splits, under which objective, and Monte Carlo dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from earlydrop.classic.monte_carlo import mc_dropout
+from earlydrop.training.data.objective import Objective
+from earlydrop.training.data.order import split_batches
+from earlydrop.training.data.source import Batch
+from earlydrop.training.plan import Plan
+from earlydrop.training.streams import stream_seed
+
+_EVAL_BATCH = 500
+EVERYONE = 0
+"""The seed of streams that are the same for every run."""
+
+
+def autocast(plan: Plan) -> torch.autocast:
+    """The precision that a plan's forward passes run in: bfloat16 autocast, or a context that does nothing."""
+    return torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.config.trainer.precision == "bf16")
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, batches: Iterable[Batch], plan: Plan, smoothing: float) -> tuple[float, float]:
+    """Mean loss and accuracy over all batches, in evaluation mode; accuracy against the heavier label of soft targets."""
+    totals = torch.zeros(3, dtype=torch.float64, device=plan.device)
+    for images, targets in batches:
+        with autocast(plan):
+            logits = model(images).float()
+        loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+        labels = targets if targets.dim() == 1 else targets.argmax(1)
+        totals += torch.stack((loss.double(), (logits.argmax(1) == labels).sum().double(), totals.new_tensor(len(labels))))
+    loss_sum, correct, count = totals.tolist()
+    return loss_sum / count, correct / count
+
+
+def evaluate_all(model: nn.Module, objective: Objective, plan: Plan) -> dict[str, float]:
+    """Loss and accuracy on the test set, and on the whole training set under the objective (``train_eval``) and clean (``train_clean``).
+
+    ``train_eval`` draws augmentation and mixing from one fixed stream, the same for every run. The model's mode is put back.
+    """
+    source, smoothing = plan.source, plan.config.augment.smoothing
+    train, test = (split_batches(source.sizes[split], _EVAL_BATCH) for split in ("train", "test"))
+    training = model.training
+    model.eval()
+    results = {
+        "test": _evaluate(model, source.batches(test, "test", None), plan, 0.0),
+        "train_eval": _evaluate(model, objective.batches(train, EVERYONE, "train_eval"), plan, smoothing),
+        "train_clean": _evaluate(model, source.batches(train, "train", None), plan, 0.0),
+    }
+    model.train(training)
+    names = ("loss", "accuracy")
+    return {f"{name}/{what}": value for name, values in results.items() for what, value in zip(names, values, strict=True)}
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3): Σ |Bₘ|/n · |accuracy(Bₘ) − confidence(Bₘ)|.
+
+    Of probabilities, (N, K), against labels, (N,), in equal bins of the confidence.
+    """
+    confidence, predicted = probabilities.double().max(1)
+    gaps = (predicted == labels).double() - confidence
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    sums = torch.zeros(bins, dtype=torch.float64, device=gaps.device).index_add_(0, index, gaps)
+    return float(sums.abs().sum() / len(labels))
+
+
+def evaluate_mc(model: nn.Module, plan: Plan, passes: int) -> dict[str, float]:
+    """Monte Carlo dropout against the plain network on the test set: loss of the predictive mean, accuracy, calibration."""
+    mean, plain, labels, information = [], [], [], []
+    training = model.training
+    for key, (images, targets) in enumerate(
+        plan.source.batches(split_batches(plan.source.sizes["test"], _EVAL_BATCH), "test", None)
+    ):
+        with autocast(plan):
+            found = mc_dropout(model, images, passes, seed=stream_seed(plan.config.seed, "monte-carlo", key))
+            model.eval()
+            with torch.no_grad():
+                plain.append(model(images).float().softmax(1))
+        model.train(training)
+        mean.append(found.mean)
+        information.append(found.mutual_information)
+        labels.append(targets)
+    probabilities, target = torch.cat(mean), torch.cat(labels)
+    loss = F.nll_loss(probabilities.double().clamp_min(1e-300).log(), target)
+    return {
+        "test_mc/loss": float(loss),
+        "test_mc/accuracy": float((probabilities.argmax(1) == target).double().mean()),
+        "test_mc/ece": calibration_error(probabilities, target),
+        "test_mc/mutual_information": float(torch.cat([each for each in information if each is not None]).double().mean()),
+        "test/ece": calibration_error(torch.cat(plain), target),
+    }

@@ -1,0 +1,44 @@
+"""The MLP of the classic examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import nn
+
+from earlydrop.classic.layers import GaussianDropout, SharedMaskDropout, StandardDropout
+from earlydrop.training.config import ConfigError
+from earlydrop.training.models.build import Task, choose_dropout
+
+DROPOUTS: dict[str, Callable[[float], nn.Module]] = {
+    "inverted": nn.Dropout,
+    "standard": StandardDropout,
+    "shared": SharedMaskDropout,
+    "gaussian": GaussianDropout,
+}
+
+
+class MLP(nn.Sequential):
+    """Flatten, then linear, ReLU and dropout for each hidden width, then the classifier."""
+
+    def __init__(
+        self, inputs: int, hidden: list[int], classes: int, rates: list[float], dropout: Callable[[float], nn.Module]
+    ) -> None:
+        layers: list[nn.Module] = [nn.Flatten()]
+        for width, rate in zip(hidden, rates, strict=True):
+            layers += [nn.Linear(inputs, width), nn.ReLU(), dropout(rate)]  # also at 0: the layers keep their names
+            inputs = width
+        super().__init__(*layers, nn.Linear(inputs, classes))
+
+
+def mlp(task: Task, *, hidden: list[int] | None, profile: list[float] | None, dropout: str | None) -> nn.Module:
+    """Build it: 784-512-256-128-10 unless ``model.hidden`` says otherwise; ``model.profile`` gives its layers rates in proportion."""
+    widths = [512, 256, 128] if hidden is None else list(hidden)
+    if not widths or min(widths) < 1:
+        raise ConfigError(f"model.hidden is {widths}: expected the widths of one or more hidden layers, such as [512,256,128]")
+    shares = profile or [1.0] * len(widths)
+    if len(shares) != len(widths) or not all(0 < rate < math.inf for rate in shares):
+        raise ConfigError(f"model.profile is {profile}: expected {len(widths)} rates above 0, one for each hidden layer")
+    rates = [task.unit * (rate / max(shares)) for rate in shares]  # the schedule says the largest; the profile keeps its shape
+    return MLP(task.channels * task.image_size**2, widths, task.classes, rates, choose_dropout(dropout, "mlp", DROPOUTS))

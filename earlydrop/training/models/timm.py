@@ -1,0 +1,104 @@
+"""Models that timm builds, with the released places of dropout and the released profile of stochastic depth.
+
+timm 1.x names the rates of attention, projections, positions and head apart, and not every architecture takes all of them: the map of
+arguments here says which, so that the head never drops and nothing is passed that is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import timm
+from torch import Tensor, nn
+
+from earlydrop.training.config import ConfigError
+from earlydrop.training.models.build import Task, set_path_profile
+
+
+class _Architecture(NamedTuple):
+    """How timm builds one of them: the arguments that take a rate, and where its blocks are."""
+
+    unit: tuple[str, ...]  # arguments that take the dropout rate
+    path: tuple[str, ...]  # arguments that take the stochastic depth rate
+    blocks: str  # attribute that holds the blocks, or the stages that hold them
+
+
+ARCHITECTURES = {
+    "vit": _Architecture(("proj_drop_rate", "attn_drop_rate", "pos_drop_rate"), ("drop_path_rate",), "blocks"),
+    "deit": _Architecture(("proj_drop_rate", "attn_drop_rate", "pos_drop_rate"), ("drop_path_rate",), "blocks"),
+    "mixer": _Architecture(("proj_drop_rate",), ("drop_path_rate",), "blocks"),
+    "swin": _Architecture(("proj_drop_rate", "attn_drop_rate"), ("drop_path_rate",), "layers"),
+    "convnext": _Architecture((), ("drop_path_rate",), "stages"),
+}
+
+
+def _built(name: str, task: Task, make: Callable[..., Any], **sizes: Any) -> nn.Module:
+    """Build a model with its rates, and give it the position dropout and the path profile that the released code had."""
+    architecture = ARCHITECTURES[name]
+    rates = dict.fromkeys(architecture.unit, task.unit) | dict.fromkeys(architecture.path, task.path)
+    model: nn.Module = make(in_chans=task.channels, num_classes=task.classes, drop_rate=0.0, **rates, **sizes)
+    if name == "swin" and task.unit > 0:
+        _add_position_dropout(model.get_submodule("patch_embed"), task.unit)
+    parts: Any = getattr(model, architecture.blocks)
+    blocks = list(parts) if architecture.blocks == "blocks" else [block for stage in parts for block in stage.blocks]
+    set_path_profile(blocks, task.path)
+    return model
+
+
+def vit_micro(task: Task, *, width: int | None, depth: int | None, heads: int | None, patch: int | None) -> nn.Module:
+    """A VisionTransformer for small images: width 64, depth 6, 2 heads, a patch of a quarter of the image."""
+    width, depth, heads = width or 64, depth or 6, heads or 2
+    if width % heads:
+        raise ConfigError(f"model.heads is {heads}: expected a divisor of model.width ({width})")
+    sizes = {"img_size": task.image_size, "patch_size": _patch(patch, task), "embed_dim": width, "depth": depth, "num_heads": heads}
+    return _built("vit", task, timm.models.VisionTransformer, **sizes)
+
+
+def mixer_micro(task: Task, *, width: int | None, depth: int | None, patch: int | None) -> nn.Module:
+    """An MLP-Mixer for small images: width 64, 6 blocks, a patch of a quarter of the image."""
+    sizes = {"img_size": task.image_size, "patch_size": _patch(patch, task), "embed_dim": width or 64, "num_blocks": depth or 6}
+    return _built("mixer", task, timm.models.MlpMixer, **sizes)
+
+
+def _patch(patch: int | None, task: Task) -> int:
+    patch = patch or task.image_size // 4
+    if task.image_size % patch:
+        raise ConfigError(f"model.patch is {patch}: expected a divisor of the image's {task.image_size} pixels")
+    return patch
+
+
+def swin_femto(task: Task) -> nn.Module:
+    """Swin-F (Liu et al. 2023), which timm has no name for."""
+    sizes = {"img_size": task.image_size, "patch_size": 4, "window_size": 7, "embed_dim": 40, "depths": (2, 2, 6, 2)}
+    return _built("swin", task, timm.models.SwinTransformer, num_heads=(2, 4, 8, 16), **sizes)
+
+
+def named(name: str) -> Callable[[Task], nn.Module] | None:
+    """What builds the timm model of a name; None if its architecture is not one of `ARCHITECTURES`."""
+    architecture = next((prefix for prefix in ARCHITECTURES if name.startswith(prefix + "_") or name == prefix), None)
+    if architecture is None:
+        return None
+
+    def build(task: Task) -> nn.Module:
+        if name.split(".")[0] not in timm.list_models():
+            raise ConfigError(f"model.name is {name!r}: timm has no such model; see timm.list_models({name[:4] + '*'!r})")
+        sized = {} if architecture == "convnext" else {"img_size": task.image_size}
+
+        def make(**arguments: Any) -> Any:
+            return timm.create_model(name, pretrained=False, **arguments)
+
+        return _built(architecture, task, make, **sized)
+
+    return build
+
+
+def _add_position_dropout(patch_embed: nn.Module, rate: float) -> None:
+    """The released Swin drops after the patch embedding; timm's has no such site."""
+    patch_embed.add_module("pos_drop", nn.Dropout(rate))
+    patch_embed.register_forward_hook(_apply_position_dropout)
+
+
+def _apply_position_dropout(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    dropped: Tensor = module.get_submodule("pos_drop")(output)
+    return dropped

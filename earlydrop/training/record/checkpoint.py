@@ -1,0 +1,105 @@
+"""Checkpoints: written atomically with their hash, the last two kept, a damaged one passed over with a warning."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from earlydrop.training.config import ConfigError
+from earlydrop.training.record.folder import write_atomically
+
+log = logging.getLogger(__name__)
+
+BEST = "best.pt"
+
+
+def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int = 2) -> Path:
+    """Write ``step-<step>.pt`` and its hash, then remove all but the newest.
+
+    Args:
+        folder: The ``checkpoints`` folder; made if it is not there.
+        step: Optimizer steps done.
+        content: Tensors and plain values.
+        keep: How many to keep.
+
+    Returns:
+        The file.
+    """
+    folder.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    payload = buffer.getvalue()
+    path = folder / f"step-{step:09d}.pt"
+    write_atomically(path.with_suffix(".sha256"), hashlib.sha256(payload).hexdigest().encode())
+    write_atomically(path, payload)
+    for old in list_checkpoints(folder)[keep:]:
+        old.unlink()
+        old.with_suffix(".sha256").unlink(missing_ok=True)
+    for stale in folder.glob("*.tmp"):
+        stale.unlink()
+    return path
+
+
+def save_best(folder: Path, content: dict[str, Any]) -> None:
+    """Write ``best.pt``: the weights at which the watched metric was best, beside the checkpoints."""
+    folder.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(folder / BEST, buffer.getvalue())
+
+
+def load_best(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """What `save_best` wrote for this configuration, on the CPU; None if there is nothing."""
+    if not (folder / BEST).is_file():
+        return None
+    content: dict[str, Any] = torch.load(folder / BEST, map_location="cpu", weights_only=True)
+    return content if content["fingerprint"] == fingerprint else None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder.
+
+    Args:
+        folder: The ``checkpoints`` folder.
+
+    Returns:
+        Their files, newest first.
+    """
+    return sorted(folder.glob("step-*.pt"), reverse=True)
+
+
+def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Load the newest checkpoint that is whole.
+
+    Args:
+        folder: The ``checkpoints`` folder.
+        fingerprint: The configuration that it must belong to.
+
+    Returns:
+        Its content on the CPU, or None if there is none.
+
+    Raises:
+        ConfigError: It belongs to another configuration.
+    """
+    for path in list_checkpoints(folder):
+        try:
+            payload = path.read_bytes()
+            if hashlib.sha256(payload).hexdigest() != path.with_suffix(".sha256").read_text(encoding="utf-8").strip():
+                raise ValueError("its hash is not the one written beside it")
+            content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+            log.warning("checkpoint %s is damaged (%s): going on from the one before", path, error)
+            continue
+        if content["fingerprint"] != fingerprint:
+            raise ConfigError(
+                f"checkpoint {path} belongs to configuration {content['fingerprint']}, not to {fingerprint}: move it back to its own "
+                "run's folder, or start over with resume=never"
+            )
+        return content
+    return None

@@ -1,0 +1,53 @@
+"""The jobs of a sweep that failed, each noted in a file of its own beside the runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+_FOLDER = "failures"
+
+
+def note_failure(study: Path, sweep: str, overrides: list[str], reason: str) -> None:
+    """Note a job that failed, for the study's report; failures of sweeps that have ended are forgotten.
+
+    ``sweep`` begins with the number of the process that launched it.
+    """
+    digest = hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:12]
+    path = study / _FOLDER / sweep / f"{digest}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"overrides": overrides, "reason": reason}) + "\n", encoding="utf-8")
+
+
+def forget_failures(study: Path, sweep: str) -> None:
+    """Remove what was noted by sweeps that have ended, but for one."""
+    for folder in study.glob(f"{_FOLDER}/*"):
+        if folder.is_file():  # as they were noted before each sweep had a folder
+            folder.unlink(missing_ok=True)
+        elif folder.name != sweep and not _runs(folder.name.partition("-")[0]):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def failures(study: Path) -> list[dict[str, Any]]:
+    """``overrides`` and ``reason`` of each job that failed in a study's last sweep, and in those that still run."""
+    found = []
+    for path in sorted(study.glob(f"{_FOLDER}/*/*.json")):
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError:
+            found.append({"overrides": [str(path)], "reason": "this note of a failure is damaged"})
+    return found

@@ -1,0 +1,274 @@
+"""A run's folder: its lock, status, exact metrics, timing and configuration. Every write is atomic or cut back on resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import filelock
+
+from earlydrop.training.config import Config, ConfigError, keys
+
+log = logging.getLogger(__name__)
+
+STATUS = "status.json"
+RECORDS = ("config.yaml", "provenance.json", "metrics.jsonl")
+"""What a finished run's status holds the digests of."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or the next start, sees either the old content or all of the new.
+
+    Args:
+        path: The file.
+        content: Its new content.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+class RunFolder:
+    """The folder of one run, held by one process at a time.
+
+    Args:
+        path: The folder; made if it is not there.
+        wait: Whether to wait for another process that works in it, as two jobs of one sweep with the same configuration must.
+
+    Raises:
+        ConfigError: The folder cannot be written, or another process works in it.
+    """
+
+    def __init__(self, path: Path, wait: bool = False) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = filelock.FileLock(path / ".lock", timeout=-1 if wait else 0)
+            self._lock.acquire()
+        except filelock.Timeout:
+            raise ConfigError(
+                f"another process is working in {path}: wait for it, or give this run another seed, study or out="
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"out: {path} cannot be written ({error.strerror or error}): give another folder with out="
+            ) from error
+        self._metrics: BinaryIO | None = None
+        self._hash = hashlib.sha256()
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._metrics is not None:
+            try:
+                self._metrics.close()
+            except OSError as error:  # a full disk: the line that did not fit is cut off at the next start
+                log.warning("metrics.jsonl could not be closed: %s", error)
+            self._metrics = None
+        self._lock.release()
+
+    def write_status(self, state: str, step: int, total: int, reason: str | None = None) -> None:
+        """Write ``status.json``.
+
+        Args:
+            state: ``running``, ``finished``, ``interrupted`` or ``failed``.
+            step: Optimizer steps done.
+            total: Optimizer steps of the run.
+            reason: Why it failed.
+        """
+        status: dict[str, Any] = {
+            "state": state,
+            "step": step,
+            "total_steps": total,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "pid": os.getpid(),
+        }
+        if reason is not None:
+            status["reason"] = reason
+        if state == "finished":
+            status["files"] = {name: _digest(self.path / name) for name in RECORDS}
+        write_atomically(self.path / STATUS, (json.dumps(status, indent=1) + "\n").encode())
+
+    def write_config(self, config: Config) -> None:
+        """Write ``config.yaml``, resolved and complete.
+
+        Args:
+            config: The run's configuration.
+        """
+        from omegaconf import OmegaConf
+
+        text = OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+        write_atomically(self.path / "config.yaml", text.encode())
+
+    def start_over(self) -> None:
+        """Remove what an earlier run left, its status first: whatever happens then, no half of it counts as finished."""
+        (self.path / STATUS).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        for name in (*RECORDS, "timing.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def open_metrics(self, keep: int, digest: str | None = None) -> None:
+        """Open ``metrics.jsonl`` to go on behind its first ``keep`` bytes, those of the steps done; the rest is cut off.
+
+        Raises:
+            ConfigError: These bytes are not the ones that the checkpoint was written with, by their SHA-256.
+        """
+        path = self.path / "metrics.jsonl"
+        path.touch()
+        start = path.read_bytes()[:keep]
+        self._hash = hashlib.sha256(start)
+        if len(start) < keep or digest not in (None, self._hash.hexdigest()):
+            raise ConfigError(f"{path} is not what its checkpoint was written with: it was changed; start over with resume=never")
+        os.truncate(path, keep)
+        self._metrics = path.open("ab")
+        timing = self.path / "timing.jsonl"
+        if timing.is_file():  # a line that a full disk cut short
+            os.truncate(timing, timing.read_bytes().rfind(b"\n") + 1)
+
+    def write_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one line to ``metrics.jsonl``: what was measured after ``step`` optimizer steps."""
+        if self._metrics is None:
+            raise RuntimeError("open_metrics first")
+        line = (json.dumps({"step": step} | metrics) + "\n").encode()
+        self._metrics.write(line)
+        self._metrics.flush()
+        self._hash.update(line)
+
+    def metrics_state(self) -> dict[str, Any]:
+        """Size and SHA-256 of ``metrics.jsonl``, all of it on the disk; for a checkpoint."""
+        if self._metrics is None:
+            return {"metrics_bytes": 0, "metrics_sha256": hashlib.sha256().hexdigest()}
+        os.fsync(self._metrics.fileno())
+        return {"metrics_bytes": self._metrics.tell(), "metrics_sha256": self._hash.hexdigest()}
+
+    def write_timing(self, record: dict[str, float]) -> None:
+        """Append one line to ``timing.jsonl``.
+
+        Args:
+            record: Step, throughput and times.
+        """
+        with (self.path / "timing.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+class DamagedFileError(ConfigError):
+    """A file of a run is not what a run writes; the message names it."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's mapping; empty if there is no such file.
+
+    Raises:
+        DamagedFileError: It holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged: it is no JSON") from error
+    if not isinstance(content, dict):
+        raise DamagedFileError(f"{path} is damaged: it holds {str(content)[:40]!r}, not a mapping")
+    return content
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """A run's ``provenance.json``, with everything that citing and repeating the run takes.
+
+    Raises:
+        DamagedFileError: It is missing or damaged.
+    """
+    path = folder / "provenance.json"
+    content = read_json(path)
+    missing = [key for key in ("earlydrop", "commit", "fingerprint", "arm", "environment") if key not in content]
+    if missing:
+        raise DamagedFileError(f"{path} is missing or damaged: it has no {', '.join(missing)}")
+    return content
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's ``config.yaml`` as nested plain values; nothing in it is interpolated.
+
+    Raises:
+        DamagedFileError: It is missing or damaged.
+    """
+    import yaml
+
+    path = folder / "config.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DamagedFileError(f"{path} is missing or damaged: {str(error).splitlines()[0]}") from error
+    groups = {key.split(".")[0] for key in keys() if "." in key}
+    if not isinstance(content, dict) or any(not isinstance(content.get(group, {}), dict) for group in groups):
+        raise DamagedFileError(f"{path} is damaged: it is no configuration of a run")
+    return content
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """A run's ``status.json``; empty if it is missing or damaged, since its checkpoints say how far it is."""
+    try:
+        status = read_json(folder / STATUS)
+    except DamagedFileError as error:
+        log.warning("%s: going by the checkpoints", error)
+        return {}
+    return status
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a ``metrics.jsonl``; empty if there is no such file. A last line that is not complete yet is left out.
+
+    Raises:
+        DamagedFileError: A line is not what a run writes.
+    """
+    if not path.is_file():
+        return []
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        record = _record(line)
+        if record is None:
+            raise DamagedFileError(f"{path} is damaged: line {number} is {line[:40]!r}")
+        found.append(record)
+    return found
+
+
+def read_timing(path: Path) -> list[dict[str, float]]:
+    """The lines of a ``timing.jsonl`` that can be read; it is no exact record, so a damaged line is left out."""
+    if not path.is_file():
+        return []
+    records = [_record(line) for line in path.read_bytes().split(b"\n")]
+    return [record for record in records if record is not None and {"step", "seconds", "images_per_second"} <= record.keys()]
+
+
+def _record(line: bytes) -> dict[str, float] | None:
+    """A line's names and numbers, with its step; None if it is anything else."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    numbers = isinstance(record, dict) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in record.values())
+    return record if numbers and "step" in record else None
+
+
+def changed_files(folder: Path) -> list[str]:
+    """The files of a finished run that are not what the run wrote, by the digests in its status; none for runs from before there were."""
+    written = read_json(folder / STATUS).get("files", {})
+    return [name for name, digest in written.items() if _digest(folder / name) != digest] if isinstance(written, dict) else [STATUS]
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

@@ -1,0 +1,102 @@
+"""Provenance: with what a run was made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import earlydrop
+from earlydrop.training.record.folder import RunFolder, write_atomically
+
+if TYPE_CHECKING:
+    from earlydrop.training.plan import Plan
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in the package's own checkout; None if it was not installed from one."""
+    root = Path(earlydrop.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def processor(device: torch.device) -> str:
+    """The name of what computes: the GPU's, or the processor's.
+
+    Args:
+        device: Where it runs.
+
+    Returns:
+        For example ``"AMD EPYC 7B13"``.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = Path("/proc/cpuinfo")
+    lines = names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
+    return (
+        next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        or platform.machine()
+    )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What can change the bits of a run besides its configuration.
+
+    Args:
+        device: Where it runs.
+
+    Returns:
+        Device, thread count and torch version.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": f"{device.type} {name}", "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+
+
+def write_provenance(plan: Plan, folder: RunFolder) -> None:
+    """Write ``provenance.json`` and ``config.yaml``, once: a resumed run keeps those that it was begun with."""
+    if not (folder.path / "config.yaml").is_file():
+        folder.write_config(plan.config)
+    if not (folder.path / "provenance.json").is_file():
+        content = collect(plan.device, plan.fingerprint, plan.source.digest) | {"arm": plan.name}
+        write_atomically(folder.path / "provenance.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def collect(device: torch.device, fingerprint: str, dataset_digest: str) -> dict[str, Any]:
+    """Versions, commit, packages, hardware and data of a run.
+
+    Args:
+        device: Where it runs.
+        fingerprint: The run's fingerprint.
+        dataset_digest: SHA-256 of the data.
+
+    Returns:
+        Plain values for ``provenance.json``.
+    """
+    diff = _git("diff", "HEAD")
+    return {
+        "fingerprint": fingerprint,
+        "earlydrop": earlydrop.__version__,
+        "commit": (_git("rev-parse", "HEAD") or "").strip() or None,
+        "diff": diff if diff is None or len(diff) < 100_000 else diff[:100_000] + "\n[cut]",
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": processor(device),
+        "cpu_count": os.cpu_count(),
+        "environment": environment(device),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "dataset_digest": dataset_digest,
+        "packages": dict(sorted((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())),
+        "command": sys.argv,
+    }

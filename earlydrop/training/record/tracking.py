@@ -1,0 +1,202 @@
+"""Tracking with Weights & Biases: offline by default, never a prompt, and never in the way of training."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import netrc
+import os
+import re
+import shutil
+import socket
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from earlydrop.metrics import METRICS, improved
+from earlydrop.training.config import Config
+
+log = logging.getLogger(__name__)
+
+STEP = "trainer/step"
+_FINISH_TIMEOUT = 60  # seconds
+
+
+class Tracker:
+    """One run on a dashboard, or nothing; every metric on the training step's axis.
+
+    The dashboard never costs a run: whatever goes wrong in it is said once, and training goes on without it.
+    """
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        self._last: dict[str, float] = {}
+        self._best: dict[str, float] = {}
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Log what was measured after ``step`` optimizer steps."""
+        if self._run is None:
+            return
+        self._last |= metrics
+        for name, value in metrics.items():
+            known = METRICS.get(name)
+            if known is not None and known.summarised and (name not in self._best or improved(name, value, self._best[name])):
+                self._best[name] = value
+        if step >= getattr(self._run, "starting_step", 0):  # what a server has already is not sent again
+            self._try(lambda: self._run.log({STEP: step} | metrics, step=step))
+
+    def replay(self, lines: list[dict[str, float]]) -> None:
+        """Log the past of a resumed run again: a killed process may not have written all of it."""
+        for line in lines:
+            self.log(int(line["step"]), {name: value for name, value in line.items() if name != "step"})
+
+    def summarise(self, values: dict[str, Any]) -> None:
+        """Write final and best values, and others, to the summary."""
+        if self._run is None:
+            return
+        final = {f"final/{name}": value for name, value in self._last.items()}
+        best = {f"best/{name}": value for name, value in self._best.items()}
+        self._try(lambda: self._run.summary.update(final | best | values))
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except Exception as error:
+            log.warning("tracking failed (%s): going on without it; metrics.jsonl has everything", _first_line(error))
+            self._run = None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _reachable(url: str) -> bool:
+    """Whether something answers at the server's address within 3 seconds."""
+    parts = urllib.parse.urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
+def _has_key(url: str) -> bool:
+    """Whether the environment or ~/.netrc holds a key; `wandb.login` would say this too, but beside an open run it only warns."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(urllib.parse.urlsplit(url).hostname or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _usable_mode(mode: str) -> str:
+    """``online`` only if there is a key and a network; one warning otherwise."""
+    if mode != "online":
+        return mode
+    import wandb
+
+    # silent: wandb.login would ask the server for the user's name; mode: under WANDB_MODE=offline it would not look for a key
+    settings = wandb.setup(settings=wandb.Settings(silent=True, mode="online")).settings
+    try:
+        known = wandb.login(prompt=False, verify=False) if wandb.run is None else _has_key(settings.base_url)
+        reason = None if known else "there is no API key (wandb login)"
+    except wandb.errors.AuthenticationError as error:
+        reason = f"the API key is not one ({str(error).splitlines()[0]})"
+    if reason is None and not _reachable(settings.base_url):
+        reason = f"{urllib.parse.urlsplit(settings.base_url).hostname} does not answer"
+    if reason is not None:
+        log.warning("tracking=online is not possible, %s: tracking offline; `wandb sync` uploads it later", reason)
+        return "offline"
+    return mode
+
+
+def run_id(study: str, fingerprint: str) -> str:
+    """A run's id, the same every time that it is resumed.
+
+    Args:
+        study: The study.
+        fingerprint: The run's fingerprint.
+
+    Returns:
+        Letters, digits and dashes.
+    """
+    return re.sub(r"[^A-Za-z0-9-]+", "-", f"{study}-{fingerprint}")[-60:].strip("-")
+
+
+@contextmanager
+def tracking(
+    config: Config, *, folder: Path, name: str, identity: str, job_type: str, tags: list[str], extra: dict[str, Any]
+) -> Iterator[tuple[Tracker, Any]]:
+    """Open a W&B run for as long as the context lasts: a tracker, and the run itself, which is None without tracking.
+
+    An exception in it marks the run failed, unless it was only asked to stop. ``extra`` stands beside the configuration.
+    """
+    run = _start(config, folder, name, identity, job_type, tags, extra) if config.tracking != "off" else None
+    code = 1
+    try:
+        yield Tracker(run), run
+        code = 0
+    except KeyboardInterrupt:
+        code = 0  # stopped, not failed: the same command goes on
+        raise
+    finally:
+        if run is not None:
+            began = time.monotonic()
+            try:
+                run.finish(exit_code=code)
+                if config.tracking == "online" and time.monotonic() - began > 0.9 * _FINISH_TIMEOUT:
+                    log.warning(
+                        "the upload was cut off after %d s: `wandb sync %s/wandb/*run-*` sends the rest", _FINISH_TIMEOUT, folder
+                    )
+            except Exception as error:
+                log.warning("tracking could not be finished (%s): `wandb sync` uploads what is there", _first_line(error))
+
+
+def _start(config: Config, folder: Path, name: str, identity: str, job_type: str, tags: list[str], extra: dict[str, Any]) -> Any:
+    """A W&B run as the configuration asks for; offline where that fails; None where even that fails."""
+    import wandb
+
+    key = os.environ.get("WANDB_API_KEY", "")
+    if key != key.strip():  # wandb refuses a key with a line break around it, even offline
+        os.environ["WANDB_API_KEY"] = key.strip()
+
+    def start(mode: str) -> Any:
+        if mode == "offline":
+            _forget_fragments(folder, identity)
+        return wandb.init(
+            project=config.project, name=name, group=config.study, job_type=job_type, id=identity, resume="allow", mode=mode,  # type: ignore[arg-type]
+            tags=[tag[:64] for tag in tags], config=dataclasses.asdict(config) | extra, dir=str(folder), reinit="finish_previous",
+            settings=wandb.Settings(init_timeout=15, finish_timeout=_FINISH_TIMEOUT, silent=True, console="off", x_disable_stats=True),
+        )  # fmt: skip
+
+    try:
+        mode = _usable_mode(config.tracking)
+        before = set(folder.glob("wandb/run-*"))
+        try:
+            run = start(mode)
+        except (wandb.errors.CommError, wandb.errors.UsageError, TimeoutError, OSError) as error:
+            if mode != "online":
+                raise
+            log.warning("tracking=online failed (%s): tracking offline; `wandb sync` uploads it later", _first_line(error))
+            wandb.teardown()
+            for attempt in set(folder.glob("wandb/run-*")) - before:
+                shutil.rmtree(attempt, ignore_errors=True)
+            run = start("offline")
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP)
+    except Exception as error:
+        log.warning("tracking is not possible (%s): going on without it; metrics.jsonl has everything", _first_line(error))
+        return None
+    return run
+
+
+def _forget_fragments(folder: Path, identity: str) -> None:
+    """Remove what earlier processes of a run wrote offline and nobody has uploaded: the run's whole past is logged again."""
+    for fragment in folder.glob(f"wandb/offline-run-*-{identity}"):
+        if not list(fragment.glob("*.synced")):
+            shutil.rmtree(fragment, ignore_errors=True)

@@ -1,0 +1,36 @@
+import pytest
+import yaml
+
+from earlydrop.analysis import load_history, load_runs
+
+
+def test_runs_as_a_data_frame(study):
+    runs = load_runs(study)
+    assert len(runs) == 6
+    row = runs[(runs["arm"] == "none") & (runs["seed"] == 1)].iloc[0]
+    assert row["final/train_eval/loss"] == 0.6
+    assert row["early/probe/gdv"] == pytest.approx(0.2)  # steps 10 and 20, not 0
+    assert row["config/model.name"] == "mlp"
+    assert row["seconds"] == 2
+    assert row["images_per_second"] == 20
+    assert load_history(row["folder"])["step"].tolist() == [0, 10, 20, 100]  # the half-written line is left out
+    with pytest.raises(FileNotFoundError, match="not a folder"):
+        load_runs(study / "nothing")
+    (study / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no runs"):
+        load_runs(study / "empty")
+
+
+def test_runs_made_before_a_key_existed_have_its_default(study):
+    (path, *_) = study.glob("none-seed0/config.yaml")
+    config = yaml.safe_load(path.read_text()) | {"trainer": {"stop_patience": 3}}
+    path.write_text(yaml.safe_dump(config))
+    assert set(load_runs(study)["arm"]) == {"none", "early-0.1-20%"}
+
+
+def test_a_key_of_another_version_is_named_and_its_run_left_out(study):
+    path = study / "none-seed0" / "config.yaml"
+    path.write_text(path.read_text() + "optim: {warp: 9}\n")
+    runs = load_runs(study)
+    assert len(runs) == 5
+    assert "keys that this version does not know: optim.warp" in runs.attrs["damaged"][0]

@@ -1,0 +1,102 @@
+import pytest
+import yaml
+
+from earlydrop.claims.declare import load_declarations
+from earlydrop.claims.summaries import read_summaries
+from earlydrop.claims.tables import claims_folder
+
+
+def write(tmp_path, **changes):
+    claim = {
+        "claim": "c",
+        "source": "s",
+        "arm": {"schedule.name": "late"},
+        "against": {"schedule.name": "none"},
+        "metric": "test/loss",
+        "window": "final",
+        "direction": "lower",
+    }
+    content = {
+        "claims": {"X": claim},
+        "regime": "underfit",
+        "standard": {"schedule.name": "constant"},
+        "studies": {"toy": {"first": [1, 2]}},
+    }
+    for key, value in changes.items():
+        node = claim if key in claim or key == "margin" else content
+        node[key] = value
+    (tmp_path / "f.yaml").write_text(yaml.safe_dump(content))
+    return load_declarations(tmp_path)
+
+
+def test_claims_are_read(tmp_path):
+    (found,) = write(tmp_path, window=["5%", "50%"])
+    assert found.claims[0].window == (0.05, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"direction": "smaller"}, "claim X: direction is 'smaller': expected lower, higher, equivalent"),
+        ({"window": ["50%", "5%"]}, r"window is \['50%', '5%'\]"),
+        ({"window": "early"}, "window is 'early': expected 'final' or two rising percentages"),
+        ({"margin": 0.1}, "margin missing or unknown"),
+        ({"direction": "equivalent"}, "margin missing or unknown"),
+        ({"direction": "equivalent", "margin": 0.0}, "margin is 0.0: expected more than 0"),
+        ({"regime": "fit"}, "regime is 'fit'"),
+        ({"direction": "equivalent", "margin": float("inf")}, "margin is inf: expected more than 0"),
+        ({"metric": "test/los"}, "metric is 'test/los': no run measures it; expected one of"),
+        ({"arm": "late-0.1-20%"}, "arm is 'late-0.1-20%': expected configuration keys and values.*a label does not say"),
+        ({"arm": {"schedule.nme": "late"}}, "claim X, arm: 'schedule.nme' is no key of the configuration"),
+        ({"arm": {"schedule.name": "late", "schedule.rate": 2}}, "claim X, arm: rate is 2"),
+        ({"standard": "constant-0.1"}, "standard is 'constant-0.1': expected configuration keys"),
+        ({"claims": []}, r"claims is \[\]: expected a mapping by name"),
+        ({"claims": {"X": None}}, "claim X is None: expected against, arm, claim"),
+        ({"studies": {"toy": [1, 2]}}, r"study toy is \[1, 2\]: expected rounds of seeds by name"),
+        ({"studies": {"toy": {"first": 3}}}, "study toy, round first: seeds are 3: expected a list of whole numbers"),
+        ({"studies": {"toy": {"first": [1, 1]}}}, "a seed stands twice"),
+        ({"families": {"one": ["X", "Y"]}}, "family one names the claim 'Y', which the file does not have"),
+        ({"families": {"one": ["X"], "two": ["X"]}}, "claim X is in the families one and two"),
+        ({"families": ["X"]}, r"families is \['X'\]: expected lists of claims by name"),
+        ({"studies": {"toy": {"label": [1, 5], "first": [5, 6]}}}, "seed 5 of study toy is in round first and in round label"),
+    ],
+)
+def test_bad_claims_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path, **changes)
+
+
+def test_the_committed_claims_can_be_read_and_cover_every_finding():
+    assert load_declarations(claims_folder("classic"))
+    declarations = load_declarations(claims_folder())
+    ids = {claim.id.partition("-")[0] for each in declarations for claim in each.claims}
+    assert ids == {"F1", "F2", "F3a", "F3b", "F4a", "F4b", "F5", "F6", "F7", "F8", "F9"}
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "3"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+    (tmp_path / "f.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"f.yaml: expected a mapping with claims, regime, standard, studies"):
+        load_declarations(tmp_path)
+
+
+def test_a_claim_is_tested_alone_unless_a_family_names_it(tmp_path):
+    (found,) = write(tmp_path)
+    assert found.claims[0].family == "X"
+    (found,) = write(tmp_path, families={"f": ["X"]})
+    assert found.claims[0].family == "f"
+
+
+def test_every_committed_study_is_declared_as_its_runs_were(request):
+    """The settings that each claim's arms name, with those of their study, are those of committed runs, key by key."""
+    root = request.config.rootpath / "results"
+    for name in ("findings", "classic"):
+        summaries = read_summaries(root / name)
+        ran = set(summaries.runs["study"])
+        for each in load_declarations(claims_folder(name)):
+            for study in (study for study in each.studies.values() if study.name in ran):
+                arms = set(summaries.of(study.name)["settings"])
+                found = [study.arm(settings) in arms for claim in each.claims for settings in (claim.arm, claim.against)]
+                assert any(found), study.name
+                if study.name == each.main_study:
+                    assert all(found), study.name

@@ -1,0 +1,154 @@
+"""Verdicts on claims, against scipy's own tests and made-up runs."""
+
+import dataclasses
+import math
+
+import pandas as pd
+import pytest
+import scipy.stats
+
+from earlydrop.claims.judge import difference, judge, regime, windowed
+from earlydrop.claims.summaries import Summaries
+from tests.claims.made_up import ARMS, LOSS, SAME, declaration, made_up, study, verdict
+
+
+def test_verdicts():
+    assert verdict(LOSS, made_up(effect=-0.1)).verdict == "reproduced"
+    assert verdict(LOSS, made_up(effect=0.1)).verdict == "opposite"
+    finding = verdict(LOSS, made_up(effect=0.0))
+    assert finding.verdict == "not resolved"
+    assert 0 < finding.resolvable < 0.05
+    assert len(finding.fingerprints) == 12
+
+
+def test_equivalence():
+    assert verdict(SAME, made_up(effect=0.0)).verdict == "reproduced"
+    assert verdict(SAME, made_up(effect=0.2)).verdict == "opposite"
+    assert verdict(SAME, made_up(effect=0.0, noise=0.5)).verdict == "not resolved"
+    assert verdict(SAME, made_up(effect=0.05)).verdict == "not resolved"  # on the margin
+
+
+def test_equivalence_is_two_one_sided_tests():
+    summaries = made_up(effect=0.03, noise=0.02)
+    found = difference(summaries.of("toy"), study(first=()), SAME, range(10, 16))
+    losses = {arm: rows.sort_values("seed")["train_eval/loss"].to_numpy() for arm, rows in
+              summaries.history[summaries.history["step"] == 100].groupby("arm")}  # fmt: skip
+    values = losses["early"] - losses["none"]
+    assert found.effect == pytest.approx(values.mean())
+    theirs = max(
+        scipy.stats.ttest_1samp(values, -0.05, alternative="greater").pvalue,
+        scipy.stats.ttest_1samp(values, 0.05, alternative="less").pvalue,
+    )
+    assert verdict(SAME, summaries).p == pytest.approx(theirs)
+
+
+def test_unfinished_and_missing_seeds_give_no_verdict():
+    summaries = made_up(seeds=range(10, 14))
+    finding = verdict(LOSS, summaries)
+    assert finding.verdict == "incomplete"
+    assert finding.p is None
+    assert verdict(LOSS, made_up(seeds=range(90, 94))).verdict == "not run"
+    summaries = made_up()
+    summaries.runs.loc[0, "state"] = "running"
+    assert verdict(LOSS, summaries).verdict == "incomplete"
+
+
+def test_two_runs_of_one_arm_and_seed_are_an_error():
+    one, two = made_up(), made_up(effect=0.5)
+    two.runs["fingerprint"] += "b"
+    two.history["fingerprint"] += "b"
+    both = Summaries(pd.concat([one.runs, two.runs]), pd.concat([one.history, two.history]))
+    with pytest.raises(ValueError, match="2 finished runs of early with seed 10"):
+        verdict(LOSS, both)
+
+
+def test_holm_is_over_all_claims_of_a_family():
+    noise = made_up(effect=-0.012, noise=0.012)
+    alone = verdict(LOSS, noise)
+    claims = [dataclasses.replace(LOSS, id=f"L{i}") for i in range(5)]
+    together = judge(declaration(*claims), "toy", "first", noise.of("toy"))
+    assert together[0].p == pytest.approx(min(1, 5 * alone.p))
+
+
+def test_claims_that_were_not_run_count_for_holm():
+    missing = dataclasses.replace(LOSS, id="M", arm=ARMS["late"])
+    summaries = made_up(effect=-0.012, noise=0.012)
+    alone, (found, other) = verdict(LOSS, summaries), judge(declaration(LOSS, missing), "toy", "first", summaries.of("toy"))
+    assert found.p == pytest.approx(min(1, 2 * alone.p))
+    assert other.verdict == "not run"
+
+
+def test_bootstrap_stands_beside_from_twenty_seeds():
+    seeds = range(10, 30)
+    finding = verdict(LOSS, made_up(seeds=seeds), seeds=seeds)
+    assert finding.bootstrap[0] < finding.paired.effect < finding.bootstrap[1]
+    assert verdict(LOSS, made_up()).bootstrap is None
+
+
+def test_windows_hold_both_ends():
+    history = pd.DataFrame({"step": [5, 10, 50, 100], "m": [1.0, 2.0, 4.0, 8.0]})
+    assert windowed(history, "m", (0.05, 0.5), 100) == pytest.approx(7 / 3)
+    assert windowed(history, "m", None, 100) == 8.0
+    assert math.isnan(windowed(history, "m", (0.6, 0.9), 100))
+    assert math.isnan(windowed(history, "other", None, 100))
+
+
+def test_regimes():
+    def label(summaries, seeds=range(10, 13)):
+        return regime(summaries.of("toy"), study(first=()), ARMS["early"], seeds)[0]
+
+    assert label(made_up(effect=0.1)) == "underfit"  # accuracy is minus loss
+    assert label(made_up(effect=-0.1)) == "overfit"
+    assert label(made_up(effect=0.0, noise=1.0)) == "unclear"
+    assert label(made_up(), []) == "unclear"
+
+
+def test_two_metrics_of_the_same_runs_can_be_held_against_each_other():
+    summaries = made_up(arms=("early",))
+    summaries.history["test_mc/loss"] = summaries.history["train_eval/loss"] - 0.1
+    claim = dataclasses.replace(LOSS, against=ARMS["early"], metric="test_mc/loss", against_metric="train_eval/loss")
+    finding = verdict(claim, summaries)
+    assert finding.verdict == "reproduced"
+    assert finding.paired.effect == pytest.approx(-0.1)
+
+
+def test_a_run_that_stopped_early_has_no_window():
+    summaries = made_up()
+    summaries.runs.loc[0, "step"] = 50
+    assert verdict(LOSS, summaries).verdict == "reproduced"
+    assert verdict(dataclasses.replace(LOSS, window=(0.0, 0.5)), summaries).verdict == "incomplete"
+
+
+def test_a_claim_of_another_family_changes_nothing():
+    noise = made_up(effect=-0.012, noise=0.012)
+    alone = verdict(LOSS, noise)
+    beside, other = judge(
+        declaration(LOSS, dataclasses.replace(LOSS, id="other", family="others")), "toy", "first", noise.of("toy")
+    )
+    assert beside.p == other.p == alone.p
+
+
+def both(*summaries):
+    return Summaries(pd.concat([s.runs for s in summaries]), pd.concat([s.history for s in summaries]))
+
+
+def test_runs_of_another_configuration_in_the_folder_change_no_verdict():
+    """Arms are configurations: another learning rate is another arm, whatever its runs are called."""
+    declared, more = made_up(), made_up(effect=0.5, config={"optim.lr": 0.5})
+    before, after = verdict(LOSS, declared), verdict(LOSS, both(declared, more))
+    assert after == before
+    assert after.verdict == "reproduced"
+    claimed = dataclasses.replace(LOSS, arm=ARMS["early"] | {"optim.lr": 0.5}, against=ARMS["none"] | {"optim.lr": 0.5})
+    assert verdict(claimed, both(declared, more)).paired.effect == pytest.approx(0.5, abs=0.02)
+
+
+def test_runs_that_differ_from_the_declaration_are_judged_with_a_remark_as_long_as_they_are_of_one_configuration():
+    lower, higher = made_up(config={"optim.lr": 0.5}), made_up(config={"optim.lr": 0.25})
+    found = verdict(LOSS, lower)
+    assert found.verdict == "reproduced"
+    assert found.remark == "optim.lr=0.5"
+    with pytest.raises(ValueError, match=r"claim L fits runs of several configurations, optim.lr=0.25 and 0.5: say which"):
+        verdict(LOSS, both(lower, higher))
+    pinned = [study(config={"optim.lr": 0.25}, first=range(10, 16))]
+    assert judge(declaration(LOSS, studies=pinned), "toy", "first", both(lower, higher).of("toy"))[0].remark == ""
+    assert verdict(dataclasses.replace(LOSS, arm=ARMS["early"] | {"schedule.rate": 0.2}), lower).verdict == "not run"

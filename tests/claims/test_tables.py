@@ -1,0 +1,43 @@
+import dataclasses
+
+import pandas as pd
+import pytest
+
+from earlydrop.claims.declare import load_declarations
+from earlydrop.claims.judge import judge_all
+from earlydrop.claims.tables import claims_folder, short_table, write_findings
+from tests.claims.made_up import ARMS, LOSS, declaration, made_up, study
+
+DYNAMICS = {"data.name": "fashion_mnist_mini"} | dict(load_declarations(claims_folder())[0].studies["dynamics"].config)
+
+
+def test_findings_from_summaries(tmp_path, monkeypatch):
+    one = made_up("dynamics", config=DYNAMICS, arms=("none", "constant-0.1"), seeds=[*range(3), *range(100, 105)])
+    one.history["probe/gdv"] = one.history["train_eval/loss"]
+    one.write(tmp_path)
+    table, labels, figures = write_findings(tmp_path, tmp_path)
+    assert table.loc["F3b", "verdict"] == "**opposite**"
+    assert table.loc["F1", "verdict"] == "not run"
+    assert table.loc["F3b", "n"] == "5"
+    assert labels["dynamics"].startswith("overfit (claimed for underfit)")
+    assert {path.name for path in figures} >= {"dynamics-probe-gdv.png", "dynamics-test-accuracy.png"}
+    assert "data:image/png" in (tmp_path / "findings.html").read_text()
+    prints = pd.read_csv(tmp_path / "fingerprints.csv", index_col="what")["fingerprints"]
+    assert prints["dynamics first F3b"].startswith("dynamics-constant-0.1-100")
+    assert len(prints["figures/dynamics-probe-gdv.png"].split()) == 10  # not the label's seeds
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        write_findings(tmp_path / "nowhere", tmp_path)
+
+
+def test_a_later_round_takes_up_some_claims_and_stands_beside_the_first():
+    late = dataclasses.replace(LOSS, id="A", arm=ARMS["late"], metric="test/accuracy", direction="higher")
+    studies = [study(first=range(10, 16), more=range(20, 25))]
+    summaries = made_up(seeds=[*range(10, 16), *range(20, 25)])
+    declared = declaration(LOSS, late, studies=studies)
+    findings = judge_all([declared], summaries)
+    assert [(f.round, f.claim.id, f.verdict) for f in findings] == [
+        ("first", "L", "reproduced"), ("first", "A", "not run"), ("more", "L", "reproduced"),
+    ]  # fmt: skip
+    short = short_table([declared], findings)
+    assert short.loc["L", "elsewhere"] == "more: reproduced (n = 5)"
+    assert short.loc["A", "elsewhere"] == ""

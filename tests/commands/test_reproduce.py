@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from earlydrop.commands.reproduce import first_difference, main
+from earlydrop.training.run import run
+
+
+def test_where_two_records_part():
+    a = [{"step": 1, "x": 1.0}, {"step": 2, "x": 2.0}]
+    assert first_difference(a, [dict(line) for line in a]) is None
+    assert first_difference(a, [a[0], {"step": 2, "x": 2.5}]) == "step 2, x: 2.0 there, 2.5 here"
+    assert first_difference(a, a[:1]) == "2 lines there, 1 here"
+
+
+def test_a_run_is_trained_elsewhere_and_a_changed_record_named(config, capsys, monkeypatch):
+    folder = Path(run(config())["folder"])
+
+    def reproduce(*arguments):
+        monkeypatch.setattr("sys.argv", ["earlydrop-reproduce", str(folder), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out + said.err
+
+    code, _ = reproduce("--out", config().out)
+    assert "is where the run itself is: give another folder" in str(code)
+    text = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(text.replace('"test/loss": ', '"test/loss": 1', 1))
+    code, said = reproduce("--out", str(folder.parent / "elsewhere"))
+    assert code
+    assert "metrics.jsonl is not what the run wrote" in said
+    assert "different: step" in said
+    (folder / "metrics.jsonl").write_text(text)
+    code, said = reproduce("--out", str(folder.parent / "elsewhere"))  # trains again, though that folder holds a finished run
+    assert (code, said.count("finished before")) == (False, 0)
+    (folder / "provenance.json").unlink()
+    assert "provenance.json is missing or damaged" in str(reproduce()[0])

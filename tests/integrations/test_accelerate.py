@@ -1,0 +1,43 @@
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from earlydrop import DropoutScheduler, early
+
+DATA = [(torch.randn(4), i % 2) for i in range(32)]
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+        self.seen = []
+
+    def forward(self, x, labels=None):
+        if self.training:
+            self.seen.append(self.layers[1].p)
+        logits = self.layers(x)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits} if labels is not None else logits
+
+
+EXPECTED = [early(0.5, 4)(step) for step in range(8)]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_accelerate(accumulate):
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+    net = Net()
+    loader = DataLoader(DATA * 2, batch_size=8 // accumulate)
+    model, optimizer, loader = accelerator.prepare(net, torch.optim.SGD(net.parameters(), 0.1), loader)
+    scheduler = DropoutScheduler(model, early(0.5, 4))
+    for x, y in loader:
+        with accelerator.accumulate(model):
+            accelerator.backward(nn.functional.cross_entropy(model(x), y))
+            optimizer.step()
+            optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                scheduler.step()
+    assert net.seen == [rate for rate in EXPECTED for _ in range(accumulate)]

@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+
+import earlydrop
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("rate", [0.1, 0.5, 1 / 3, 0.0])
+@pytest.mark.parametrize("cutoff", [1, 2, 3, 7, 100, 62_550])
+def test_early_linear_is_the_released_arithmetic_to_the_bit(rate, cutoff):
+    schedule = earlydrop.early(rate, cutoff)
+    assert [schedule(step) for step in range(cutoff)] == np.linspace(rate, 0, cutoff).tolist()
+    assert schedule(cutoff) == schedule(10 * cutoff) == 0
+
+
+def test_complete_lists_of_values():
+    def values(schedule, n=6):
+        return [round(schedule(step), 12) for step in range(n)]
+
+    assert values(earlydrop.none()) == [0] * 6
+    assert values(earlydrop.constant(0.3)) == [0.3] * 6
+    assert values(earlydrop.early(0.4, 3, "constant")) == [0.4, 0.4, 0.4, 0, 0, 0]
+    assert values(earlydrop.early(0.4, 5, "cosine")) == [
+        0.4,
+        round(0.2 * (1 + 2**-0.5), 12),
+        0.2,
+        round(0.2 * (1 - 2**-0.5), 12),
+        0,
+        0,
+    ]
+    assert values(earlydrop.early(0.4, 0)) == [0] * 6
+    assert values(earlydrop.late(0.4, 4)) == [0, 0, 0, 0, 0.4, 0.4]
+    assert values(earlydrop.late(0.4, 0)) == [0.4] * 6

@@ -1,0 +1,219 @@
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import earlydrop
+from earlydrop import DropoutScheduler, audit, constant, late, none
+
+X = torch.randn(2, 3, 32, 32)
+
+
+class Functional(nn.Module):
+    def __init__(self, function, rate=0.2):
+        super().__init__()
+        self.function, self.rate = function, rate
+
+    def forward(self, x):
+        return self.function(x, self.rate if self.training else 0.0)
+
+
+def one(function, x=None, rate=0.2):
+    """What the audit says of a module that calls one function."""
+    report = audit(Functional(function, rate), torch.ones(64, 4) if x is None else x)
+    return [(drop.operation, drop.rate) for drop in report.undriven]
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        (lambda x, p: nn.functional.dropout(x, p), [("dropout", 0.2)]),
+        (lambda x, p: torch.dropout(x, p, True), [("bernoulli", 0.2)]),
+        (lambda x, p: torch.ops.aten.native_dropout(x, p, True)[0], [("native_dropout", 0.2)]),
+        (lambda x, p: nn.functional.alpha_dropout(x, p, True), [("alpha_dropout", 0.2)]),
+        (lambda x, p: nn.functional.feature_alpha_dropout(x[..., None], p, True), [("feature_alpha_dropout", 0.2)]),
+        (lambda x, p: nn.functional.dropout2d(x[None, :, :, None], p), [("dropout2d", 0.2)]),
+        (lambda x, p: nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=p), [("bernoulli", 0.2)]),
+        (lambda x, p: x * torch.bernoulli(torch.full_like(x, 1 - p)), [("bernoulli", None)]),
+        (lambda x, p: x * torch.empty_like(x).bernoulli_(1 - p), [("bernoulli", 0.2)]),
+        (lambda x, p: x * (torch.rand_like(x) >= p), [("rand_like", None)]),
+        (lambda x, p: x * torch.floor(1 - p + torch.rand(len(x), 1)), [("rand", None)]),
+        (lambda x, p: x * (torch.empty(64, 1).uniform_() > p), [("uniform", None)]),
+        (lambda x, p: x * (torch.empty_like(x).random_(100) >= 100 * p), [("random", None)]),
+        (lambda x, p: x * (torch.randint(0, 100, x.shape) >= 100 * p), [("randint", None)]),
+        (lambda x, p: x[torch.randperm(64)[: int(64 * (1 - p))]], [("randperm", None)]),
+        (lambda x, p: x[torch.argsort(torch.randn(64))[: int(64 * (1 - p))]], [("randn", None)]),
+        (lambda x, p: x + torch.empty_like(x).normal_(), [("normal", None)]),
+        (lambda x, p: x * torch.empty_like(x).exponential_(), [("exponential", None)]),
+        (lambda x, p: x[torch.multinomial(torch.ones(64), 8)], [("multinomial", None)]),
+        (lambda x, p: x if torch.rand([]) < p else 2 * x, [("rand", None)]),
+        (lambda x, p: x if torch.rand(1).item() < p else 2 * x, [("rand", None)]),
+        (lambda x, p: x if random.random() < p else 2 * x, [("random.random", None)]),
+        (lambda x, p: x if random.uniform(0, 1) < p else 2 * x, [("random.uniform", None)]),
+        (lambda x, p: x if np.random.uniform(0, 1) < p else 2 * x, [("numpy.random.uniform", None)]),
+        (lambda x, p: x * float(np.random.rand(1).item() < p), [("numpy.random.rand", None)]),
+        (lambda x, p: x[random.sample(range(64), 10)], [("random.sample", None)]),
+    ],
+)  # fmt: skip
+def test_whatever_drops_is_seen(function, found):
+    assert one(function) == found
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, p: nn.functional.dropout(x, p),
+        lambda x, p: x * torch.empty_like(x).bernoulli_(1 - p),
+        lambda x, p: x * (torch.rand_like(x) >= p),
+        lambda x, p: x * torch.floor(1 - p + torch.rand(len(x), 1)),
+        lambda x, p: x * torch.empty(64, 1).uniform_().gt_(p).add_(0) if p else x,
+        lambda x, p: x if torch.rand([]) < p else 2 * x,
+        lambda x, p: x if torch.rand(1).item() < p else 2 * x,
+        lambda x, p: x if random.random() < p else 2 * x,
+        lambda x, p: x if np.random.uniform(0, 1) < p else 2 * x,
+        lambda x, p: nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=p),
+        lambda x, p: nn.functional.rrelu(x, training=False),
+    ],
+)
+def test_random_numbers_without_effect_do_not_count(function):
+    assert one(function, rate=0.0) == []
+
+
+def test_a_drop_that_has_no_effect_today_counts_all_the_same():
+    """Branches often start as zero."""
+    assert one(lambda x, p: x + 0.0 * x * (torch.rand_like(x) >= p)) == [("rand_like", None)]
+
+
+def test_recurrent_layers_and_attention():
+    model = nn.ModuleDict({"lstm": nn.LSTM(8, 8, 2, dropout=0.2), "attention": nn.MultiheadAttention(8, 2, dropout=0.3)})
+    model.forward = lambda x: model["attention"](*(model["lstm"](x)[0],) * 3)[0]
+    report = audit(model, torch.randn(5, 3, 8))
+    assert [(drop.module, drop.rate, drop.site, drop.status) for drop in report.drops] == [
+        ("lstm", 0.2, "lstm", "drivable"),
+        ("attention", 0.3, "attention", "drivable"),
+    ]
+
+
+def vit():
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=2, num_classes=4, proj_drop_rate=0.1, attn_drop_rate=0.2, drop_path_rate=0.3
+    )
+
+
+def test_before_a_scheduler_after_it_and_by_kind():
+    model = vit()
+    before = audit(model, X)
+    assert not before.undriven
+    assert {drop.status for drop in before.drops} == {"drivable"}
+    assert {drop.status for drop in audit(model, X, kind="unit").drops} == {"drivable", "other kind"}
+    scheduler = DropoutScheduler(model, late(0.1, 5))
+    after = audit(model, X, kind="unit")
+    assert not after.undriven
+    assert {(drop.operation, drop.status) for drop in after.drops} == {
+        ("dropout", "driven"),
+        ("bernoulli", "driven"),
+        ("bernoulli", "other kind"),
+    }
+    assert {drop.site for drop in audit(model, X).undriven} == {"blocks.1.drop_path1", "blocks.1.drop_path2"}
+    assert scheduler.last_rate == 0.0
+    scheduler.restore()
+    some = DropoutScheduler(model, constant(0.1), sites="blocks.0.*")
+    assert all(drop.module.startswith("blocks.1") for drop in audit(model, X, kind="unit").undriven)
+    assert some.last_rate == 0.1
+
+
+def test_it_leaves_no_trace():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Dropout(0.1)).train()
+    model[3].eval()
+    scheduler = DropoutScheduler(model, constant(0.4))
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    classes, vectors = [type(m) for m in model.modules()], scheduler.rates
+    numbers = random.random(), np.random.rand(), torch.rand(1)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    functions = random.random, np.random.rand
+    audit(model, X)
+    assert (random.random, np.random.rand) == functions
+    assert (random.random(), np.random.rand(), torch.rand(1)) == numbers
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert [type(m) for m in model.modules()] == classes
+    assert scheduler.rates == vectors
+    assert [m.training for m in model] == [True, True, True, False]
+    torch.manual_seed(2)
+    expected = model(X)
+    audit(model, X)
+    torch.manual_seed(2)
+    assert torch.equal(model(X), expected)
+    with pytest.raises(RuntimeError, match="conv2d"):
+        audit(model, torch.randn(2, 5))
+    assert scheduler.rates == vectors
+    assert random.random.__name__ == "random"
+
+
+def test_scripted_modules_are_named_and_what_they_drop_is_undriven():
+    model = nn.Sequential(nn.Dropout(0.1), torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3))))
+    scheduler = DropoutScheduler(model, none())
+    assert list(scheduler.rates) == ["0"]
+    report = audit(model, torch.ones(8, 4))
+    assert report.scripted == ("1",)
+    assert [drop.rate for drop in report.undriven] == [0.3]
+    assert "scripted, so not driven" in str(report)
+
+
+def test_it_prints_as_a_table_with_repeated_blocks_as_one_row():
+    text = str(audit(vit(), X))
+    assert text.splitlines()[0] == "VisionTransformer, kind 'all': 10 calls drop, none of them undriven"
+    assert "blocks.*.mlp.drop1" in text
+    assert "timm/layers/mlp.py" in text
+    assert repr(audit(nn.Linear(2, 2), torch.ones(2))) == "Linear, kind 'all': 0 calls drop, none of them undriven"
+
+
+def test_inputs_and_wrappers():
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return nn.functional.dropout(x + y, 0.5, self.training)
+
+    x = torch.ones(3)
+    for inputs in ((x, x), {"x": x, "y": x}):
+        assert len(audit(Two(), inputs).undriven) == 1
+    compiled = torch.compile(nn.Sequential(nn.Dropout(0.5)))
+    assert audit(compiled, x).drops[0].module == "0"
+    with pytest.raises(ValueError, match="kind is 'units'"):
+        audit(Two(), x, kind="units")
+    with pytest.raises(ValueError, match="model is str"):
+        audit("model", x)
+
+
+def test_a_copy_of_a_driven_model_is_audited_at_the_rates_it_was_built_with():
+    import copy
+
+    model = nn.Sequential(nn.Dropout(0.3))
+    DropoutScheduler(model, none())
+    assert [drop.rate for drop in audit(copy.deepcopy(model), torch.ones(8)).drops] == [0.3]
+
+
+def test_a_model_on_the_meta_device_costs_nothing():
+    with torch.device("meta"):
+        model = torchvision.models.vit_b_16(dropout=0.1, attention_dropout=0.1)
+    report = audit(model, torch.empty(1, 3, 224, 224, device="meta"))
+    assert len(report.drops) > 12
+    assert not report.undriven
+
+
+def test_it_imports_nothing_heavy():
+    code = (
+        "import sys, torch, earlydrop; earlydrop.audit(torch.nn.Dropout(0.5), torch.ones(3)); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_public():
+    assert earlydrop.audit is audit
+    assert {drop.status for drop in audit(nn.Dropout(0.5), torch.ones(3)).drops} == {"drivable"}

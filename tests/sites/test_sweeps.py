@@ -1,0 +1,101 @@
+"""No model of the three libraries drops silently at rate 0: every one is audited, and what is left is known, with the reason.
+
+A model that draws at random for another purpose than dropout (a list entry) still shows in its audit: it is named, not silent.
+"""
+
+import collections
+import signal
+import time
+import warnings
+from contextlib import contextmanager
+
+import pytest
+
+from earlydrop import audit
+from tests.sites import small_models
+
+pytestmark = [pytest.mark.sweep, pytest.mark.filterwarnings("ignore")]
+
+SPEC_AUGMENT = "SpecAugment: masks of the input, not of units (config.apply_spec_augment)"
+TRANSFORMERS = dict.fromkeys(
+    (
+        "data2vec-audio", "hubert", "sew", "sew-d", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "wavlm",
+    ),
+    SPEC_AUGMENT,
+) | {
+    "dinov3_vit": "augments its positions (config.pos_embed_rescale)",
+    "groupvit": "draws the noise of a Gumbel softmax",
+    "phimoe": "noise in the routing to experts (config.router_jitter_noise, input_jitter_noise)",
+    "reformer": "seeds the generator in each layer, to run it a second time in the backward",
+    "switch_transformers": "noise in the routing to experts (config.router_jitter_noise)",
+    "univnet": "a vocoder: its input is noise",
+    "vilt": "chooses patches at random (config.max_image_length)",
+    "vit_mae": "masks patches, its training task (config.mask_ratio)",
+    "vits": "a variational model: samples its latents and durations (config.noise_scale)",
+}  # fmt: skip
+PROPOSALS = "samples proposals for the loss of a detector"
+TORCHVISION = dict.fromkeys(
+    (
+        "fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2",
+        "keypointrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2",
+    ),
+    PROPOSALS,
+)  # fmt: skip
+
+
+@contextmanager
+def limit(seconds):
+    def late(*_):
+        raise TimeoutError(f"{seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def sweep(names, build, known, at_least):
+    """Audit each model that builds and runs; every one of them is clean or known."""
+    left, unbuilt, failed, clean, start = {}, {}, {}, [], time.time()
+    for name in names:
+        try:
+            with limit(60), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model, inputs = build(name)[:2]
+        except Exception as error:
+            unbuilt[name] = f"{type(error).__name__}: {error}"
+            continue
+        try:
+            with limit(120):
+                report = audit(model, inputs)
+        except Exception as error:
+            failed[name] = error
+            continue
+        if report.undriven:
+            left[name] = report
+        else:
+            clean.append(name)
+    reasons = collections.Counter(text.partition(":")[0] for text in unbuilt.values())
+    print(f"\n{len(clean)} clean, {len(left)} known, {len(unbuilt)} not built {dict(reasons)}, {time.time() - start:.0f} s")
+    assert not failed
+    unknown = {name: str(report) for name, report in left.items() if name not in known}
+    assert not unknown, "\n".join(unknown.values())
+    assert not set(known) & set(clean), "these drop nothing any more: take them off the list"
+    assert len(clean) + len(left) >= at_least, f"fewer models build than before: {unbuilt}"
+
+
+def test_every_transformers_architecture_that_builds_from_a_small_config():
+    sweep(small_models.transformers_names(), small_models.transformers_model, TRANSFORMERS, at_least=430)
+
+
+def test_the_smallest_model_of_every_timm_module():
+    names = [small_models.timm_smallest(module, names) for module, names in small_models.timm_modules().items()]
+    sweep(names, small_models.timm_model, {}, at_least=len(names))
+
+
+def test_every_torchvision_model():
+    names = small_models.torchvision_names()
+    sweep(names, small_models.torchvision_model, TORCHVISION, at_least=len(names))

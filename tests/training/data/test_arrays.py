@@ -1,0 +1,107 @@
+import gzip
+
+import numpy as np
+import pytest
+import torch
+
+from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.data import make_source
+from earlydrop.training.data.arrays import ARRAYS, ArraySource, image_arrays, load_arrays, read_idx
+
+CPU = torch.device("cpu")
+
+
+def test_the_embedded_images():
+    arrays = load_arrays(DataConfig())
+    assert arrays.train_images.shape == (10_000, 1, 28, 28)
+    assert np.bincount(arrays.train_labels).tolist() == [1_000] * 10
+    assert np.bincount(arrays.test_labels).tolist() == [250] * 10
+    small = load_arrays(DataConfig(train_images=25))
+    assert sorted(np.bincount(small.train_labels).tolist()) == [2] * 5 + [3] * 5
+    assert small.digest != arrays.digest
+
+
+def write_idx(folder, split, count, suffix):
+    for kind, array in (("images-idx3", np.arange(count * 784).reshape(count, 28, 28)), ("labels-idx1", np.arange(count) % 10)):
+        header = b"\x00\x00\x08" + bytes([array.ndim]) + b"".join(n.to_bytes(4) for n in array.shape)
+        content = header + array.astype(np.uint8).tobytes()
+        (folder / f"{split}-{kind}-ubyte{suffix}").write_bytes(gzip.compress(content) if suffix else content)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_fashion_mnist_from_a_folder(tmp_path, suffix):
+    for split in ("train", "t10k"):
+        write_idx(tmp_path, split, 40, suffix)
+    source = make_source(DataConfig(name="fashion_mnist", root=str(tmp_path)), AugmentConfig(), CPU)
+    assert source.sizes == {"train": 40, "test": 40}
+    broken = tmp_path / f"train-images-idx3-ubyte{suffix}"
+    broken.write_bytes(gzip.compress(b"\x00\x00\x08\x03" + bytes(40)) if suffix else b"\x00\x00\x08\x03" + bytes(40))
+    with pytest.raises(ConfigError, match="not a complete IDX file"):
+        read_idx(broken)
+
+
+def test_images_are_normalised():
+    source = ArraySource(DataConfig(), AugmentConfig(shift=0, flip=False), CPU)
+    ((images, _),) = source.batches([(0, torch.arange(10_000))], "train", None)
+    assert images.mean().item() == pytest.approx(0, abs=1e-4)
+    assert images.std().item() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"name": "imagenet22k"}, "'imagenet22k'.*fashion_mnist_mini"),
+        ({"name": "mnist"}, "not on this machine.*fashion_mnist_mini"),
+        ({"name": "fashion_mnist", "root": "/nowhere"}, "'/nowhere'.*no such folder"),
+        ({"name": "imagefolder"}, "data.root is null"),
+        ({"train_images": 20_000}, "20000.*10000 training images"),
+        ({"image_size": 32}, "image_size is 32.*28"),
+    ],
+)
+def test_missing_data_is_an_error_that_names_the_ways(options, says):
+    with pytest.raises(ConfigError, match=says):
+        make_source(DataConfig(**options), AugmentConfig(), CPU)
+
+
+def test_labels_of_a_thousand_classes_stay_what_they_are(monkeypatch):
+    labels = np.arange(1_000)
+    images = np.arange(16_000).reshape(1_000, 4, 4).astype(np.uint8)
+    monkeypatch.setitem(ARRAYS, "thousand", lambda _: image_arrays(images, labels, images, labels, 1_000))
+    source = ArraySource(DataConfig(name="thousand"), AugmentConfig(shift=0), CPU)
+    ((_, found),) = source.batches([(0, torch.tensor([0, 256, 999]))], "train", None)
+    assert found.tolist() == [0, 256, 999]
+    few, many = (image_arrays(images[:9], labels[:9], images[:9], labels[:9], classes) for classes in (10, 257))
+    assert few.digest != many.digest  # labels are hashed as bytes only where they fit
+
+
+def grey(count=8, shape=(4, 4), labels=None):
+    images = np.arange(count * int(np.prod(shape))).reshape(count, *shape).astype(np.uint8)
+    return images, np.arange(count) % 3 if labels is None else labels
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "says"),
+    [
+        (grey(labels=np.arange(7)), grey(), "8 training images and labels of shape"),
+        (grey(labels=np.arange(8)), grey(), "a training label is 7: expected 0 to 2"),
+        (grey(labels=np.arange(8) - 4), grey(), "a training label is -4: expected 0 to 2|a training label is 3"),
+        (grey(shape=(4, 5)), grey(), "training images are uint8 of shape"),
+        ((np.arange(8).astype(np.uint8), grey()[0]), grey(), "training images are uint8 of shape"),  # files swapped
+        (grey(), grey(shape=(5, 5)), "training images have shape"),
+        (grey(0), grey(), "expected one label an image"),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(train, test, says):
+    with pytest.raises(ConfigError, match=says):
+        image_arrays(*train, *test, 3)
+
+
+def test_constant_images_and_bad_archives_are_refused(tmp_path, monkeypatch):
+    images, labels = np.full((8, 4, 4), 7, np.uint8), np.arange(8) % 3
+    monkeypatch.setitem(ARRAYS, "grey", lambda _: image_arrays(images, labels, images, labels, 3))
+    with pytest.raises(ConfigError, match="all of one grey"):
+        ArraySource(DataConfig(name="grey"), AugmentConfig(shift=0), CPU)
+    for content in (b"", b"no gzip", gzip.compress(bytes(50))[:-12]):
+        (tmp_path / "x.gz").write_bytes(content)
+        with pytest.raises(ConfigError, match="fetch the published file again"):
+            read_idx(tmp_path / "x.gz")

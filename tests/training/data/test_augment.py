@@ -1,0 +1,53 @@
+import pytest
+import torch
+from timm.data import Mixup
+
+from earlydrop.training.data import augment
+from earlydrop.training.streams import stream
+
+
+def test_every_sample_has_its_own_shift_and_flip():
+    image = torch.zeros(1, 1, 7, 7)
+    image[0, 0, 3, 2] = 1
+    padded = torch.nn.functional.pad(image, [2] * 4)
+    out = augment.shift_and_flip(padded, torch.zeros(4_000, dtype=torch.long), 2, True, stream(0, "test"))
+    assert out.shape == (4_000, 1, 7, 7)
+    places = out.flatten(1).argmax(1)
+    rows, columns = places // 7, places % 7
+    assert set(rows.tolist()) == {1, 2, 3, 4, 5}
+    assert set(columns.tolist()) == {0, 1, 2, 3, 4, 5, 6}  # 2 or, flipped, 4; each shifted by -2 to 2
+    assert out.sum() == 4_000
+    counts = torch.bincount(rows)[1:6]
+    assert (counts - 800).abs().max() < 5 * (800 * 0.8) ** 0.5
+    clean = augment.shift_and_flip(padded, torch.tensor([0]), 2, True, None)
+    assert torch.equal(clean, image)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0)])
+def test_mixing_has_timms_arithmetic(mixup, cutmix):
+    images, labels = torch.randn(6, 3, 16, 16), torch.arange(6)
+    for i in range(20):
+        mixed, targets = augment.mix(images, labels, 10, mixup, cutmix, 0.5, stream(i, "mix"))
+        share = targets[0, 0].item()
+        if mixup:
+            reference = Mixup(mixup_alpha=mixup, label_smoothing=0, num_classes=10)
+            reference._params_per_batch = lambda share=share: (share, False)
+            want, want_targets = reference(images.clone(), labels)
+            assert torch.allclose(mixed, want, atol=1e-6)
+            assert torch.allclose(targets, want_targets, atol=1e-6)
+        else:
+            changed = (mixed != images).any(1).float().mean((1, 2))
+            assert torch.allclose(changed, torch.full((6,), 1 - share), atol=1e-6)
+            assert torch.equal(mixed[mixed != images], images.flip(0)[mixed != images])
+    shares = torch.tensor([augment._beta(0.8, stream(i, "beta")) for i in range(4_000)])
+    assert shares.mean() == pytest.approx(0.5, abs=0.02)
+    assert shares.var() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), rel=0.06)
+
+
+def test_both_mixes_are_drawn_with_the_switch_probability():
+    images, labels = torch.randn(2, 1, 32, 32), torch.tensor([0, 1])
+    cut = 0
+    for i in range(300):
+        mixed, _ = augment.mix(images, labels, 2, 0.8, 1.0, 0.5, stream(i, "mix"))
+        cut += bool((mixed == images).any() or (mixed == images.flip(0)).any())
+    assert 110 < cut < 190

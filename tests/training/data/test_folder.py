@@ -1,0 +1,139 @@
+import multiprocessing
+import os
+import signal
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+
+import numpy as np
+import pytest
+import torch
+
+from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.data import FolderSource, make_source
+from earlydrop.training.data.folder import BrokenImageError, load_image, make_transforms
+from earlydrop.training.data.objective import Objective
+from earlydrop.training.data.order import split_batches, training_order
+
+CPU = torch.device("cpu")
+
+
+def make_folder(root):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 5), ("val", 2)):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(root / split / name / f"{i}.png")
+
+
+def test_an_image_folder_is_the_same_whatever_the_workers(tmp_path):
+    make_folder(tmp_path)
+    seen = []
+    for workers in (0, 2):
+        config = DataConfig(name="imagefolder", root=str(tmp_path), image_size=32, workers=workers)
+        released = AugmentConfig(mixup=0.8, crop=True, randaugment="rand-m9-mstd0.5-inc1", color_jitter=0.4, erasing=0.25)
+        source = make_source(config, released, CPU)
+        assert isinstance(source, FolderSource)
+        assert (source.classes, source.sizes) == (2, {"train": 10, "test": 4})
+        objective = Objective(source, released)
+        batches = list(objective.batches(training_order(0, 10, 4, 0, 5), 0, "augment"))
+        seen.append(torch.cat([images for images, _ in batches]))
+        clean = list(source.batches(split_batches(4, 3), "test", None))
+        assert [len(y) for _, y in clean] == [3, 1]
+    assert torch.equal(*seen)
+    assert not torch.equal(seen[0][:4], seen[0][8:12])
+
+
+def test_a_folder_without_splits(tmp_path):
+    with pytest.raises(ConfigError, match="train/ and val/"):
+        make_source(DataConfig(name="imagefolder", root=str(tmp_path)), AugmentConfig(), CPU)
+
+
+def test_clean_images_are_clean():
+    """Without augmentation the training transform is the evaluation's; each key adds its own part."""
+    from PIL import Image
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    none = {"shift": 0, "flip": False}
+    train, clean = make_transforms(32, AugmentConfig(**none))
+    assert all(torch.equal(train(image), clean(image)) for _ in range(20))
+    for part in ({"flip": True}, {"crop": True}, {"randaugment": "rand-m9-mstd0.5-inc1"}, {"color_jitter": 0.4}, {"erasing": 0.5}):
+        train, _ = make_transforms(32, AugmentConfig(**(none | part)))
+        changed = [not torch.equal(train(image), clean(image)) for _ in range(40)]
+        assert any(changed), part
+        train(image)
+
+
+def test_randaugment_draws_on_this_pillow():
+    """Every operation, ten thousand draws; posterize to 0 bits is black, as on older releases of Pillow."""
+    from PIL import Image
+
+    train, _ = make_transforms(8, AugmentConfig(crop=True, randaugment="rand-m9-mstd0.5-inc1"))
+    (randaugment,) = (t for t in train.transforms if hasattr(t, "ops"))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8))
+    for operation in randaugment.ops:
+        operation.prob = 1.0
+        for _ in range(10_000 // len(randaugment.ops) + 1):
+            assert operation(image).size == (8, 8)
+    (posterize,) = (op for op in randaugment.ops if "Posterize" in op.name)
+    assert not np.asarray(posterize.aug_fn(image, 0)).any()
+
+
+def test_a_mistyped_randaugment_is_refused():
+    with pytest.raises(ConfigError, match=r"augment\.randaugment is 'rand-x9'"):
+        make_transforms(32, AugmentConfig(randaugment="rand-x9"))
+
+
+def test_images_of_sixteen_bits_keep_their_range_and_unknown_ranges_are_refused(tmp_path):
+    from PIL import Image
+
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    read = np.asarray(load_image(str(tmp_path / "deep.png")))
+    assert read.shape == (8, 8, 3)
+    assert np.abs(read[..., 0].astype(float) - ramp / 257).max() <= 0.5
+    Image.fromarray(np.full((8, 8), 1e6, np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(BrokenImageError, match=r"float\.tiff cannot be read as an image: its pixels are of mode F"):
+        load_image(str(tmp_path / "float.tiff"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("content", [b"no image", None])
+def test_a_broken_image_is_named_in_one_line(tmp_path, workers, content):
+    make_folder(tmp_path)
+    broken = tmp_path / "train" / "dog" / "3.png"
+    broken.write_bytes(content if content is not None else broken.read_bytes()[:300])
+    source = make_source(DataConfig(name="imagefolder", root=str(tmp_path), image_size=32, workers=workers), AugmentConfig(), CPU)
+    with pytest.raises(ConfigError) as caught:
+        list(source.batches(split_batches(10, 5), "train", None))
+    assert str(broken) in str(caught.value)
+    assert "cannot be read as an image" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_workers_leave_signals_to_the_run(tmp_path):
+    """SLURM sends SIGTERM to the whole group, at any moment: the workers go on giving batches, so the run can save and stop."""
+    make_folder(tmp_path)
+    config = DataConfig(name="imagefolder", root=str(tmp_path), image_size=32, workers=2)
+    batches = make_source(config, AugmentConfig(), CPU).batches([(i, torch.arange(4)) for i in range(40)], "train", None)
+    with each_started_worker(lambda worker: os.kill(worker.pid, signal.SIGTERM)):
+        next(batches)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGTERM)
+    assert len(list(batches)) == 39
+
+
+@contextmanager
+def each_started_worker(act):
+    """`act` is called with each process as soon as it is started, long before it has imported or set anything."""
+    start = BaseProcess.start
+
+    def started(process):
+        start(process)
+        act(process)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseProcess, "start", started)
+        yield

@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from earlydrop.training.config import ConfigError, ModelConfig
+from earlydrop.training.models import Task, build_model
+from earlydrop.training.plan import make_plan
+from earlydrop.training.run import run
+from earlydrop.training.trainer import scheduled_model
+
+
+def test_input_dropout_is_fixed_and_not_driven(config):
+    plan = make_plan(config(model__input_dropout=0.2))
+    model, scheduler = scheduled_model(plan)
+    assert {site.name: site.rate for site in scheduler.sites} == {"network.3": 0.3}
+    assert model.input_dropout.p == 0.2
+    for _ in range(18):
+        scheduler.step()
+    assert scheduler.last_rate == 0
+    assert model.input_dropout.p == 0.2
+    run(config(model__input_dropout=0.2, model__name="vit_micro", model__hidden=None, model__width=8, model__depth=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "dropout", "layer"),
+    [("mlp", "standard", "StandardDropout"), ("mlp", "shared", "SharedMaskDropout"), ("mlp", "gaussian", "GaussianDropout"),
+     ("convnet_micro", "element", "Dropout"), ("convnet_micro", "channel", "Dropout2d"), ("convnet_micro", "block", "DropBlock2d")],
+)  # fmt: skip
+def test_sorts_of_dropout_train(config, name, dropout, layer):
+    sizes = {"model__hidden": None, "model__width": 4} if name != "mlp" else {}
+    settings = config(model__name=name, model__dropout=dropout, **sizes)
+    _, scheduler = scheduled_model(make_plan(settings))
+    assert {type(site.module).__name__ for site in scheduler.sites} == {layer}
+    assert run(settings)["state"] == "finished"
+
+
+def test_an_unknown_sort_of_dropout_is_refused(config):
+    with pytest.raises(
+        ConfigError, match=r"model\.dropout is 'gausian': model.name=mlp takes inverted, standard, shared, gaussian"
+    ):
+        scheduled_model(make_plan(config(model__dropout="gausian")))
+    with pytest.raises(ConfigError, match=r"model\.dropout is 'block': model.name=vit_micro has no such key"):
+        scheduled_model(make_plan(config(model__name="vit_micro", model__hidden=None, model__dropout="block")))
+
+
+def build(name, unit=0.0, path=0.0, seed=0, size=224, **sizes):
+    task = Task(3 if size == 224 else 1, 1000 if size == 224 else 10, size, unit, path)
+    return build_model(ModelConfig(name=name, **sizes), task, seed)
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    state = torch.get_rng_state()
+    models = [build("vit_micro", size=28), build("vit_micro", unit=0.5, size=28), build("vit_micro", path=0.5, size=28)]
+    assert torch.equal(state, torch.get_rng_state())
+    other = build("vit_micro", seed=1, size=28)
+    for name, p in models[0].named_parameters():
+        assert all(torch.equal(p, dict(m.named_parameters())[name]) for m in models[1:])
+    assert not torch.equal(models[0].blocks[0].mlp.fc1.weight, other.blocks[0].mlp.fc1.weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"name": "resnet50"}, "'resnet50'.*vit_micro.*architectures"),
+        ({"name": "vit_enormous"}, "'vit_enormous'.*no such model"),
+        ({"name": "vit_micro", "patch": 5}, "model.patch is 5.*28"),
+        ({"name": "vit_micro", "heads": 3}, "model.heads is 3.*64"),
+        ({"name": "mlp", "width": 3}, "model.width is 3"),
+        ({"name": "vit_micro", "hidden": [3]}, "model.hidden"),
+        ({"name": "mlp", "attention": "fused"}, "model.attention is 'fused'.*mlp has no attention"),
+    ],
+)
+def test_bad_models(options, says):
+    with pytest.raises(ConfigError, match=says):
+        build_model(ModelConfig(**options), Task(1, 10, 28, 0.0, 0.0), 0)

@@ -1,0 +1,20 @@
+import pytest
+
+from earlydrop.training.compose import config_from_dict
+from earlydrop.training.config import ConfigError
+
+
+def test_misspelt_keys_and_wrong_types():
+    for values, says in (
+        ({"schedul": {}}, "schedul"),
+        ({"trainer": {"epochs": "many"}}, "trainer.epochs"),
+        ({"seed": 1.5}, "seed"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            config_from_dict(values)
+
+
+def test_a_foreign_configuration_is_never_interpolated(monkeypatch):
+    monkeypatch.setenv("SECRET", "sesame")
+    for text in ("${oc.env:SECRET}", r"\${oc.env:SECRET}", "a ${seed} b", "$x^{$", r"\\${seed}"):
+        assert config_from_dict({"label": text}).label == text

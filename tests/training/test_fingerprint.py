@@ -1,0 +1,128 @@
+"""The fingerprint follows from the roles of the keys: of every one of them."""
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from earlydrop.analysis.arms import config_of
+from earlydrop.claims.summaries import read_summaries
+from earlydrop.training.config import CADENCE, NUMBERS, SEED, keys
+from earlydrop.training.fingerprint import VERSIONS, settings
+from earlydrop.training.plan import make_plan
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (8, 8)).save(root / split / name / f"{i}.png")
+    return root
+
+
+CHANGED = {  # a valid value beside the default, where the type alone does not give one
+    "model.name": "mlp", "model.hidden": [8], "model.profile": [1.0], "model.attention": "fused", "model.dropout": "shared",
+    "data.name": "fashion_mnist_mini", "data.train_images": 301, "data.image_size": 16, "schedule.name": "late", "schedule.kind": "all",
+    "schedule.cutoff": "30%", "schedule.shape": "cosine", "schedule.points": "0,0.2@0.5,0", "schedule.gamma": 0.5,
+    "optim.name": "sgd", "optim.warmup": "30%", "augment.randaugment": "rand-m5", "probe.at": ["50%"], "trainer.precision": "bf16",
+    "trainer.masks": "native", "trainer.eval_every": "10%", "trainer.stop_metric": "test/loss", "mode": "plan", "resume": "force",
+    "tracking": "online", "device": "cpu", "schedule.rate": 0.3, "optim.momentum": 0.5, "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.min_lr": 1e-4,
+    "trainer.batch_size": 4, "trainer.accumulate": 2, "trainer.steps": 7,
+}  # fmt: skip
+NEEDS = {  # what makes a key mean something
+    "schedule.points": {"schedule.name": "piecewise", "schedule.points": "0,0.1@0.5,0"}, "schedule.gamma": {"schedule.name": "curriculum"},
+    "optim.momentum": {"optim.name": "sgd"}, "augment.switch": {"augment.mixup": 0.8, "augment.cutmix": 1.0},
+    "trainer.stop_patience": {"trainer.stop_metric": "test/loss"}, "trainer.mc_passes": {"schedule.name": "constant"},
+    "model.dropout": {"model.name": "mlp"}, "model.profile": {"model.name": "mlp"}, "model.hidden": {"model.name": "mlp"},
+    **{f"probe.{name}": {"probe.at": ["0%"]} for name in ("batches", "dataset_limit", "clean")},
+    **{name: {"data.train_images": 300} for name in ("data.train_images",)},
+}  # fmt: skip
+
+
+def changed(key):
+    if key.name in CHANGED:
+        return CHANGED[key.name]
+    if bool in key.kinds:
+        return not key.default
+    if str in key.kinds:
+        return "other"
+    if list in {getattr(kind, "__origin__", None) for kind in key.kinds}:
+        return ["other"]
+    return (key.default or 0) + (1 if int in key.kinds else 0.25)
+
+
+@pytest.mark.parametrize("name", list(keys()))
+def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path):
+    key = keys()[name]
+    folder = name in ("data.image_size", "augment.crop", "augment.randaugment", "augment.color_jitter", "augment.erasing")
+    base = {"out": str(tmp_path), "trainer.epochs": 3, "trainer.batch_size": 2} | NEEDS.get(name, {})
+    base |= (
+        {"data.name": "imagefolder", "data.root": str(image_folder), "data.image_size": 8} if folder or name == "data.name" else {}
+    )
+    if name == "data.root":
+        base |= {"data.name": "fashion_mnist_mini"}
+    one, other = config_of(base), config_of(base | {name: str(image_folder) if name == "data.root" else changed(key)})
+    if name == "data.name":
+        other.data.root = other.data.image_size = None
+    assert key.used(one), name
+    prints = {make_plan(each).fingerprint for each in (one, other)}
+    assert len(prints) == (2 if key.role in (NUMBERS, CADENCE, SEED) else 1), name
+    assert (settings(one) != settings(other)) == (key.role == NUMBERS), name
+
+
+def test_keys_of_image_folders_are_left_out_for_data_in_memory():
+    plain = make_plan(config_of({})).fingerprint
+    assert (
+        plain == make_plan(config_of({"augment.crop": True, "augment.randaugment": "rand-m9", "augment.erasing": 0.25})).fingerprint
+    )
+
+
+def test_a_raised_version_renames_the_runs_that_use_the_part_and_no_others(monkeypatch):
+    def prints():
+        return [make_plan(config_of(c)).fingerprint for c in ({}, {"augment.mixup": 0.8}, {"probe.at": ["0%"]})]
+
+    before = prints()
+    monkeypatch.setitem(VERSIONS, "mixing", 2)
+    after = prints()
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
+    monkeypatch.setitem(VERSIONS, "probe", 2)
+    assert [a == b for a, b in zip(after, prints(), strict=True)] == [True, True, False]
+
+
+def test_committed_fingerprints_are_todays(request):
+    """Every configuration behind results/ still has the fingerprint that it was run with, where its data is at hand."""
+    for name in ("findings", "classic"):
+        runs = read_summaries(request.config.rootpath / "results" / name).runs
+        here = runs[runs["config/data.name"] == "fashion_mnist_mini"].groupby(["study", "arm"]).head(1)
+        for row in here.to_dict("records"):
+            values = {c.removeprefix("config/"): v for c, v in row.items() if c.startswith("config/")}
+            if pd.isna(values.get("trainer.stop_patience")):
+                values["trainer.stop_patience"] = 3
+            plan = make_plan(config_of(values | {"seed": row["seed"]}))
+            assert plan.fingerprint == row["fingerprint"], (row["study"], row["arm"])
+
+
+def test_the_fingerprint_is_of_what_determines_the_numbers(config):
+    def fingerprint(**options):
+        return make_plan(config(**options)).fingerprint
+
+    base = fingerprint()
+    same = ({"out": "elsewhere"}, {"tracking": "offline"}, {"threads": 1}, {"study": "x"}, {"label": "x"}, {"data__workers": 3},
+            {"resume": "force"}, {"tags": ["a"]}, {"optim__momentum": 0.5}, {"schedule__points": "0,0"},
+            {"trainer__checkpoint_seconds": 3.0}, {"trainer__steps": 18}, {"schedule__cutoff": "9"})  # fmt: skip
+    for options in same:
+        assert fingerprint(**options) == base, options
+    other = ({"seed": 1}, {"schedule__rate": 0.2}, {"schedule__cutoff": "10"}, {"trainer__batch_size": 16}, {"trainer__log_every": 2},
+             {"probe__batches": 4}, {"augment__shift": 1}, {"trainer__precision": "bf16"}, {"trainer__masks": "native"},
+             {"model__attention": "fused"}, {"optim__lr": 1e-3}, {"data__train_images": 301}, {"trainer__compile": True})  # fmt: skip
+    assert len({fingerprint(**options) for options in other} | {base}) == len(other) + 1
+    none = fingerprint(schedule__name="none")
+    assert none == fingerprint(schedule__name="none", schedule__rate=0.7, trainer__masks="native", schedule__kind="path")
+
+
+def test_choices_that_mean_nothing_without_dropout_share_a_fingerprint(config):
+    prints = {make_plan(config(schedule__name="none", model__dropout=d)).fingerprint for d in (None, "standard", "gaussian")}
+    assert len(prints) == 1
+    assert make_plan(config(model__dropout="standard")).fingerprint != make_plan(config()).fingerprint

@@ -1,0 +1,194 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from earlydrop.analysis import load_runs
+from earlydrop.training.config import ConfigError
+from earlydrop.training.models import BUILDERS
+from earlydrop.training.plan import make_plan
+from earlydrop.training.record.checkpoint import load_best
+from earlydrop.training.record.folder import RunFolder, read_metrics
+from earlydrop.training.run import run
+from earlydrop.training.trainer import Trainer, TrainingFailed, scheduled_model
+
+
+def final_state(folder):
+    return torch.load(max((Path(folder) / "checkpoints").glob("*.pt")), weights_only=True)
+
+
+def assert_same(a, b):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def test_two_runs_that_differ_only_in_schedule_see_the_same_data(config, monkeypatch):
+    seen = []
+    original = Trainer.train_step
+
+    def spy(self, images, targets):
+        seen[-1].append((images.clone(), targets.clone()))
+        original(self, images, targets)
+
+    monkeypatch.setattr(Trainer, "train_step", spy)
+    initial = []
+    for name in ("none", "constant", "early", "late"):
+        seen.append([])
+        settings = config(schedule__name=name, augment__mixup=0.8, augment__cutmix=1.0, augment__smoothing=0.1)
+        initial.append({k: v.clone() for k, v in scheduled_model(make_plan(settings))[0].named_parameters()})
+        run(settings)
+    for other, weights in zip(seen[1:], initial[1:], strict=True):
+        assert_same([list(pair) for pair in seen[0]], [list(pair) for pair in other])
+        for name, weight in initial[0].items():
+            assert torch.equal(weight, weights[name])
+    losses = {read_metrics(p)[-1]["train/loss"] for p in Path(config().out).rglob("metrics.jsonl")}
+    assert len(losses) == 4
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(config, monkeypatch):
+    original = Trainer.train_step
+
+    def poison(self, images, targets):
+        original(self, images * float("nan") if self.step == 6 else images, targets)
+
+    monkeypatch.setattr(Trainer, "train_step", poison)
+    with pytest.raises(TrainingFailed, match="loss is nan at step 6"):
+        run(config(trainer__checkpoint_seconds=0.0))
+    folder = make_plan(config()).folder
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "step 6" in status["reason"]
+    newest = final_state(folder)
+    assert newest["step"] == 6
+    assert all(v.isfinite().all() for v in newest["model"].values())
+
+
+def test_precision_compile_optimizer_and_clipping_act(config, monkeypatch):
+    base = read_metrics(Path(run(config())["folder"]) / "metrics.jsonl")
+    for options in ({"trainer__precision": "bf16"}, {"optim__name": "sgd"}, {"optim__clip": 0.01}, {"augment__smoothing": 0.2},
+                    {"trainer__masks": "native"}, {"schedule__shape": "cosine"}):  # fmt: skip
+        other = read_metrics(Path(run(config(**options))["folder"]) / "metrics.jsonl")
+        assert other[-1]["train_eval/loss"] != base[-1]["train_eval/loss"], options
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    run(config(trainer__compile=True))
+    assert len(compiled) == 1
+
+
+def test_accumulation_sees_the_same_images_and_gives_nearly_the_same_gradient(config):
+    one, two = (
+        read_metrics(Path(run(config(schedule__name="none", trainer__accumulate=k))["folder"]) / "metrics.jsonl") for k in (1, 4)
+    )
+    assert one[1]["train/gradient_norm"] == pytest.approx(two[1]["train/gradient_norm"], rel=1e-4)
+    assert one[1]["train/loss"] == pytest.approx(two[1]["train/loss"], rel=1e-5)
+
+
+def test_max_norm_holds_after_every_step(config, monkeypatch):
+    from earlydrop.training import trainer as module
+
+    norms = []
+    real = module.max_norm_
+
+    def watched(model, limit):
+        real(model, limit)
+        norms.append(max(m.weight.norm(dim=1).max().item() for m in model.modules() if isinstance(m, nn.Linear)))
+
+    monkeypatch.setattr(module, "max_norm_", watched)
+    run(config(optim__max_norm=0.5))
+    assert len(norms) == 18
+    assert max(norms) <= 0.5 + 1e-6
+
+
+def stopping(config, **more):
+    settings = {"trainer__stop_metric": "test/loss", "trainer__stop_patience": 2, "trainer__eval_every": "5%", "trainer__epochs": 20,
+                "optim__lr": 0.05, "trainer__log_every": 3, "probe__at": []}  # fmt: skip
+    return config(**(settings | more))
+
+
+def test_early_stopping_stops_when_the_metric_no_longer_improves(config):
+    result = run(stopping(config))
+    folder = Path(result["folder"])
+    losses = [line["test/loss"] for line in read_metrics(folder / "metrics.jsonl") if "test/loss" in line]
+    assert len(losses) < 20
+    assert min(losses) == losses[-3]  # two evaluations without improvement, no more
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "finished"
+    assert status["step"] < status["total_steps"]
+    assert run(stopping(config))["state"] == "skipped"
+    assert load_runs(folder).loc[0, "state"] == "finished"
+
+
+def test_early_stopping_is_the_same_after_a_resume(config, tmp_path):
+    undisturbed = Path(run(stopping(config, out=str(tmp_path / "a")))["folder"])
+    last = read_metrics(undisturbed / "metrics.jsonl")[-1]["step"]
+    plan = make_plan(stopping(config, out=str(tmp_path / "b")))
+    folder = RunFolder(plan.folder)
+    trainer = Trainer(plan, *scheduled_model(plan), folder, track=lambda step, metrics: None, stop=lambda: trainer.step == last - 3)
+    trainer.resume()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    folder.close()
+    resumed = Path(run(stopping(config, out=str(tmp_path / "b")))["folder"])
+    assert (resumed / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_killed_after_its_early_stop_does_not_train_on(config):
+    folder = Path(run(stopping(config))["folder"])
+    before = (folder / "metrics.jsonl").read_bytes()
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps(status | {"state": "running"}))
+    assert run(stopping(config))["state"] == "finished"
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert json.loads((folder / "status.json").read_text())["step"] == status["step"]
+
+
+def test_early_stopping_keeps_the_best_weights_beside_the_last_and_says_which_were_evaluated(config, capsys, monkeypatch):
+    settings = stopping(config, optim__lr=3e-2, trainer__stop_patience=2)
+    result = run(settings)
+    folder = Path(result["folder"])
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "test/loss" in line]
+    best = min(lines, key=lambda line: line["test/loss"])
+    kept = load_best(folder / "checkpoints", make_plan(settings).fingerprint)
+    assert (kept["step"], kept["metric"], kept["value"]) == (best["step"], "test/loss", best["test/loss"])
+    assert kept["step"] < lines[-1]["step"]
+    assert (
+        f"evaluated with the last weights; test/loss was best, {best['test/loss']:.4f}, after step {best['step']}"
+        in capsys.readouterr().out
+    )
+    settings.mode = "eval"
+    evaluated = run(settings)
+    out = capsys.readouterr().out
+    assert f"best weights, step {best['step']} (test/loss was best)" in out
+    assert f"{best['test/loss']:.6f}" in out
+    assert evaluated["test/loss"] == lines[-1]["test/loss"]
+    assert load_best(folder / "checkpoints", "another") is None
+
+
+def test_a_model_that_still_drops_at_rate_0_is_refused(config, monkeypatch):
+    """A builder that leaves a dropout on, as a function that no site stands for."""
+
+    class Leaky(torch.nn.Module):
+        def __init__(self, task):
+            super().__init__()
+            self.inner = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(task.unit), torch.nn.Linear(784, task.classes))
+
+        def forward(self, x):
+            return torch.nn.functional.dropout(self.inner(x), 0.2, self.training)
+
+    monkeypatch.setitem(BUILDERS, "leaky", lambda task: Leaky(task))
+    for schedule in ("none", "early"):
+        settings = config(model__name="leaky", model__hidden=None, schedule__name=schedule)
+        with pytest.raises(ConfigError, match=r"model.name is 'leaky': it drops what no schedule drives"):
+            run(settings)
+        assert not Path(settings.out).exists()

@@ -32,9 +32,10 @@ from earlydrop.training.data.order import training_order
 from earlydrop.training.models import Task, build_model
 from earlydrop.training.optim import make_optimizer
 from earlydrop.training.plan import make_plan
+from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.folder import RunFolder
 from earlydrop.training.record.provenance import processor
-from earlydrop.training.trainer import Trainer, scheduled_model
+from earlydrop.training.trainer import Trainer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 QUICK = False
@@ -196,7 +197,7 @@ def row_trainer() -> list[Row]:
 
         def with_metrics() -> None:
             for _ in range(chunk):
-                trainer.train_step(*next(batches))
+                trainer.train_step(next(batches))
                 if trainer.step % config.trainer.log_every == 0:
                     trainer._record(trainer._read_window())
                 if trainer.scheduler is not None:

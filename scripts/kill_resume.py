@@ -1,13 +1,16 @@
-"""Kill a run with SIGKILL at random moments, start it again each time, and compare it with an undisturbed one, bit for bit.
+"""Kill a run at random moments, start it again each time, and compare it with an undisturbed one, bit for bit.
 
-    python scripts/kill_resume.py                 twenty kills, as many different moments
-    python scripts/kill_resume.py --kills 3       a short form
+    python scripts/kill_resume.py                           twenty kills of one process by SIGKILL, at as many moments
+    python scripts/kill_resume.py --kills 3                 a short form
+    python scripts/kill_resume.py --kills 50 --workers 2    of two workers under torchrun: one of them, all, or the launcher; SIGKILL or SIGTERM
 
 Weights, optimizer state and metrics.jsonl must be identical. The runs cross the cutoff, an evaluation and probes, and save a checkpoint
 every quarter of a second, so kills fall into every part of a run.
 """
 
 import argparse
+import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -24,8 +27,39 @@ RUN = [
 ]  # fmt: skip
 
 
-def start(out: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*RUN, f"out={out}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(out: Path, workers: int) -> subprocess.Popen[bytes]:
+    command = RUN
+    if workers > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+        command = [*launcher, *RUN[1:], f"trainer.accumulate={workers}", "distributed.timeout=60"]
+    return subprocess.Popen([*command, f"out={out}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def workers_of(launcher: subprocess.Popen[bytes]) -> list[int]:
+    """The processes of the workers, in the order of their ranks."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    return [int(pid) for pid in children.read_text().split()] if children.exists() else []
+
+
+def disturb(process: subprocess.Popen[bytes], workers: int, random: random.Random) -> str:
+    """Kill something of a run; what it was, in words."""
+    if workers == 1:
+        process.send_signal(signal.SIGKILL)
+        return "killed"
+    number = random.choice((signal.SIGKILL, signal.SIGTERM))
+    ranks = workers_of(process)
+    what = random.choice(("a worker", "all workers", "the launcher"))
+    victims = {"a worker": [random.choice(ranks)] if ranks else [], "all workers": ranks, "the launcher": [process.pid]}[what]
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    process.wait()
+    gone = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks):  # workers outlive a launcher that was killed by as long as they save
+        if time.monotonic() > gone:
+            raise SystemExit(f"a worker lives on a minute after {what} had {number.name}")
+        time.sleep(0.05)
+    return f"{what}, {number.name}"
 
 
 def until_training(process: subprocess.Popen[bytes], out: Path) -> None:
@@ -53,12 +87,13 @@ def same(a: object, b: object) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     moments = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as temporary:
         undisturbed = Path(temporary) / "undisturbed"
-        process = start(undisturbed)
+        process = start(undisturbed, arguments.workers)
         until_training(process, undisturbed)
         began = time.perf_counter()
         if process.wait() != 0:
@@ -68,19 +103,19 @@ def main() -> None:
         identical = 0
         for trial in range(arguments.kills):
             out = Path(temporary) / f"killed-{trial}"
-            process = start(out)
+            process = start(out, arguments.workers)
             until_training(process, out)
-            moment = moments.uniform(0, 0.95 * length)
+            moment, what = moments.uniform(0, 0.95 * length), "had finished"
             try:
                 process.wait(moment)
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-            killed = process.wait() == -signal.SIGKILL
-            code = start(out).wait()
+                what = disturb(process, arguments.workers, moments)
+            process.wait()
+            code = start(out, arguments.workers).wait()
             killed_metrics, killed_state = result(out)
             equal = code == 0 and killed_metrics == metrics and same(killed_state, state)
             identical += equal
-            print(f"kill {trial + 1:2d} {moment:5.2f} s into {length:.2f} s of training ({'killed' if killed else 'had finished'}): "
+            print(f"kill {trial + 1:2d} {moment:5.2f} s into {length:.2f} s of training ({what}): "
                   f"{'identical' if equal else 'DIFFERENT'}", flush=True)  # fmt: skip
         print(f"{identical} of {arguments.kills} identical")
         raise SystemExit(identical != arguments.kills)

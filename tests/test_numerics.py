@@ -16,7 +16,13 @@ from earlydrop.training.fingerprint import VERSIONS
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).with_name("numerics.json")
 PARTS = {
-    "data": ["training/data/arrays.py", "training/data/order.py", "training/streams.py"],
+    "data": [
+        "training/data/arrays.py",
+        "training/data/glyphs.py",
+        "training/data/text.py",
+        "training/data/order.py",
+        "training/streams.py",
+    ],
     "folder": ["training/data/folder.py"],
     "mixing": ["training/data/augment.py", "training/data/objective.py"],
     "masks": [
@@ -27,8 +33,16 @@ PARTS = {
         "schedules/piecewise.py",
         "schedules/classic.py",
     ],
-    "models": ["training/models/build.py", "training/models/timm.py", "training/models/mlp.py", "training/models/convnet.py"],
+    "models": [
+        "training/models/build.py",
+        "training/models/timm.py",
+        "training/models/mlp.py",
+        "training/models/convnet.py",
+        "training/models/gpt.py",
+    ],
     "optimizer": ["training/optim.py", "training/trainer.py", "classic/max_norm.py", "distance.py"],
+    "parts": ["training/distributed.py"],
+    "swin": ["training/optim.py"],
     "evaluation": ["training/evaluate.py"],
     "probe": ["gradients/sums.py", "gradients/measures.py", "gradients/probe.py", "training/probes.py"],
     "monte_carlo": ["classic/monte_carlo.py"],

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from earlydrop.analysis.runs import DAMAGED, runs_of
-from earlydrop.analysis.stats import interval
+from earlydrop.analysis.stats import Paired, interval, paired
 from earlydrop.metrics import METRICS
 from earlydrop.training.record.failures import failures
 
@@ -32,12 +32,9 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
 
 
-def paired_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Every arm minus the arm without dropout that shares its other settings, seed by seed.
-
-    One row an arm with two or more common seeds, in text: mean difference ± the half-width of its 95% interval. Empty if there is none.
-    """
-    rows = {}
+def differences_to_none(runs: pd.DataFrame) -> dict[str, dict[str, Paired]]:
+    """By arm and heading: every arm minus the arm without dropout that shares its other settings, over two or more common seeds."""
+    found: dict[str, dict[str, Paired]] = {}
     done = runs[runs["state"] == "finished"]
     plain = runs_of(done, lambda each: each.without_dropout)
     for arm, group in done.groupby("arm", sort=True):
@@ -47,20 +44,33 @@ def paired_table(runs: pd.DataFrame) -> pd.DataFrame:
         if settings.without_dropout or group["seed"].duplicated().any() or base["seed"].duplicated().any():
             continue
         joined = group.merge(base, on="seed", suffixes=("", "|none"))
-        if len(joined) > 1:
-            rows[f"{arm} minus none"] = {"seeds": str(len(joined))} | {
-                heading: _number((joined[column] - joined[f"{column}|none"]).to_numpy(float), digits, sign="+")
-                for column, (heading, digits) in COLUMNS.items()
-                if column in runs and runs[column].notna().any() and column != "seconds"
-            }
+        for column, (heading, _) in COLUMNS.items():
+            if column in runs and runs[column].notna().any() and column != "seconds":
+                values = (joined[column] - joined[f"{column}|none"]).set_axis(joined["seed"]).dropna()
+                summary = paired({int(seed): float(value) for seed, value in values.items()})  # type: ignore[call-overload]
+                if summary is not None:
+                    found.setdefault(str(arm), {})[heading] = summary
+    return found
+
+
+def paired_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """`differences_to_none` in text: mean difference ± the half-width of its 95% interval. Empty if there is none."""
+    digits = dict(COLUMNS.values())
+    rows = {}
+    for arm, by_heading in differences_to_none(runs).items():
+        seeds = max(len(point.seeds) for point in by_heading.values())
+        rows[f"{arm} minus none"] = {"seeds": str(seeds)} | {
+            heading: f"{point.effect:+.{digits[heading]}f} ± {point.high - point.effect:.{digits[heading]}f}"
+            for heading, point in by_heading.items()
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arms")
 
 
-def _number(values: Any, digits: int, sign: str = "") -> str:
+def _number(values: Any, digits: int) -> str:
     mean, half = interval(values)
     if math.isnan(mean):
         return "-"
-    text = f"{mean:{sign}.{digits}f}"
+    text = f"{mean:.{digits}f}"
     return text if math.isnan(half) else f"{text} ± {half:.{digits}f}"
 
 

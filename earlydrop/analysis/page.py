@@ -24,12 +24,18 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 _STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto}
-th,td{padding:.3rem .7rem;border-bottom:1px solid #ccc;text-align:right;white-space:nowrap}
+:root{color-scheme:light dark;--ink:#222;--paper:#fff;--line:#ccc;--soft:#f3f3f3;--warn:#fff3e0}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e6e6;--paper:#17191c;--line:#444;--soft:#25282c;--warn:#3b2a14}}
+body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:var(--ink);background:var(--paper);
+overflow-wrap:anywhere}
+table{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto;max-width:100%}
+th,td{padding:.3rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:1rem}img{width:100%}
-.trouble{background:#fff3e0;border-left:4px solid #d55e00;padding:.5rem 1rem}small{color:#666}code{background:#f3f3f3}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:1rem}
+img{width:100%;max-width:760px;background:#fff;border-radius:4px}
+.trouble{background:var(--warn);border-left:4px solid #d55e00;padding:.5rem 1rem}
+small{opacity:.7}code{background:var(--soft)}summary{cursor:pointer;padding:.5rem 0}
+@media print{details{display:none}}
 """
 
 
@@ -60,6 +66,7 @@ def pictures(figures: list[Path]) -> str:
 def html_page(title: str, sections: list[str]) -> str:
     """One self-contained page from a title and HTML sections."""
     return (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
+        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'>"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
         f"<h1>{html.escape(title)}</h1>{''.join(sections)}</html>\n"
     )

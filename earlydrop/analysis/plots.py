@@ -43,16 +43,26 @@ def _histories(runs: pd.DataFrame) -> pd.DataFrame:
     return history
 
 
+def cutoffs(runs: pd.DataFrame) -> dict[str, float]:
+    """By arm, the step at which its schedule switches dropout off or on, where it has a cutoff."""
+    found = {}
+    for row in runs.to_dict("records"):
+        cutoff = row["settings"].get("schedule.cutoff")
+        if cutoff is not None and row.get("total_steps") and str(cutoff).endswith("%"):
+            found[str(row["arm"])] = float(str(cutoff)[:-1]) / 100 * row["total_steps"]
+    return found
+
+
 def draw_all(runs: pd.DataFrame, folder: Path) -> list[Path]:
     """Draw every figure that some runs have values for, as PNG files in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    history = _histories(runs)
+    history, marks = _histories(runs), cutoffs(runs)
     files = []
     for name, metrics in FIGURES.items():
         metric = next((m for m in metrics if m in history and history[m].notna().any()), None)
         if metric is not None:
             path = folder / f"{name}.png"
-            draw_metric(history, metric, METRICS[metric].label, path)
+            draw_metric(history, metric, METRICS[metric].label, path, marks=marks)
             files.append(path)
     return files
 
@@ -63,10 +73,12 @@ def _legend(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
-def draw_metric(history: pd.DataFrame, metric: str, label: str, path: Path, title: str | None = None) -> None:
+def draw_metric(
+    history: pd.DataFrame, metric: str, label: str, path: Path, title: str | None = None, marks: Mapping[str, float] | None = None
+) -> None:
     """Draw one metric against the step: one line an arm, the mean over seeds with its 95% interval as a band.
 
-    ``history`` has the columns ``step``, ``arm``, ``seed`` and the metric; the title says what was run.
+    ``history`` has the columns ``step``, ``arm``, ``seed`` and the metric; the title says what was run; ``marks`` are the arms' cutoffs.
     """
     with mpl.rc_context(_LOOK):
         many = history["arm"].nunique() > 6
@@ -81,6 +93,9 @@ def draw_metric(history: pd.DataFrame, metric: str, label: str, path: Path, titl
             axes.plot(steps, means, label=_legend(str(arm)), **style)
             if np.isfinite(halves).any():
                 axes.fill_between(steps, means - halves, means + halves, color=style["color"], alpha=0.15, linewidth=0)
+        for at in sorted(set((marks or {}).values())):
+            axes.axvline(at, color="#999999", linewidth=1, linestyle=":")
+            axes.annotate("cutoff", (at, 1.0), xycoords=("data", "axes fraction"), fontsize=8, color="#777777", ha="left", va="top")
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(label)
         if title is not None:
@@ -132,4 +147,72 @@ def draw_map(cells: Mapping[tuple[int, int], tuple[str, Paired | None]], path: P
         axes.set_xlabel("training images")
         axes.set_ylabel("model width")
         axes.set_title(title, fontsize=8, loc="left")
+        figure.savefig(path, dpi=130)
+
+
+def draw_points(groups: Mapping[str, Mapping[str, list[tuple[str, Paired, float]]]], path: Path, unit: str) -> None:
+    """Draw paired differences with their 95% intervals as points, one row each, in units of the smallest effect that matters.
+
+    ``groups``: by row group (a finding) and by kind (what it was measured on), which has a colour and a marker of its own, the parts: a
+    name, the difference, and its unit. Between -1 and 1, which is shaded, nothing that matters happens; the scale is linear there and
+    logarithmic outside.
+    """
+    kinds = list(dict.fromkeys(kind for group in groups.values() for kind in group))
+    rows = [(group, kind, part) for group, by_kind in groups.items() for kind in by_kind for part in by_kind[kind]]
+    with mpl.rc_context(_LOOK):
+        figure = Figure(figsize=(8.0, 1.4 + 0.21 * len(rows) + 0.12 * len(groups)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvspan(-1, 1, color="#eeeeee", linewidth=0)
+        axes.axvline(0, color="#999999", linewidth=1)
+        at, ticks, last = 0.0, {}, rows[0][0]
+        for group, kind, (name, found, size) in rows:
+            at += 1.0 if group == last else 1.6
+            last = group
+            look: dict[str, Any] = {
+                "color": _COLOURS[kinds.index(kind) + 1],
+                "marker": _MARKERS[kinds.index(kind)],
+                "markersize": 5,
+            }
+            ends = [[(found.effect - found.low) / size], [(found.high - found.effect) / size]]
+            axes.errorbar([found.effect / size], [at], xerr=ends, capsize=2, linewidth=1.2, linestyle="none", **look)
+            ticks[at] = f"{group} {name}" if name else group
+        axes.set_xscale("symlog", linthresh=1, linscale=1.5)
+        axes.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
+        axes.set_ylim(at + 1, 0)
+        shown = [-30, -10, -3, -1, 0, 1, 3, 10, 30]
+        axes.set_xticks(shown, [f"{value:+d}" if value else "0" for value in shown])
+        axes.set_xlabel(unit)
+        for kind in kinds:
+            axes.plot(
+                [], [], linestyle="none", color=_COLOURS[kinds.index(kind) + 1], marker=_MARKERS[kinds.index(kind)], label=kind
+            )
+        axes.legend(frameon=False, fontsize=9, ncols=len(kinds), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        axes.grid(alpha=0.25, axis="x")
+        figure.savefig(path, dpi=130)
+
+
+def draw_differences(found: Mapping[str, Mapping[str, Paired]], path: Path) -> None:
+    """Draw paired differences as points with their 95% intervals: a panel a metric, a row an arm, all against the arm without dropout."""
+    metrics = list(dict.fromkeys(metric for by_metric in found.values() for metric in by_metric))
+    arms = list(found)
+    columns = min(len(metrics), 3)
+    rows = -(-len(metrics) // columns)
+    with mpl.rc_context(_LOOK):
+        figure = Figure(figsize=(2.2 + 2.9 * columns, rows * (1.0 + 0.3 * len(arms))), layout="constrained")
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for axes, metric in zip(panels, metrics, strict=False):
+            axes.axvline(0, color="#999999", linewidth=1)
+            for i, arm in enumerate(arms):
+                point = found[arm].get(metric)
+                if point is not None:
+                    look: dict[str, Any] = {"color": _COLOURS[(i + 1) % len(_COLOURS)], "marker": _MARKERS[(i + 1) % len(_MARKERS)]}
+                    ends = [[point.effect - point.low], [point.high - point.effect]]
+                    axes.errorbar([point.effect], [i], xerr=ends, capsize=3, linestyle="none", markersize=5, **look)
+            axes.set_title(metric, fontsize=10, loc="left")
+            axes.set_yticks(range(len(arms)), [_legend(arm) for arm in arms], fontsize=9)
+            axes.set_ylim(len(arms) - 0.5, -0.5)
+            axes.locator_params(axis="x", nbins=4)
+            axes.grid(alpha=0.25, axis="x")
+        for axes in panels[len(metrics) :]:
+            axes.set_visible(False)
         figure.savefig(path, dpi=130)

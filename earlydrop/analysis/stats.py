@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.optimize
 import scipy.stats
 
 LEVEL = 0.05
@@ -85,22 +84,18 @@ def p_beyond(found: Paired, margin: float) -> float:
     return float(min(1.0, 2 * scipy.stats.t.sf((abs(found.effect) - margin) / found.error, len(found.seeds) - 1)))
 
 
-def holm(p_values: Iterable[float]) -> tuple[list[float], list[float]]:
-    """Holm's step-down procedure: the adjusted p-values, and the level that each was tested at.
+def holm(p_values: Iterable[float]) -> list[float]:
+    """p-values adjusted by Holm's step-down procedure.
 
-    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])[0]]
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
     """
     values = list(p_values)
-    adjusted, levels = [1.0] * len(values), [LEVEL] * len(values)
-    largest, stopped_at = 0.0, 0.0
+    adjusted, largest = [1.0] * len(values), 0.0
     for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        remaining = len(values) - rank
-        largest = max(largest, min(1.0, remaining * values[index]))
-        if largest >= LEVEL and not stopped_at:
-            stopped_at = LEVEL / remaining  # nothing behind the first claim that is not rejected gets a higher level
-        adjusted[index], levels[index] = largest, stopped_at or LEVEL / remaining
-    return adjusted, levels
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def bootstrap(values: Iterable[float]) -> tuple[float, float]:
@@ -110,15 +105,35 @@ def bootstrap(values: Iterable[float]) -> tuple[float, float]:
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def resolvable_difference(found: Paired, level: float, power: float) -> float:
-    """The smallest true difference that a two-sided test at a level sees with a power, at the spread and the seeds of what was found."""
-    n = len(found.seeds)
-    critical = float(scipy.stats.t.ppf(1 - level / 2, n - 1))
-    noncentral: float = scipy.optimize.brentq(lambda d: scipy.stats.nct.sf(critical, n - 1, d) - power, 0, 10 * critical)
-    return float(noncentral) * found.error
+def p_above(found: Paired, bound: float) -> float:
+    """p-value of a difference above a bound (one-sided)."""
+    if found.error == 0:
+        return float(found.effect <= bound)
+    return float(scipy.stats.t.sf((found.effect - bound) / found.error, len(found.seeds) - 1))
 
 
-def resolvable_margin(found: Paired, level: float) -> float:
-    """The smallest margin within which a test at a level would have shown equivalence."""
-    quantile: float = scipy.stats.t.ppf(1 - level, len(found.seeds) - 1)
-    return abs(found.effect) + float(quantile) * found.error
+def power_of_difference(spread: float, effect: float, n: int, level: float) -> float:
+    """Power of the two-sided paired t test at a level, with n pairs whose differences have this spread about a true effect."""
+    critical = scipy.stats.t.ppf(1 - level / 2, n - 1)
+    return float(scipy.stats.nct.sf(critical, n - 1, effect / spread * math.sqrt(n)))
+
+
+def power_of_bound(spread: float, margin: float, n: int, level: float, sides: int) -> float:
+    """Power of one (``sides`` 1) or two one-sided tests against a margin at a level, where the true difference is 0.
+
+    Two sides: from the probability of each (Bonferroni), so rather too low.
+    """
+    critical = scipy.stats.t.ppf(1 - level, n - 1)
+    one = float(scipy.stats.nct.sf(critical, n - 1, margin / spread * math.sqrt(n)))
+    return max(0.0, 1.0 - sides * (1.0 - one))
+
+
+def first_enough(enough: Callable[[int], bool], most: int) -> int | None:
+    """The smallest n from 2 on that is enough, if being enough is kept by every larger n; None above ``most``."""
+    if not enough(most):
+        return None
+    low, high = 1, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

@@ -1,31 +1,47 @@
 """Claims as data. Each stands in ``conf/claims/`` before its runs: arms, metric, window, direction, seeds.
 
-A file holds claims, the families over which their tests are adjusted together, and the studies that they are tested on. An arm is a
-configuration: the keys that the claim names, then those of its study's ``config``, then the schema's defaults.
+Every claim says what the smallest effect is that matters; smaller ones count as none. A file holds claims, the families over which their
+tests are adjusted together, and the studies that they are tested on. An arm is a configuration: the keys that the claim names, then those
+of its study's ``config``, then the schema's defaults.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from earlydrop.analysis.arms import Arm
 from earlydrop.metrics import METRICS
 
-SETS = ("findings", "classic")
-DIRECTIONS = ("lower", "higher", "equivalent")
+SETS = ("findings", "classic", "quickstart")
+EQUIVALENT, NOT_LOWER = "equivalent", "not lower"
+DIRECTIONS = ("lower", "higher", EQUIVALENT, NOT_LOWER)
 LABEL = "label"
 """The round of seeds that labels a study's regime and enters no verdict."""
-_NEEDED = {"claim", "source", "arm", "against", "metric", "window", "direction"}
+_NEEDED = {"claim", "source", "arm", "against", "metric", "window", "direction", "smallest"}
 _FILE = {"claims", "regime", "standard", "studies"}
 
 Settings = Mapping[str, Any]
 """Values by configuration key, such as ``{"schedule.name": "constant", "schedule.rate": 0.5}``."""
+
+
+class LossWindow(NamedTuple):
+    """A range of the training loss (``train_eval/loss``): a run is measured from where it first falls to ``high`` to where it first falls
+    to ``low``, every loss between the two counting the same. So runs are compared at equal progress, not at equal steps.
+    """
+
+    high: float
+    low: float
+
+
+Window = tuple[float, float] | LossWindow | None
 
 
 @dataclass(frozen=True)
@@ -39,10 +55,12 @@ class Claim:
         arm: The settings of the arm that the claim is about.
         against: Those of the arm that it is held against.
         metric: A metric of ``metrics.jsonl``.
-        window: Share of the run over whose measurements the metric is averaged, both ends included; None for the last value.
-        direction: ``lower``, ``higher`` or ``equivalent``.
-        family: Over which claims its test is adjusted (Holm): those of its file with the same family.
-        margin: The largest difference that still counts as equivalent, in the metric's units.
+        window: Where the metric is averaged: a share of the run, both ends included; a `LossWindow`; None for the last value.
+        direction: ``lower``, ``higher``, ``equivalent`` or ``not lower``.
+        smallest: The smallest difference that matters, in the metric's units, or relative to the mean of ``against``. Two arms that differ
+            by less are equivalent.
+        relative: Whether ``smallest`` is relative.
+        family: Over which claims its tests are adjusted (Holm): those of its file with the same family.
         against_metric: What the metric is held against, where that is another metric of the same runs; None for the same metric.
     """
 
@@ -52,11 +70,18 @@ class Claim:
     arm: Settings = field(hash=False)
     against: Settings = field(hash=False)
     metric: str
-    window: tuple[float, float] | None
+    window: Window
     direction: str
+    smallest: float
+    relative: bool = False
     family: str = ""
-    margin: float | None = None
     against_metric: str | None = None
+
+    @property
+    def finding(self) -> str:
+        """The finding that it is a part of: ``F3`` for ``F3a``, ``F5`` for ``F5-loss``."""
+        found = re.match(r"F\d+", self.id)
+        return found[0] if found else self.id
 
 
 @dataclass(frozen=True)
@@ -66,12 +91,14 @@ class Study:
     Attributes:
         name: The study of the runs.
         config: The settings that its runs share, where they are not the schema's defaults.
+        cadence: What its runs measure and when, likewise; no part of an arm, but what is needed to run it again.
         rounds: Seeds by round. Each round is judged by itself; the round ``label`` enters no verdict.
     """
 
     name: str
     config: Settings = field(hash=False)
     rounds: Mapping[str, tuple[int, ...]] = field(hash=False)
+    cadence: Settings = field(hash=False, default_factory=dict)
 
     def arm(self, settings: Settings) -> Arm:
         """The arm that these settings name in this study."""
@@ -143,7 +170,7 @@ def _study(file: str, name: str, values: Any) -> Study:
         raise ValueError(f"{where} is {values!r}: expected rounds of seeds by name, such as {{first: [100, 101]}}")
     rounds: dict[str, tuple[int, ...]] = {}
     for key, seeds in values.items():
-        if key == "config":
+        if key in ("config", "cadence"):
             continue
         if not isinstance(seeds, list) or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds):
             raise ValueError(f"{where}, round {key}: seeds are {seeds!r}: expected a list of whole numbers, such as [100, 101]")
@@ -154,7 +181,8 @@ def _study(file: str, name: str, values: Any) -> Study:
         both = set(ours) & set(theirs)
         if both:
             raise ValueError(f"{file}: seed {min(both)} of study {name} is in round {one} and in round {other}: use other seeds")
-    return Study(name, _settings(f"{where}, config", values.get("config", {})), rounds)
+    config, cadence = (_settings(f"{where}, {key}", values.get(key, {})) for key in ("config", "cadence"))
+    return Study(name, config, rounds, cadence)
 
 
 def _settings(where: str, value: Any) -> Settings:
@@ -185,33 +213,52 @@ def _claim(file: str, name: str, values: Any, family: str) -> Claim:
     where = f"{file}: claim {name}"
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {values!r}: expected {', '.join(sorted(_NEEDED))}")
-    optional = {"margin"} if values.get("direction") == "equivalent" else set()
-    wrong = (_NEEDED | optional) ^ (set(values) - {"against_metric"})
+    wrong = _NEEDED ^ (set(values) - {"against_metric"})
+    if wrong == {"smallest"}:
+        raise ValueError(f"{where}: smallest is missing: expected the smallest effect that matters, such as 1% or 0.004")
     if wrong:
-        raise ValueError(
-            f"{where}: {', '.join(sorted(wrong))} missing or unknown: expected {', '.join(sorted(_NEEDED | optional))}"
-        )
+        raise ValueError(f"{where}: {', '.join(sorted(wrong))} missing or unknown: expected {', '.join(sorted(_NEEDED))}")
     if values["direction"] not in DIRECTIONS:
         raise ValueError(f"{where}: direction is {values['direction']!r}: expected {', '.join(DIRECTIONS)}")
     for key in ("metric", "against_metric"):
         if values.get(key) is not None and values[key] not in METRICS:
             raise ValueError(f"{where}: {key} is {values[key]!r}: no run measures it; expected one of {', '.join(METRICS)}")
-    if optional and not (isinstance(values["margin"], (int, float)) and 0 < values["margin"] < float("inf")):
-        raise ValueError(f"{where}: margin is {values['margin']!r}: expected more than 0, in units of {values['metric']}")
+    smallest, relative = _smallest(where, values["smallest"], values["metric"])
     sides = {side: _settings(f"{where}: {side}", values[side]) for side in ("arm", "against")}
-    return Claim(name, **{**values, **sides, "family": family, "window": _window(where, values["window"])})
+    size = {"smallest": smallest, "relative": relative, "family": family}
+    return Claim(name, **{**values, **sides, **size, "window": _window(where, values["window"])})
 
 
-def _window(where: str, value: Any) -> tuple[float, float] | None:
+def _smallest(where: str, value: Any, metric: str) -> tuple[float, bool]:
+    """A smallest effect, and whether it is relative: ``1%`` or a number."""
+    relative = isinstance(value, str) and value.endswith("%")
+    try:
+        number = float(value[:-1]) / 100 if relative else float(value) if not isinstance(value, (str, bool)) else math.nan
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{where}: smallest is {value!r}: expected more than 0, in units of {metric}, or a percentage such as 1%")
+    return number, relative
+
+
+def _window(where: str, value: Any) -> Window:
     if value == "final":
         return None
+    if isinstance(value, Mapping):
+        losses: Any = value.get("loss") if set(value) == {"loss"} else None
+        numbers = isinstance(losses, list) and len(losses) == 2 and all(isinstance(v, (int, float)) for v in losses)
+        if not numbers or not losses[0] > losses[1]:
+            raise ValueError(f"{where}: window is {value!r}: expected two falling losses such as {{loss: [6.5, 5.5]}}")
+        return LossWindow(float(losses[0]), float(losses[1]))
     try:
         low, high = (float(str(end).removesuffix("%")) / 100 for end in value)
         if all(str(end).endswith("%") for end in value) and 0 <= low < high <= 1:
             return low, high
     except (TypeError, ValueError):
         pass
-    raise ValueError(f"{where}: window is {value!r}: expected 'final' or two rising percentages such as [5%, 50%]")
+    raise ValueError(
+        f"{where}: window is {value!r}: expected 'final', two rising percentages such as [5%, 50%], or losses {{loss: [6.5, 5.5]}}"
+    )
 
 
 def label_seeds(declarations: Iterable[Declaration], study: str) -> set[int]:

@@ -1,11 +1,15 @@
 """Verdicts on claims, from the paired difference (arm minus the arm that it is held against, seed by seed).
 
-- *reproduced*: the difference is not 0 in the predicted direction at the 5% level, after Holm over the claim's family;
+A claim that one arm is lower (or higher) takes two tests, and Holm adjusts both over all claims of the family:
+
+- *absent*: the two arms are equivalent: two one-sided tests show a difference smaller than the smallest effect that matters;
+- *reproduced*: they are not, and the difference is not 0, in the predicted direction, at the 5% level;
 - *opposite*: likewise, in the other direction;
-- *not resolved*: neither, with the smallest effect that this many seeds could have resolved;
+- *not resolved*: none of these, with the seeds that would resolve it and their price;
 - *incomplete*: not all declared seeds have finished, so nothing is said yet.
 
-Equivalence is two one-sided tests against a margin: *reproduced* if both reject, *opposite* if the difference lies beyond the margin.
+A claim of equivalence is *reproduced* if the two one-sided tests show it, *opposite* if the difference lies beyond the margin. A claim that
+an arm is not lower is *reproduced* if a one-sided test shows that it is not lower by the smallest effect, *opposite* if it is lower.
 """
 
 from __future__ import annotations
@@ -16,13 +20,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from earlydrop.analysis.arms import Arm, text
 from earlydrop.analysis.runs import runs_of
-from earlydrop.analysis.stats import LEVEL, Paired, bootstrap, holm, p_beyond, p_within, paired
-from earlydrop.claims.declare import LABEL, Claim, Declaration, Settings, Study
-from earlydrop.claims.power import resolvable
+from earlydrop.analysis.stats import LEVEL, Paired, bootstrap, holm, p_above, p_beyond, p_within, paired
+from earlydrop.claims.declare import EQUIVALENT, LABEL, NOT_LOWER, Claim, Declaration, LossWindow, Settings, Study, Window
+from earlydrop.claims.power import Price, first_level, price
 from earlydrop.claims.summaries import Summaries
 
 BOOTSTRAP_FROM = 20
@@ -39,9 +44,10 @@ class Verdict:
         arms: What the runs of its two arms are called; their schedules where there are no runs.
         expected: How many seeds were declared.
         paired: The paired difference; None without two seeds.
-        p: p-value of the claim's test, after Holm.
-        resolvable: See `earlydrop.claims.power.resolvable`.
-        verdict: ``reproduced``, ``opposite``, ``not resolved``, ``incomplete`` or ``not run``.
+        smallest: The smallest effect that matters, in the metric's units; None without two seeds.
+        p: p-value of the test that decided, after Holm; where nothing did, that of the difference.
+        price: What would resolve a claim that is not resolved.
+        verdict: ``reproduced``, ``opposite``, ``absent``, ``not resolved``, ``incomplete`` or ``not run``.
         bootstrap: 95% interval by bootstrap (BCa), from 20 seeds on.
         fingerprints: The runs behind it.
         remark: How the runs differ from what was declared; empty if they do not.
@@ -53,8 +59,9 @@ class Verdict:
     arms: tuple[str, str]
     expected: int
     paired: Paired | None
+    smallest: float | None
     p: float | None
-    resolvable: float | None
+    price: Price | None
     verdict: str
     bootstrap: tuple[float, float] | None
     fingerprints: tuple[str, ...]
@@ -69,27 +76,59 @@ class _Sides(NamedTuple):
     remark: str
 
 
-class _Differences(NamedTuple):
-    """Arm minus against by seed, the runs behind them, what the arms are called, and how they differ from the declaration."""
+class Differences(NamedTuple):
+    """Arm minus against by seed, with the values of against and the seconds of a run of each arm; the runs behind them, what the arms are
+    called, and how they differ from the declaration.
+    """
 
     values: dict[int, float]
+    base: list[float]
+    seconds: tuple[float, float]
     fingerprints: list[str]
     names: tuple[str, str]
     remark: str
 
 
-def windowed(history: pd.DataFrame, metric: str, window: tuple[float, float] | None, total_steps: int) -> float:
+def windowed(history: pd.DataFrame, metric: str, window: Window, total_steps: int) -> float:
     """A run's value of a metric: its mean over the measurements in a window, both ends included, or its last value.
 
     NaN if nothing was measured there.
+
+    Raises:
+        ValueError: The window is one of losses, and the run does not fall through it.
     """
     if metric not in history:
         return math.nan
+    if isinstance(window, LossWindow):
+        return _at_losses(history, metric, window)
     rows = history.dropna(subset=[metric])
     if window is None:
         return float(rows[metric].iloc[-1]) if len(rows) else math.nan
     low, high = (end * total_steps for end in window)
     return float(rows[metric][(rows["step"] >= low - 1e-9) & (rows["step"] <= high + 1e-9)].mean())
+
+
+_PROGRESS, _LEVELS = "train_eval/loss", 33
+
+
+def _at_losses(history: pd.DataFrame, metric: str, window: LossWindow) -> float:
+    """The mean of a metric over losses evenly from high to low, each where the run first falls to it, between measurements by a line."""
+    losses = history.dropna(subset=[_PROGRESS]) if _PROGRESS in history else history.iloc[:0]
+    values = history.dropna(subset=[metric])
+    if losses.empty or values.empty:
+        return math.nan
+    steps, best = losses["step"].to_numpy(float), np.minimum.accumulate(losses[_PROGRESS].to_numpy(float))
+    if best[0] < window.high or best[-1] > window.low:
+        raise ValueError(
+            f"the training loss falls from {best[0]:.4g} to {best[-1]:.4g}, not through the window from {window.high:g} to {window.low:g}"
+        )
+    levels = np.linspace(window.high, window.low, _LEVELS)
+    first = np.array([int(np.argmax(best <= level)) for level in levels])
+    before = np.maximum(first - 1, 0)
+    fall = best[before] - best[first]
+    share = np.divide(best[before] - levels, fall, out=np.ones(_LEVELS), where=fall > 0)
+    reached = steps[before] + share * (steps[first] - steps[before])
+    return float(np.interp(reached, values["step"].to_numpy(float), values[metric].to_numpy(float)).mean())
 
 
 def _sides(runs: pd.DataFrame, study: Study, claim: Claim) -> _Sides:
@@ -140,7 +179,7 @@ def _differs(ran: Arm, declared: Arm) -> str:
     return ", ".join(f"{key}={text(ours.get(key))}" for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
 
 
-def _differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[int]) -> _Differences:
+def differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[int]) -> Differences:
     """Arm minus against, of the seeds that both have finished.
 
     Raises:
@@ -149,6 +188,7 @@ def _differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable
     sides = _sides(runs, study, claim)
     metrics = (claim.metric, claim.against_metric or claim.metric)
     values: dict[int, float] = {}
+    base: list[float] = []
     fingerprints: list[str] = []
     for seed in seeds:
         found = []
@@ -166,18 +206,23 @@ def _differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable
             found += measured
         if len(found) == 2:
             values[seed] = found[0][0] - found[1][0]
+            base.append(found[1][0])
             fingerprints += [fingerprint for _, fingerprint in found]
     names = [
         str(rows["arm"].iloc[0]) if len(rows) else study.arm(settings).words
         for rows, settings in zip(sides[:2], (claim.arm, claim.against), strict=True)
     ]
-    return _Differences(values, fingerprints, (names[0], names[1]), sides.remark)
+    seconds = [float(rows["seconds"].median()) if "seconds" in rows and len(rows) else 0.0 for rows in sides[:2]]
+    return Differences(values, base, (seconds[0], seconds[1]), fingerprints, (names[0], names[1]), sides.remark)
 
 
 def _value(run: Any, claim: Claim, metric: str) -> float:
     if claim.window is not None and run.step != run.total_steps:  # stopped early: it has no comparable window, only a last value
         return math.nan
-    return windowed(run.history, metric, claim.window, int(run.total_steps))
+    try:
+        return windowed(run.history, metric, claim.window, int(run.total_steps))
+    except ValueError as error:
+        raise ValueError(f"study {run.study}: claim {claim.id}, run {run.fingerprint}: {error}; declare another window") from None
 
 
 def difference(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[int]) -> Paired | None:
@@ -186,7 +231,7 @@ def difference(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[i
     Raises:
         ValueError: Two finished runs of one arm and seed, or runs of several configurations.
     """
-    return paired(_differences(runs, study, claim, seeds).values)
+    return paired(differences(runs, study, claim, seeds).values)
 
 
 def judge(declaration: Declaration, study_name: str, round_name: str, runs: pd.DataFrame) -> list[Verdict]:
@@ -198,48 +243,66 @@ def judge(declaration: Declaration, study_name: str, round_name: str, runs: pd.D
     study = declaration.studies[study_name]
     seeds = study.rounds[round_name]
     verdicts: list[Verdict] = []
-    tests: dict[str, list[tuple[int, float, float]]] = {}  # by family: which verdict, p-values of the claim and of its opposite
+    tests: dict[str, list[tuple[int, Paired | None]]] = {}  # by family: which verdict, and what it is tested on
+    took: list[tuple[float, float]] = []
     for claim in declaration.claims:
-        found = _differences(runs, study, claim, seeds)
+        found = differences(runs, study, claim, seeds)
         summary = paired(found.values)
         whole = summary is not None and len(found.values) == len(seeds)
-        p, p_opposite = _p_values(claim, summary) if whole and summary is not None else (1.0, 1.0)  # every declared claim counts
-        tests.setdefault(claim.family, []).append((len(verdicts), p, p_opposite))
         state = "" if whole else "incomplete" if found.values else "not run"
         sample = bootstrap(found.values.values()) if whole and len(seeds) >= BOOTSTRAP_FROM else None
+        smallest = smallest_effect(claim, found.base) if summary else None
+        tests.setdefault(claim.family, []).append((len(verdicts), summary if whole else None))
+        took.append(found.seconds)
         verdicts.append(
-            Verdict(study_name, round_name, claim, found.names, len(seeds), summary, None, None, state, sample,
+            Verdict(study_name, round_name, claim, found.names, len(seeds), summary, smallest, None, None, state, sample,
                     tuple(found.fingerprints), found.remark)
         )  # fmt: skip
     for family in tests.values():
-        (adjusted, levels), opposite = holm(p for _, p, _ in family), holm(p for _, _, p in family)[0]
-        for (index, _, _), p, level, p_opposite in zip(family, adjusted, levels, opposite, strict=True):
+        p_values = [p for index, tested in family for p in _p_values(verdicts[index], tested)]
+        adjusted = holm(p_values)
+        for (index, tested), first, second in zip(family, adjusted[::2], adjusted[1::2], strict=True):
             verdict = verdicts[index]
-            if not verdict.verdict and verdict.paired is not None:
-                verdicts[index] = dataclasses.replace(
-                    verdict,
-                    p=p,
-                    resolvable=resolvable(verdict.claim, verdict.paired, level),
-                    verdict=_decide(verdict.claim, verdict.paired, p, p_opposite),
-                )
+            if tested is None or verdict.smallest is None:
+                continue
+            words, p = _decide(verdict.claim, tested, first, second)
+            cost = None
+            if words == "not resolved":
+                level = first_level(declaration.claims, verdict.claim)
+                cost = price(verdict.claim, tested.spread, verdict.smallest, level, took[index])
+            verdicts[index] = dataclasses.replace(verdict, p=p, price=cost, verdict=words)
     return verdicts
 
 
-def _p_values(claim: Claim, found: Paired) -> tuple[float, float]:
-    """p-values of the claim's test and of its opposite's."""
-    if claim.margin is not None:
-        return p_within(found, claim.margin), p_beyond(found, claim.margin)
-    return found.p, found.p
+def smallest_effect(claim: Claim, base: list[float]) -> float:
+    """The smallest effect of a claim that matters in its metric's units, given the values of the arm that it is held against."""
+    return claim.smallest * abs(sum(base) / len(base)) if claim.relative else claim.smallest
 
 
-def _decide(claim: Claim, found: Paired, p: float, p_opposite: float) -> str:
-    if claim.margin is not None:
-        return (
-            "reproduced" if p < LEVEL else "opposite" if p_opposite < LEVEL and abs(found.effect) > claim.margin else "not resolved"
-        )
-    if p >= LEVEL:
-        return "not resolved"
-    return "reproduced" if (found.effect < 0) == (claim.direction == "lower") else "opposite"
+def _p_values(verdict: Verdict, found: Paired | None) -> tuple[float, float]:
+    """p-values of a claim's two tests; 1 where it is not tested, for every declared claim counts."""
+    if found is None or verdict.smallest is None:
+        return 1.0, 1.0
+    if verdict.claim.direction == EQUIVALENT:
+        return p_within(found, verdict.smallest), p_beyond(found, verdict.smallest)
+    if verdict.claim.direction == NOT_LOWER:
+        return p_above(found, -verdict.smallest), found.p
+    return found.p, p_within(found, verdict.smallest)
+
+
+def _decide(claim: Claim, found: Paired, first: float, second: float) -> tuple[str, float]:
+    """The verdict, and the p-value of the test that it comes from, of `_p_values` after Holm."""
+    if claim.direction == EQUIVALENT:
+        return ("reproduced", first) if first < LEVEL else ("opposite", second) if second < LEVEL else ("not resolved", first)
+    if claim.direction == NOT_LOWER:
+        if first < LEVEL:
+            return "reproduced", first
+        return ("opposite", second) if second < LEVEL and found.effect < 0 else ("not resolved", first)
+    if second < LEVEL:
+        return "absent", second
+    if first >= LEVEL:
+        return "not resolved", first
+    return ("reproduced" if (found.effect < 0) == (claim.direction == "lower") else "opposite"), first
 
 
 def judge_all(declarations: list[Declaration], summaries: Summaries) -> list[Verdict]:
@@ -266,7 +329,7 @@ def regime(runs: pd.DataFrame, study: Study, standard: Settings, seeds: Iterable
     seeds = list(seeds)
     if not seeds:
         return "unclear", None
-    claim = Claim("regime", "", "", standard, {**standard, "schedule.name": "none"}, "test/accuracy", None, "lower")
+    claim = Claim("regime", "", "", standard, {**standard, "schedule.name": "none"}, "test/accuracy", None, "lower", 1.0)
     found = difference(runs, study, claim, seeds)
     if found is None or found.low <= 0 <= found.high:
         return "unclear", found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from earlydrop.analysis.arms import Arm
 from earlydrop.analysis.runs import load_history, load_runs, named
+from earlydrop.claims.declare import Declaration
 from earlydrop.training.config import CADENCE, NUMBERS, keys
 from earlydrop.training.record.folder import read_json
 
@@ -90,6 +92,18 @@ def collect(folder: Path, studies: set[str]) -> Summaries:
         return Summaries(table, pd.DataFrame(columns=order))
     history = pd.concat(histories, ignore_index=True).sort_values(["study", "arm", "seed", "fingerprint", "step"])
     return Summaries(table, history[[*order, *sorted(history.columns.difference(order))]])
+
+
+def summaries_in(folder: Path, declarations: Iterable[Declaration], fallback: Path | None = None) -> Summaries:
+    """The summaries that a folder holds, or those of the runs in it of the studies that are declared; else those of another folder."""
+    if (folder / RUNS).is_file():
+        return read_summaries(folder)
+    try:
+        return collect(folder, {study for each in declarations for study in each.studies})
+    except FileNotFoundError:
+        if fallback is None:
+            raise
+        return read_summaries(fallback)
 
 
 def _exact(value: float) -> str | None:

@@ -11,11 +11,14 @@ from earlydrop.analysis.compare import paired_table, summary_table
 from earlydrop.analysis.page import html_list, html_page, html_table, pictures, to_markdown
 from earlydrop.analysis.runs import find_runs
 from earlydrop.analysis.stats import Paired
-from earlydrop.claims.declare import LABEL, Declaration, label_seeds, load_declarations
-from earlydrop.claims.figures import MAP_STUDY, draw_findings, regime_cells
+from earlydrop.claims.answer import answer_table
+from earlydrop.claims.declare import LABEL, Declaration, LossWindow, Window, label_seeds, load_declarations
+from earlydrop.claims.figures import MAP_STUDY, draw_answer, draw_findings, regime_cells
 from earlydrop.claims.judge import Verdict, judge_all, regime
 from earlydrop.claims.summaries import RUNS, Summaries, collect, read_summaries
 from earlydrop.training.compose import conf_folder
+
+DECIDED = ("reproduced", "opposite", "absent")
 
 
 def claims_folder(name: str = "findings") -> Path:
@@ -51,26 +54,32 @@ def verdict_table(verdicts: list[Verdict], summaries: Summaries) -> pd.DataFrame
     for each in verdicts:
         claim, found = each.claim, each.paired
         first = summaries.runs[summaries.runs["study"] == each.study].iloc[0]
-        window = "last" if claim.window is None else f"{claim.window[0]:.0%} to {claim.window[1]:.0%}"
-        words = each.verdict
-        if words == "not resolved" and each.resolvable is not None:
-            words += f" ({'within' if claim.margin else 'from'} {each.resolvable:.2g})"
+        words = each.verdict if each.price is None else f"{each.verdict} ({each.price})"
         row = {
             "claim": claim.id,
             "model": str(first["config/model.name"]),
             "study": each.study + ("" if each.round in ("first", each.study) else f", {each.round}"),
             "compared": " - ".join(each.arms) + (f" (with {each.remark})" if each.remark else ""),
-            "metric": f"{claim.metric}, {window}",
-            "predicted": claim.direction if claim.margin is None else f"within {claim.margin:g}",
+            "metric": f"{claim.metric}, {_window(claim.window)}",
+            "predicted": claim.direction,
+            "smallest": "" if each.smallest is None else f"{each.smallest:.3g}",
             "difference": _interval(found) if found else "",
             "n": _count(each),
             "p": "" if each.p is None else f"{each.p:.2g}",
-            "verdict": f"**{words}**" if each.verdict in ("reproduced", "opposite") else words,
+            "verdict": f"**{words}**" if each.verdict in DECIDED else words,
         }
         if each.bootstrap is not None:
             row["difference"] += f"; bootstrap [{_signed(each.bootstrap[0])}, {_signed(each.bootstrap[1])}]"
         rows.append(row)
     return pd.DataFrame(rows).set_index("claim")
+
+
+def _window(window: Window) -> str:
+    if window is None:
+        return "last"
+    if isinstance(window, LossWindow):
+        return f"at losses from {window.high:g} to {window.low:g}"
+    return f"{window[0]:.0%} to {window[1]:.0%}"
 
 
 def _count(verdict: Verdict) -> str:
@@ -108,7 +117,7 @@ def short_table(declarations: list[Declaration], verdicts: list[Verdict]) -> pd.
 
 
 def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[pd.DataFrame, dict[str, str], list[Path]]:
-    """Write summaries, ``table.md``, ``short.md``, ``table.csv``, ``studies.md``, ``figures/`` and ``findings.html``.
+    """Write summaries, ``answer.md`` (of the findings), ``table.md``, ``short.md``, ``table.csv``, ``studies.md``, ``figures/`` and a page.
 
     ``folder`` holds runs, or the summaries of runs. Returns the table, the studies' regimes, and the figures' files.
 
@@ -141,6 +150,9 @@ def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[p
         "\n".join(f"## {name}\n\n{to_markdown(each)}\n" for name, each in studies.items()), encoding="utf-8"
     )
     (out / "short.md").write_text(to_markdown(short_table(declarations, verdicts)) + "\n", encoding="utf-8")
+    if claims == "findings":
+        (out / "answer.md").write_text(to_markdown(answer_table(declarations, verdicts)) + "\n", encoding="utf-8")
+        figures |= draw_answer(declarations, verdicts, out / "figures")
     table.to_csv(out / "table.csv", lineterminator="\n")
     (out / "fingerprints.csv").write_text(_fingerprints(verdicts, figures), encoding="utf-8")
     sections = [
@@ -154,9 +166,9 @@ def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[p
 
 
 _HOW = (
-    "Paired differences by seed with 95% intervals (Student's t); p after Holm over the claims of a family. A claim is not resolved "
-    "<em>from</em> the effect that would have been seen with a power of 80%; an equivalence that is not resolved would have been shown "
-    "<em>within</em> that margin. Claims, windows and seeds were written down before the runs."
+    "Paired differences by seed with 95% intervals (Student's t); p after Holm over the two tests of every claim of a family. An effect is "
+    "<em>absent</em> where the difference is shown to be smaller than the smallest that matters. What is not resolved says how many seeds "
+    "would resolve it with a power of 90%, and their price. Claims, windows and seeds were written down before the runs."
 )
 
 

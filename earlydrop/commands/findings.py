@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from earlydrop.claims.declare import SETS
-from earlydrop.claims.summaries import RUNS
-from earlydrop.claims.tables import write_findings
+from earlydrop.claims.declare import SETS, load_declarations
+from earlydrop.claims.judge import judge_all
+from earlydrop.claims.repeat import claims_of, fresh_seeds, repeat
+from earlydrop.claims.sizing import power_table
+from earlydrop.claims.summaries import RUNS, read_summaries, summaries_in
+from earlydrop.claims.tables import claims_folder, verdict_table, write_findings
 from earlydrop.commands import command
+from earlydrop.training.compose import results_folder
+
+_WIDE = ("display.width", 200, "display.max_columns", None, "display.max_colwidth", None)
 
 
 @command
@@ -19,19 +25,59 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="earlydrop-findings", description="Verdicts on the claims of conf/claims/, with table, figures and one HTML page."
     )
-    parser.add_argument("folder", type=Path, help="runs, or a folder that holds runs.csv and history.csv.xz")
+    parser.add_argument("folder", type=Path, nargs="?", help="runs, or a folder that holds runs.csv and history.csv.xz")
     parser.add_argument(
         "--out", type=Path, help="where to write (default: the folder, if it holds summaries; else FOLDER/<claims>)"
     )
     parser.add_argument("--claims", choices=SETS, default="findings", help="which set of claims (default: findings)")
+    parser.add_argument(
+        "--power", action="store_true", help="the seeds that each claim needs and their cost, from label seeds alone"
+    )
+    parser.add_argument("--repeat", metavar="FINDING", help="train a finding's arms on seeds that nothing has used, and judge them")
+    parser.add_argument("--study", help="with --repeat: in which study (default: the main study of each file that claims it)")
+    parser.add_argument("--seeds", type=int, help="with --repeat: how many (default: as many as the study's first round)")
     arguments = parser.parse_args()
+    if arguments.seeds is not None and (arguments.repeat is None or arguments.seeds < 2):
+        parser.error(f"--seeds is {arguments.seeds}: expected 2 or more, with --repeat")
+    if arguments.repeat is not None:
+        return _repeat(arguments.repeat, arguments.study, arguments.seeds, arguments.folder or Path("runs"), arguments.claims)
+    if arguments.folder is None:
+        parser.error("give a folder of runs or of summaries, such as runs or results/findings")
+    if arguments.power:
+        declarations = load_declarations(claims_folder(arguments.claims))
+        table = power_table(declarations, summaries_in(arguments.folder, declarations))
+        print(table.to_string(index=False, float_format="%.4g") if len(table) else "no claim has both its arms on label seeds here")
+        return None
     out = arguments.out or (arguments.folder if (arguments.folder / RUNS).is_file() else arguments.folder / arguments.claims)
     table, words, _ = write_findings(arguments.folder, out, arguments.claims)
-    with pd.option_context("display.width", 200, "display.max_columns", None, "display.max_colwidth", None):
+    with pd.option_context(*_WIDE):
         print(table.drop(columns=["compared", "metric"]).to_string())
     for study, label in words.items():
         print(f"{study}: {label}")
     print(f"\n{out / 'findings.html'}")
+    return None
+
+
+def _repeat(finding: str, study: str | None, seeds: int | None, out: Path, claims: str) -> None:
+    """Repeat a finding where it is claimed, and print each verdict below the one that was published."""
+    declarations = load_declarations(claims_folder(claims))
+    results = results_folder()
+    published = results / claims if results is not None else None
+    for declaration, where in claims_of(declarations, finding, study):
+        count = seeds or len(where.rounds.get("first") or next(iter(where.rounds.values())))
+        fresh = fresh_seeds(declarations, out, count)
+        print(
+            f"{where.name}: {', '.join(claim.id for claim in declaration.claims)} on the seeds {fresh[0]} to {fresh[-1]}",
+            flush=True,
+        )
+        verdicts = repeat(declaration, where, fresh, out)
+        if published is not None and (published / RUNS).is_file():
+            before = judge_all(declarations, read_summaries(published))
+            ids = {claim.id for claim in declaration.claims}
+            verdicts = [v for v in before if v.study == where.name and v.claim.id in ids] + verdicts
+        table = verdict_table(verdicts, summaries_in(out, declarations, published))
+        with pd.option_context(*_WIDE):
+            print(table.drop(columns=["compared", "model"]).to_string())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,12 +21,20 @@ _FLAGS = {  # of Hydra's command line: whether a value follows
     ),
     **dict.fromkeys(("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"), True),
 }
+_ONE_OF = {  # of these Hydra does one at a time
+    "-m": ("-m", "--multirun"), "--cfg": ("--cfg", "-c"), "--info": ("--info", "-i"), "--run": ("--run", "-r"),
+    "--shell-completion": ("--shell-completion", "-sc"),
+}  # fmt: skip
 _OVERRIDE = re.compile(r"(\+\+|\+|~)?([^=]+)=(.*)", re.DOTALL)
 
 
 def mistake(arguments: Iterable[str]) -> str | None:
     """The first argument that names a flag, a key or an option that there is not, in a line; None if there is none."""
+    arguments = list(arguments)
     groups = options()
+    given = [name for name, flags in _ONE_OF.items() if any(argument.partition("=")[0] in flags for argument in arguments)]
+    if len(given) > 1:
+        return f"{' and '.join(given)} do not go together: give one of them"
     value_follows = False
     for argument in arguments:
         if value_follows:
@@ -50,6 +59,8 @@ def _mistaken_override(argument: str, groups: Mapping[str, list[str]]) -> str | 
     key = key.strip()
     if "_target_" in argument:
         return f"{argument!r} names code to run: configurations of earlydrop hold plain values, give one of those"
+    if key == "hydra/launcher" and value == "slurm" and importlib.util.find_spec("submitit") is None:
+        return "hydra/launcher=slurm needs submitit: pip install 'earlydrop[slurm]'"
     if re.split("[./]", key)[0] == "hydra":
         part = re.split("[./]", key + ".")[1]
         known = [f.name for f in dataclasses.fields(HydraConf)]

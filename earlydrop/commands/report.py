@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from earlydrop.analysis.compare import paired_table, problems, summary_table
+from earlydrop.analysis.compare import differences_to_none, paired_table, problems, summary_table
 from earlydrop.analysis.page import html_list, html_page, html_table, pictures, to_markdown
-from earlydrop.analysis.plots import draw_all
-from earlydrop.analysis.runs import load_runs
+from earlydrop.analysis.plots import draw_all, draw_differences
+from earlydrop.analysis.runs import load_history, load_runs
+from earlydrop.claims.shown import shown
 from earlydrop.commands import command
 from earlydrop.training.record.failures import failures
 
@@ -21,32 +22,56 @@ from earlydrop.training.record.failures import failures
 def write_report(folder: Path) -> tuple[pd.DataFrame, list[str], list[Path]]:
     """Write ``table.md``, ``table.csv``, ``figures/*.png`` and ``report.html``; return the table, the problems and the figures' files."""
     runs = load_runs(folder)
+    lines = what_it_shows(runs)
     if runs["study"].nunique() > 1:  # an arm's name means something within its study only
         runs["arm"] = runs["study"] + ": " + runs["arm"]
     table, trouble = summary_table(runs), problems(runs, folder)
     figures = draw_all(runs, folder / "figures")
+    points = differences_to_none(runs)
+    if points:
+        figures.insert(0, folder / "figures" / "differences.png")
+        draw_differences(points, figures[0])
     differences = paired_table(runs)
     tables = [table] if differences.empty else [table, differences]
     text = "\n\n".join(to_markdown(each) for each in tables)
-    (folder / "table.md").write_text(text + "".join(f"\n- {line}" for line in trouble) + "\n", encoding="utf-8")
+    text += "".join(f"\n- {line}" for line in [*trouble, *lines])
+    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     table.to_csv(folder / "table.csv", encoding="utf-8")
-    (folder / "report.html").write_text(_page(folder, runs, tables, trouble, figures), encoding="utf-8")
+    (folder / "report.html").write_text(_page(folder, runs, tables, trouble, figures, lines), encoding="utf-8")
     return table, trouble, figures
 
 
-def _page(folder: Path, runs: pd.DataFrame, tables: list[pd.DataFrame], trouble: list[str], figures: list[Path]) -> str:
+def what_it_shows(runs: pd.DataFrame) -> list[str]:
+    """What the runs say of the claims that are declared for their studies; nothing where none are, or where they cannot be told apart."""
+    try:
+        return shown(runs.assign(history=[load_history(folder) for folder in runs["folder"]]))
+    except ValueError as error:
+        return [f"claims: {error}"]
+
+
+def _page(
+    folder: Path, runs: pd.DataFrame, tables: list[pd.DataFrame], trouble: list[str], figures: list[Path], lines: list[str]
+) -> str:
+    """Differences first, as points; then curves, tables, and the single runs, folded."""
     listed = pd.DataFrame(
         [(r.arm, r.seed, r.state, f"{r.step} of {r.total_steps}", r.fingerprint) for r in runs.itertuples()],
         columns=["arm", "seed", "state", "step", "fingerprint"],
     ).set_index("arm")
     models, data = (", ".join(sorted(map(str, runs[f"config/{key}.name"].unique()))) for key in ("model", "data"))
+    points = [path for path in figures if path.stem == "differences"]
     sections = [
-        f"<p>{len(runs)} runs of {html.escape(models)} on {html.escape(data)}. Mean over seeds, ± the half-width of its 95% interval "
-        "(Student's t). <em>Early</em>: mean over the measurements in the first fifth of the run, without step 0.</p>",
+        f"<p>{len(runs)} runs of {html.escape(models)} on {html.escape(data)}: {runs['arm'].nunique()} arms, "
+        f"{runs['seed'].nunique()} seeds.</p>",
         f"<div class='trouble'>{html_list(trouble)}</div>" if trouble else "",
-        html_table(tables[0]),
-        *(f"<h2>Paired differences, seed by seed</h2>{html_table(table)}" for table in tables[1:]),
-        f"<h2>Figures</h2>{pictures(figures)}<h2>Runs</h2>{html_table(listed)}",
+        "<h2>Each arm minus the arm without dropout, seed by seed</h2><p>Points are means over seeds, bars their 95% intervals "
+        f"(Student's t). <em>Early</em>: the mean over the first fifth of the run.</p>{pictures(points)}"
+        if points
+        else "",
+        f"<h2>What this shows</h2>{html_list(lines)}" if lines else "",
+        f"<h2>Figures</h2>{pictures([path for path in figures if path not in points])}",
+        f"<h2>Arms</h2><p>Means over seeds, ± the half-width of their 95% intervals.</p>{html_table(tables[0])}",
+        *(f"<h2>Paired differences in numbers</h2>{html_table(table)}" for table in tables[1:]),
+        f"<details><summary>{len(runs)} runs</summary>{html_table(listed)}</details>",
         "<p><small>Made by <code>earlydrop-report</code>; every run's folder holds its configuration and provenance.</small></p>",
     ]
     return html_page(folder.name, sections)
@@ -63,7 +88,11 @@ def report_sweep(folder: Path) -> None:
     print("\n" + table.to_string())
     for line in trouble:
         print(line)
+    lines = what_it_shows(load_runs(folder))
+    if lines:
+        print("\nWhat this shows:\n" + "\n".join(lines))
     print(f"\n{folder / 'report.html'}\n" + "\n".join(map(str, figures)))
+    print(f"\nnext:  open {folder / 'report.html'}   and   earlydrop-cite {folder}")
     _track(folder, table, figures)
 
 

@@ -136,6 +136,16 @@ def _report(studies: list[str]) -> int:
     return code
 
 
+def _list(arguments: list[str]) -> None:
+    """``earlydrop list [out=FOLDER]``."""
+    from earlydrop.commands import command
+    from earlydrop.commands.list import main as show
+
+    if any(not argument.startswith("out=") for argument in arguments[:1]) or len(arguments) > 1:
+        raise SystemExit(f"error: earlydrop list takes out=FOLDER alone, not {' '.join(arguments)}")
+    command(lambda: show(*(argument.removeprefix("out=") for argument in arguments)))()
+
+
 def main() -> None:
     """Train, evaluate or plan a run; or, with ``-m``, sweep over many."""
     _needs_training_extra()
@@ -147,6 +157,8 @@ def main() -> None:
     from earlydrop.commands.overrides import mistake
     from earlydrop.training.compose import conf_folder, register_schema
 
+    if sys.argv[1:2] == ["list"]:
+        return _list(sys.argv[2:])
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
     sys.argv[1:] = flags + [argument for argument in sys.argv[1:] if argument not in flags]  # argparse wants them in front
     wrong = mistake(sys.argv[1:])
@@ -162,6 +174,9 @@ def main() -> None:
         code = stop.code
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:  # earlydrop --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except (HydraException, OmegaConfBaseException, OSError) as error:
         code = f"error: {_one_line(error)}"
     done = sweep.finish()

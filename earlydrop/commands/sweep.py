@@ -32,6 +32,8 @@ class SweepCallback(Callback):
     """Notes a multirun's process and its number of jobs, and refuses a folder that cannot be written before any job starts."""
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise SystemExit("error: a sweep starts its own jobs: give each run to torchrun, or use hydra/launcher=slurm")
         folder = Path(config.hydra.sweep.dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +46,7 @@ class SweepCallback(Callback):
             jobs: int | None = count_jobs(dict(config.hydra.sweeper.params or {}), list(config.hydra.overrides.task))
         except HydraException:  # model=glob(*): the options are not known yet
             jobs = None
-        notes = tempfile.mkdtemp(prefix="earlydrop-sweep-")
+        notes = tempfile.mkdtemp(prefix=".sweep-", dir=folder.resolve())  # where the jobs see it, on whatever node they run
         os.environ[_SWEEP] = json.dumps({"pid": os.getpid(), "jobs": jobs, "start": time.time(), "notes": notes})
 
 

@@ -129,6 +129,16 @@ def sites_off(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def driven_at_base(model: nn.Module) -> Iterator[None]:
+    """Within it every driven site of the model drops at the rate that it was built with, in eager mode; afterwards all is as before."""
+    banks = {id(bank): bank for module in unwrap(model).modules() for bank in banks_of(module)}
+    with ExitStack() as stack:
+        for bank in banks.values():
+            stack.enter_context(bank.at_base_rates())
+        yield
+
+
+@contextmanager
 def sites_at_base(model: nn.Module, sites: list[Site]) -> Iterator[RateBank]:
     """Within it a bank drives some sites at the rates that they were built with.
 

@@ -24,6 +24,12 @@ def conf_folder() -> Path:
     raise FileNotFoundError(f"no configuration files beside {package}: install earlydrop again")
 
 
+def results_folder() -> Path | None:
+    """The repository's folder of results, in a clone or an editable install; a wheel has none."""
+    folder = Path(__file__).resolve().parents[2] / "results"
+    return folder if folder.is_dir() else None
+
+
 def register_schema() -> None:
     """Give Hydra the schema, and an option of the group ``schedule`` for every registered schedule that has no file."""
     from hydra.core.config_store import ConfigStore

@@ -37,6 +37,8 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 IMAGE_FOLDERS = ("imagefolder",)
 """Datasets that are read image by image, with the released augmentation."""
+DRAWN = ("glyphs", "text")
+"""Datasets that are not shifted and flipped: endless images, which come under maps of their own, and text."""
 
 
 class ConfigError(ValueError):
@@ -65,7 +67,7 @@ def _folder(config: Config) -> bool:
 
 
 def _in_memory(config: Config) -> bool:
-    return not _folder(config)
+    return not _folder(config) and config.data.name not in DRAWN
 
 
 def drops(config: Config) -> bool:
@@ -96,13 +98,19 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Which images, and where they are. ``train_images`` keeps a stratified subset of the training images."""
+    """Which images or text, and where they are.
+
+    ``train_images`` keeps a stratified subset of the training images; of a text, its first contexts; of endless images, it is the size of
+    the fixed set that stands for them. ``skip_corrupt`` reads every image of a folder once and leaves out those that cannot be decoded,
+    instead of ending the run at the first.
+    """
 
     name: str = _key("fashion_mnist_mini")
     root: str | None = _key(None, MACHINE, cited=True)
-    train_images: int | None = _key(bounds="positive", used=_in_memory)
+    train_images: int | None = _key(bounds="positive", used=lambda config: not _folder(config))
     image_size: int | None = _key(bounds="positive")
     workers: int = _key(0, MACHINE, bounds="not negative", cited=True)
+    skip_corrupt: bool = _key(False, used=_folder)
 
 
 def _takes(parameter: str) -> Callable[[Config], bool]:
@@ -181,12 +189,13 @@ class OptimConfig:
 class AugmentConfig:
     """The training objective's randomness: augmentation by the sample, mixing by the batch, label smoothing.
 
-    ``shift`` is for images in memory. For image folders: ``crop`` (random resized crop), ``randaugment`` (timm's notation, such as
-    ``rand-m9-mstd0.5-inc1``), ``color_jitter`` (which timm leaves out where RandAugment is on) and ``erasing`` (probability).
+    ``shift`` is for images in memory, ``erasing`` (probability) for those and for folders. For folders alone: ``crop`` (random resized
+    crop), ``randaugment`` (timm's notation, such as ``rand-m9-mstd0.5-inc1``) and ``color_jitter`` (which timm leaves out where RandAugment
+    is on).
     """
 
     shift: int = _key(2, bounds="not negative", used=_in_memory)
-    flip: bool = _key(True)
+    flip: bool = _key(True, used=lambda config: config.data.name not in DRAWN)
     mixup: float = _key(0.0, bounds="not negative")
     cutmix: float = _key(0.0, bounds="not negative")
     switch: float = _key(0.5, bounds="probability", used=lambda config: config.augment.mixup > 0 and config.augment.cutmix > 0)
@@ -194,7 +203,7 @@ class AugmentConfig:
     crop: bool = _key(False, used=_folder)
     randaugment: str | None = _key(used=_folder)
     color_jitter: float = _key(0.0, bounds="not negative", used=_folder)
-    erasing: float = _key(0.0, bounds="probability", used=_folder)
+    erasing: float = _key(0.0, bounds="probability", used=lambda config: config.data.name not in DRAWN)
 
 
 def _probed(config: Config) -> bool:
@@ -203,17 +212,41 @@ def _probed(config: Config) -> bool:
 
 @dataclass
 class ProbeConfig:
-    """When gradients are measured, and from how many batches and images."""
+    """When gradients are measured, and from how many batches and images.
+
+    ``compare`` measures twice at the same weights and batches, with dropout on (at ``schedule.rate``, where the run's own is 0) and off.
+    """
 
     at: list[str] = _key([], CADENCE)
     batches: int = _key(16, CADENCE, used=_probed)
     dataset_limit: int | None = _key(None, CADENCE, bounds="positive", used=_probed)
     clean: bool = _key(False, CADENCE, used=_probed)
+    compare: bool = _key(False, CADENCE, used=_probed)
+
+
+SPLITS = ("test", "train_eval", "train_clean")
+
+
+@dataclass
+class EvaluationConfig:
+    """Which splits an evaluation reads, and how much of them.
+
+    ``train_images`` bounds the training images behind ``train_eval`` and ``train_clean``: a fixed subset (default: all up to 100,000, else
+    50,000). ``interim_images`` bounds the images of every split before the last evaluation, which is on all of them.
+    """
+
+    splits: list[str] = _key(list(SPLITS), CADENCE)
+    train_images: int | None = _key(None, CADENCE, bounds="positive")
+    interim_images: int | None = _key(None, CADENCE, bounds="positive")
+    batch_size: int = _key(500, CADENCE, bounds="positive")
 
 
 @dataclass
 class TrainerConfig:
     """Length, batch, precision and cadence.
+
+    ``batch_size`` counts the images of an optimizer step, over all workers; ``accumulate`` is the number of parts that it is computed in,
+    each with its own masks, augmentation and mixing. Workers share the parts.
 
     ``stop_metric`` ends a run early, once this metric has not improved in ``stop_patience`` evaluations. ``mc_passes`` measures Monte
     Carlo dropout on the test set at the end.
@@ -235,6 +268,24 @@ class TrainerConfig:
 
 
 @dataclass
+class DistributedConfig:
+    """Several workers for one run, started by torchrun. ``timeout`` is in seconds: who does not answer for so long counts as lost."""
+
+    timeout: float = _key(600.0, MACHINE, bounds="positive")
+
+
+@dataclass
+class PlanConfig:
+    """What ``mode=plan`` is told of the machine that it plans for: its number of workers, and the images that one of them trains a second.
+
+    Left null, they are those of this machine: of torchrun's workers, and of a short timing here.
+    """
+
+    workers: int | None = _key(None, MACHINE, bounds="positive")
+    images_per_second: float | None = _key(None, MACHINE, bounds="positive")
+
+
+@dataclass
 class Config:
     """A whole run."""
 
@@ -246,6 +297,7 @@ class Config:
     device: str = _key("auto", MACHINE)
     threads: int | None = _key(None, MACHINE, bounds="threads")
     resume: str = _key("auto", MACHINE, choices=("auto", "force", "never"))
+    checkpoint: str | None = _key(None, MACHINE)
     tracking: str = _key("offline", MACHINE, choices=("offline", "online", "off"))
     project: str = _key("earlydrop", MACHINE)
     tags: list[str] = _key([], MACHINE)
@@ -255,6 +307,9 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
@@ -328,10 +383,26 @@ def check(config: Config) -> None:
             if not inside(value):
                 raise ConfigError(f"{name} is {value!r}: expected {expected}")
     _check_names(config)
+    if config.checkpoint is not None and config.mode != "eval":
+        raise ConfigError(
+            f"checkpoint is {config.checkpoint!r}: it says what mode=eval evaluates; a run goes on from its own checkpoints"
+        )
     if config.optim.min_lr > config.optim.lr:
         raise ConfigError(f"optim.min_lr is {config.optim.min_lr:g}: expected at most optim.lr, which is {config.optim.lr:g}")
     if config.probe.at and config.probe.batches < 2:
         raise ConfigError(f"probe.batches is {config.probe.batches!r}: gradient direction variance needs at least 2 gradients")
+    splits = config.evaluation.splits
+    if not splits or len(set(splits)) < len(splits) or not set(splits) <= set(SPLITS):
+        raise ConfigError(f"evaluation.splits is {splits}: expected one or more of {', '.join(SPLITS)}, each once")
+    watched = config.trainer.stop_metric
+    if watched is not None and watched.partition("/")[0] not in splits:
+        raise ConfigError(f"trainer.stop_metric is {watched!r}: evaluation.splits is {splits}, which does not measure it")
+    if config.probe.compare and config.probe.at and config.schedule.rate <= 0 and not drops(config):
+        raise ConfigError(f"probe.compare is true: schedule.rate is {config.schedule.rate:g}, expected the rate to compare with")
+    if config.trainer.mc_passes is not None and config.data.name == "text":
+        raise ConfigError(
+            f"trainer.mc_passes is {config.trainer.mc_passes}: Monte Carlo dropout is measured on images; leave it null"
+        )
     if config.trainer.batch_size % config.trainer.accumulate:
         raise ConfigError(
             f"trainer.accumulate is {config.trainer.accumulate}: expected a divisor of trainer.batch_size "

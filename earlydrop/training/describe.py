@@ -1,74 +1,95 @@
-"""The printed plan of a run, and what the run will cost here."""
+"""The printed plan of a run, and what the run will cost."""
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
-import time
+import os
+import shutil
 from pathlib import Path
 
 from earlydrop.sites import find_sites
-from earlydrop.training.evaluate import evaluate_all
+from earlydrop.training.cost import Cost, estimate, workers_of
+from earlydrop.training.distributed import check_parts
 from earlydrop.training.plan import Plan
-from earlydrop.training.probes import dataset_images, probe_gradients
-from earlydrop.training.record.folder import RunFolder
-from earlydrop.training.trainer import Trainer, scheduled_model, try_forward
+from earlydrop.training.prepare import scheduled_model, try_forward
 
 
 def print_plan(plan: Plan) -> None:
-    """Print sites, resolved steps, rates, fingerprint and estimated cost, training nothing."""
+    """Print sites, resolved steps, rates, fingerprint and estimated cost, training nothing.
+
+    Raises:
+        ConfigError: The workers cannot share a batch, or the model cannot do what the run says.
+    """
+    config, workers = plan.config, workers_of(plan)
+    check_parts(config.trainer.accumulate, config.trainer.batch_size, workers)
     model, scheduler = scheduled_model(plan)
     try_forward(model, plan)
     parameters = sum(p.numel() for p in model.parameters())
     source, total = plan.source, plan.total_steps
     print(f"folder       {plan.folder}")
     print(f"fingerprint  {plan.fingerprint}")
-    print(f"model        {plan.config.model.name}, {parameters:,} parameters, on {plan.device}")
-    print(f"data         {plan.config.data.name}: {source.sizes['train']:,} training and {source.sizes['test']:,} test images")
+    print(f"model        {config.model.name}, {parameters:,} parameters, on {plan.device}")
+    what = "images" if source.context is None else f"contexts of {source.context} bytes"
+    skipped = f"; {source.skipped:,} that cannot be read are left out" if source.skipped else ""
+    classes = f", {source.classes:,} classes" if source.context is None else ""
+    print(
+        f"data         {config.data.name}: {source.sizes['train']:,} training and {source.sizes['test']:,} test {what}{classes}{skipped}"
+    )
     print(f"length       {total} steps ({plan.steps_per_epoch} an epoch), warm-up {plan.warmup_steps} steps")
-    print(f"schedule     {plan.schedule!r}, kind {plan.config.schedule.kind}")
+    parts = config.trainer.accumulate
+    shared = f", {parts // workers} for each of {workers} workers" if workers > 1 else ""
+    print(f"batch        {config.trainer.batch_size} = {parts} parts of {config.trainer.batch_size // parts}{shared}")
+    print(f"schedule     {plan.schedule!r}, kind {config.schedule.kind}")
     shown = sorted({0, *(total * i // 10 for i in range(10)), total - 1})
     print("rates        " + ", ".join(f"{step}: {plan.schedule(step):.4g}" for step in shown))
-    print(f"evaluated    after steps {', '.join(map(str, plan.eval_steps))}")
-    print(f"probed       after steps {', '.join(map(str, plan.probe_steps)) or '(never)'}")
+    print(f"evaluated    after steps {_some(plan.eval_steps)}, on {', '.join(config.evaluation.splits)}")
+    print(f"probed       after steps {_some(plan.probe_steps) or '(never)'}")
     driven = [site for site in find_sites(model) if site.driven]
     print(f"sites        {len(driven)} driven" + (f" of {len(find_sites(model))}" if scheduler else " (the schedule never drops)"))
     for site in driven:
         print(f"  {site.name:<40} {site.kind:<5} {site.base_rate:.4g} at the peak")
-    parts = estimate_seconds(plan)
-    text = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items())
-    print(f"estimated    {sum(parts.values()):.0f} s here ({text})")
+    _print_cost(plan, estimate(plan), workers)
 
 
-def estimate_seconds(plan: Plan, steps: int = 4) -> dict[str, float]:
-    """Seconds of training, evaluation and probes: a few steps, one evaluation and one small probe, timed and scaled to the whole run."""
-    with tempfile.TemporaryDirectory() as temporary:
-        model, scheduler = scheduled_model(plan)
-        trainer = Trainer(plan, model, scheduler, RunFolder(Path(temporary)), track=lambda step, metrics: None)
-        trainer.model.train()
-        times = []
-        for x, y in trainer.batches():
-            began = time.perf_counter()
-            trainer.train_step(x, y)
-            trainer.window[-1].tolist()
-            times.append(time.perf_counter() - began)
-            if len(times) > steps:
-                break
-        step = sorted(times[1:] or times)[len(times[1:]) // 2]
-        seconds = {"training": step * plan.total_steps}
-        began = time.perf_counter()
-        evaluate_all(trainer.model, trainer.objective, plan)
-        seconds["evaluation"] = (time.perf_counter() - began) * len(plan.eval_steps)
-        if plan.probe_steps:
-            config = plan.config
-            small = dataclasses.replace(config.probe, batches=2, dataset_limit=2 * config.trainer.batch_size)
-            began = time.perf_counter()
-            probe_gradients(
-                trainer.model, trainer.objective, dataclasses.replace(plan, config=dataclasses.replace(config, probe=small)), 0
-            )
-            batch = (time.perf_counter() - began) / 4
-            seconds["probes"] = (
-                batch * (config.probe.batches + dataset_images(plan) / config.trainer.batch_size) * len(plan.probe_steps)
-            )
-        trainer.folder.close()
-    return seconds
+def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
+    config = plan.config
+    sizes = {"weights and gradients": cost.weights, "optimizer": cost.optimizer, "activations": cost.activations}
+    said = ", ".join(f"{_bytes(size)} {name}" for name, size in sizes.items())
+    print(f"memory       {_bytes(sum(sizes.values()))} for each worker ({said} of a part in float32)")
+    if cost.input is not None:
+        needed = cost.images_per_second / cost.input
+        print(
+            f"input        {cost.input:.0f} images/s from one core here; {needed:.1f} cores feed a worker, which has data.workers="
+            f"{config.data.workers}" + (": too few" if needed > max(config.data.workers, 1) else "")
+        )
+    free = shutil.disk_usage(_existing(Path(config.out).expanduser())).free
+    print(
+        f"checkpoints  {_bytes(cost.checkpoint)} each, two kept and one being written, every {config.trainer.checkpoint_seconds:g} s; "
+        f"{_bytes(free)} free" + (": too little" if free < 3 * cost.checkpoint else "")
+    )
+    parts = {"training": cost.training, "evaluation": cost.evaluation, "probes": cost.probes}
+    total = sum(parts.values())
+    text = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items() if seconds)
+    where = "here" if cost.measured else "as given"
+    device = "GPU hours" if plan.device.type == "cuda" or not cost.measured else "hours"
+    hours = f"{total * workers / 3600:.3g} {device}"
+    print(f"estimated    {total:.0f} s ({text}), {hours}, at {cost.images_per_second:.0f} images/s a worker {where}")
+
+
+def _some(steps: tuple[int, ...]) -> str:
+    if len(steps) <= 20:
+        return ", ".join(map(str, steps))
+    return f"{', '.join(map(str, steps[:3]))}, ..., {steps[-1]} ({len(steps)} times)"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return ""
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path if os.access(path, os.R_OK) else Path()

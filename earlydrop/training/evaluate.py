@@ -12,10 +12,12 @@ from earlydrop.classic.monte_carlo import mc_dropout
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import split_batches
 from earlydrop.training.data.source import Batch
+from earlydrop.training.distributed import ALONE, Group
 from earlydrop.training.plan import Plan
-from earlydrop.training.streams import stream_seed
+from earlydrop.training.streams import stream, stream_seed
 
-_EVAL_BATCH = 500
+MOST_IMAGES = 50_000
+"""Training images that are read where there are more than 100,000 and none are asked for."""
 EVERYONE = 0
 """The seed of streams that are the same for every run."""
 
@@ -25,37 +27,63 @@ def autocast(plan: Plan) -> torch.autocast:
     return torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.config.trainer.precision == "bf16")
 
 
+def fixed_subset(purpose: str, images: int, keep: int) -> Tensor:
+    """Indices of a subset of ``images`` that is the same for every run, in order; all of them where ``keep`` is as many."""
+    if keep >= images:
+        return torch.arange(images)
+    return torch.randperm(images, generator=stream(EVERYONE, purpose))[:keep].sort().values
+
+
+def usual_limit(images: int) -> int:
+    """How many training images stand for all where nothing is said: all up to 100,000, else 50,000."""
+    return images if images <= 2 * MOST_IMAGES else MOST_IMAGES
+
+
+def evaluated_images(plan: Plan, split: str, last: bool) -> int:
+    """How many images of a split an evaluation reads."""
+    options, images = plan.config.evaluation, plan.source.sizes["test" if split == "test" else "train"]
+    most = images if split == "test" else options.train_images or usual_limit(images)
+    return min(images, most if last else options.interim_images or most)
+
+
 @torch.no_grad()
-def _evaluate(model: nn.Module, batches: Iterable[Batch], plan: Plan, smoothing: float) -> tuple[float, float]:
-    """Mean loss and accuracy over all batches, in evaluation mode; accuracy against the heavier label of soft targets."""
+def _evaluate(model: nn.Module, batches: Iterable[Batch], plan: Plan, smoothing: float, group: Group) -> tuple[float, float]:
+    """Mean loss and accuracy over all workers' batches, in evaluation mode; accuracy against the heavier label of soft targets."""
     totals = torch.zeros(3, dtype=torch.float64, device=plan.device)
     for images, targets in batches:
         with autocast(plan):
             logits = model(images).float()
+        if logits.dim() == 3:  # a text: every place counts
+            logits, targets = logits.flatten(0, 1), targets.flatten()
         loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
         labels = targets if targets.dim() == 1 else targets.argmax(1)
         totals += torch.stack((loss.double(), (logits.argmax(1) == labels).sum().double(), totals.new_tensor(len(labels))))
-    loss_sum, correct, count = totals.tolist()
+    loss_sum, correct, count = group.sum(totals).tolist()
     return loss_sum / count, correct / count
 
 
-def evaluate_all(model: nn.Module, objective: Objective, plan: Plan) -> dict[str, float]:
-    """Loss and accuracy on the test set, and on the whole training set under the objective (``train_eval``) and clean (``train_clean``).
+def evaluate_all(model: nn.Module, objective: Objective, plan: Plan, last: bool = True, group: Group = ALONE) -> dict[str, float]:
+    """Loss and accuracy on the test set, and on the training set under the objective (``train_eval``) and clean (``train_clean``).
 
-    ``train_eval`` draws augmentation and mixing from one fixed stream, the same for every run. The model's mode is put back.
+    ``train_eval`` draws augmentation and mixing from one fixed stream, the same for every run; where only some images are read, they too
+    are the same for every run. Before the ``last`` evaluation of a run fewer may be. The batches are shared among the workers: no image is
+    read twice, and the sums are exact. The model's mode is put back.
     """
     source, smoothing = plan.source, plan.config.augment.smoothing
-    train, test = (split_batches(source.sizes[split], _EVAL_BATCH) for split in ("train", "test"))
+    results: dict[str, float] = {}
     training = model.training
     model.eval()
-    results = {
-        "test": _evaluate(model, source.batches(test, "test", None), plan, 0.0),
-        "train_eval": _evaluate(model, objective.batches(train, EVERYONE, "train_eval"), plan, smoothing),
-        "train_clean": _evaluate(model, source.batches(train, "train", None), plan, 0.0),
-    }
+    for split in plan.config.evaluation.splits:
+        images = source.sizes["test" if split == "test" else "train"]
+        keep = fixed_subset("evaluation-images", images, evaluated_images(plan, split, last))
+        keyed = group.share(list(enumerate(keep.split(plan.config.evaluation.batch_size))))
+        if split == "train_eval":
+            found = _evaluate(model, objective.batches(keyed, EVERYONE, "train_eval"), plan, smoothing, group)
+        else:
+            found = _evaluate(model, source.batches(keyed, "test" if split == "test" else "train", None), plan, 0.0, group)
+        results |= {f"{split}/loss": found[0], f"{split}/accuracy": found[1]}
     model.train(training)
-    names = ("loss", "accuracy")
-    return {f"{name}/{what}": value for name, values in results.items() for what, value in zip(names, values, strict=True)}
+    return results
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
@@ -75,7 +103,7 @@ def evaluate_mc(model: nn.Module, plan: Plan, passes: int) -> dict[str, float]:
     mean, plain, labels, information = [], [], [], []
     training = model.training
     for key, (images, targets) in enumerate(
-        plan.source.batches(split_batches(plan.source.sizes["test"], _EVAL_BATCH), "test", None)
+        plan.source.batches(split_batches(plan.source.sizes["test"], plan.config.evaluation.batch_size), "test", None)
     ):
         with autocast(plan):
             found = mc_dropout(model, images, passes, seed=stream_seed(plan.config.seed, "monte-carlo", key))

@@ -21,8 +21,10 @@ VERSIONS = {
     "data": 1,  # arrays in memory: shift, flip, normalisation
     "folder": 2,  # image folders: transforms by sample. 2: they follow the keys of `augment`, RandAugment works on every Pillow
     "mixing": 1,
+    "parts": 2,  # a batch in several parts. 2: what is random is drawn for each part by itself
     "masks": 1,
     "models": 1,
+    "swin": 2,  # 2: its tables of position biases decay, as in the released code
     "optimizer": 1,
     "evaluation": 1,
     "probe": 1,
@@ -51,6 +53,8 @@ def parts_used(config: Config) -> set[str]:
     folder = config.data.name in IMAGE_FOLDERS
     used = {"models", "optimizer", "evaluation", "folder" if folder else "data"}
     used |= {"mixing"} if config.augment.mixup > 0 or config.augment.cutmix > 0 else set()
+    used |= {"swin"} if config.model.name.startswith("swin") else set()
+    used |= {"parts"} if config.trainer.accumulate > 1 else set()
     used |= {"masks"} if drops(config) else set()
     used |= {"probe"} if config.probe.at else set()
     return used | ({"monte_carlo"} if config.trainer.mc_passes is not None else set())
@@ -101,6 +105,11 @@ def _content(
     content |= {section: _used(config, section, names) for section, names in _ALWAYS.items()}
     content["optim"]["warmup"] = warmup
     content["probe"] = content["probe"] | {"at": probe_steps} if probe_steps else None
+    if content["probe"] and config.probe.compare and not drops(config):
+        content["probe"]["compare"] = {
+            "rate": config.schedule.rate, "kind": config.schedule.kind, "masks": trainer.masks,
+            "dropout": config.model.dropout, "profile": config.model.profile,
+        }  # fmt: skip
     if trainer.stop_metric is not None:
         content["stop"] = {"metric": trainer.stop_metric, "patience": trainer.stop_patience}
     if trainer.mc_passes is not None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from earlydrop.training.config import OptimConfig
 
+_DECAYS = "relative_position_bias_table"  # of Swin: two-dimensional, so it decays in the released code, though timm leaves it out
 _RHO = 0.9  # RMSprop's memory, as in the Keras example
 
 
@@ -54,7 +55,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     from timm.optim import param_groups_weight_decay
 
     no_decay: Any = getattr(model, "no_weight_decay", tuple)
-    names = no_decay()
+    names = {name for name in no_decay() if not name.endswith(_DECAYS)}
     groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=names)  # at 0 it would return one group
     for group in groups:
         group["weight_decay"] *= config.weight_decay

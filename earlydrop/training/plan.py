@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,11 @@ class Plan:
     fingerprint: str
     name: str
     folder: Path
+
+    @property
+    def compares(self) -> bool:
+        """Whether a probe measures with dropout on and off at the same weights."""
+        return self.config.probe.compare and bool(self.probe_steps)
 
 
 def make_plan(config: Config) -> Plan:
@@ -105,10 +111,11 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ConfigError: It is not a device, or not on this machine.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if wanted == "cuda" and "LOCAL_RANK" in os.environ:
+        wanted = f"cuda:{os.environ['LOCAL_RANK']}"  # of the workers on a node each has its own
     try:
-        device = torch.device(name)
+        device = torch.device(wanted)
         if device.type == "meta":
             raise RuntimeError("it holds no numbers")
         torch.empty(0, device=device)

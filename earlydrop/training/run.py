@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -20,15 +21,22 @@ from earlydrop.scheduler import DropoutScheduler
 from earlydrop.training.config import Config, ConfigError
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.describe import print_plan
+from earlydrop.training.distributed import Group, WorkerLostError, answered, check_parts, join, leave, world_size
 from earlydrop.training.evaluate import evaluate_all
 from earlydrop.training.plan import Plan, make_plan
+from earlydrop.training.prepare import refuse_what_still_drops, scheduled_model, try_forward
+from earlydrop.training.probes import dataset_images
 from earlydrop.training.record.checkpoint import load_best, load_checkpoint
 from earlydrop.training.record.folder import RunFolder, changed_files, read_metrics, read_status
+from earlydrop.training.record.foreign import foreign_weights
 from earlydrop.training.record.provenance import write_provenance
-from earlydrop.training.record.tracking import run_id, tracking
-from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed, refuse_what_still_drops, scheduled_model, try_forward
+from earlydrop.training.record.tracking import Tracker, run_id, tracking
+from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed
 
 log = logging.getLogger("earlydrop")
+
+_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+_STOPS = (signal.SIGINT, signal.SIGTERM, *_WARNINGS)
 
 
 def run(config: Config, in_sweep: bool = False) -> dict[str, Any]:
@@ -41,52 +49,96 @@ def run(config: Config, in_sweep: bool = False) -> dict[str, Any]:
         TrainingFailed: The run stopped by itself; its status says why.
         Interrupted: The run was asked to stop; the same configuration goes on.
     """
+    check_parts(config.trainer.accumulate, config.trainer.batch_size, world_size())
     plan = make_plan(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.mode == "plan":
-        print_plan(plan)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print_plan(plan)
         return {"folder": str(plan.folder), "state": "planned"}
-    if config.mode == "eval":
-        return _evaluate_last(plan)
+    group = join(config.distributed.timeout, plan.device.type == "cuda")
+    try:
+        with answered(group):
+            return _evaluate_last(plan, group) if config.mode == "eval" else _life(plan, group, in_sweep)
+    except WorkerLostError as error:
+        raise TrainingFailed(str(error)) from error
+    finally:
+        if group.size > 1:
+            leave()
+
+
+def _life(plan: Plan, group: Group, in_sweep: bool) -> dict[str, Any]:
+    """Skip a run that is finished, else train it. The first worker holds the folder."""
+    config = plan.config
+    check_shares(plan, group.size)
     model, scheduler = scheduled_model(plan)  # before the folder: a model that cannot be used leaves nothing behind
     try_forward(model, plan)
     refuse_what_still_drops(model, plan)
-    folder = RunFolder(plan.folder, wait=in_sweep)
+    folder: RunFolder | None = None
+
+    def finished_before() -> bool:
+        nonlocal folder
+        folder = RunFolder(plan.folder, wait=in_sweep)
+        return read_status(plan.folder).get("state") == "finished" and config.resume != "never"
+
     try:
-        if read_status(plan.folder).get("state") == "finished" and config.resume != "never":
-            print(f"finished before: {plan.folder}")
-            for name in changed_files(plan.folder):
-                print(f"warning: {plan.folder / name} is not what the run wrote; resume=never trains it again", file=sys.stderr)
-            return {"folder": str(plan.folder), "state": "skipped"} | _last_metrics(plan.folder)
-        with _log_file(plan.folder / "log.txt"), _stop_on_signals() as stop:
-            result = _train(plan, model, scheduler, folder, stop)
+        if group.decide(finished_before):
+            return _skipped(plan) if group.main else {"folder": str(plan.folder), "state": "skipped"}
+        with _log_file(plan.folder / "log.txt" if group.main else None), _stop_on_signals() as stop:
+            result = _train(plan, model, scheduler, folder, stop, group)
             if stop():  # asked in the last moments: the run is whole, what comes after it is not begun
                 raise Interrupted
             return result
     finally:
-        folder.close()
+        if folder is not None:
+            folder.close()
+
+
+def check_shares(plan: Plan, workers: int) -> None:
+    """Refuse a probe of which a worker would have no share.
+
+    Raises:
+        ConfigError: Saying how many batches there are.
+    """
+    batches = -(-dataset_images(plan) // plan.config.trainer.batch_size)
+    if plan.probe_steps and min(plan.config.probe.batches, batches) < workers:
+        raise ConfigError(
+            f"probe.batches is {plan.config.probe.batches}, and {batches} batches give the whole-dataset gradient: {workers} workers need "
+            f"{workers} of each; raise probe.batches or probe.dataset_limit, or set probe=none"
+        )
+
+
+def _skipped(plan: Plan) -> dict[str, Any]:
+    print(f"finished before: {plan.folder}")
+    for name in changed_files(plan.folder):
+        print(f"warning: {plan.folder / name} is not what the run wrote; resume=never trains it again", file=sys.stderr)
+    return {"folder": str(plan.folder), "state": "skipped"} | _last_metrics(plan.folder)
 
 
 def _train(
-    plan: Plan, model: nn.Module, scheduler: DropoutScheduler | None, folder: RunFolder, stop: Callable[[], bool]
+    plan: Plan,
+    model: nn.Module,
+    scheduler: DropoutScheduler | None,
+    folder: RunFolder | None,
+    stop: Callable[[], bool],
+    group: Group,
 ) -> dict[str, Any]:
     config = plan.config
-    if config.resume == "never":
-        folder.start_over()
-    write_provenance(plan, folder)
     name = plan.folder.name.removesuffix(f"-{plan.fingerprint}")
-    tags = list(dict.fromkeys([*config.tags, config.model.name, config.data.name, config.schedule.name]))
     trainer: Trainer | None = None
-    identity = run_id(config.study, plan.fingerprint)
-    extra = {"fingerprint": plan.fingerprint, "arm": plan.name, "total_steps": plan.total_steps}
+
+    def begin() -> None:
+        if folder is not None:
+            if config.resume == "never":
+                folder.start_over()
+            write_provenance(plan, folder, group.size)
+
     try:
+        group.decide(begin)
         with (
-            tracking(config, folder=plan.folder, name=name, identity=identity, job_type="train", tags=tags, extra=extra) as (
-                tracker,
-                _,
-            ),
-            tqdm(total=plan.total_steps, desc=name, disable=None, unit="step", dynamic_ncols=True) as bar,
+            _tracked(plan, name, folder) as tracker,
+            tqdm(total=plan.total_steps, desc=name, disable=None if group.main else True, unit="step", dynamic_ncols=True) as bar,
         ):
 
             def progress(step: int, metrics: dict[str, float]) -> None:
@@ -94,26 +146,28 @@ def _train(
                 bar.set_postfix(loss=f"{metrics['train/loss']:.4f}", rate=f"{rate:.4g}", refresh=False)
                 bar.update(step - bar.n)
 
-            trainer = Trainer(plan, model, scheduler, folder, tracker.log, stop, progress)
+            trainer = Trainer(plan, model, scheduler, folder, tracker.log, stop, progress, group)
             trainer.resume()
-            tracker.replay(read_metrics(plan.folder / "metrics.jsonl"))
             bar.update(trainer.step)
-            folder.write_status("running", trainer.step, plan.total_steps)
+            if folder is not None:
+                tracker.replay(read_metrics(plan.folder / "metrics.jsonl"))
+                folder.write_status("running", trainer.step, plan.total_steps)
             log.info("training %s to step %d on %s", name, plan.total_steps, trainer.environment)
-            trainer.train()
+            with answered(group):
+                trainer.train()
             tracker.summarise({"state": "finished"})
     except Interrupted:
-        step = trainer.step if trainer is not None else 0
-        folder.write_status("interrupted", step, plan.total_steps)
-        print(f"\nstopped after step {step} of {plan.total_steps}; the same command goes on from there: {plan.folder}")
+        _interrupted(plan, folder, trainer)
         raise
-    except (TrainingFailed, ConfigError, OSError) as error:
+    except (TrainingFailed, ConfigError, WorkerLostError, OSError) as error:
         _fail(folder, trainer, plan, f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error))
         raise TrainingFailed(f"{plan.folder}: {error}") from error
     except Exception as error:
         log.exception("the run failed")
         _fail(folder, trainer, plan, f"{type(error).__name__}: {error}")
         raise
+    if folder is None:
+        return {"folder": str(plan.folder), "state": "finished"}
     folder.write_status("finished", trainer.step, plan.total_steps)
     metrics = _last_metrics(plan.folder)
     log.info("finished: %s", metrics)
@@ -121,8 +175,35 @@ def _train(
     return {"folder": str(plan.folder), "state": "finished"} | metrics
 
 
-def _fail(folder: RunFolder, trainer: Trainer | None, plan: Plan, reason: str) -> None:
+@contextmanager
+def _tracked(plan: Plan, name: str, folder: RunFolder | None) -> Iterator[Tracker]:
+    """The run on the dashboard; on other workers than the first, nothing."""
+    if folder is None:
+        yield Tracker(None)
+        return
+    config = plan.config
+    tags = list(dict.fromkeys([*config.tags, config.model.name, config.data.name, config.schedule.name]))
+    identity = run_id(config.study, plan.fingerprint)
+    extra = {"fingerprint": plan.fingerprint, "arm": plan.name, "total_steps": plan.total_steps}
+    with tracking(config, folder=plan.folder, name=name, identity=identity, job_type="train", tags=tags, extra=extra) as (
+        tracker,
+        _,
+    ):
+        yield tracker
+
+
+def _interrupted(plan: Plan, folder: RunFolder | None, trainer: Trainer | None) -> None:
+    if folder is None:
+        return
+    step = trainer.step if trainer is not None else 0
+    folder.write_status("interrupted", step, plan.total_steps)
+    print(f"\nstopped after step {step} of {plan.total_steps}; the same command goes on from there: {plan.folder}")
+
+
+def _fail(folder: RunFolder | None, trainer: Trainer | None, plan: Plan, reason: str) -> None:
     log.info("failed: %s", reason)
+    if folder is None:
+        return
     try:
         folder.write_status("failed", trainer.step if trainer is not None else 0, plan.total_steps, reason)
     except OSError as error:  # the disk that failed the run may not take its status either
@@ -150,26 +231,40 @@ def _summary(plan: Plan, step: int, metrics: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def _evaluate_last(plan: Plan) -> dict[str, Any]:
-    """Evaluate the last weights, and those at which a watched metric was best; the last ones' metrics are returned."""
-    content = load_checkpoint(plan.folder / "checkpoints", plan.fingerprint)
-    if content is None:
-        raise ConfigError(f"mode is 'eval': {plan.folder} has no checkpoint; train it first with mode=train")
+def _evaluate_last(plan: Plan, group: Group) -> dict[str, Any]:
+    """Evaluate weights: those that ``checkpoint`` names, else the run's last ones and those at which a watched metric was best.
+
+    The metrics of the last ones are returned.
+    """
     model, scheduler = scheduled_model(plan)
-    best = load_best(plan.folder / "checkpoints", plan.fingerprint)
-    print(plan.folder)
+    objective = Objective(plan.source, plan.config.augment)
     metrics: dict[str, float] = {}
-    for which, weights in (("best", best), ("last", content)):
-        if weights is None:
-            continue
+    for words, weights in _weights(plan, model):
         model.load_state_dict(weights["model"])
-        if scheduler is not None:
+        if scheduler is not None and weights.get("scheduler"):
             scheduler.load_state_dict(weights["scheduler"])  # what is not inverted dropout depends on the rate at test too
-        metrics = evaluate_all(model, Objective(plan.source, plan.config.augment), plan)
-        print(f"{which} weights, step {weights['step']}" + (f" ({weights['metric']} was best)" if which == "best" else ""))
-        for name, value in metrics.items():
-            print(f"  {name:<22} {value:.6f}")
-    return {"folder": str(plan.folder), "state": "evaluated", "step": content["step"]} | metrics
+        metrics = evaluate_all(model, objective, plan, group=group)
+        if group.main:
+            print(words)
+            for name, value in metrics.items():
+                print(f"  {name:<22} {value:.6f}")
+    return {"folder": str(plan.folder), "state": "evaluated"} | metrics
+
+
+def _weights(plan: Plan, model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+    """The weights that ``mode=eval`` evaluates, in words and as a checkpoint has them; the last ones last."""
+    if plan.config.checkpoint is not None:
+        return foreign_weights(plan.config.checkpoint, plan.config.model.name, model)
+    folder = plan.folder / "checkpoints"
+    content, best = load_checkpoint(folder, plan.fingerprint), load_best(folder, plan.fingerprint)
+    if content is None:
+        raise ConfigError(
+            f"mode is 'eval': {plan.folder} has no checkpoint; train it first with mode=train, or name one with checkpoint="
+        )
+    found = [(f"{plan.folder}\nlast weights, step {content['step']}", content)]
+    if best is not None:
+        found.insert(0, (f"{plan.folder}\nbest weights, step {best['step']} ({best['metric']} was best)", best))
+    return found
 
 
 class _LogFile(logging.FileHandler):
@@ -184,8 +279,9 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    handler = _LogFile(path, encoding="utf-8")
+def _log_file(path: Path | None) -> Iterator[None]:
+    """What is logged goes to a file, if one is given, and what warns to the console too."""
+    handler = _LogFile(path, encoding="utf-8") if path is not None else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     console = logging.StreamHandler()
     console.setLevel(logging.WARNING)
@@ -206,20 +302,26 @@ def _log_file(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM ask the run to stop after its present step; a second Ctrl-C stops at once."""
-    asked = threading.Event()
+    """Ctrl-C, SIGTERM and SLURM's warnings ask the run to stop after its present step; a second Ctrl-C stops at once.
+
+    Who listened for a warning before, such as submitit to queue the job again, hears it once the run has saved.
+    """
+    asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield lambda: bool(asked)
         return
 
     def ask(number: int, frame: Any) -> None:
-        if asked.is_set() and number == signal.SIGINT:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
+        asked.append(number)
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, ask) for number in _STOPS}
     try:
-        yield asked.is_set
+        yield lambda: bool(asked)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        for warning in _WARNINGS:
+            if warning in asked and callable(previous[warning]):
+                os.kill(os.getpid(), warning)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,13 +19,12 @@ from earlydrop.distance import model_distance
 from earlydrop.metrics import improved
 from earlydrop.scheduler import DropoutScheduler
 from earlydrop.sites import find_sites
-from earlydrop.sites.audit import audit
-from earlydrop.sites.traceless import leave_no_trace
 from earlydrop.training.config import ConfigError
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import training_order
+from earlydrop.training.data.source import Batch
+from earlydrop.training.distributed import Group
 from earlydrop.training.evaluate import autocast, evaluate_all, evaluate_mc
-from earlydrop.training.models import INPUT_DROPOUT, Task, build_model
 from earlydrop.training.optim import add_penalties, learning_rate, make_optimizer
 from earlydrop.training.plan import Plan
 from earlydrop.training.probes import probe_gradients
@@ -43,81 +44,18 @@ class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has saved a checkpoint."""
 
 
-def scheduled_model(plan: Plan) -> tuple[nn.Module, DropoutScheduler | None]:
-    """The model at its initial weights on its device, and what drives its dropout: None for a schedule that never drops.
-
-    Raises:
-        ConfigError: The model has no site of the scheduled kind.
-    """
-    config, peak = plan.config, plan.schedule.peak
-    kind = config.schedule.kind
-    unit, path = (peak if kind in (each, "all") else 0.0 for each in ("unit", "path"))
-    source = plan.source
-    model = build_model(config.model, Task(source.channels, source.classes, source.image_size, unit, path), config.seed)
-    model = model.to(plan.device)
-    if peak == 0:
-        return model, None
-    try:
-        sites = _driven if config.model.input_dropout else None
-        return model, DropoutScheduler(model, plan.schedule, kind=kind, sites=sites, masks=config.trainer.masks)
-    except ValueError as error:
-        raise ConfigError(f"schedule.kind is {kind!r}, model.name is {config.model.name!r}: {error}") from error
-
-
-def try_forward(model: nn.Module, plan: Plan) -> None:
-    """Put one blank image through the model, leaving no trace, so that a model that cannot take it is refused before any work.
-
-    Raises:
-        ConfigError: The model cannot take images of this size, or gives something else than a score for each class.
-    """
-    source, name = plan.source, plan.config.model.name
-    image = torch.zeros(1, source.channels, source.image_size, source.image_size, device=plan.device)
-    try:
-        with leave_no_trace(model), torch.no_grad(), autocast(plan):
-            shape = tuple(model.eval()(image).shape)
-    except (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError) as error:
-        raise ConfigError(
-            f"model.name is {name!r}: it cannot take {source.image_size}-pixel images ({str(error).splitlines()[0]}); "
-            "give another model, or other images with data.image_size"
-        ) from error
-    if shape != (1, source.classes):
-        raise ConfigError(
-            f"model.name is {name!r}: it gives {shape} for one image, expected a score for each of {source.classes} classes"
-        )
-
-
-def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
-    """Watch two blank images pass through the model with its schedule at rate 0, leaving no trace: nothing may drop.
-
-    Raises:
-        ConfigError: Something does, beside the input dropout that no schedule drives; so no arm of a study would be what it says.
-    """
-    source = plan.source
-    images = torch.zeros(2, source.channels, source.image_size, source.image_size, device=plan.device)
-    kind = plan.config.schedule.kind if plan.schedule.peak > 0 else "all"
-    with autocast(plan):
-        found = audit(model, images, kind=kind)
-    left = [drop for drop in found.undriven if drop.site != INPUT_DROPOUT]
-    if left:
-        raise ConfigError(f"model.name is {plan.config.model.name!r}: it drops what no schedule drives\n{found}")
-
-
-def _driven(name: str, module: nn.Module) -> bool:
-    """The sites of a model with input dropout that a schedule drives."""
-    return name != INPUT_DROPOUT and any(site.base_rate > 0 for site in find_sites(module))
-
-
 class Trainer:
     """One run.
 
     Args:
         plan: What to do.
-        model: The model at its initial weights, from `scheduled_model`.
+        model: The model at its initial weights, from `earlydrop.training.prepare`.
         scheduler: What drives its dropout, if anything does.
-        folder: Where it is recorded; held by this process.
+        folder: Where it is recorded, held by this process; None on every worker but the first.
         track: Called with (step, metrics) for every line of ``metrics.jsonl``.
         stop: Called after each step; True asks to stop.
         progress: Called with (step, metrics) after each logged step.
+        group: The workers of the run, of which this is one.
     """
 
     def __init__(
@@ -125,22 +63,25 @@ class Trainer:
         plan: Plan,
         model: nn.Module,
         scheduler: DropoutScheduler | None,
-        folder: RunFolder,
+        folder: RunFolder | None,
         track: Callable[[int, dict[str, float]], None],
         stop: Callable[[], bool] = lambda: False,
         progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+        group: Group | None = None,
     ) -> None:
         self.plan, self.model, self.scheduler, self.folder = plan, model, scheduler, folder
+        self.group = group or Group()
         self.track, self.stop, self.progress = track, stop, progress
         self.sites = [site for site in find_sites(self.model) if site.driven]
         self.initial = copy.deepcopy({name: p.detach() for name, p in self.model.named_parameters()})
         self.optimizer = make_optimizer(self.model, plan.config.optim)
         self.objective = Objective(plan.source, plan.config.augment)
-        self.compiled: nn.Module = torch.compile(self.model) if plan.config.trainer.compile else self.model  # type: ignore[assignment]
+        compiled: nn.Module = torch.compile(self.model) if plan.config.trainer.compile else self.model  # type: ignore[assignment]
+        self.called = self.group.wrap(compiled)
         self.step = 0
-        self.window: list[Tensor] = []  # (loss, gradient norm) of the steps since the last logged one, on the device
+        self.window: list[Tensor] = []  # (this worker's part of the loss, gradient norm) of the steps since the last logged one
         self.watched: list[float] = []  # values of trainer.stop_metric so far
-        self.environment = environment(plan.device)
+        self.environment = environment(plan.device, self.group.size)
 
     def resume(self) -> None:
         """Go on from the folder's newest whole checkpoint, if there is one.
@@ -148,44 +89,57 @@ class Trainer:
         Raises:
             ConfigError: It was made on another device, thread count or torch, and ``resume`` is not ``force``.
         """
-        checkpoints = self.folder.path / "checkpoints"
-        content = load_checkpoint(checkpoints, self.plan.fingerprint)
-        if content is not None:
-            self._same_environment(content["environment"])  # before anything is cut back
-        self.folder.open_metrics(content["metrics_bytes"] if content else 0, content.get("metrics_sha256") if content else None)
-        watched = self.plan.config.trainer.stop_metric
-        self.watched = [line[watched] for line in read_metrics(self.folder.path / "metrics.jsonl") if watched in line]
+        content, self.watched = self.group.decide(self._load)
         if content is None:
             return
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.step = content["step"]
         self.window = list(content["window"].to(self.plan.device))
+        if not self.group.main:
+            self.window = [torch.stack((torch.zeros_like(loss), norm)) for loss, norm in self.window]
         if self.scheduler is not None:
             self.scheduler.load_state_dict(content["scheduler"])
         log.info("going on from step %d of %d", self.step, self.plan.total_steps)
 
+    def _load(self) -> tuple[dict[str, Any] | None, list[float]]:
+        """The newest whole checkpoint, with the metrics cut back to it, the watched metric's values so far; on the first worker."""
+        folder = self._folder
+        content = load_checkpoint(folder.path / "checkpoints", self.plan.fingerprint)
+        if content is not None:
+            self._same_environment(content["environment"])  # before anything is cut back
+        folder.open_metrics(content["metrics_bytes"] if content else 0, content.get("metrics_sha256") if content else None)
+        watched = self.plan.config.trainer.stop_metric
+        return content, [line[watched] for line in read_metrics(folder.path / "metrics.jsonl") if watched in line]
+
+    @property
+    def _folder(self) -> RunFolder:
+        if self.folder is None:
+            raise RuntimeError(f"worker {self.group.rank} has no folder: only the first writes")
+        return self.folder
+
     def _same_environment(self, there: dict[str, Any]) -> None:
         if there != self.environment and self.plan.config.resume != "force":
             here = self.environment
-            differing = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
+            differing = [
+                f"{key} {there.get(key, 1)} there, {here.get(key, 1)} here"
+                for key in {**here, **there}
+                if there.get(key) != here.get(key)
+            ]
             raise ConfigError(
-                f"{self.folder.path} was begun in another environment ({'; '.join(differing)}), so the last bits may differ: "
+                f"{self._folder.path} was begun in another environment ({'; '.join(differing)}), so the last bits may differ: "
                 "go on there, or say resume=force, or start over with resume=never"
             )
 
     def save(self) -> None:
         """Write a checkpoint of the step reached, unless its numbers are not finite."""
         self._check_finite()
-        content = (
-            self._content()
-            | {
-                "optimizer": self.optimizer.state_dict(),
-                "window": torch.stack(self.window) if self.window else torch.empty(0, 2),
-            }
-            | self.folder.metrics_state()
-        )
-        save_checkpoint(self.folder.path / "checkpoints", self.step, content)
+        window = torch.stack(self.window) if self.window else torch.empty(0, 2)
+        if self.window:
+            window[:, 0] = self.group.sum(window[:, 0].clone())
+        if self.group.main:
+            content = self._content() | {"optimizer": self.optimizer.state_dict(), "window": window} | self._folder.metrics_state()
+            save_checkpoint(self._folder.path / "checkpoints", self.step, content)
 
     def _content(self) -> dict[str, Any]:
         """What every file of weights holds."""
@@ -210,14 +164,15 @@ class Trainer:
             self._record(self._probe())
         saved = began = logged = time.perf_counter()
         logged_step = first = self.step
-        for images, targets in self.batches() if not self._out_of_patience() else ():
-            self.train_step(images, targets)
+        for parts in self.batches() if not self._out_of_patience() else ():
+            self.train_step(parts)
             metrics = {}
             if self.step % trainer.log_every == 0 or self.step == plan.total_steps:
                 metrics = self._read_window()
                 now = time.perf_counter()
                 rate = (self.step - logged_step) * trainer.batch_size / (now - logged)
-                self.folder.write_timing({"step": self.step, "images_per_second": rate, "seconds": now - began})
+                if self.group.main:
+                    self._folder.write_timing({"step": self.step, "images_per_second": rate, "seconds": now - began})
                 self.progress(self.step, metrics | {"images_per_second": rate})
             if self.scheduler is not None:
                 self.scheduler.step()
@@ -235,22 +190,25 @@ class Trainer:
                 logged, logged_step = time.perf_counter(), self.step
             if last:
                 break
-            if self.stop():
-                self.save()
-                raise Interrupted
-            if time.perf_counter() - saved > trainer.checkpoint_seconds:
+            due = self.group.main and time.perf_counter() - saved > trainer.checkpoint_seconds
+            stop, save = self.group.largest(
+                (float(self.stop()), float(due))
+            )  # any worker may be asked to stop; the first has the clock
+            if stop or save:
                 self.save()
                 saved = time.perf_counter()
+            if stop:
+                raise Interrupted
         if self.step > first:
             self.save()
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate; where a metric is watched, keep the weights at which it was best."""
-        metrics = evaluate_all(self.model, self.objective, self.plan)
+        metrics = evaluate_all(self.model, self.objective, self.plan, self.step == self.plan.total_steps, self.group)
         watched = self.plan.config.trainer.stop_metric
-        if watched is not None and all(improved(watched, metrics[watched], before) for before in self.watched):
+        if watched is not None and self.group.main and all(improved(watched, metrics[watched], before) for before in self.watched):
             content = self._content() | {"metric": watched, "value": metrics[watched]}
-            save_best(self.folder.path / "checkpoints", content)
+            save_best(self._folder.path / "checkpoints", content)
         return metrics
 
     def _stops_early(self, metrics: dict[str, float]) -> bool:
@@ -276,28 +234,35 @@ class Trainer:
             return {}
         return evaluate_mc(self.model, self.plan, passes)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The training batches from the step reached to the last."""
-        plan = self.plan
+    def batches(self) -> Iterator[list[Batch]]:
+        """This worker's parts of the training batches, from the step reached to the last.
+
+        What is random in a part is drawn for (seed, step, part), so the numbers do not depend on how the parts are shared.
+        """
+        plan, parts = self.plan, self.plan.config.trainer.accumulate
+        mine = self.group.block(parts)
         order = training_order(
             plan.config.seed, plan.source.sizes["train"], plan.config.trainer.batch_size, self.step, plan.total_steps
         )
-        return self.objective.batches(order, plan.config.seed, "augment")
+        keyed = ((step * parts + i, chunk) for step, indices in order for i, chunk in enumerate(indices.chunk(parts)) if i in mine)
+        batches = iter(self.objective.batches(keyed, plan.config.seed, "augment"))
+        while part := list(itertools.islice(batches, len(mine))):
+            yield part
 
-    def train_step(self, images: Tensor, targets: Tensor) -> None:
-        """One optimizer step; nothing of it waits for the device."""
+    def train_step(self, parts: list[Batch]) -> None:
+        """One optimizer step on this worker's parts of its batch; nothing of it waits for the device."""
         plan, config = self.plan, self.plan.config
         rate = learning_rate(self.step, config.optim.lr, config.optim.min_lr, plan.warmup_steps, plan.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        parts = config.trainer.accumulate
         loss = torch.zeros((), device=plan.device)
-        for i, (x, y) in enumerate(zip(images.chunk(parts), targets.chunk(parts), strict=True)):
+        for i, (x, y) in zip(self.group.block(config.trainer.accumulate), parts, strict=True):
             torch.manual_seed(stream_seed(config.seed, "dropout", self.step, i))
-            with autocast(plan):
-                part = self.objective.loss(self.compiled(x), y) / parts
-            part.backward()
+            with self._reducing(x is parts[-1][0]):
+                with autocast(plan):
+                    part = self.objective.loss(self.called(x), y) / config.trainer.accumulate
+                (part if self.group.size == 1 else part * self.group.size).backward()  # workers' gradients are averaged
             loss += part.detach()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
@@ -310,6 +275,13 @@ class Trainer:
             max_norm_(self.model, config.optim.max_norm)
         self.window.append(torch.stack((loss, norm)))
         self.step += 1
+
+    def _reducing(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients are reduced over the workers once a step, after the last part."""
+        if last or not isinstance(self.called, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        context: AbstractContextManager[None] = self.called.no_sync()
+        return context
 
     def _read_window(self) -> dict[str, float]:
         """The training metrics since the last logged step: the one moment that waits for the device."""
@@ -328,7 +300,11 @@ class Trainer:
 
     def _check_finite(self) -> list[list[float]]:
         """The window's losses and gradient norms, all of them finite."""
-        values: list[list[float]] = torch.stack(self.window).tolist() if self.window else []
+        values: list[list[float]] = []
+        if self.window:
+            window = torch.stack(self.window)
+            window[:, 0] = self.group.sum(window[:, 0].clone())
+            values = window.tolist()
         for i, (loss, norm) in enumerate(values):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 step = self.step - len(values) + i
@@ -338,7 +314,7 @@ class Trainer:
 
     def _probe(self) -> dict[str, float]:
         try:
-            return probe_gradients(self.model, self.objective, self.plan, self.step)
+            return probe_gradients(self.model, self.objective, self.plan, self.step, self.group)
         except ValueError as error:
             raise TrainingFailed(f"the probe at step {self.step}: {error}") from error
 
@@ -348,5 +324,6 @@ class Trainer:
                 raise TrainingFailed(
                     f"{name} is {value} after step {self.step}: lower optim.lr, lengthen optim.warmup or set optim.clip"
                 )
-        self.folder.write_metrics(self.step, metrics)
-        self.track(self.step, metrics)
+        if self.group.main:
+            self._folder.write_metrics(self.step, metrics)
+            self.track(self.step, metrics)

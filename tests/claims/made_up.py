@@ -16,8 +16,8 @@ ARMS = {
     "late": {"schedule.name": "late"},
     "constant-0.1": {"schedule.name": "constant", "schedule.rate": 0.1},
 }
-LOSS = Claim("L", "lower loss", "here", ARMS["early"], ARMS["none"], "train_eval/loss", None, "lower", "f")
-SAME = Claim("S", "same loss", "here", ARMS["early"], ARMS["none"], "train_eval/loss", None, "equivalent", "f", 0.05)
+LOSS = Claim("L", "lower loss", "here", ARMS["early"], ARMS["none"], "train_eval/loss", None, "lower", 0.05, family="f")
+SAME = Claim("S", "same loss", "here", ARMS["early"], ARMS["none"], "train_eval/loss", None, "equivalent", 0.05, family="f")
 
 
 def made_up(study="toy", effect=-0.1, noise=0.01, seeds=range(10, 16), arms=("none", "early"), config=None, **facts):

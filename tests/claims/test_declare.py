@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from earlydrop.claims.declare import load_declarations
+from earlydrop.claims.declare import LossWindow, load_declarations
 from earlydrop.claims.summaries import read_summaries
 from earlydrop.claims.tables import claims_folder
 
@@ -15,6 +15,7 @@ def write(tmp_path, **changes):
         "metric": "test/loss",
         "window": "final",
         "direction": "lower",
+        "smallest": "1%",
     }
     content = {
         "claims": {"X": claim},
@@ -24,14 +25,23 @@ def write(tmp_path, **changes):
     }
     for key, value in changes.items():
         node = claim if key in claim or key == "margin" else content
-        node[key] = value
+        if value is None:
+            del node[key]
+        else:
+            node[key] = value
     (tmp_path / "f.yaml").write_text(yaml.safe_dump(content))
     return load_declarations(tmp_path)
 
 
 def test_claims_are_read(tmp_path):
     (found,) = write(tmp_path, window=["5%", "50%"])
-    assert found.claims[0].window == (0.05, 0.5)
+    (claim,) = found.claims
+    assert claim.window == (0.05, 0.5)
+    assert (claim.smallest, claim.relative) == (0.01, True)
+    (found,) = write(tmp_path, window={"loss": [6.5, 5]}, smallest=0.004)
+    (claim,) = found.claims
+    assert claim.window == LossWindow(6.5, 5.0)
+    assert (claim.smallest, claim.relative) == (0.004, False)
 
 
 @pytest.mark.parametrize(
@@ -39,12 +49,16 @@ def test_claims_are_read(tmp_path):
     [
         ({"direction": "smaller"}, "claim X: direction is 'smaller': expected lower, higher, equivalent"),
         ({"window": ["50%", "5%"]}, r"window is \['50%', '5%'\]"),
-        ({"window": "early"}, "window is 'early': expected 'final' or two rising percentages"),
+        ({"window": "early"}, "window is 'early': expected 'final', two rising percentages"),
+        ({"window": {"loss": [5, 6]}}, r"window is {'loss': \[5, 6\]}: expected two falling losses"),
+        ({"window": {"steps": [6, 5]}}, "expected two falling losses"),
         ({"margin": 0.1}, "margin missing or unknown"),
-        ({"direction": "equivalent"}, "margin missing or unknown"),
-        ({"direction": "equivalent", "margin": 0.0}, "margin is 0.0: expected more than 0"),
+        ({"smallest": None}, "claim X: smallest is missing: expected the smallest effect that matters, such as 1% or 0.004"),
+        ({"smallest": 0.0}, "smallest is 0.0: expected more than 0"),
+        ({"smallest": "-1%"}, "smallest is '-1%': expected more than 0"),
+        ({"smallest": "much"}, "smallest is 'much': expected more than 0"),
         ({"regime": "fit"}, "regime is 'fit'"),
-        ({"direction": "equivalent", "margin": float("inf")}, "margin is inf: expected more than 0"),
+        ({"smallest": float("inf")}, "smallest is inf: expected more than 0"),
         ({"metric": "test/los"}, "metric is 'test/los': no run measures it; expected one of"),
         ({"arm": "late-0.1-20%"}, "arm is 'late-0.1-20%': expected configuration keys and values.*a label does not say"),
         ({"arm": {"schedule.nme": "late"}}, "claim X, arm: 'schedule.nme' is no key of the configuration"),
@@ -70,7 +84,7 @@ def test_the_committed_claims_can_be_read_and_cover_every_finding():
     assert load_declarations(claims_folder("classic"))
     declarations = load_declarations(claims_folder())
     ids = {claim.id.partition("-")[0] for each in declarations for claim in each.claims}
-    assert ids == {"F1", "F2", "F3a", "F3b", "F4a", "F4b", "F5", "F6", "F7", "F8", "F9"}
+    assert ids == {"F1", "F2", "F3a", "F3b", "F4a", "F4b", "F5", "F6", "F7", "F8", "F9", "F10"}
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "3"])

@@ -27,7 +27,7 @@ def test_unfinished_and_failed_runs_are_shown_and_left_out_of_the_means(study):
     ):
         assert text in page
     assert "http" not in page.replace("http-equiv", "")  # self-contained
-    assert {path.stem for path in figures} == {"drop_rate", "training_loss", "train_eval_loss", "test_accuracy", "gdv"}
+    assert {path.stem for path in figures} == {"differences", "drop_rate", "training_loss", "train_eval_loss", "test_accuracy", "gdv"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
     assert pd.read_csv(study / "table.csv", index_col=0).index.tolist() == ["early-0.1-20%", "none"]
 
@@ -86,7 +86,7 @@ def test_labels_are_text_everywhere(study):
     assert {"$x^{$", "_hidden", "a|b", "<b>"} < {name.partition(" ·")[0] for name in table.index}
     assert len({line.count("|") - line.count(r"\|") for line in (study / "table.md").read_text().splitlines()[:3]}) == 1
     assert "&lt;b&gt;" in (study / "report.html").read_text()
-    assert len(figures) == 5
+    assert len(figures) == 6
 
 
 def test_a_changed_record_of_a_finished_run_is_named(study):

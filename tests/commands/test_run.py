@@ -202,7 +202,7 @@ def test_a_mistyped_key_or_option_is_answered_with_the_right_one(arguments, says
 
 
 def test_what_hydra_understands_is_left_to_it():
-    fine = ["hydra/launcher=joblib", "hydra.sweep.dir=x", "schedule={name:none}", "schedule=none,early", "experiment=null", "-m", "seed=range(3)",
+    fine = ["hydra/launcher=joblib", "hydra.sweep.dir=x", "schedule={name:none}", "schedule=none,early", "experiment=null", "seed=range(3)",
             "model.width=16,32", "experiment=findings/smoke", "schedule.points='0,0@0.2,0.1'", "--cfg", "job", "model=vit_micro"]  # fmt: skip
     assert mistake(fine) is None
 

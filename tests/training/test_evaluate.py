@@ -1,7 +1,15 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
+import torch.nn.functional as F
 
-from earlydrop.training.evaluate import calibration_error
+from earlydrop.training.config import ConfigError
+from earlydrop.training.evaluate import calibration_error, fixed_subset, usual_limit
+from earlydrop.training.plan import make_plan
+from earlydrop.training.prepare import scheduled_model
+from earlydrop.training.record.checkpoint import load_checkpoint
 from earlydrop.training.run import run
 
 
@@ -36,3 +44,57 @@ def test_evaluating_a_checkpoint_gives_the_last_metrics_also_where_evaluation_de
     evaluated = run(config(**settings, mode="eval"))
     for key in ("test/loss", "train_eval/loss", "train_clean/accuracy"):
         assert evaluated[key] == trained[key]
+
+
+def lines(result):
+    return [json.loads(line) for line in (Path(result["folder"]) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_fewer_images_before_the_last_evaluation_change_no_weights_and_not_the_last_metrics(config):
+    whole, fewer = run(config()), run(config(evaluation__interim_images=50))
+    assert whole["folder"] != fewer["folder"]
+    first, last = ([line for line in lines(each) if "test/loss" in line] for each in (whole, fewer))
+    assert first[-1] == last[-1]
+    assert first[0]["train_eval/loss"] != last[0]["train_eval/loss"]
+    assert [line.get("train/loss") for line in lines(whole)] == [line.get("train/loss") for line in lines(fewer)]
+
+
+def test_the_images_of_a_bounded_evaluation_are_the_same_for_every_run():
+    subset = fixed_subset("evaluation-images", 1000, 100)
+    assert torch.equal(subset, fixed_subset("evaluation-images", 1000, 100))
+    assert len(subset.unique()) == 100
+    assert torch.equal(subset, subset.sort().values)
+    assert torch.equal(fixed_subset("evaluation-images", 10, 100), torch.arange(10))
+    assert (usual_limit(100_000), usual_limit(1_281_167)) == (100_000, 50_000)
+
+
+def test_only_the_splits_that_are_asked_for_are_evaluated(config):
+    result = run(config(evaluation__splits=["train_eval"]))
+    assert {name for line in lines(result) for name in line if name.endswith("/accuracy")} == {"train_eval/accuracy"}
+
+
+@pytest.mark.parametrize("splits", [[], ["test", "test"], ["validation"]])
+def test_splits_that_there_are_not_are_refused(config, splits):
+    with pytest.raises(ConfigError, match=r"evaluation.splits is .*: expected one or more of test, train_eval, train_clean"):
+        run(config(evaluation__splits=splits))
+
+
+def test_a_watched_metric_has_to_be_measured(config):
+    with pytest.raises(ConfigError, match=r"trainer\.stop_metric is 'test/loss': evaluation.splits"):
+        run(config(evaluation__splits=["train_eval"], trainer__stop_metric="test/loss"))
+
+
+def test_text_counts_every_place(config):
+    """The loss of a text's test set against the mean over all places, by hand."""
+    settings = {"model": {"name": "gpt_micro", "width": 16, "depth": 1}, "data": {"name": "text", "train_images": 64}, "probe__at": [],
+                "trainer__epochs": 1, "evaluation__batch_size": 300}  # fmt: skip
+    result = run(config(**settings))
+    plan = make_plan(config(**settings))
+    model, _ = scheduled_model(plan)
+    content = load_checkpoint(plan.folder / "checkpoints", plan.fingerprint)
+    model.load_state_dict(content["model"])
+    with torch.no_grad():
+        ((tokens, following),) = plan.source.batches([(0, torch.arange(plan.source.sizes["test"]))], "test", None)
+        losses = F.cross_entropy(model.eval()(tokens).double().flatten(0, 1), following.flatten(), reduction="none")
+    assert result["test/loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert losses.numel() == plan.source.sizes["test"] * 128

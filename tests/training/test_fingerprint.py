@@ -29,6 +29,7 @@ CHANGED = {  # a valid value beside the default, where the type alone does not g
     "optim.name": "sgd", "optim.warmup": "30%", "augment.randaugment": "rand-m5", "probe.at": ["50%"], "trainer.precision": "bf16",
     "trainer.masks": "native", "trainer.eval_every": "10%", "trainer.stop_metric": "test/loss", "mode": "plan", "resume": "force",
     "tracking": "online", "device": "cpu", "schedule.rate": 0.3, "optim.momentum": 0.5, "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.min_lr": 1e-4,
+    "evaluation.splits": ["test"], "evaluation.batch_size": 4,
     "trainer.batch_size": 4, "trainer.accumulate": 2, "trainer.steps": 7,
 }  # fmt: skip
 NEEDS = {  # what makes a key mean something
@@ -36,7 +37,7 @@ NEEDS = {  # what makes a key mean something
     "optim.momentum": {"optim.name": "sgd"}, "augment.switch": {"augment.mixup": 0.8, "augment.cutmix": 1.0},
     "trainer.stop_patience": {"trainer.stop_metric": "test/loss"}, "trainer.mc_passes": {"schedule.name": "constant"},
     "model.dropout": {"model.name": "mlp"}, "model.profile": {"model.name": "mlp"}, "model.hidden": {"model.name": "mlp"},
-    **{f"probe.{name}": {"probe.at": ["0%"]} for name in ("batches", "dataset_limit", "clean")},
+    **{f"probe.{name}": {"probe.at": ["0%"]} for name in ("batches", "dataset_limit", "clean", "compare")},
     **{name: {"data.train_images": 300} for name in ("data.train_images",)},
 }  # fmt: skip
 
@@ -56,7 +57,7 @@ def changed(key):
 @pytest.mark.parametrize("name", list(keys()))
 def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path):
     key = keys()[name]
-    folder = name in ("data.image_size", "augment.crop", "augment.randaugment", "augment.color_jitter", "augment.erasing")
+    folder = name in ("data.image_size", "augment.crop", "augment.randaugment", "augment.color_jitter")
     base = {"out": str(tmp_path), "trainer.epochs": 3, "trainer.batch_size": 2} | NEEDS.get(name, {})
     base |= (
         {"data.name": "imagefolder", "data.root": str(image_folder), "data.image_size": 8} if folder or name == "data.name" else {}
@@ -74,9 +75,13 @@ def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path):
 
 def test_keys_of_image_folders_are_left_out_for_data_in_memory():
     plain = make_plan(config_of({})).fingerprint
-    assert (
-        plain == make_plan(config_of({"augment.crop": True, "augment.randaugment": "rand-m9", "augment.erasing": 0.25})).fingerprint
-    )
+    assert plain == make_plan(config_of({"augment.crop": True, "augment.randaugment": "rand-m9"})).fingerprint
+
+
+def test_keys_of_images_in_memory_are_left_out_for_endless_images_and_text():
+    for base in ({"data.name": "glyphs"}, {"data.name": "text", "model.name": "gpt_micro"}):
+        more = {"augment.shift": 1, "augment.flip": False, "augment.erasing": 0.25}
+        assert make_plan(config_of(base)).fingerprint == make_plan(config_of(base | more)).fingerprint
 
 
 def test_a_raised_version_renames_the_runs_that_use_the_part_and_no_others(monkeypatch):

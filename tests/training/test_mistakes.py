@@ -5,7 +5,7 @@ import pytest
 from earlydrop.analysis.arms import config_of
 from earlydrop.training.config import ConfigError
 from earlydrop.training.plan import make_plan
-from earlydrop.training.trainer import scheduled_model
+from earlydrop.training.prepare import scheduled_model
 
 MISTAKES = [
     ({"mode": "trian"}, "mode is 'trian': expected one of train, eval, plan"),

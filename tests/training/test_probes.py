@@ -1,7 +1,10 @@
+import json
 from pathlib import Path
 
+import pytest
 import torch
 
+from earlydrop.training.config import ConfigError
 from earlydrop.training.run import run
 
 
@@ -28,3 +31,42 @@ def test_the_probe_changes_nothing(config):
     without = final_state(run(config(probe__at=[]))["folder"])
     assert_same(with_probe["model"], without["model"])
     assert_same(with_probe["optimizer"], without["optimizer"])
+
+
+def probes(result):
+    lines = [json.loads(line) for line in (Path(result["folder"]) / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "probe/gdv" in line]
+
+
+def test_comparing_on_and_off_changes_no_weights_and_repeats_the_plain_probe(config):
+    plain, compared = run(config()), run(config(probe__compare=True))
+    assert_same(final_state(plain["folder"])["model"], final_state(compared["folder"])["model"])
+    for without, both in zip(probes(plain), probes(compared), strict=True):
+        on = both["dropout/unit_rate"] > 0 if "dropout/unit_rate" in both else True
+        assert without["probe/gdv"] == both["probe/gdv"] == both["probe_on/gdv" if both["step"] == 0 else "probe_off/gdv"] or on
+        assert both["probe_on/gdv"] != both["probe_off/gdv"]
+        assert both["probe_off/gde"] > 0
+
+
+def test_a_run_without_dropout_is_compared_at_the_schedules_rate_and_trains_as_before(config):
+    plain, compared = (run(config(schedule__name="none", probe__compare=each)) for each in (False, True))
+    assert_same(final_state(plain["folder"])["model"], final_state(compared["folder"])["model"])
+    for without, both in zip(probes(plain), probes(compared), strict=True):
+        assert without["probe/gdv"] == both["probe/gdv"] == both["probe_off/gdv"] != both["probe_on/gdv"]
+    other = run(config(schedule__name="none", probe__compare=True, schedule__rate=0.5))
+    assert other["folder"] != compared["folder"]
+    assert probes(other)[0]["probe_off/gdv"] == probes(compared)[0]["probe_off/gdv"]
+    assert probes(other)[0]["probe_on/gdv"] != probes(compared)[0]["probe_on/gdv"]
+
+
+def test_at_one_set_of_weights_on_is_what_a_run_with_dropout_measures(config):
+    """At step 0 all runs have the same weights: the comparison of the run without dropout is the probe of the run with it."""
+    none = probes(run(config(schedule__name="none", probe__compare=True)))[0]
+    constant = probes(run(config(schedule__name="constant")))[0]
+    assert none["probe_on/gdv"] == constant["probe/gdv"]
+    assert none["probe_on/gde"] == constant["probe/gde"]
+
+
+def test_a_comparison_without_a_rate_is_refused(config):
+    with pytest.raises(ConfigError, match=r"probe\.compare is true: schedule\.rate is 0, expected the rate to compare with"):
+        run(config(schedule__name="none", schedule__rate=0.0, probe__compare=True))

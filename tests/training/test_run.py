@@ -13,9 +13,10 @@ from earlydrop.training import trainer as trainer_module
 from earlydrop.training.compose import config_from_dict
 from earlydrop.training.config import ConfigError
 from earlydrop.training.plan import make_plan
+from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.folder import RunFolder, changed_files, read_metrics
 from earlydrop.training.run import run
-from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed, scheduled_model
+from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed
 
 
 def final_state(folder):
@@ -112,8 +113,8 @@ def test_another_environment_needs_force(config):
 def test_a_signal_saves_and_stops(config, monkeypatch, capsys):
     original = Trainer.train_step
 
-    def kill_at_seven(self, images, targets):
-        original(self, images, targets)
+    def kill_at_seven(self, parts):
+        original(self, parts)
         if self.step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -148,10 +149,10 @@ def stop_at(monkeypatch, step):
     """Ask the run to stop as it comes to a step, counted from 0."""
     original = Trainer.train_step
 
-    def train_step(self, images, targets):
+    def train_step(self, parts):
         if self.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(self, images, targets)
+        original(self, parts)
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
 

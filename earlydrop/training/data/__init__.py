@@ -14,11 +14,15 @@ import torch
 from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
 from earlydrop.training.data.arrays import ARRAYS, ArraySource
 from earlydrop.training.data.folder import FolderSource
+from earlydrop.training.data.glyphs import GlyphSource
 from earlydrop.training.data.source import Source as Source
+from earlydrop.training.data.text import TextSource
 
 DATASETS: dict[str, Callable[[DataConfig, AugmentConfig, torch.device], Source]] = {
     **dict.fromkeys(ARRAYS, ArraySource),
     "imagefolder": FolderSource,
+    "glyphs": GlyphSource,
+    "text": TextSource,
 }
 """What opens each dataset."""
 
@@ -31,6 +35,6 @@ def make_source(config: DataConfig, options: AugmentConfig, device: torch.device
     """
     if config.name not in DATASETS:
         raise ConfigError(f"data.name is {config.name!r}: expected one of {', '.join(DATASETS)}")
-    if config.root is not None and not Path(config.root).expanduser().is_dir():
+    if config.root is not None and config.name != "text" and not Path(config.root).expanduser().is_dir():
         raise ConfigError(f"data.root is {config.root!r}: there is no such folder")
     return DATASETS[config.name](config, options, device)

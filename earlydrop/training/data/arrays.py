@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
 from earlydrop.training.data import augment
-from earlydrop.training.data.source import Batch, KeyedIndices
+from earlydrop.training.data.source import Batch, KeyedIndices, Source
 from earlydrop.training.streams import stream
 
 EMBEDDED = Path(__file__).parent / "fashion_mnist_mini.xz"
@@ -210,7 +210,7 @@ def _stratified(labels: Labels, count: int, classes: int) -> npt.NDArray[np.int6
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in enumerate(each)]))
 
 
-class ArraySource:
+class ArraySource(Source):
     """Images in memory, on the device that trains, normalised by the training images' mean and spread; shifted and flipped."""
 
     def __init__(self, config: DataConfig, options: AugmentConfig, device: torch.device) -> None:
@@ -243,4 +243,7 @@ class ArraySource:
         for key, indices in keyed:
             generator = stream(*augmented, key) if augmented is not None else None
             images = augment.shift_and_flip(self._images[split], indices, self.options.shift, self.options.flip, generator)
-            yield images * self._scale - self._offset, self._labels[split][indices.to(self._labels[split].device)]
+            images = images * self._scale - self._offset
+            if generator is not None and self.options.erasing > 0:
+                images = augment.erase(images, self.options.erasing, generator)
+            yield images, self._labels[split][indices.to(self._labels[split].device)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import os
 import random
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
-from earlydrop.training.data.source import Batch, KeyedIndices
+from earlydrop.training.data.source import Batch, KeyedIndices, Source
 from earlydrop.training.streams import stream_seed
 
 _CROP = 224 / 256  # of the evaluation transform
@@ -130,12 +131,64 @@ class _FolderImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
             return self.train_transform(image), label
 
 
-class FolderSource:
+def _same_classes(config: DataConfig, train: list[str], test: list[str], name: str) -> None:
+    """Refuse splits whose class folders differ."""
+    for there, lacks, more in (("train", name, set(train) - set(test)), (name, "train", set(test) - set(train))):
+        if more:
+            raise ConfigError(
+                f"data.root is {config.root!r}: {there}/ has {len(more)} classes that {lacks}/ lacks, such as {min(more)!r}; "
+                f"expected the same class folders in both ({len(train)} in train/, {len(test)} in {name}/)"
+            )
+
+
+def _none_empty(files: dict[str, Any]) -> None:
+    """Refuse a file without content before anything is trained: a copy that broke off leaves such."""
+    for folder in files.values():
+        for path, _ in folder.samples:
+            if os.path.getsize(path) == 0:
+                raise ConfigError(f"{path} is empty: copy it again, or leave such images out with data.skip_corrupt=true")
+
+
+def _readable(path: str) -> bool:
+    try:
+        load_image(path)
+    except BrokenImageError:
+        return False
+    return True
+
+
+def leave_out_corrupt(files: dict[str, Any], workers: int) -> int:
+    """Decode every image once, and take those that cannot be decoded out of the splits.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        ConfigError: A class has no image left in a split.
+    """
+    left_out = 0
+    for split, folder in files.items():
+        paths = [path for path, _ in folder.samples]
+        with concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:  # decoding lets go of the interpreter
+            whole = list(pool.map(_readable, paths, chunksize=64))
+        kept = [sample for sample, good in zip(folder.samples, whole, strict=True) if good]
+        lost = {label for _, label in folder.samples} - {label for _, label in kept}
+        if lost:
+            raise ConfigError(f"no image of {split}/{folder.classes[min(lost)]} can be read: copy that folder again")
+        left_out += len(paths) - len(kept)
+        folder.samples = folder.imgs = kept
+        folder.targets = [label for _, label in kept]
+    return left_out
+
+
+class FolderSource(Source):
     """A folder with ``train`` and ``val`` (or ``test``), each with one folder a class, as ImageNet is laid out.
 
     Augmentation is what the keys of `AugmentConfig` say, in timm's implementation, drawn for each image from (seed, batch, index), so the
     number of workers changes nothing.
     """
+
+    reads_files = True
 
     def __init__(self, config: DataConfig, options: AugmentConfig, device: torch.device) -> None:
         import torchvision.datasets
@@ -159,8 +212,9 @@ class FolderSource:
             }
         except (FileNotFoundError, OSError) as error:
             raise ConfigError(f"data.root is {config.root!r}: {error}") from error
-        if files["train"].classes != files["test"].classes:
-            raise ConfigError(f"data.root is {config.root!r}: train/ and {test.name}/ do not have the same classes")
+        _same_classes(config, files["train"].classes, files["test"].classes, test.name)
+        self.skipped = leave_out_corrupt(files, config.workers) if config.skip_corrupt else 0
+        _none_empty(files)
         self.classes = len(files["train"].classes)
         self.sizes = {split: len(folder.samples) for split, folder in files.items()}
         self.workers = config.workers

@@ -37,6 +37,11 @@ class Objective:
             else:
                 yield images, labels
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of logits, (B, K), against labels, (B,), or soft targets, (B, K)."""
-        return F.cross_entropy(logits.float(), targets, label_smoothing=self.options.smoothing)
+    def loss(self, logits: Tensor, targets: Tensor, clean: bool = False) -> Tensor:
+        """Mean loss of logits, (B, K), against labels, (B,), or soft targets, (B, K); of a text, over all places of its contexts.
+
+        ``clean``: plain cross-entropy, whatever the objective's smoothing.
+        """
+        if logits.dim() == 3:  # B T V
+            logits, targets = logits.flatten(0, 1), targets.flatten()
+        return F.cross_entropy(logits.float(), targets, label_smoothing=0.0 if clean else self.options.smoothing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
@@ -13,21 +14,27 @@ KeyedIndices = Iterable[tuple[int, Tensor]]
 
 
 class Source(Protocol):
-    """Images by index, clean or augmented.
+    """Images by index, clean or augmented; or contexts of a text, which every mention of images here and elsewhere then means.
 
     Attributes:
-        classes: Number of classes.
-        channels: Channels of an image.
-        image_size: Side of an image in pixels.
-        sizes: Number of images in the splits ``"train"`` and ``"test"``.
+        classes: Number of classes; of a text, of tokens.
+        channels: Channels of an image; 0 for a text.
+        image_size: Side of an image in pixels; 0 for a text.
+        context: Tokens of a context; None for images.
+        sizes: Number of images in the splits ``"train"`` and ``"test"``. Endless data names the size of a fixed set that stands for them.
         digest: Hash of the content; part of the fingerprint.
+        reads_files: Whether every batch is read from files, so that the input path may be what limits a run.
+        skipped: Images that were left out since they cannot be read.
     """
 
     classes: int
     channels: int
     image_size: int
+    context: int | None = None
     sizes: dict[str, int]
     digest: str
+    reads_files: bool = False
+    skipped: int = 0
 
     def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
         """Images and labels for batches of indices, in order.
@@ -38,6 +45,13 @@ class Source(Protocol):
             augmented: Seed and purpose of the stream that augmentation is drawn from, by key; None for clean images.
 
         Yields:
-            Images, (B, C, H, W) float32 and normalised, and labels, (B,) int64, on the device that trains.
+            Images, (B, C, H, W) float32 and normalised, and labels, (B,) int64, on the device that trains; of a text, tokens and the
+            tokens that come next, both (B, T) int64.
         """
         ...
+
+    def blank(self, count: int, device: torch.device) -> Tensor:
+        """So many inputs of the right shape that say nothing."""
+        if self.context is not None:
+            return torch.zeros(count, self.context, dtype=torch.int64, device=device)
+        return torch.zeros(count, self.channels, self.image_size, self.image_size, device=device)

@@ -16,6 +16,7 @@ from earlydrop.training.config import ConfigError, ModelConfig, keys
 from earlydrop.training.models import timm
 from earlydrop.training.models.build import Task as Task
 from earlydrop.training.models.convnet import convnet_micro
+from earlydrop.training.models.gpt import gpt_micro
 from earlydrop.training.models.mlp import mlp
 from earlydrop.training.streams import stream_seed
 
@@ -25,8 +26,12 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "convnet_micro": convnet_micro,
     "swin_femto": timm.swin_femto,
+    "gpt_micro": gpt_micro,
 }
 """What builds each model that has a name of ours; any other name is timm's."""
+
+READS_TEXT = ("gpt_micro",)
+"""The models for text; every other one is for images."""
 
 INPUT_DROPOUT = "input_dropout"
 """The site that no schedule drives."""
@@ -66,6 +71,10 @@ def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
             f"model.name is {config.name!r}: expected {', '.join(BUILDERS)}, or a timm model of the architectures "
             f"{', '.join(timm.ARCHITECTURES)} (such as vit_tiny_patch16_224)"
         )
+    if (config.name in READS_TEXT) != (task.context is not None):
+        wanted, given = ("text", "images") if config.name in READS_TEXT else ("images", "text")
+        other = "data=text" if wanted == "text" else f"model={READS_TEXT[0]}"
+        raise ConfigError(f"model.name is {config.name!r}: it reads {wanted}, and the data is {given}; did you mean {other}?")
     takes = list(inspect.signature(build).parameters)[1:]
     for name in (key.removeprefix("model.") for key in keys() if key.startswith("model.")):
         if name not in (*_EVERY_MODEL, *takes) and getattr(config, name) is not None:

@@ -12,13 +12,14 @@ from earlydrop.training.config import ConfigError
 
 
 class Task(NamedTuple):
-    """What a model is built for: its images, its classes, and the rates that its dropout has at the schedule's peak."""
+    """What a model is built for: its images or text, its classes, and the rates that its dropout has at the schedule's peak."""
 
     channels: int
     classes: int
     image_size: int
     unit: float  # of every dropout but the classifier head's, which has none
     path: float  # of the last block's stochastic depth; the first block's is 0
+    context: int | None = None  # tokens of a context, where the data is text; its channels and size are then 0
 
 
 def choose_dropout(

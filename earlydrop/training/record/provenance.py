@@ -51,35 +51,38 @@ def processor(device: torch.device) -> str:
     )
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, workers: int = 1) -> dict[str, Any]:
     """What can change the bits of a run besides its configuration.
 
     Args:
         device: Where it runs.
+        workers: How many processes share it.
 
     Returns:
-        Device, thread count and torch version.
+        Device, thread count and torch version; the number of workers, if there are several.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {"device": f"{device.type} {name}", "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    found = {"device": f"{device.type} {name}", "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    return found | ({"workers": workers} if workers > 1 else {})
 
 
-def write_provenance(plan: Plan, folder: RunFolder) -> None:
+def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
     """Write ``provenance.json`` and ``config.yaml``, once: a resumed run keeps those that it was begun with."""
     if not (folder.path / "config.yaml").is_file():
         folder.write_config(plan.config)
     if not (folder.path / "provenance.json").is_file():
-        content = collect(plan.device, plan.fingerprint, plan.source.digest) | {"arm": plan.name}
+        content = collect(plan.device, plan.fingerprint, plan.source.digest, workers) | {"arm": plan.name}
         write_atomically(folder.path / "provenance.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
-def collect(device: torch.device, fingerprint: str, dataset_digest: str) -> dict[str, Any]:
+def collect(device: torch.device, fingerprint: str, dataset_digest: str, workers: int = 1) -> dict[str, Any]:
     """Versions, commit, packages, hardware and data of a run.
 
     Args:
         device: Where it runs.
         fingerprint: The run's fingerprint.
         dataset_digest: SHA-256 of the data.
+        workers: How many processes share the run.
 
     Returns:
         Plain values for ``provenance.json``.
@@ -94,7 +97,7 @@ def collect(device: torch.device, fingerprint: str, dataset_digest: str) -> dict
         "platform": platform.platform(),
         "processor": processor(device),
         "cpu_count": os.cpu_count(),
-        "environment": environment(device),
+        "environment": environment(device, workers),
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "dataset_digest": dataset_digest,
         "packages": dict(sorted((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())),

@@ -51,3 +51,32 @@ def test_both_mixes_are_drawn_with_the_switch_probability():
         mixed, _ = augment.mix(images, labels, 2, 0.8, 1.0, 0.5, stream(i, "mix"))
         cut += bool((mixed == images).any() or (mixed == images.flip(0)).any())
     assert 110 < cut < 190
+
+
+def test_erasing_has_timms_distribution():
+    """timm's RandomErasing against ours: the share of images, of pixels, and the place, over many draws; the box is noise, the rest kept."""
+    from timm.data.random_erasing import RandomErasing
+
+    count, side = 4_000, 28
+    ours = augment.erase(torch.zeros(count, 1, side, side), 0.25, stream(0, "erase")) != 0
+    torch.manual_seed(0)
+    theirs = RandomErasing(0.25, mode="pixel", device="cpu")(torch.zeros(count, 1, side, side)) != 0
+    for one, other in ((ours, theirs),):
+        erased = [each.flatten(1).any(1).double().mean().item() for each in (one, other)]
+        assert erased[0] == pytest.approx(0.25, abs=0.035)
+        assert erased[0] == pytest.approx(erased[1], abs=0.04)
+        share = [each.double().mean().item() for each in (one, other)]
+        assert share[0] == pytest.approx(share[1], rel=0.1)
+        where = [each.double().mean((0, 1)) for each in (one, other)]
+        assert (where[0] - where[1]).abs().max() < 0.04
+    boxes = ours[ours.flatten(1).any(1)]
+    for box in boxes[:50, 0]:
+        rows, columns = box.any(1).nonzero(), box.any(0).nonzero()
+        assert (
+            box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].double().mean() > 0.98
+        )  # one box, but for exact zeros
+
+
+def test_nothing_is_erased_at_probability_0():
+    images = torch.randn(5, 1, 28, 28)
+    assert torch.equal(augment.erase(images, 0.0, stream(0, "erase")), images)

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import shutil
 import signal
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -137,3 +138,34 @@ def each_started_worker(act):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BaseProcess, "start", started)
         yield
+
+
+def test_corrupt_images_are_counted_and_left_out_when_told(tmp_path):
+    make_folder(tmp_path)
+    victim = sorted((tmp_path / "train").rglob("*.*"))[0]
+    whole = make_source(DataConfig(name="imagefolder", root=str(tmp_path)), AugmentConfig(), torch.device("cpu"))
+    victim.write_bytes(victim.read_bytes()[:40])
+    found = make_source(DataConfig(name="imagefolder", root=str(tmp_path), skip_corrupt=True), AugmentConfig(), torch.device("cpu"))
+    assert (found.skipped, found.sizes["train"]) == (1, whole.sizes["train"] - 1)
+    assert found.digest != whole.digest
+    for _ in found.batches([(0, torch.arange(found.sizes["train"]))], "train", None):
+        pass
+
+
+def test_an_empty_file_is_refused_at_once(tmp_path):
+    make_folder(tmp_path)
+    victim = sorted((tmp_path / "train").rglob("*.*"))[0]
+    victim.write_bytes(b"")
+    with pytest.raises(
+        ConfigError, match=f"{victim.name} is empty: copy it again, or leave such images out with data.skip_corrupt=true"
+    ):
+        make_source(DataConfig(name="imagefolder", root=str(tmp_path)), AugmentConfig(), torch.device("cpu"))
+
+
+def test_classes_that_differ_between_splits_are_named(tmp_path):
+    make_folder(tmp_path)
+    shutil.copytree(next((tmp_path / "train").iterdir()), tmp_path / "train" / "zebra")
+    with pytest.raises(
+        ConfigError, match=r"train/ has 1 classes that val/ lacks, such as 'zebra'; expected the same class folders in both"
+    ):
+        make_source(DataConfig(name="imagefolder", root=str(tmp_path)), AugmentConfig(), torch.device("cpu"))

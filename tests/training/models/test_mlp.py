@@ -2,7 +2,7 @@ import pytest
 
 from earlydrop.training.config import ConfigError
 from earlydrop.training.plan import make_plan
-from earlydrop.training.trainer import scheduled_model
+from earlydrop.training.prepare import scheduled_model
 
 
 def test_a_profile_keeps_its_shape(config):

@@ -4,8 +4,8 @@ import torch
 from earlydrop.training.config import ConfigError, ModelConfig
 from earlydrop.training.models import Task, build_model
 from earlydrop.training.plan import make_plan
+from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.run import run
-from earlydrop.training.trainer import scheduled_model
 
 
 def test_input_dropout_is_fixed_and_not_driven(config):

@@ -102,10 +102,10 @@ def at_step(monkeypatch, step, act):
     """Call `act` as the training comes to a step, counted from 0."""
     original = Trainer.train_step
 
-    def train_step(self, images, targets):
+    def train_step(self, parts):
         if self.step == step:
-            images = images * act() if act is nan else (act(), images)[1]
-        original(self, images, targets)
+            parts = [(images * act(), targets) for images, targets in parts] if act is nan else (act(), parts)[1]
+        original(self, parts)
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
 

@@ -1,0 +1,99 @@
+"""The answer: one row a finding of the paper, and a verdict for each sort of data that it was tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from earlydrop.analysis.stats import Paired
+from earlydrop.claims.declare import Declaration
+from earlydrop.claims.judge import Verdict
+
+FINDINGS = {
+    "F1": "dropout: smaller gradient norm, early",
+    "F2": "dropout: the model moves further",
+    "F3": "dropout: lower GDV early, higher later",
+    "F4": "dropout: lower GDE early, higher later",
+    "F5": "early dropout beats none",
+    "F6": "standard dropout hurts",
+    "F7": "early stochastic depth beats none",
+    "F8": "late dropout beats standard (overfitting)",
+    "F9": "F5 whatever the cutoff, rate and shape",
+    "F10": "at equal loss GDV and GDE are not lower (ours)",
+}
+"""The findings in the words of the README's table."""
+
+_DATA = {"fashion_mnist_mini": "Fashion-MNIST", "glyphs": "glyphs", "text": "text"}
+
+
+def _rank(verdict: Verdict) -> tuple[bool, int]:
+    return verdict.verdict not in ("not run", "incomplete"), verdict.expected
+
+
+def decisive(declaration: Declaration, verdicts: Iterable[Verdict]) -> dict[str, Verdict]:
+    """By claim, the verdict of a file's main study that counts: that of its largest round that has run."""
+    found: dict[str, Verdict] = {}
+    for verdict in verdicts:
+        claim = verdict.claim
+        ours = verdict.study == declaration.main_study and any(claim is each for each in declaration.claims)
+        if ours and (claim.id not in found or _rank(verdict) > _rank(found[claim.id])):
+            found[claim.id] = verdict
+    return found
+
+
+def column(declaration: Declaration) -> str:
+    """What the data of a file's main study is called."""
+    name = str(declaration.studies[declaration.main_study].config.get("data.name", "fashion_mnist_mini"))
+    return _DATA.get(name, name)
+
+
+def answer_table(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> pd.DataFrame:
+    """One row a finding: what is claimed, and by sort of data the verdict; where its parts differ, each part's."""
+    verdicts = list(verdicts)
+    cells: dict[tuple[str, str], list[str]] = {}
+    for declaration in declarations:
+        for verdict in decisive(declaration, verdicts).values():
+            if verdict.claim.finding in FINDINGS and verdict.verdict != "not run":
+                cells.setdefault((verdict.claim.finding, column(declaration)), []).append(_said(verdict))
+    columns = [name for name in _DATA.values() if any(key[1] == name for key in cells)]
+    rows = [
+        {"finding": finding, "claimed": words} | {name: _joined(cells.get((finding, name), [])) for name in columns}
+        for finding, words in FINDINGS.items()
+        if any(key[0] == finding for key in cells)
+    ]
+    return pd.DataFrame(rows, columns=["finding", "claimed", *columns]).set_index("finding")
+
+
+def _part(verdict: Verdict) -> str:
+    """What tells a claim from the others of its finding."""
+    return verdict.claim.id.removeprefix(verdict.claim.finding).lstrip("-")
+
+
+def _said(verdict: Verdict) -> str:
+    words = verdict.verdict if verdict.price is None else f"{verdict.verdict} ({verdict.price})"
+    return f"{_part(verdict)}|{words}"
+
+
+def _joined(parts: list[str]) -> str:
+    said: dict[str, list[str]] = {}
+    for part in parts:
+        name, _, words = part.partition("|")
+        said.setdefault(words, []).append(name)
+    if len(said) == 1:
+        return next(iter(said))
+    return "; ".join(f"{', '.join(names)}: {words}" for words, names in said.items())
+
+
+def points(
+    declarations: Iterable[Declaration], verdicts: Iterable[Verdict]
+) -> dict[tuple[str, str], list[tuple[str, Paired, float]]]:
+    """By finding and sort of data: the name of each part, its paired difference, and the smallest effect that matters."""
+    verdicts = list(verdicts)
+    found: dict[tuple[str, str], list[tuple[str, Paired, float]]] = {}
+    for declaration in declarations:
+        for verdict in decisive(declaration, verdicts).values():
+            if verdict.claim.finding in FINDINGS and verdict.paired is not None and verdict.smallest:
+                key = (verdict.claim.finding, column(declaration))
+                found.setdefault(key, []).append((_part(verdict), verdict.paired, verdict.smallest))
+    return found

@@ -1,0 +1,46 @@
+"""What a study that has just run shows of the claims that are declared for it, in a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from earlydrop.claims.declare import LABEL, SETS, Claim, load_declarations
+from earlydrop.claims.judge import Verdict, judge
+from earlydrop.claims.tables import claims_folder
+from earlydrop.metrics import METRICS
+
+
+def shown(runs: pd.DataFrame) -> list[str]:
+    """A line for each claim on the study of some runs, from `earlydrop.analysis.load_runs` with their measured steps in ``history``.
+
+    A round of seeds that has not run says nothing.
+    """
+    return [_line(verdict) for study in sorted(set(runs["study"])) for verdict in _verdicts(runs[runs["study"] == study], study)]
+
+
+def _verdicts(runs: pd.DataFrame, study: str) -> Iterator[Verdict]:
+    for name in SETS:
+        for declaration in load_declarations(claims_folder(name)):
+            if study in declaration.studies:
+                for each in declaration.studies[study].rounds:
+                    found = judge(declaration, study, each, runs) if each != LABEL else []
+                    yield from (verdict for verdict in found if verdict.paired is not None)
+
+
+def _line(verdict: Verdict) -> str:
+    claim, found = verdict.claim, verdict.paired
+    said = {
+        "reproduced": "yes", "opposite": "no, the opposite", "absent": "no difference that matters", "incomplete": "not all seeds have run",
+    }.get(verdict.verdict, "")  # fmt: skip
+    seeds = len(found.seeds) if found is not None else 0
+    if not said:
+        needed = verdict.price.seeds if verdict.price is not None else None
+        said = f"{seeds} seeds cannot tell" + (f", {needed} would" if needed is not None else "")
+    interval = f"{found.effect:+.3g} [{found.low:+.3g}, {found.high:+.3g}]" if found is not None else ""
+    return f"{claim.id:<5} {_words(claim)}: {said}  ({METRICS[claim.metric].label} {interval})"
+
+
+def _words(claim: Claim) -> str:
+    return claim.claim[0].upper() + claim.claim[1:]

@@ -1,0 +1,60 @@
+"""``earlydrop list``: the studies there are, how long each takes, and what has been run of them here."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+from earlydrop.training.compose import conf_folder
+from earlydrop.training.names import study_folder
+from earlydrop.training.record.folder import STATUS, read_status
+
+_FIELD = re.compile(r"^# (Time|Cost)\s+(.+)$", re.MULTILINE)
+
+
+def list_studies(out: str = "runs") -> list[tuple[str, str, str, str]]:
+    """Name, time or cost, what has been run below ``out``, and the first sentence of every experiment's header."""
+    rows = []
+    root = conf_folder() / "experiment"
+    for path in sorted(root.rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        words = " ".join(line[1:].strip() for line in _header(text))
+        found = _FIELD.search(text)
+        study = (yaml.safe_load(text) or {}).get("study")
+        states = (
+            Counter(
+                read_status(status.parent).get("state", "unknown")
+                for status in sorted(study_folder(out, study).glob(f"*/{STATUS}"))
+            )
+            if study
+            else Counter()
+        )
+        done = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        name, took = (
+            path.relative_to(root).with_suffix("").as_posix(),
+            re.split(r" on two cores|: 3 x", found[2])[0] if found else "",
+        )
+        rows.append((name, took, done, re.split(r"(?<=[a-z0-9)])\. ", words)[0]))
+    return rows
+
+
+def _header(text: str) -> list[str]:
+    """The comment lines behind ``# @package`` up to the first empty one."""
+    lines = []
+    for line in text.splitlines()[1:]:
+        if not line.startswith("#") or line.strip() == "#":
+            break
+        lines.append(line)
+    return lines
+
+
+def main(out: str = "runs") -> None:
+    """Print the list."""
+    rows = [("experiment=", "time", f"in {Path(out)}/", "what"), *list_studies(out)]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
+        print("  ".join([*cells, row[3][: max(20, 150 - sum(widths))]]).rstrip())

@@ -1,0 +1,148 @@
+"""What a run will cost, from short timings here: time, memory, disk, and how many cores its input path needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from earlydrop.training.data.objective import Objective
+from earlydrop.training.evaluate import evaluated_images
+from earlydrop.training.plan import Plan
+from earlydrop.training.prepare import scheduled_model
+from earlydrop.training.probes import dataset_images
+from earlydrop.training.record.folder import RunFolder
+from earlydrop.training.trainer import Trainer
+
+_SECONDS = 2.0  # that one timing may take, about
+_FORWARD = 1 / 3  # of a training pass: a backward pass takes about two forward ones
+
+
+class Cost(NamedTuple):
+    """What a run costs.
+
+    Attributes:
+        images_per_second: What one worker trains.
+        measured: Whether that was timed here, or given.
+        training: Seconds of training, of all workers side by side.
+        evaluation: Seconds of all evaluations.
+        probes: Seconds of all probes.
+        weights: Bytes of weights and gradients of a worker.
+        optimizer: Bytes of the optimizer's state.
+        activations: Bytes that a part of a batch keeps for its backward pass.
+        checkpoint: Bytes of a checkpoint.
+        input: Images a second that one core reads and augments; None where no image is read.
+    """
+
+    images_per_second: float
+    measured: bool
+    training: float
+    evaluation: float
+    probes: float
+    weights: int
+    optimizer: int
+    activations: int
+    checkpoint: int
+    input: float | None
+
+
+def workers_of(plan: Plan) -> int:
+    """How many workers a plan is for."""
+    from earlydrop.training.distributed import world_size
+
+    return plan.config.plan.workers or world_size()
+
+
+def estimate(plan: Plan) -> Cost:
+    """Time a few training passes and reads, and scale them to the whole run."""
+    config, source = plan.config, plan.source
+    workers, batch = workers_of(plan), config.trainer.batch_size
+    model, _ = scheduled_model(plan)
+    given = config.plan.images_per_second
+    rate = given or _images_per_second(plan)
+    total = rate * workers
+    evaluated = sum(
+        evaluated_images(plan, split, step == plan.total_steps) for step in plan.eval_steps for split in config.evaluation.splits
+    )
+    twice = 2 if plan.compares else 1
+    probed = len(plan.probe_steps) * (config.probe.batches * batch + dataset_images(plan)) * twice
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    states = {"adamw": 2, "sgd": 1, "rmsprop": 1}[config.optim.name]
+    part = batch // config.trainer.accumulate
+    return Cost(
+        images_per_second=rate, measured=given is None, training=plan.total_steps * batch / total,
+        evaluation=evaluated * _FORWARD / total, probes=probed / total, weights=2 * weights, optimizer=states * weights,
+        activations=int(_activations(plan, model) * part), checkpoint=(1 + states) * weights,
+        input=_input_rate(plan) if source.reads_files else None,
+    )  # fmt: skip
+
+
+def _images_per_second(plan: Plan) -> float:
+    """Images that this process trains a second, from whole optimizer steps; of large batches, from as many images as a moment allows."""
+    batch = plan.config.trainer.batch_size // plan.config.trainer.accumulate
+    rate, images = 0.0, min(batch, 4)
+    while True:
+        rate = _timed(plan, images)
+        wanted = min(batch, max(int(rate * _SECONDS / 3), 1))
+        if wanted < 2 * images or images == batch:
+            return rate
+        images = wanted
+
+
+def _timed(plan: Plan, images: int) -> float:
+    """The median of three steps of so many images, in images a second, after one that does not count."""
+    trainer_config = dataclasses.replace(plan.config.trainer, batch_size=images, accumulate=1)
+    small = dataclasses.replace(plan, config=dataclasses.replace(plan.config, trainer=trainer_config), total_steps=4)
+    with tempfile.TemporaryDirectory() as temporary:
+        model, scheduler = scheduled_model(small)
+        folder = RunFolder(Path(temporary))
+        trainer = Trainer(small, model, scheduler, folder, track=lambda step, metrics: None)
+        trainer.model.train()
+        times = []
+        for parts in trainer.batches():
+            began = time.perf_counter()
+            trainer.train_step(parts)
+            trainer.window[-1].tolist()
+            times.append(time.perf_counter() - began)
+        folder.close()
+    return images / sorted(times[1:])[1]
+
+
+def _activations(plan: Plan, model: nn.Module) -> float:
+    """Bytes that an image's forward pass keeps for the backward one."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    count = 2
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = model.train()(plan.source.blank(count, plan.device))
+    bytes_kept = sum(size for where, size in kept.items() if where not in weights)
+    return float(bytes_kept + out.numel() * out.element_size()) / count
+
+
+def _input_rate(plan: Plan) -> float:
+    """Images a second that one core reads and augments."""
+    source = plan.source
+    count = min(16, source.sizes["train"])
+    keyed = [(0, torch.arange(count))]
+    serial = dataclasses.replace(plan.config.data, workers=0)
+    reader = type(source)(serial, plan.config.augment, plan.device)  # type: ignore[call-arg]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        began = time.perf_counter()
+        for _ in Objective(reader, plan.config.augment).batches(keyed, 0, "timing"):
+            pass
+        return count / (time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)

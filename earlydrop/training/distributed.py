@@ -1,0 +1,207 @@
+"""The workers of one run: who is here, what each of them does, and what rank 0 decides for all. A single process is a group of one.
+
+``torchrun`` starts the workers and says in the environment who they are. They reduce gradients through DistributedDataParallel; what the
+host decides (stop, save, go on from where) goes through a group of its own on gloo, so that no decision waits for a device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from earlydrop.training.config import ConfigError
+
+T = TypeVar("T")
+
+
+class WorkerLostError(RuntimeError):
+    """Another worker is gone, or did not answer in time; the message says so and what to do."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among the workers of a run.
+
+    Attributes:
+        rank: Which of them it is, from 0.
+        size: How many there are.
+        timeout: Seconds after which a worker that does not answer counts as lost.
+        reductions: The group that tensors on the training device go through; None for a single process.
+        decisions: The group that the host's decisions go through; None for a single process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    timeout: float = 0.0
+    reductions: Any = None
+    decisions: Any = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the worker that writes, tracks and draws progress."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Every ``size``-th of some items, starting at the rank: this worker's."""
+        return list(items[self.rank :: self.size])
+
+    def block(self, count: int) -> range:
+        """This worker's consecutive share of ``count`` things, which the number of workers divides."""
+        each = count // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over the workers, in place."""
+        if self.size > 1:
+            with self._answered():
+                dist.all_reduce(values, group=self.reductions)
+        return values
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of each value over the workers."""
+        if self.size == 1:
+            return list(values)
+        found = torch.tensor(values, dtype=torch.float64)
+        with self._answered():
+            dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.decisions)
+        return found.tolist()
+
+    def decide(self, make: Callable[[], T]) -> T:
+        """What rank 0 makes, given to all; a ``ConfigError`` or ``OSError`` of rank 0 is raised on every worker."""
+        if self.size == 1:
+            return make()
+        content: list[Any] = [None, None]
+        if self.main:
+            try:
+                content[0] = make()
+            except (ConfigError, OSError) as error:
+                content[1] = error if isinstance(error, ConfigError) else ConfigError(str(error))
+        with self._answered():
+            dist.broadcast_object_list(content, src=0, group=self.decisions)
+        if content[1] is not None:
+            raise content[1]
+        return content[0]  # type: ignore[no-any-return]
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as it is called in training: its gradients are averaged over the workers after each backward pass."""
+        if self.size == 1:
+            return model
+        with self._answered():
+            return nn.parallel.DistributedDataParallel(model, process_group=self.reductions)
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        with answered(self):
+            yield
+
+
+ALONE = Group()
+"""A single process."""
+
+
+@contextmanager
+def answered(group: Group) -> Iterator[None]:
+    """Within it the error of a collective call that a lost worker broke says so in a line.
+
+    Raises:
+        WorkerLostError: Another worker is gone or did not answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if group.size == 1 or not _is_lost(error):
+            raise
+        raise WorkerLostError(
+            f"worker {group.rank} of {group.size}: another worker is gone, or did not answer within distributed.timeout="
+            f"{group.timeout:g} s; its own line says why, and the same command goes on from the last checkpoint"
+        ) from error
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    signs = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "peer", "nccl", "socket")
+    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
+
+
+def world_size() -> int:
+    """How many workers the launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@functools.cache
+def join(timeout: float, cuda: bool) -> Group:
+    """Join the workers that the launcher started; once a process.
+
+    Args:
+        timeout: Seconds that each waits for the others.
+        cuda: Whether they reduce on GPUs.
+
+    Raises:
+        ConfigError: They do not meet in time, or the launcher did not say where.
+    """
+    size = world_size()
+    if size == 1:
+        return ALONE
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ConfigError(f"WORLD_SIZE is {size}, but {missing[0]} is not set: start the workers with torchrun")
+    _end_with_launcher()
+    rank, limit = int(os.environ["RANK"]), datetime.timedelta(seconds=timeout)
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
+        decisions: Any = dist.new_group(backend="gloo", timeout=limit) if cuda else dist.group.WORLD
+        dist.barrier(group=decisions)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ConfigError(
+            f"worker {rank} of {size} did not meet the others at {where} within distributed.timeout={timeout:g} s "
+            f"({str(error).splitlines()[0]}): start all of them, with the same rendezvous"
+        ) from error
+    return Group(rank, size, timeout, dist.group.WORLD, decisions)
+
+
+def _end_with_launcher() -> None:
+    """On Linux, a worker whose launcher dies is asked to stop, as by SIGTERM: it saves, and lets go of the run's folder."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+
+
+def leave() -> None:
+    """Leave the workers' group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+        join.cache_clear()
+
+
+def check_parts(accumulate: int, batch_size: int, size: int) -> None:
+    """Refuse a number of workers that cannot share the parts of a batch equally.
+
+    Raises:
+        ConfigError: Saying which numbers can.
+    """
+    if accumulate % size == 0:
+        return
+    counts = [n for n in range(1, accumulate + 1) if accumulate % n == 0]
+    fits = [n for n in range(size, batch_size + 1, size) if batch_size % n == 0]
+    advice = f", or set trainer.accumulate={fits[0]}, which gives other numbers" if fits else ""
+    raise ConfigError(
+        f"{size} workers cannot share the trainer.accumulate={accumulate} parts of a batch equally: start {_either(counts)} of them{advice}"
+    )
+
+
+def _either(counts: list[int]) -> str:
+    return ", ".join(map(str, counts[:-1])) + (" or " if counts[:-1] else "") + str(counts[-1])

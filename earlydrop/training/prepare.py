@@ -1,0 +1,81 @@
+"""The model of a run before its first step: built for its schedule, driven, and refused if it cannot do what its run says."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from earlydrop.scheduler import DropoutScheduler
+from earlydrop.sites import find_sites
+from earlydrop.sites.audit import audit
+from earlydrop.sites.traceless import leave_no_trace
+from earlydrop.training.config import ConfigError
+from earlydrop.training.evaluate import autocast
+from earlydrop.training.models import INPUT_DROPOUT, Task, build_model
+from earlydrop.training.plan import Plan
+
+
+def scheduled_model(plan: Plan) -> tuple[nn.Module, DropoutScheduler | None]:
+    """The model at its initial weights on its device, and what drives its dropout: None for a schedule that never drops.
+
+    Raises:
+        ConfigError: The model has no site of the scheduled kind.
+    """
+    config, peak = plan.config, plan.schedule.peak
+    kind = config.schedule.kind
+    if peak == 0 and plan.compares:
+        peak = config.schedule.rate  # a schedule that never drops, at sites that a probe switches on
+    unit, path = (peak if kind in (each, "all") else 0.0 for each in ("unit", "path"))
+    source = plan.source
+    task = Task(source.channels, source.classes, source.image_size, unit, path, source.context)
+    model = build_model(config.model, task, config.seed)
+    model = model.to(plan.device)
+    if peak == 0:
+        return model, None
+    try:
+        sites = _driven if config.model.input_dropout else None
+        return model, DropoutScheduler(model, plan.schedule, kind=kind, sites=sites, masks=config.trainer.masks)
+    except ValueError as error:
+        raise ConfigError(f"schedule.kind is {kind!r}, model.name is {config.model.name!r}: {error}") from error
+
+
+def try_forward(model: nn.Module, plan: Plan) -> None:
+    """Put one blank image through the model, leaving no trace, so that a model that cannot take it is refused before any work.
+
+    Raises:
+        ConfigError: The model cannot take images of this size, or gives something else than a score for each class.
+    """
+    source, name = plan.source, plan.config.model.name
+    image = source.blank(1, plan.device)
+    try:
+        with leave_no_trace(model), torch.no_grad(), autocast(plan):
+            shape = tuple(model.eval()(image).shape)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError) as error:
+        raise ConfigError(
+            f"model.name is {name!r}: it cannot take {source.image_size}-pixel images ({str(error).splitlines()[0]}); "
+            "give another model, or other images with data.image_size"
+        ) from error
+    expected = (1, source.classes) if source.context is None else (1, source.context, source.classes)
+    if shape != expected:
+        raise ConfigError(f"model.name is {name!r}: it gives scores of shape {shape} for one example, expected {expected}")
+
+
+def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
+    """Watch two blank images pass through the model with its schedule at rate 0, leaving no trace: nothing may drop.
+
+    Raises:
+        ConfigError: Something does, beside the input dropout that no schedule drives; so no arm of a study would be what it says.
+    """
+    source = plan.source
+    images = source.blank(2, plan.device)
+    kind = plan.config.schedule.kind if plan.schedule.peak > 0 else "all"
+    with autocast(plan):
+        found = audit(model, images, kind=kind)
+    left = [drop for drop in found.undriven if drop.site != INPUT_DROPOUT]
+    if left:
+        raise ConfigError(f"model.name is {plan.config.model.name!r}: it drops what no schedule drives\n{found}")
+
+
+def _driven(name: str, module: nn.Module) -> bool:
+    """The sites of a model with input dropout that a schedule drives."""
+    return name != INPUT_DROPOUT and any(site.base_rate > 0 for site in find_sites(module))

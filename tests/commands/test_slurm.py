@@ -1,0 +1,81 @@
+"""SLURM's launcher in submitit's local mode: a process a run, warned as SLURM warns, and queued again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from earlydrop.commands.overrides import mistake
+
+pytest.importorskip("submitit")
+LOCAL = ["-m", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "tracking=off", "threads=1", "device=cpu", "model=mlp",
+         "data.train_images=300", "trainer.batch_size=50", "probe=none", "trainer.checkpoint_seconds=1000", "study=s"]  # fmt: skip
+
+
+def start(tmp_path, *overrides):
+    return subprocess.Popen(
+        [sys.executable, "-m", "earlydrop", *LOCAL, *overrides],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def statuses(tmp_path):
+    return [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").glob("s/*/status.json"))]
+
+
+def test_a_sweep_has_a_job_for_each_run_and_ends_with_its_report(tmp_path):
+    process = start(tmp_path, "schedule=none,early", "trainer.steps=4")
+    output, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error
+    assert [status["state"] for status in statuses(tmp_path)] == ["finished"] * 2
+    assert (tmp_path / "runs" / "s" / "report.html").is_file()
+    assert not list((tmp_path / "runs" / "s").glob(".sweep-*"))
+    assert "report.html" in output
+
+
+def test_a_run_that_is_warned_saves_is_queued_again_and_goes_on(tmp_path):
+    process = start(tmp_path, "schedule=early", "trainer.steps=4000", "trainer.log_every=1", "trainer.eval_every=100%")
+    worker = None
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = list((tmp_path / "runs").glob("s/*/metrics.jsonl"))
+        if found and found[0].read_text().count("\n") > 20:
+            worker = statuses(tmp_path)[0]["pid"]
+            break
+        time.sleep(0.05)
+    assert worker is not None
+    os.kill(worker, signal.SIGUSR2)
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error
+    (status,) = statuses(tmp_path)
+    assert (status["state"], status["step"]) == ("finished", 4000)
+    assert status["pid"] != worker
+    (log,) = (tmp_path / "runs").glob("s/*/log.txt")
+    going_on = [line for line in log.read_text().splitlines() if "going on from step" in line]
+    assert len(going_on) == 1
+    assert int(going_on[0].split("from step ")[1].split()[0]) > 20
+    steps = [json.loads(line)["step"] for line in next((tmp_path / "runs").glob("s/*/metrics.jsonl")).read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_the_launcher_composes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "earlydrop", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "--cfg", "hydra"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "SlurmLauncher" in done.stdout
+    assert "max_num_timeout: 100" in done.stdout
+    assert "partition: gpu" in done.stdout
+
+
+def test_a_launcher_that_is_not_installed_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'earlydrop[slurm]'" in mistake(["hydra/launcher=slurm"])

@@ -1,0 +1,121 @@
+"""Weights from elsewhere: other runs, and files laid out as the released code writes them."""
+
+import argparse
+import os
+
+import pytest
+import timm
+import torch
+
+from earlydrop.training.config import ConfigError, ModelConfig
+from earlydrop.training.models import Task, build_model
+from earlydrop.training.record.foreign import foreign_weights
+from earlydrop.training.run import run
+
+TASK = Task(3, 7, 224, 0.0, 0.0)
+
+
+def released(path, weights, **more):
+    """A file as the released code's ``save_on_master`` writes it."""
+    content = {"model": weights, "optimizer": {"state": {}}, "epoch": 299, "scaler": {}, "args": argparse.Namespace(lr=4e-3)} | more
+    torch.save(content, path)
+    return str(path)
+
+
+def old_convnext(weights):
+    """ConvNeXt's weights under the names of its first code, which the released repository kept."""
+    renamed = {}
+    for name, value in weights.items():
+        name = name.replace("stem.", "downsample_layers.0.")
+        if ".downsample." in name:
+            stage, part = name.split(".")[1], name.split("downsample.")[1]
+            name = f"downsample_layers.{stage}.{part}"
+        name = (
+            name.replace(".blocks.", ".").replace("conv_dw", "dwconv").replace("mlp.fc1", "pwconv1").replace("mlp.fc2", "pwconv2")
+        )
+        name = name.replace("head.norm", "norm").replace("head.fc", "head")
+        renamed[name] = value
+    return renamed
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mixer_s32_224", "swin_femto", "convnext_femto"])
+def test_released_files_are_read_under_timms_names(name, tmp_path):
+    model, other = (build_model(ModelConfig(name=name), TASK, seed) for seed in (0, 1))
+    weights = model.state_dict()
+    if name == "convnext_femto":
+        weights = old_convnext(weights)
+        assert weights.keys() != model.state_dict().keys()
+    ((words, found),) = foreign_weights(released(tmp_path / "checkpoint.pth", weights), name, other)
+    assert "epoch 299" in words
+    other.load_state_dict(found["model"])
+    x = torch.randn(1, 3, 224, 224)
+    torch.testing.assert_close(other.eval()(x), model.eval()(x))
+
+
+def test_swins_of_before_timm_1_are_renamed(tmp_path):
+    """Downsampling stood behind its stage, the head had no fc, and buffers that follow from the sizes were kept."""
+    model = build_model(ModelConfig(name="swin_femto"), TASK, 0)
+    old = {}
+    for name, value in model.state_dict().items():
+        parts = name.split(".")
+        if "downsample" in parts:
+            parts[1] = str(int(parts[1]) - 1)
+        old[".".join(parts).replace("head.fc.", "head.")] = value
+    old["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.long)
+    old["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
+    ((_, found),) = foreign_weights(released(tmp_path / "checkpoint.pth", old), "swin_femto", model)
+    assert found["model"].keys() == model.state_dict().keys()
+
+
+def test_averaged_weights_come_first(tmp_path):
+    model = build_model(ModelConfig(name="vit_tiny_patch16_224"), TASK, 0)
+    path = released(tmp_path / "c.pth", model.state_dict(), model_ema=model.state_dict())
+    assert [words.split(" of ")[0] for words, _ in foreign_weights(path, "vit_tiny_patch16_224", model)] == [
+        "averaged weights",
+        "weights",
+    ]
+
+
+def test_a_run_evaluates_another_runs_folder_and_file(config):
+    first = run(config())
+    evaluated = run(config(seed=1, mode="eval", checkpoint=first["folder"]))
+    assert evaluated["test/loss"] == first["test/loss"]
+    file = max(os.path.join(first["folder"], "checkpoints", f) for f in os.listdir(os.path.join(first["folder"], "checkpoints"))
+                if f.endswith(".pt"))  # fmt: skip
+    assert run(config(mode="eval", checkpoint=file))["test/loss"] == first["test/loss"]
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil",)
+
+
+def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {}, "args": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ConfigError, match=r"evil.pth cannot be read as weights"):
+        foreign_weights("evil.pth", "vit_tiny_patch16_224", torch.nn.Linear(1, 1))
+    assert not (tmp_path / "evil").exists()
+
+
+def test_what_is_no_checkpoint_of_this_model_is_refused(tmp_path):
+    model = build_model(ModelConfig(name="vit_tiny_patch16_224"), TASK, 0)
+    (tmp_path / "text.pth").write_text("no weights")
+    other = timm.create_model("vit_tiny_patch16_224", num_classes=5).state_dict()
+    for path, message in (
+        (tmp_path / "none.pth", r"there is no such file, nor a folder with checkpoints"),
+        (tmp_path / "text.pth", r"text.pth cannot be read as weights"),
+        (
+            released(tmp_path / "other.pth", other),
+            r"holds another model than model.name=vit_tiny_patch16_224 on this data: head.weight is \(5",
+        ),
+        (released(tmp_path / "part.pth", {"a": torch.zeros(1)}), "it lacks"),
+        (released(tmp_path / "list.pth", [1]), "has no 'model' with weights by name"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            foreign_weights(str(path), "vit_tiny_patch16_224", model)
+
+
+def test_a_checkpoint_is_for_evaluation(config):
+    with pytest.raises(ConfigError, match=r"checkpoint is 'x': it says what mode=eval evaluates"):
+        run(config(checkpoint="x"))

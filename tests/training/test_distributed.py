@@ -1,0 +1,177 @@
+"""Several workers of one run give the numbers of one: gloo processes on this machine, started as torchrun starts them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from earlydrop.training.config import ConfigError
+from earlydrop.training.distributed import ALONE, Group, check_parts, join
+
+SMALL = ["tracking=off", "device=cpu", "threads=1", "data.train_images=330", "trainer.batch_size=64", "trainer.accumulate=4",
+         "trainer.steps=8", "trainer.log_every=2", "trainer.eval_every=50%", "model.width=16", "model.depth=2", "model.heads=2",
+         "evaluation.batch_size=90", "probe.at=[0%,50%]", "probe.batches=6", "probe.dataset_limit=300"]  # fmt: skip
+MIXED = ["augment=paper", "schedule=constant", "schedule.kind=all", "schedule.rate=0.2"]
+
+
+def port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start(size, out, *overrides, ranks=None, happens=None):
+    """Start workers; ``happens`` is what happens to which of them before which step."""
+    program = ["-m", "earlydrop"] if happens is None else [str(Path(__file__).with_name("misfortune.py")), *happens.split()]
+
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, *program, *SMALL, f"out={out}", *overrides],
+            env=os.environ | where | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (range(size) if ranks is None else ranks)
+    ]  # fmt: skip
+
+
+def finish(processes, timeout=240):
+    return [(process.communicate(timeout=timeout), process.returncode) for process in processes]
+
+
+def train(size, out, *overrides):
+    ended = finish(start(size, out, *overrides))
+    assert [code for _, code in ended] == [0] * size, ended
+    (folder,) = {path.parent for path in Path(out).rglob("status.json")}
+    assert sum(bool(output.strip()) for (output, _), _ in ended) == 1  # one worker speaks
+    return folder
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_near(one, other, rel):
+    assert [line.keys() for line in one] == [line.keys() for line in other]
+    for ours, theirs in zip(one, other, strict=True):
+        for name, value in ours.items():
+            assert value == pytest.approx(theirs[name], rel=rel, abs=1e-7), (ours["step"], name)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return train(1, tmp_path_factory.mktemp("alone"), *MIXED)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_numbers_do_not_depend_on_the_number_of_workers(size, alone, tmp_path):
+    """With mixing, accumulation, dropout and stochastic depth, uneven evaluation batches, and probes."""
+    folder = train(size, tmp_path, *MIXED)
+    assert folder.name == alone.name  # the same fingerprint
+    one, other = lines(alone), lines(folder)
+    training = [[{k: v for k, v in line.items() if not k.startswith("probe/")} for line in each] for each in (one, other)]
+    assert_near(*training, rel=1e-5)
+    probes = [[{k: v for k, v in line.items() if k in ("probe/gdv", "probe/gde", "probe/gradient_norm")} | {"step": line["step"]}
+               for line in each if "probe/gdv" in line] for each in (one, other)]  # fmt: skip
+    assert_near(*probes, rel=1e-4)
+    weights = [torch.load(max((f / "checkpoints").glob("*.pt")), weights_only=True) for f in (alone, folder)]
+    for name, weight in weights[0]["model"].items():
+        torch.testing.assert_close(
+            weight, weights[1]["model"][name], rtol=1e-3, atol=2e-5
+        )  # AdamW divides what is nearly 0 by its own size
+    assert json.loads((folder / "provenance.json").read_text())["environment"]["workers"] == size
+
+
+@pytest.mark.parametrize("happens", ["stop 0 5", "warn 3 5"])
+def test_a_run_goes_on_with_another_number_of_workers_when_told(alone, tmp_path, happens):
+    """Whichever worker is asked to stop, all of them save and stop."""
+    first = finish(start(4, tmp_path, *MIXED, happens=happens))
+    assert [code for _, code in first] == [130] * 4, first
+    (folder,) = {path.parent for path in tmp_path.rglob("status.json")}
+    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+    refused = finish(start(2, tmp_path, *MIXED))
+    assert [code for _, code in refused] == [1, 1]
+    assert all("workers 4 there, 2 here" in err and "resume=force" in err for (_, err), _ in refused), refused
+    assert train(2, tmp_path, *MIXED, "resume=force") == folder
+    assert_near([{k: line[k] for k in ("step", "train/loss")} for line in lines(folder) if "train/loss" in line],
+                [{k: line[k] for k in ("step", "train/loss")} for line in lines(alone) if "train/loss" in line], rel=1e-5)  # fmt: skip
+
+
+def test_a_worker_that_dies_ends_the_others_and_the_run_goes_on_from_its_checkpoint(alone, tmp_path):
+    ended = finish(start(2, tmp_path, *MIXED, "trainer.checkpoint_seconds=0", happens="die 1 5"), timeout=120)
+    assert ended[1][1] == -9
+    (_, error), code = ended[0]
+    assert code == 1
+    assert "another worker is gone, or did not answer within distributed.timeout=600 s" in error
+    assert "Traceback" not in error
+    folder = train(2, tmp_path, *MIXED)
+    assert_near(lines(folder)[-1:], lines(alone)[-1:], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.accumulate=3", "trainer.batch_size=63"],
+         r"2 workers cannot share the trainer.accumulate=3 parts of a batch equally: start 1 or 3 of them"),
+        (["optim.lr=-1"], "optim.lr is -1"),
+        (["data=imagefolder", "data.root=/nowhere", "data.train_images=null"], "data.root is '/nowhere'"),
+        (["device=cuda"], "device is 'cuda': not to be had here"),
+        (["probe.dataset_limit=64"], "2 workers need 2 of each"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_on_every_worker(overrides, message, tmp_path):
+    ended = finish(start(2, tmp_path, *overrides), timeout=60)
+    for (_, error), code in ended:
+        assert code == 1
+        assert message in error
+        assert len(error.strip().splitlines()) == 1, error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_only_the_first_worker_finds_locked_is_refused_on_all(tmp_path, alone):
+    import filelock
+
+    folder = tmp_path / "default" / alone.name
+    folder.mkdir(parents=True)
+    with filelock.FileLock(folder / ".lock"):
+        ended = finish(start(2, tmp_path, *MIXED), timeout=60)
+    assert all(code == 1 and "another process is working in" in error for (_, error), code in ended), ended
+
+
+def test_a_rendezvous_that_nobody_joins_ends_in_time(tmp_path):
+    ((_, error), code) = finish(start(2, tmp_path, "distributed.timeout=3", ranks=[0]), timeout=90)[0]
+    assert code == 1
+    assert "worker 0 of 2 did not meet the others at 127.0.0.1" in error
+    assert len(error.strip().splitlines()) <= 2, error
+
+
+def test_a_sweep_is_not_started_by_torchrun(tmp_path):
+    ended = finish(start(2, tmp_path, "-m", "seed=0,1"), timeout=60)
+    assert all(code == 1 and "a sweep starts its own jobs" in error for (_, error), code in ended), ended
+
+
+def test_a_single_process_is_a_group_of_one():
+    assert join(1.0, False) is ALONE
+    assert ALONE.share([1, 2, 3]) == [1, 2, 3]
+    assert list(ALONE.block(3)) == [0, 1, 2]
+    assert ALONE.decide(lambda: 5) == 5
+    assert ALONE.largest((1.0, 0.0)) == [1.0, 0.0]
+    model = torch.nn.Linear(1, 1)
+    assert ALONE.wrap(model) is model
+
+
+def test_shares_and_blocks_cover_everything_once():
+    groups = [Group(rank, 4) for rank in range(4)]
+    assert sorted(i for group in groups for i in group.share(range(10))) == list(range(10))
+    assert [i for group in groups for i in group.block(8)] == list(range(8))
+
+
+def test_the_counts_that_fit_are_named():
+    check_parts(32, 4096, 8)
+    with pytest.raises(ConfigError, match=r"start 1, 2 or 4 of them, or set trainer.accumulate=8, which gives other numbers"):
+        check_parts(4, 64, 8)

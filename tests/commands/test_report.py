@@ -27,7 +27,14 @@ def test_unfinished_and_failed_runs_are_shown_and_left_out_of_the_means(study):
     ):
         assert text in page
     assert "http" not in page.replace("http-equiv", "")  # self-contained
-    assert {path.stem for path in figures} == {"differences", "drop_rate", "training_loss", "train_eval_loss", "test_accuracy", "gdv"}
+    assert {path.stem for path in figures} == {
+        "differences",
+        "drop_rate",
+        "training_loss",
+        "train_eval_loss",
+        "test_accuracy",
+        "gdv",
+    }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
     assert pd.read_csv(study / "table.csv", index_col=0).index.tolist() == ["early-0.1-20%", "none"]
 

@@ -1,0 +1,55 @@
+import dataclasses
+
+from earlydrop.claims.answer import answer_table, decisive, points
+from earlydrop.claims.judge import judge_all
+from tests.claims.made_up import ARMS, LOSS, declaration, made_up, study
+
+F5 = dataclasses.replace(LOSS, id="F5-loss")
+ACCURACY = dataclasses.replace(LOSS, id="F5-accuracy", metric="test/accuracy", direction="higher")
+SEEDS = range(10, 16)
+
+
+def judged(*claims, summaries, studies=None):
+    declared = declaration(*claims, studies=studies or [study(first=SEEDS)])
+    return [declared], judge_all([declared], summaries)
+
+
+def test_parts_that_agree_are_one_word_and_others_are_named():
+    table = answer_table(*judged(F5, ACCURACY, summaries=made_up(effect=-0.2)))
+    assert table.loc["F5", "claimed"] == "early dropout beats none"
+    assert table.loc["F5", table.columns[-1]] == "reproduced"
+    other = dataclasses.replace(ACCURACY, direction="lower")
+    table = answer_table(*judged(F5, other, summaries=made_up(effect=-0.2)))
+    assert table.loc["F5", table.columns[-1]] == "loss: reproduced; accuracy: opposite"
+
+
+def test_each_sort_of_data_has_a_column():
+    one = declaration(F5, studies=[study("a", {"data.name": "glyphs"}, first=SEEDS)])
+    two = dataclasses.replace(declaration(F5, studies=[study("b", {"data.name": "text"}, first=SEEDS)]), name="t")
+    verdicts = []
+    for each, name, effect in ((one, "a", -0.2), (two, "b", 0.2)):
+        data = {"data.name": dict(each.studies[name].config)["data.name"]}
+        verdicts += judge_all([each], made_up(name, effect=effect, config=data))
+    table = answer_table([one, two], verdicts)
+    assert table.loc["F5"].to_dict() == {"claimed": "early dropout beats none", "glyphs": "reproduced", "text": "opposite"}
+
+
+def test_the_largest_round_that_has_run_decides():
+    studies = [study(first=range(10, 14), more=range(20, 30), later=range(40, 60))]
+    declared, verdicts = judged(F5, summaries=made_up(effect=-0.2, seeds=[*range(10, 14), *range(20, 30)]), studies=studies)
+    assert decisive(declared[0], verdicts)["F5-loss"].round == "more"
+
+
+def test_an_unresolved_finding_names_its_price():
+    table = answer_table(*judged(F5, summaries=made_up(effect=0.0, noise=0.2, seconds=36.0)))
+    cell = table.loc["F5", table.columns[-1]]
+    assert cell.startswith("not resolved (")
+    assert "seeds" in cell
+    assert "core hours" in cell
+
+
+def test_points_are_in_order_with_the_size_that_matters():
+    (((finding, _), parts),) = points(*judged(F5, ACCURACY, summaries=made_up(effect=-0.2))).items()
+    assert finding == "F5"
+    assert [(name, size) for name, _, size in parts] == [("loss", 0.05), ("accuracy", 0.05)]
+    assert ARMS

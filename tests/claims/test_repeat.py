@@ -1,0 +1,64 @@
+"""`earlydrop-findings --repeat`: on a small study, seeds that nothing has used, trained and judged beside what was published."""
+
+import pytest
+
+from earlydrop.claims.declare import Study, load_declarations
+from earlydrop.claims.repeat import FIRST_SEED, claims_of, configurations, fresh_seeds
+from earlydrop.claims.tables import claims_folder
+from earlydrop.commands.findings import main
+from earlydrop.training.plan import make_plan
+from tests.analysis.made_up import make_run
+from tests.claims.made_up import LOSS, SAME, declaration, study
+
+
+def test_fresh_seeds_are_in_no_round_and_no_run(tmp_path):
+    make_run(tmp_path, "none", FIRST_SEED + 1, 0.5)
+    declared = declaration(LOSS, studies=[study(first=[FIRST_SEED, FIRST_SEED + 3])])
+    assert fresh_seeds([declared], tmp_path, 3) == [FIRST_SEED + 2, FIRST_SEED + 4, FIRST_SEED + 5]
+    assert fresh_seeds([declared], tmp_path / "nowhere", 1) == [FIRST_SEED + 1]
+
+
+def test_the_runs_are_those_of_the_claims_arms_each_once_with_the_studys_cadence(tmp_path):
+    where = Study("s", {"data.train_images": 300}, {"first": (1,)}, {"trainer.log_every": 7})
+    configs = configurations(where, [LOSS, SAME], [5, 6], tmp_path)
+    assert [(c.schedule.name, c.seed) for c in configs] == [("early", 5), ("none", 5), ("early", 6), ("none", 6)]
+    assert {(c.trainer.log_every, c.data.train_images, c.study, c.threads, c.tracking) for c in configs} == {
+        (7, 300, "s", 1, "off")
+    }
+
+
+def test_a_finding_that_is_not_claimed_is_refused():
+    declared = load_declarations(claims_folder())
+    with pytest.raises(ValueError, match=r"finding 'F11' is not claimed: expected one of F1, F2, .*F10"):
+        claims_of(declared, "F11", None)
+    with pytest.raises(ValueError, match=r"finding 'F5' in the study 'dynamics' is not claimed"):
+        claims_of(declared, "F5", "dynamics")
+    assert {where.name for _, where in claims_of(declared, "F5", None)} == {"underfitting", "glyphs", "glyphs-long", "text"}
+
+
+def test_a_repeat_trains_judges_and_prints_what_was_published(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["earlydrop-findings", "--repeat", "F5-loss", "--study", "smoke", "--seeds", "2"])
+    main()
+    out = capsys.readouterr().out
+    assert f"smoke: F5-loss on the seeds {FIRST_SEED} to {FIRST_SEED + 1}" in out
+    row = next(line for line in out.splitlines() if line.startswith("F5-loss") and "repeat" in line)
+    assert "smoke, repeat" in row
+    (where,) = [each.studies["smoke"] for each in load_declarations(claims_folder()) if each.name == "underfitting"]
+    config = configurations(where, [LOSS], [FIRST_SEED], tmp_path / "runs")[1]
+    assert (make_plan(config).folder / "status.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "3"], "expected 2 or more, with --repeat"),
+        (["--repeat", "F5", "--seeds", "1"], "expected 2 or more"),
+        ([], "give a folder"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["earlydrop-findings", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in capsys.readouterr().err

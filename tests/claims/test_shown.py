@@ -1,0 +1,72 @@
+import dataclasses
+
+import pytest
+
+from earlydrop.claims import shown as module
+from earlydrop.claims.declare import load_declarations
+from earlydrop.claims.shown import shown
+from earlydrop.claims.tables import claims_folder
+from tests.claims.made_up import LOSS, declaration, made_up, study
+
+
+@pytest.fixture
+def declared(monkeypatch):
+    claims = [LOSS, dataclasses.replace(LOSS, id="H", claim="higher loss", direction="higher")]
+    studies = [study(label=[1, 2], first=range(10, 16))]
+    monkeypatch.setattr(module, "load_declarations", lambda folder: [declaration(*claims, studies=studies)])
+    monkeypatch.setattr(module, "SETS", ("one",))
+
+
+def runs(**made):
+    return made_up(**made).of("toy")
+
+
+def test_a_line_a_claim_with_its_answer_and_interval(declared):
+    lower, higher = shown(runs(effect=-0.2))
+    assert lower.startswith("L     Lower loss: yes  (training loss (evaluation mode) -0.2")
+    assert "Higher loss: no, the opposite" in higher
+    assert "no difference that matters" in shown(runs(effect=0.0))[0]
+
+
+def test_what_few_seeds_cannot_tell_says_how_many_could(declared):
+    line, _ = shown(runs(effect=0.0, noise=0.3))
+    assert "6 seeds cannot tell, " in line
+    assert " would  (" in line
+
+
+def test_seeds_that_are_not_declared_say_nothing(declared):
+    assert shown(runs(seeds=range(50, 53))) == []
+    assert shown(made_up(study="other").of("other")) == []
+
+
+def test_the_quickstarts_claims_are_about_its_own_configuration():
+    """Each arm that a claim names is one of the experiment's runs, key by key."""
+    from earlydrop.analysis.arms import Arm, flat
+    from earlydrop.training.compose import compose
+    from earlydrop.training.config import keys
+
+    (declared,) = load_declarations(claims_folder("quickstart"))
+    ran = set()
+    for name in ("none", "constant", "early", "late"):
+        values = flat(compose(["experiment=quickstart", f"schedule={name}"]))
+        ran.add(Arm.of({key: value for key, value in values.items() if key in keys()}))
+    main = declared.studies["quickstart"]
+    assert {main.arm(settings) for claim in declared.claims for settings in (claim.arm, claim.against)} == ran
+
+
+@pytest.mark.parametrize("name", ["glyphs", "glyphs_long", "text", "dynamics_early"])
+def test_the_studies_of_the_findings_are_declared_as_their_experiments_run_them(name):
+    from earlydrop.analysis.arms import Arm, config_of, flat
+    from earlydrop.training.compose import compose
+    from earlydrop.training.config import CADENCE, keys
+
+    declared = next(each for each in load_declarations(claims_folder()) if each.name == name)
+    main = declared.studies[declared.main_study]
+    values = flat(compose([f"experiment=findings/{name}", "schedule=none"]))
+    assert values["study"] == main.name
+    values = {key: value for key, value in values.items() if key in keys()}
+    assert main.arm({"schedule.name": "none"}) == Arm.of(values)
+    ran, again = config_of(values), config_of({**main.config, **main.cadence})
+    for key in keys().values():
+        if key.role == CADENCE:
+            assert key.of(again) == key.of(ran), key.name

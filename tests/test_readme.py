@@ -19,6 +19,17 @@ def test_the_python_blocks_run_in_order():
     assert len(done.stdout.split()) == 5
 
 
+def test_it_fits_its_reader():
+    """At most 200 lines; no table or code that a reader must scroll sideways for."""
+    lines = README.splitlines()
+    assert len(lines) <= 200
+    code = False
+    for line in lines:
+        code ^= line.startswith("```")
+        table = line.startswith("|") and "](" not in line
+        assert len(line) <= (125 if code else 130 if table else 160), line
+
+
 def test_paths_and_commands_that_it_names_exist():
     for path in re.findall(r"`((?:earlydrop|conf|scripts|results)/[\w./]*)`", README) + re.findall(
         r"\]\((results/[^)]+)\)", README

@@ -80,7 +80,7 @@ def p_within(found: Paired, margin: float) -> float:
 def p_beyond(found: Paired, margin: float) -> float:
     """p-value of a difference beyond ± a margin."""
     if found.error == 0:
-        return float(abs(found.effect) < margin)
+        return float(abs(found.effect) <= margin)
     return float(min(1.0, 2 * scipy.stats.t.sf((abs(found.effect) - margin) / found.error, len(found.seeds) - 1)))
 
 

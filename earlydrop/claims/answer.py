@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import pandas as pd
@@ -11,16 +12,16 @@ from earlydrop.claims.declare import Declaration
 from earlydrop.claims.judge import Verdict
 
 FINDINGS = {
-    "F1": "dropout: smaller gradient norm, early",
-    "F2": "dropout: the model moves further",
+    "F1": "dropout: smaller gradient norm early",
+    "F2": "dropout: moves further from the start",
     "F3": "dropout: lower GDV early, higher later",
     "F4": "dropout: lower GDE early, higher later",
     "F5": "early dropout beats none",
     "F6": "standard dropout hurts",
     "F7": "early stochastic depth beats none",
-    "F8": "late dropout beats standard (overfitting)",
-    "F9": "F5 whatever the cutoff, rate and shape",
-    "F10": "at equal loss GDV and GDE are not lower (ours)",
+    "F8": "late dropout beats standard",
+    "F9": "whatever the cutoff, rate and shape",
+    "F10": "at equal loss GDV, GDE not lower (ours)",
 }
 """The findings in the words of the README's table."""
 
@@ -49,14 +50,18 @@ def column(declaration: Declaration) -> str:
 
 
 def answer_table(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> pd.DataFrame:
-    """One row a finding: what is claimed, and by sort of data the verdict; where its parts differ, each part's."""
+    """One row a finding: what is claimed, and by sort of data the verdict; where its parts differ, each part's, or how many have it.
+
+    What is not resolved is *open*, with the seeds that would resolve it and their core hours.
+    """
     verdicts = list(verdicts)
-    cells: dict[tuple[str, str], list[str]] = {}
+    cells: dict[tuple[str, str], list[Verdict]] = {}
     for declaration in declarations:
         for verdict in decisive(declaration, verdicts).values():
             if verdict.claim.finding in FINDINGS and verdict.verdict != "not run":
-                cells.setdefault((verdict.claim.finding, column(declaration)), []).append(_said(verdict))
-    columns = [name for name in _DATA.values() if any(key[1] == name for key in cells)]
+                cells.setdefault((verdict.claim.finding, column(declaration)), []).append(verdict)
+    found = dict.fromkeys(name for _, name in cells)
+    columns = [name for name in dict.fromkeys([*_DATA.values(), *found]) if name in found]
     rows = [
         {"finding": finding, "claimed": words} | {name: _joined(cells.get((finding, name), [])) for name in columns}
         for finding, words in FINDINGS.items()
@@ -70,19 +75,23 @@ def _part(verdict: Verdict) -> str:
     return verdict.claim.id.removeprefix(verdict.claim.finding).lstrip("-")
 
 
-def _said(verdict: Verdict) -> str:
-    words = verdict.verdict if verdict.price is None else f"{verdict.verdict} ({verdict.price})"
-    return f"{_part(verdict)}|{words}"
+def _word(verdict: Verdict) -> str:
+    return "open" if verdict.verdict == "not resolved" else verdict.verdict
 
 
-def _joined(parts: list[str]) -> str:
-    said: dict[str, list[str]] = {}
-    for part in parts:
-        name, _, words = part.partition("|")
-        said.setdefault(words, []).append(name)
-    if len(said) == 1:
-        return next(iter(said))
-    return "; ".join(f"{', '.join(names)}: {words}" for words, names in said.items())
+def _joined(parts: list[Verdict]) -> str:
+    words = Counter(map(_word, parts))
+    if len(words) < 2:
+        said = "".join(words)
+    elif len(parts) < 3:
+        said = ", ".join(f"{_part(each)} {_word(each)}" for each in parts)
+    else:
+        said = ", ".join(f"{count} {word}" for word, count in words.items())
+    prices = [each.price for each in parts if each.price is not None]
+    if not prices:
+        return said
+    dearest = max(prices, key=lambda price: price.hours)
+    return f"{said} ({dearest.seeds} seeds, {dearest.hours:.2g} h)" if dearest.seeds is not None else f"{said} ({dearest})"
 
 
 def points(

@@ -33,6 +33,10 @@ from earlydrop.claims.summaries import Summaries
 BOOTSTRAP_FROM = 20
 
 
+class WindowError(ValueError):
+    """A run has no value in a claim's window of losses; the message names the run."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the runs say of a claim.
@@ -213,6 +217,8 @@ def differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[
         for rows, settings in zip(sides[:2], (claim.arm, claim.against), strict=True)
     ]
     seconds = [float(rows["seconds"].median()) if "seconds" in rows and len(rows) else 0.0 for rows in sides[:2]]
+    if sides.arm["fingerprint"].tolist() == sides.against["fingerprint"].tolist():
+        seconds[1] = 0.0  # one run gives both values
     return Differences(values, base, (seconds[0], seconds[1]), fingerprints, (names[0], names[1]), sides.remark)
 
 
@@ -222,7 +228,7 @@ def _value(run: Any, claim: Claim, metric: str) -> float:
     try:
         return windowed(run.history, metric, claim.window, int(run.total_steps))
     except ValueError as error:
-        raise ValueError(f"study {run.study}: claim {claim.id}, run {run.fingerprint}: {error}; declare another window") from None
+        raise WindowError(f"run {run.fingerprint}: {error}") from None
 
 
 def difference(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[int]) -> Paired | None:
@@ -246,10 +252,14 @@ def judge(declaration: Declaration, study_name: str, round_name: str, runs: pd.D
     tests: dict[str, list[tuple[int, Paired | None]]] = {}  # by family: which verdict, and what it is tested on
     took: list[tuple[float, float]] = []
     for claim in declaration.claims:
-        found = differences(runs, study, claim, seeds)
+        try:
+            found = differences(runs, study, claim, seeds)
+        except WindowError as error:  # no seed is left out for it: that would choose among the seeds
+            called = (study.arm(claim.arm).words, study.arm(claim.against).words)
+            found = Differences({}, [], (0.0, 0.0), [], called, str(error))
         summary = paired(found.values)
         whole = summary is not None and len(found.values) == len(seeds)
-        state = "" if whole else "incomplete" if found.values else "not run"
+        state = "" if whole else "incomplete" if found.values or "window" in found.remark else "not run"
         sample = bootstrap(found.values.values()) if whole and len(seeds) >= BOOTSTRAP_FROM else None
         smallest = smallest_effect(claim, found.base) if summary else None
         tests.setdefault(claim.family, []).append((len(verdicts), summary if whole else None))

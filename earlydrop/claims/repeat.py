@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from earlydrop.analysis.arms import config_of
 from earlydrop.analysis.runs import find_runs
@@ -14,23 +13,30 @@ from earlydrop.claims.declare import Claim, Declaration, Study
 from earlydrop.claims.judge import Verdict, judge
 from earlydrop.claims.summaries import collect
 from earlydrop.training.config import Config
-from earlydrop.training.record.folder import read_config
+from earlydrop.training.record.folder import read_config, read_status
 
 FIRST_SEED = 10_000
 """Fresh seeds are counted from here."""
+
+FRESH = "fresh"
+"""The round of a repetition."""
 
 
 def fresh_seeds(declarations: Iterable[Declaration], folder: Path, count: int) -> list[int]:
     """The first seeds from `FIRST_SEED` on that no round declares and no run below a folder has used."""
     used = {seed for each in declarations for study in each.studies.values() for seeds in study.rounds.values() for seed in seeds}
-    if folder.is_dir():
-        used |= {int(read_config(path)["seed"]) for path in find_runs(folder)}
+    states: dict[int, set[str]] = {}
+    for path in find_runs(folder) if folder.is_dir() else ():
+        states.setdefault(int(read_config(path)["seed"]), set()).add(str(read_status(path).get("state")))
+    used |= {seed for seed, seen in states.items() if seen == {"finished"}}  # what was stopped goes on
     seeds = (seed for seed in range(FIRST_SEED, FIRST_SEED + len(used) + count) if seed not in used)
     return [seed for _, seed in zip(range(count), seeds, strict=False)]
 
 
-def claims_of(declarations: Iterable[Declaration], finding: str, study: str | None) -> list[tuple[Declaration, Study]]:
-    """Where a finding is tested: by file its claims of this finding, and one study; the file's main one if none is named.
+def claims_of(
+    declarations: Iterable[Declaration], finding: str, study: str | None
+) -> list[tuple[Declaration, Study, tuple[Claim, ...]]]:
+    """Where a finding is tested: each file, one of its studies (the main one if none is named), and its claims of this finding.
 
     Raises:
         ValueError: No claim has this finding, or no file that has it has this study.
@@ -41,7 +47,7 @@ def claims_of(declarations: Iterable[Declaration], finding: str, study: str | No
         claims = tuple(claim for claim in each.claims if finding in (claim.finding, claim.id))
         name = study or each.main_study
         if claims and name in each.studies:
-            found.append((replace(each, claims=claims), each.studies[name]))
+            found.append((each, each.studies[name], claims))
     if not found:
         known = sorted({claim.finding for each in declarations for claim in each.claims}, key=lambda name: (len(name), name))
         where = f" in the study {study!r}" if study else ""
@@ -50,7 +56,18 @@ def claims_of(declarations: Iterable[Declaration], finding: str, study: str | No
 
 
 def configurations(study: Study, claims: Iterable[Claim], seeds: Iterable[int], out: Path) -> list[Config]:
-    """The runs of a study's arms that some claims compare, each once."""
+    """The runs of a study's arms that some claims compare, each once.
+
+    Raises:
+        ValueError: The study does not declare what the claims' metrics take.
+    """
+    claims = list(claims)
+    for claim in claims:
+        needed = "probe.at" if claim.metric.startswith("probe") else "trainer.mc_passes" if "mc" in claim.metric else None
+        if needed is not None and not {**study.config, **study.cadence}.get(needed):
+            raise ValueError(
+                f"study {study.name}: claim {claim.id} needs {needed} in the study's cadence, to measure {claim.metric}"
+            )
     arms = {study.arm(settings): settings for claim in claims for settings in (claim.arm, claim.against)}
     configs = []
     for seed in seeds:
@@ -62,17 +79,25 @@ def configurations(study: Study, claims: Iterable[Claim], seeds: Iterable[int], 
     return configs
 
 
-def _train(config: Config) -> dict[str, Any]:
+def _train(config: Config) -> None:
+    """One run; one that fails is named, and the others go on."""
     from earlydrop.training.run import run
+    from earlydrop.training.trainer import TrainingFailed
 
-    return run(config, in_sweep=True)
+    try:
+        run(config, in_sweep=True)
+    except TrainingFailed as error:
+        print(f"failed: {error}", flush=True)
 
 
-def repeat(declaration: Declaration, study: Study, seeds: list[int], out: Path) -> list[Verdict]:
-    """Train a study's arms on some seeds, a run a core, and judge the claims on them."""
+def repeat(declaration: Declaration, study: Study, claims: Iterable[Claim], seeds: list[int], out: Path) -> list[Verdict]:
+    """Train the arms of some claims of a study on some seeds, a run a core, and judge those claims, in their families, on them."""
     from joblib import Parallel, delayed
 
-    configs = configurations(study, declaration.claims, seeds, out)
+    claims = list(claims)
+    configs = configurations(study, claims, seeds, out)
     Parallel(n_jobs=os.cpu_count(), batch_size=1)(delayed(_train)(config) for config in configs)
-    fresh = replace(study, rounds={"repeat": tuple(seeds)})
-    return judge(replace(declaration, studies={study.name: fresh}), study.name, "repeat", collect(out, {study.name}).of(study.name))
+    fresh = replace(study, rounds={FRESH: tuple(seeds)})
+    runs = collect(out, {study.name}).of(study.name)
+    verdicts = judge(replace(declaration, studies={study.name: fresh}), study.name, FRESH, runs)
+    return [verdict for verdict in verdicts if any(verdict.claim is claim for claim in claims)]

@@ -39,7 +39,8 @@ def _line(verdict: Verdict) -> str:
         needed = verdict.price.seeds if verdict.price is not None else None
         said = f"{seeds} seeds cannot tell" + (f", {needed} would" if needed is not None else "")
     interval = f"{found.effect:+.3g} [{found.low:+.3g}, {found.high:+.3g}]" if found is not None else ""
-    return f"{claim.id:<5} {_words(claim)}: {said}  ({METRICS[claim.metric].label} {interval})"
+    remark = f" with {verdict.remark}, not as declared" if verdict.remark else ""
+    return f"{claim.id:<5} {_words(claim)}: {said}  ({METRICS[claim.metric].label} {interval}){remark}"
 
 
 def _words(claim: Claim) -> str:

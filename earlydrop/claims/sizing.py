@@ -8,7 +8,7 @@ import pandas as pd
 
 from earlydrop.analysis.stats import paired
 from earlydrop.claims.declare import LABEL, Declaration
-from earlydrop.claims.judge import differences, smallest_effect
+from earlydrop.claims.judge import WindowError, differences, smallest_effect
 from earlydrop.claims.power import first_level, price
 from earlydrop.claims.summaries import Summaries
 
@@ -24,7 +24,10 @@ def power_table(declarations: Iterable[Declaration], summaries: Summaries) -> pd
         for study in declaration.studies.values():
             runs = summaries.of(study.name)
             for claim in declaration.claims if not runs.empty else ():
-                found = differences(runs, study, claim, study.rounds.get(LABEL, ()))
+                try:
+                    found = differences(runs, study, claim, study.rounds.get(LABEL, ()))
+                except WindowError:
+                    continue
                 summary = paired(found.values)
                 if summary is None:
                     continue

@@ -39,6 +39,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.seeds is not None and (arguments.repeat is None or arguments.seeds < 2):
         parser.error(f"--seeds is {arguments.seeds}: expected 2 or more, with --repeat")
+    if arguments.study is not None and arguments.repeat is None:
+        parser.error(f"--study is {arguments.study}: it goes with --repeat")
+    if arguments.repeat is not None and (arguments.power or arguments.out is not None):
+        parser.error("--repeat takes no --power and no --out: its runs go to the folder, runs/ by default")
     if arguments.repeat is not None:
         return _repeat(arguments.repeat, arguments.study, arguments.seeds, arguments.folder or Path("runs"), arguments.claims)
     if arguments.folder is None:
@@ -63,18 +67,17 @@ def _repeat(finding: str, study: str | None, seeds: int | None, out: Path, claim
     declarations = load_declarations(claims_folder(claims))
     results = results_folder()
     published = results / claims if results is not None else None
-    for declaration, where in claims_of(declarations, finding, study):
+    for declaration, where, which in claims_of(declarations, finding, study):
         count = seeds or len(where.rounds.get("first") or next(iter(where.rounds.values())))
         fresh = fresh_seeds(declarations, out, count)
         print(
-            f"{where.name}: {', '.join(claim.id for claim in declaration.claims)} on the seeds {fresh[0]} to {fresh[-1]}",
+            f"{where.name}: {', '.join(claim.id for claim in which)} on the seeds {fresh[0]} to {fresh[-1]}",
             flush=True,
         )
-        verdicts = repeat(declaration, where, fresh, out)
+        verdicts = repeat(declaration, where, which, fresh, out)
         if published is not None and (published / RUNS).is_file():
             before = judge_all(declarations, read_summaries(published))
-            ids = {claim.id for claim in declaration.claims}
-            verdicts = [v for v in before if v.study == where.name and v.claim.id in ids] + verdicts
+            verdicts = [v for v in before if v.study == where.name and any(v.claim is claim for claim in which)] + verdicts
         table = verdict_table(verdicts, summaries_in(out, declarations, published))
         with pd.option_context(*_WIDE):
             print(table.drop(columns=["compared", "model"]).to_string())

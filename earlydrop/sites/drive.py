@@ -139,6 +139,16 @@ def driven_at_base(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def driven_off(model: nn.Module) -> Iterator[None]:
+    """Within it no driven site of the model drops; what is not driven goes on. Afterwards all is as before."""
+    banks = {id(bank): bank for module in unwrap(model).modules() for bank in banks_of(module)}
+    with ExitStack() as stack:
+        for bank in banks.values():
+            stack.enter_context(bank.silenced())
+        yield
+
+
+@contextmanager
 def sites_at_base(model: nn.Module, sites: list[Site]) -> Iterator[RateBank]:
     """Within it a bank drives some sites at the rates that they were built with.
 

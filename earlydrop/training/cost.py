@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from earlydrop.training.data import Source, make_source
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.evaluate import evaluated_images
 from earlydrop.training.plan import Plan
@@ -97,7 +98,8 @@ def _images_per_second(plan: Plan) -> float:
 def _timed(plan: Plan, images: int) -> float:
     """The median of three steps of so many images, in images a second, after one that does not count."""
     trainer_config = dataclasses.replace(plan.config.trainer, batch_size=images, accumulate=1)
-    small = dataclasses.replace(plan, config=dataclasses.replace(plan.config, trainer=trainer_config), total_steps=4)
+    config = dataclasses.replace(plan.config, trainer=trainer_config)
+    small = dataclasses.replace(plan, config=config, source=_serial(plan), total_steps=4)
     with tempfile.TemporaryDirectory() as temporary:
         model, scheduler = scheduled_model(small)
         folder = RunFolder(Path(temporary))
@@ -132,11 +134,8 @@ def _activations(plan: Plan, model: nn.Module) -> float:
 
 def _input_rate(plan: Plan) -> float:
     """Images a second that one core reads and augments."""
-    source = plan.source
-    count = min(16, source.sizes["train"])
+    count, reader = min(16, plan.source.sizes["train"]), _serial(plan)
     keyed = [(0, torch.arange(count))]
-    serial = dataclasses.replace(plan.config.data, workers=0)
-    reader = type(source)(serial, plan.config.augment, plan.device)  # type: ignore[call-arg]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -146,3 +145,10 @@ def _input_rate(plan: Plan) -> float:
         return count / (time.perf_counter() - began)
     finally:
         torch.set_num_threads(threads)
+
+
+def _serial(plan: Plan) -> Source:
+    """The source of a plan, read by this process alone."""
+    if not plan.source.reads_files:
+        return plan.source
+    return make_source(dataclasses.replace(plan.config.data, workers=0, skip_corrupt=False), plan.config.augment, plan.device)

@@ -132,7 +132,7 @@ def answered(group: Group) -> Iterator[None]:
 def _is_lost(error: RuntimeError) -> bool:
     text = str(error).lower()
     signs = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "peer", "nccl", "socket")
-    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and any(sign in text for sign in signs))
 
 
 def world_size() -> int:

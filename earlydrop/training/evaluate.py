@@ -43,7 +43,7 @@ def evaluated_images(plan: Plan, split: str, last: bool) -> int:
     """How many images of a split an evaluation reads."""
     options, images = plan.config.evaluation, plan.source.sizes["test" if split == "test" else "train"]
     most = images if split == "test" else options.train_images or usual_limit(images)
-    return min(images, most if last else options.interim_images or most)
+    return min(images, most if last else min(most, options.interim_images or most))
 
 
 @torch.no_grad()

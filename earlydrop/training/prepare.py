@@ -60,6 +60,20 @@ def try_forward(model: nn.Module, plan: Plan) -> None:
         raise ConfigError(f"model.name is {name!r}: it gives scores of shape {shape} for one example, expected {expected}")
 
 
+def refuse_batch_norm(model: nn.Module, plan: Plan, workers: int) -> None:
+    """Refuse a model whose numbers would depend on how many workers there are: each sees the statistics of its own parts alone.
+
+    Raises:
+        ConfigError: It has BatchNorm, and there are several workers.
+    """
+    name = next((name for name, each in model.named_modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)), None)
+    if workers > 1 and name is not None:
+        raise ConfigError(
+            f"model.name is {plan.config.model.name!r}: {name} is a BatchNorm, whose statistics {workers} workers cannot share; "
+            "train it in one process"
+        )
+
+
 def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
     """Watch two blank images pass through the model with its schedule at rate 0, leaving no trace: nothing may drop.
 

@@ -11,7 +11,7 @@ from earlydrop.gradients.measures import MEASURES, GradientReport
 from earlydrop.gradients.probe import probe
 from earlydrop.metrics import METRICS
 from earlydrop.sites import find_sites
-from earlydrop.sites.drive import driven_at_base, sites_off
+from earlydrop.sites.drive import driven_at_base, driven_off
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.source import Batch
 from earlydrop.training.distributed import ALONE, Group
@@ -75,7 +75,7 @@ def probe_gradients(model: nn.Module, objective: Objective, plan: Plan, step: in
     taken = {f"probe/{name}": getattr(report, name) for name in MEASURES}
     if config.probe.compare:
         on = any(site.rate > 0 for site in find_sites(model) if site.driven)
-        with sites_off(model) if on else driven_at_base(model):
+        with driven_off(model) if on else driven_at_base(model):
             other = measured()
         for state, found in (("on", report if on else other), ("off", other if on else report)):
             taken |= {f"probe_{state}/{name}": getattr(found, name) for name in MEASURES}

@@ -24,7 +24,7 @@ from earlydrop.training.describe import print_plan
 from earlydrop.training.distributed import Group, WorkerLostError, answered, check_parts, join, leave, world_size
 from earlydrop.training.evaluate import evaluate_all
 from earlydrop.training.plan import Plan, make_plan
-from earlydrop.training.prepare import refuse_what_still_drops, scheduled_model, try_forward
+from earlydrop.training.prepare import refuse_batch_norm, refuse_what_still_drops, scheduled_model, try_forward
 from earlydrop.training.probes import dataset_images
 from earlydrop.training.record.checkpoint import load_best, load_checkpoint
 from earlydrop.training.record.folder import RunFolder, changed_files, read_metrics, read_status
@@ -72,7 +72,9 @@ def _life(plan: Plan, group: Group, in_sweep: bool) -> dict[str, Any]:
     """Skip a run that is finished, else train it. The first worker holds the folder."""
     config = plan.config
     check_shares(plan, group.size)
+    check_same(plan, group)
     model, scheduler = scheduled_model(plan)  # before the folder: a model that cannot be used leaves nothing behind
+    refuse_batch_norm(model, plan, group.size)
     try_forward(model, plan)
     refuse_what_still_drops(model, plan)
     folder: RunFolder | None = None
@@ -106,6 +108,21 @@ def check_shares(plan: Plan, workers: int) -> None:
         raise ConfigError(
             f"probe.batches is {plan.config.probe.batches}, and {batches} batches give the whole-dataset gradient: {workers} workers need "
             f"{workers} of each; raise probe.batches or probe.dataset_limit, or set probe=none"
+        )
+
+
+def check_same(plan: Plan, group: Group) -> None:
+    """Refuse workers that do not all see the same run, such as nodes whose copies of the data differ.
+
+    Raises:
+        ConfigError: On every worker.
+    """
+    theirs = group.decide(lambda: plan.fingerprint)
+    (differs,) = group.largest([float(theirs != plan.fingerprint)])
+    if differs:
+        raise ConfigError(
+            f"worker {group.rank} of {group.size} has the fingerprint {plan.fingerprint} and the first one {theirs}: not all of them "
+            "have the same configuration and data; give every node the same"
         )
 
 
@@ -152,6 +169,8 @@ def _train(
             if folder is not None:
                 tracker.replay(read_metrics(plan.folder / "metrics.jsonl"))
                 folder.write_status("running", trainer.step, plan.total_steps)
+            if plan.source.skipped:
+                log.warning("%d images cannot be read and are left out", plan.source.skipped)
             log.info("training %s to step %d on %s", name, plan.total_steps, trainer.environment)
             with answered(group):
                 trainer.train()
@@ -242,7 +261,10 @@ def _evaluate_last(plan: Plan, group: Group) -> dict[str, Any]:
     for words, weights in _weights(plan, model):
         model.load_state_dict(weights["model"])
         if scheduler is not None and weights.get("scheduler"):
-            scheduler.load_state_dict(weights["scheduler"])  # what is not inverted dropout depends on the rate at test too
+            try:
+                scheduler.load_state_dict(weights["scheduler"])  # what is not inverted dropout depends on the rate at test too
+            except ValueError as error:
+                raise ConfigError(f"{words.splitlines()[0]}: {error}; give the schedule of the run that they are from") from error
         metrics = evaluate_all(model, objective, plan, group=group)
         if group.main:
             print(words)

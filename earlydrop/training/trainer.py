@@ -182,7 +182,10 @@ class Trainer:
                 metrics |= self._evaluate()
             if self.step in plan.probe_steps:
                 metrics |= self._probe()
-            last = self.step == plan.total_steps or self._stops_early(metrics)
+            stopped = self._stops_early(metrics)
+            if stopped and plan.config.evaluation.interim_images is not None:  # the numbers that a run ends with are on all images
+                metrics |= evaluate_all(self.model, self.objective, plan, True, self.group)
+            last = self.step == plan.total_steps or stopped
             if last and trainer.mc_passes is not None:
                 metrics |= self._monte_carlo(trainer.mc_passes)
             if metrics:

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 from earlydrop.claims.answer import answer_table, decisive, points
 from earlydrop.claims.judge import judge_all
@@ -20,7 +21,7 @@ def test_parts_that_agree_are_one_word_and_others_are_named():
     assert table.loc["F5", table.columns[-1]] == "reproduced"
     other = dataclasses.replace(ACCURACY, direction="lower")
     table = answer_table(*judged(F5, other, summaries=made_up(effect=-0.2)))
-    assert table.loc["F5", table.columns[-1]] == "loss: reproduced; accuracy: opposite"
+    assert table.loc["F5", table.columns[-1]] == "loss reproduced, accuracy opposite"
 
 
 def test_each_sort_of_data_has_a_column():
@@ -43,9 +44,13 @@ def test_the_largest_round_that_has_run_decides():
 def test_an_unresolved_finding_names_its_price():
     table = answer_table(*judged(F5, summaries=made_up(effect=0.0, noise=0.2, seconds=36.0)))
     cell = table.loc["F5", table.columns[-1]]
-    assert cell.startswith("not resolved (")
-    assert "seeds" in cell
-    assert "core hours" in cell
+    assert re.fullmatch(r"open \(\d+ seeds, [\d.]+ h\)", cell)
+
+
+def test_of_many_parts_it_says_how_many():
+    claims = [dataclasses.replace(LOSS, id=f"F9-{i}", direction="lower" if i else "higher") for i in range(4)]
+    table = answer_table(*judged(*claims, summaries=made_up(effect=-0.2)))
+    assert table.loc["F9", table.columns[-1]] == "1 opposite, 3 reproduced"
 
 
 def test_points_are_in_order_with_the_size_that_matters():

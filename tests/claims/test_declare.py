@@ -84,7 +84,7 @@ def test_the_committed_claims_can_be_read_and_cover_every_finding():
     assert load_declarations(claims_folder("classic"))
     declarations = load_declarations(claims_folder())
     ids = {claim.id.partition("-")[0] for each in declarations for claim in each.claims}
-    assert ids == {"F1", "F2", "F3a", "F3b", "F4a", "F4b", "F5", "F6", "F7", "F8", "F9", "F10"}
+    assert ids == {"F1", "F2", "F3a", "F3b", "F4a", "F4b", "F5", "F6", "F7", "F8", "F9", "F10", "D5", "D6", "W"}
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "3"])

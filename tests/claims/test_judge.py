@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
@@ -57,10 +58,22 @@ def test_windows_by_loss_compare_runs_at_equal_progress():
     assert math.isnan(windowed(slow, "other", window, 40))
 
 
-def test_a_run_that_never_reaches_a_loss_is_named():
+def test_a_run_that_never_reaches_a_loss_is_named_and_leaves_its_claim_alone_without_a_verdict():
     claim = dataclasses.replace(LOSS, metric="test/accuracy", window=LossWindow(4.0, 0.5))
-    with pytest.raises(ValueError, match=r"study toy: claim L, run toy-early-10: .* declare another window"):
-        verdict(claim, made_up())
+    found, other = judge(declaration(claim, dataclasses.replace(LOSS, id="other")), "toy", "first", made_up(effect=-0.2).of("toy"))
+    assert found.verdict == "incomplete"
+    assert found.remark.startswith("run toy-early-10: the training loss falls from 9 to ")
+    assert other.verdict == "reproduced"
+
+
+def test_two_values_of_one_run_cost_one_run():
+    summaries = made_up(arms=("early",), noise=0.0, seconds=3600.0)
+    summaries.history["test_mc/loss"] = summaries.history["train_eval/loss"] + np.random.default_rng(0).normal(
+        0, 1, len(summaries.history)
+    )
+    claim = dataclasses.replace(LOSS, against=ARMS["early"], metric="test_mc/loss", against_metric="train_eval/loss")
+    price = verdict(claim, summaries).price
+    assert price.hours == pytest.approx(price.seeds)
 
 
 def test_equivalence():

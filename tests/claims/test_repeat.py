@@ -1,5 +1,7 @@
 """`earlydrop-findings --repeat`: on a small study, seeds that nothing has used, trained and judged beside what was published."""
 
+import dataclasses
+
 import pytest
 
 from earlydrop.claims.declare import Study, load_declarations
@@ -33,7 +35,19 @@ def test_a_finding_that_is_not_claimed_is_refused():
         claims_of(declared, "F11", None)
     with pytest.raises(ValueError, match=r"finding 'F5' in the study 'dynamics' is not claimed"):
         claims_of(declared, "F5", "dynamics")
-    assert {where.name for _, where in claims_of(declared, "F5", None)} == {"underfitting", "glyphs", "glyphs-long", "text"}
+    assert {where.name for _, where, _ in claims_of(declared, "F5", None)} == {"underfitting", "glyphs", "glyphs-long", "text"}
+
+
+def test_what_a_claim_measures_has_to_be_in_the_studys_cadence(tmp_path):
+    claim = dataclasses.replace(LOSS, metric="probe/gdv")
+    with pytest.raises(ValueError, match=r"study toy: claim L needs probe.at in the study's cadence, to measure probe/gdv"):
+        configurations(study(first=[1]), [claim], [5], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["findings", "classic", "quickstart"])
+def test_every_main_study_can_be_repeated(name, tmp_path):
+    for declared in load_declarations(claims_folder(name)):
+        assert configurations(declared.studies[declared.main_study], declared.claims, [1], tmp_path), declared.name
 
 
 def test_a_repeat_trains_judges_and_prints_what_was_published(tmp_path, monkeypatch, capsys):
@@ -42,8 +56,7 @@ def test_a_repeat_trains_judges_and_prints_what_was_published(tmp_path, monkeypa
     main()
     out = capsys.readouterr().out
     assert f"smoke: F5-loss on the seeds {FIRST_SEED} to {FIRST_SEED + 1}" in out
-    row = next(line for line in out.splitlines() if line.startswith("F5-loss") and "repeat" in line)
-    assert "smoke, repeat" in row
+    assert any(line.startswith("F5-loss") and "smoke, fresh" in line for line in out.splitlines())
     (where,) = [each.studies["smoke"] for each in load_declarations(claims_folder()) if each.name == "underfitting"]
     config = configurations(where, [LOSS], [FIRST_SEED], tmp_path / "runs")[1]
     assert (make_plan(config).folder / "status.json").is_file()

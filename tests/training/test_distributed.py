@@ -175,3 +175,29 @@ def test_the_counts_that_fit_are_named():
     check_parts(32, 4096, 8)
     with pytest.raises(ConfigError, match=r"start 1, 2 or 4 of them, or set trainer.accumulate=8, which gives other numbers"):
         check_parts(4, 64, 8)
+
+
+def test_workers_that_do_not_see_the_same_run_are_refused(tmp_path):
+    """Such as nodes whose copies of the data differ."""
+    number = str(port())
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": number, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "earlydrop", *SMALL, f"out={tmp_path}", "probe=none", f"data.train_images={330 + rank}"],
+            env=os.environ | where | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for (_, error), code in finish(processes, timeout=60):
+        assert code == 1
+        assert "not all of them have the same configuration and data" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_batch_norm_is_not_shared(tmp_path):
+    small = ["model=convnet_micro", "model.width=8", "model.depth=null", "model.heads=null"]
+    for (_, error), code in finish(start(2, tmp_path, *small), timeout=60):
+        assert code == 1
+        assert "stem.1 is a BatchNorm, whose statistics 2 workers cannot share; train it in one process" in error
+    assert not list(tmp_path.iterdir())

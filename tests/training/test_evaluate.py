@@ -98,3 +98,12 @@ def test_text_counts_every_place(config):
         losses = F.cross_entropy(model.eval()(tokens).double().flatten(0, 1), following.flatten(), reduction="none")
     assert result["test/loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
     assert losses.numel() == plan.source.sizes["test"] * 128
+
+
+def test_a_run_that_stops_early_ends_with_numbers_on_all_images(config):
+    more = {"trainer__stop_metric": "test/loss", "trainer__stop_patience": 1, "trainer__eval_every": "5%", "trainer__epochs": 20,
+            "optim__lr": 0.1, "probe__at": [], "evaluation__interim_images": 40}  # fmt: skip
+    result = run(config(**more))
+    ended = lines(result)[-1]
+    assert ended["step"] < make_plan(config(**more)).total_steps
+    assert run(config(**more, mode="eval"))["test/loss"] == result["test/loss"] == ended["test/loss"]

@@ -66,6 +66,10 @@ def _file(path: Path, given: str) -> Path:
     files = list_checkpoints(folder) or [file for file in sorted(folder.glob("*.pt*")) if file.name != BEST]
     if not files:
         raise ConfigError(f"checkpoint is {given!r}: there is no such file, nor a folder with checkpoints")
+    if len(files) > 1 and not files[0].name.startswith("step-"):
+        raise ConfigError(
+            f"checkpoint is {given!r}: {len(files)} files are there ({', '.join(x.name for x in files[:3])}, ...); name one"
+        )
     return files[0]
 
 

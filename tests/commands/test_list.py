@@ -1,0 +1,60 @@
+import subprocess
+import sys
+
+from earlydrop.commands.list import list_studies
+from earlydrop.training.compose import conf_folder
+from tests.analysis.made_up import make_run
+
+
+def run(*arguments, cwd):
+    return subprocess.run([sys.executable, "-m", "earlydrop", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_every_experiment_is_listed_with_its_first_sentence():
+    rows = {name: what for name, _, _, what in list_studies()}
+    root = conf_folder() / "experiment"
+    assert set(rows) == {path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")}
+    assert all(len(what) > 10 for what in rows.values())
+    assert rows["findings/glyphs"].startswith("F5, F6, F7, F9 where nothing can be overfitted")
+
+
+def test_times_and_what_has_been_run_stand_beside(tmp_path):
+    make_run(tmp_path / "regimes", "none", 0, 0.5)
+    make_run(tmp_path / "regimes", "none", 1, 0.5, "failed")
+    rows = {name: (time, done) for name, time, done, _ in list_studies(str(tmp_path))}
+    assert rows["findings/regimes"] == ("about 8 minutes", "1 failed, 1 finished")
+    assert "GPU hours" in rows["paper/vit_tiny"][0]
+    assert rows["findings/dynamics"][1] == ""
+
+
+def test_the_command_prints_and_refuses_what_it_does_not_take(tmp_path):
+    done = run("list", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "quickstart" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 160
+    done = run("list", "study=x", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: earlydrop list takes out=FOLDER alone, not study=x"
+
+
+def test_help_fits_a_screen_and_names_what_people_do(tmp_path):
+    done = run("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) <= 24
+    assert max(map(len, done.stdout.splitlines())) <= 140
+    for what in (
+        "experiment=quickstart",
+        "schedule=late",
+        "-m schedule=none,early",
+        "mode=plan",
+        "earlydrop list",
+        "--shell-completion",
+    ):
+        assert what in done.stdout
+
+
+def test_output_that_is_cut_ends_quietly(tmp_path):
+    for arguments in (["--help"], ["--cfg", "job"], ["list"]):
+        command = f"'{sys.executable}' -m earlydrop {' '.join(arguments)} | head -1"
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.stderr == "", arguments

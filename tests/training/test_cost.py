@@ -1,0 +1,55 @@
+"""What a plan says that a run costs, against what the run takes."""
+
+import re
+
+import pytest
+import torch
+
+from earlydrop.training.config import ConfigError
+from earlydrop.training.cost import estimate
+from earlydrop.training.plan import make_plan
+from earlydrop.training.prepare import scheduled_model
+from earlydrop.training.run import run
+
+
+def test_memory_and_checkpoints_are_what_torch_holds(config, tmp_path):
+    plan = make_plan(config())
+    cost = estimate(plan)
+    model, _ = scheduled_model(plan)
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    assert (cost.weights, cost.optimizer, cost.checkpoint) == (2 * weights, 2 * weights, 3 * weights)
+    result = run(config())
+    newest = max((make_plan(config()).folder / "checkpoints").glob("step-*.pt"))
+    assert newest.stat().st_size == pytest.approx(cost.checkpoint, rel=0.2)
+    assert result["state"] == "finished"
+    hidden, batch = 16, 32
+    assert cost.activations >= 4 * batch * hidden  # at least the hidden layer's outputs
+
+
+def test_a_given_speed_is_taken_and_workers_share_it(config):
+    one = estimate(make_plan(config(plan__images_per_second=100.0)))
+    plan = make_plan(config(plan__images_per_second=100.0, plan__workers=4))
+    four = estimate(plan)
+    assert not one.measured
+    assert one.training == pytest.approx(plan.total_steps * 32 / 100)
+    assert four.training == pytest.approx(one.training / 4)
+    assert one.input is None  # nothing is read from files
+
+
+def test_the_plan_says_what_each_worker_gets(config, capsys):
+    run(config(mode="plan", trainer__accumulate=8, plan__workers=4, plan__images_per_second=50.0))
+    out = capsys.readouterr().out
+    assert "batch        32 = 8 parts of 4, 2 for each of 4 workers" in out
+    assert re.search(r"memory\s+\S+ kB for each worker \(.* weights and gradients, .* optimizer, .* activations of a part", out)
+    assert "two kept and one being written" in out
+    assert re.search(r"estimated .* GPU hours, at 50 images/s a worker as given", out)
+    with pytest.raises(ConfigError, match="3 workers cannot share"):
+        run(config(mode="plan", trainer__accumulate=8, plan__workers=3))
+
+
+def test_timing_leaves_the_random_state_of_training_alone(config):
+    """A plan, then a run, gives the run's numbers."""
+    torch.manual_seed(1)
+    before = run(config())
+    estimate(make_plan(config(seed=3)))
+    assert run(config(resume="never"))["train_eval/loss"] == before["train_eval/loss"]

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from earlydrop.claims.declare import LABEL, SETS, Claim, load_declarations
+from earlydrop.claims.declare import LABEL, SETS, load_declarations
 from earlydrop.claims.judge import Verdict, judge
 from earlydrop.claims.tables import claims_folder
-from earlydrop.metrics import METRICS
 
 
 def shown(runs: pd.DataFrame) -> list[str]:
@@ -32,7 +31,7 @@ def _verdicts(runs: pd.DataFrame, study: str) -> Iterator[Verdict]:
 def _line(verdict: Verdict) -> str:
     claim, found = verdict.claim, verdict.paired
     said = {
-        "reproduced": "yes", "opposite": "no, the opposite", "absent": "no difference that matters", "incomplete": "not all seeds have run",
+        "reproduced": "yes", "opposite": "the opposite", "absent": "no difference that matters", "incomplete": "not all seeds have run",
     }.get(verdict.verdict, "")  # fmt: skip
     seeds = len(found.seeds) if found is not None else 0
     if not said:
@@ -40,8 +39,4 @@ def _line(verdict: Verdict) -> str:
         said = f"{seeds} seeds cannot tell" + (f", {needed} would" if needed is not None else "")
     interval = f"{found.effect:+.3g} [{found.low:+.3g}, {found.high:+.3g}]" if found is not None else ""
     remark = f" with {verdict.remark}, not as declared" if verdict.remark else ""
-    return f"{claim.id:<5} {_words(claim)}: {said}  ({METRICS[claim.metric].label} {interval}){remark}"
-
-
-def _words(claim: Claim) -> str:
-    return claim.claim[0].upper() + claim.claim[1:]
+    return f"{claim.id:<5}{said:<29} {claim.claim}: {interval}{remark}"

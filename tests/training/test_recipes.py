@@ -137,7 +137,8 @@ def test_schedules_and_learning_rate_per_step_are_the_released_arrays():
     assert rates == pytest.approx([*np.linspace(0, 4e-3, 50 * n)[[0, 1, -1]], 4e-3])
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.sweep if "base" in n else ()) for n in RECIPES])
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains_two_steps(name, images, tmp_path):
     small = ["trainer.steps=2", "trainer.batch_size=2", "trainer.accumulate=1", "schedule.cutoff=1", "optim.warmup=1", "data.workers=0",
              "tracking=off", "device=cpu", "trainer.precision=float32", "trainer.log_every=1", "trainer.eval_every=2",

@@ -57,8 +57,15 @@ def read_summaries(folder: Path) -> Summaries:
     text = {"arm": str, "study": str, "fingerprint": str}
     runs = pd.read_csv(folder / RUNS, dtype=text)
     columns = {column.removeprefix(_CONFIG): column for column in runs if column.removeprefix(_CONFIG) in keys()}
-    settings = [Arm.of({key: row[column] for key, column in columns.items()}) for row in runs.to_dict("records")]
+    settings = [
+        Arm.of({key: row[column] for key, column in columns.items() if _said(key, row[column])}) for row in runs.to_dict("records")
+    ]
     return Summaries(runs.assign(settings=settings), pd.read_csv(folder / HISTORY, dtype=text))
+
+
+def _said(key: str, value: object) -> bool:
+    """Whether a cell says something: empty is null, or, of a key that cannot be null, a run from before there was the key."""
+    return value == value or type(None) in keys()[key].kinds
 
 
 def collect(folder: Path, studies: set[str]) -> Summaries:
@@ -92,6 +99,22 @@ def collect(folder: Path, studies: set[str]) -> Summaries:
         return Summaries(table, pd.DataFrame(columns=order))
     history = pd.concat(histories, ignore_index=True).sort_values(["study", "arm", "seed", "fingerprint", "step"])
     return Summaries(table, history[[*order, *sorted(history.columns.difference(order))]])
+
+
+def merged(before: Summaries, more: Summaries) -> Summaries:
+    """Summaries with further runs; a run that both have, by study and fingerprint, is taken from ``more``."""
+    key = ["study", "fingerprint"]
+    again = set(more.runs[key].itertuples(index=False, name=None))
+
+    def kept(table: pd.DataFrame) -> pd.DataFrame:
+        return table[[each not in again for each in table[key].itertuples(index=False, name=None)]]
+
+    runs = pd.concat([kept(before.runs), more.runs], ignore_index=True)
+    history = pd.concat([kept(before.history), more.history], ignore_index=True)
+    return Summaries(
+        runs.sort_values(["study", "arm", "seed", "fingerprint"]),
+        history.sort_values(["study", "arm", "seed", "fingerprint", "step"]),
+    )
 
 
 def summaries_in(folder: Path, declarations: Iterable[Declaration], fallback: Path | None = None) -> Summaries:

@@ -15,7 +15,7 @@ from earlydrop.claims.answer import answer_table
 from earlydrop.claims.declare import LABEL, Declaration, LossWindow, Window, label_seeds, load_declarations
 from earlydrop.claims.figures import MAP_STUDY, draw_answer, draw_findings, regime_cells
 from earlydrop.claims.judge import Verdict, judge_all, regime
-from earlydrop.claims.summaries import RUNS, Summaries, collect, read_summaries
+from earlydrop.claims.summaries import RUNS, Summaries, collect, merged, read_summaries
 from earlydrop.training.compose import conf_folder
 
 DECIDED = ("reproduced", "opposite", "absent")
@@ -116,10 +116,13 @@ def short_table(declarations: list[Declaration], verdicts: list[Verdict]) -> pd.
     return table if (table["elsewhere"] != "").any() else table.drop(columns="elsewhere")
 
 
-def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[pd.DataFrame, dict[str, str], list[Path]]:
+def write_findings(
+    folder: Path, out: Path, claims: str = "findings", add: bool = False
+) -> tuple[pd.DataFrame, dict[str, str], list[Path]]:
     """Write summaries, ``answer.md`` (of the findings), ``table.md``, ``short.md``, ``table.csv``, ``studies.md``, ``figures/`` and a page.
 
-    ``folder`` holds runs, or the summaries of runs. Returns the table, the studies' regimes, and the figures' files.
+    ``folder`` holds runs, or the summaries of runs; ``add`` adds its runs to the summaries that ``out`` has.
+    Returns the table, the studies' regimes, and the figures' files.
 
     Raises:
         FileNotFoundError: There are neither runs nor summaries.
@@ -127,7 +130,8 @@ def write_findings(folder: Path, out: Path, claims: str = "findings") -> tuple[p
     declarations = load_declarations(claims_folder(claims))
     if any(find_runs(folder)) or not (folder / RUNS).is_file():  # summaries of earlier runs may lie beside new runs
         names = {study for each in declarations for study in each.studies} | ({MAP_STUDY} if claims == "findings" else set())
-        collect(folder, names).write(out)
+        found = collect(folder, names)
+        (merged(read_summaries(out), found) if add else found).write(out)
         folder = out
     summaries = read_summaries(folder)
     verdicts = judge_all(declarations, summaries)

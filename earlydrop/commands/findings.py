@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="where to write (default: the folder, if it holds summaries; else FOLDER/<claims>)"
     )
+    parser.add_argument(
+        "--add", action="store_true", help="add the runs to the summaries that --out has, a later round to earlier ones"
+    )
     parser.add_argument("--claims", choices=SETS, default="findings", help="which set of claims (default: findings)")
     parser.add_argument(
         "--power", action="store_true", help="the seeds that each claim needs and their cost, from label seeds alone"
@@ -53,7 +56,9 @@ def main() -> None:
         print(table.to_string(index=False, float_format="%.4g") if len(table) else "no claim has both its arms on label seeds here")
         return None
     out = arguments.out or (arguments.folder if (arguments.folder / RUNS).is_file() else arguments.folder / arguments.claims)
-    table, words, _ = write_findings(arguments.folder, out, arguments.claims)
+    if arguments.add and not (out / RUNS).is_file():
+        parser.error(f"--add: {out} has no {RUNS} to add to; give the folder of earlier summaries with --out")
+    table, words, _ = write_findings(arguments.folder, out, arguments.claims, arguments.add)
     with pd.option_context(*_WIDE):
         print(table.drop(columns=["compared", "metric"]).to_string())
     for study, label in words.items():

@@ -1,4 +1,4 @@
-from earlydrop.claims.summaries import read_summaries
+from earlydrop.claims.summaries import merged, read_summaries
 from tests.claims.made_up import made_up
 
 
@@ -15,3 +15,25 @@ def test_settings_are_written_exactly(tmp_path):
     summaries = made_up(config={"optim.lr": 0.00123456789012})
     summaries.write(tmp_path)
     assert set(read_summaries(tmp_path).runs["config/optim.lr"]) == {0.00123456789012}
+
+
+def test_further_runs_are_added_and_what_both_have_is_taken_anew(tmp_path):
+    before, more = made_up(seeds=range(10, 13)), made_up(seeds=range(12, 15), effect=0.5)
+    both = merged(before, more)
+    assert sorted(both.runs["seed"]) == sorted([*range(10, 15)] * 2)
+    losses = {(r.arm, r.seed): r.history["train_eval/loss"].iloc[-1] for r in both.of("toy").itertuples()}
+    anew = {(r.arm, r.seed): r.history["train_eval/loss"].iloc[-1] for r in more.of("toy").itertuples()}
+    assert losses["early", 12] == anew["early", 12]
+    both.write(tmp_path)
+    read_summaries(tmp_path).write(tmp_path / "again")
+    assert (tmp_path / "runs.csv").read_bytes() == (tmp_path / "again" / "runs.csv").read_bytes()
+
+
+def test_a_run_from_before_a_key_has_its_default_also_beside_runs_that_have_the_key(tmp_path):
+    """An empty cell of a key that cannot be null is no setting of its own."""
+    before, more = made_up(seeds=range(10, 13)), made_up(seeds=range(20, 23), config={"augment.erasing": 0.0})
+    more.runs["fingerprint"] += "x"
+    more.history["fingerprint"] += "x"
+    merged(before, more).write(tmp_path)
+    arms = set(read_summaries(tmp_path).runs["settings"])
+    assert arms == set(before.runs["settings"])

@@ -38,7 +38,7 @@ NEEDS = {  # what makes a key mean something
     "trainer.stop_patience": {"trainer.stop_metric": "test/loss"}, "trainer.mc_passes": {"schedule.name": "constant"},
     "model.dropout": {"model.name": "mlp"}, "model.profile": {"model.name": "mlp"}, "model.hidden": {"model.name": "mlp"},
     **{f"probe.{name}": {"probe.at": ["0%"]} for name in ("batches", "dataset_limit", "clean", "compare")},
-    **{name: {"data.train_images": 300} for name in ("data.train_images",)},
+    **{name: {"data.train_images": 300} for name in ("data.train_images",)}, "checkpoint": {"mode": "eval"},
 }  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def changed(key):
 @pytest.mark.parametrize("name", list(keys()))
 def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path):
     key = keys()[name]
-    folder = name in ("data.image_size", "augment.crop", "augment.randaugment", "augment.color_jitter")
+    folder = name in ("data.image_size", "augment.crop", "augment.randaugment", "augment.color_jitter", "data.skip_corrupt")
     base = {"out": str(tmp_path), "trainer.epochs": 3, "trainer.batch_size": 2} | NEEDS.get(name, {})
     base |= (
         {"data.name": "imagefolder", "data.root": str(image_folder), "data.image_size": 8} if folder or name == "data.name" else {}

@@ -181,9 +181,9 @@ def test_a_record_changed_at_equal_size_is_not_gone_on_from(config, monkeypatch)
 def test_a_stop_asked_for_in_the_last_evaluation_is_heard(config, monkeypatch):
     original = trainer_module.evaluate_all
 
-    def evaluate(model, objective, plan):
+    def evaluate(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(model, objective, plan)
+        return original(*arguments)
 
     monkeypatch.setattr(trainer_module, "evaluate_all", evaluate)
     settings = config(trainer__eval_every="100%")

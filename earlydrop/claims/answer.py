@@ -12,16 +12,16 @@ from earlydrop.claims.declare import Declaration
 from earlydrop.claims.judge import Verdict
 
 FINDINGS = {
-    "F1": "dropout: smaller gradient norm early",
-    "F2": "dropout: moves further from the start",
-    "F3": "dropout: lower GDV early, higher later",
-    "F4": "dropout: lower GDE early, higher later",
+    "F1": "smaller gradient norm early",
+    "F2": "moves further from the start",
+    "F3": "lower GDV early, higher later",
+    "F4": "lower GDE early, higher later",
     "F5": "early dropout beats none",
     "F6": "standard dropout hurts",
-    "F7": "early stochastic depth beats none",
+    "F7": "early s.d. beats none",
     "F8": "late dropout beats standard",
-    "F9": "whatever the cutoff, rate and shape",
-    "F10": "at equal loss GDV, GDE not lower (ours)",
+    "F9": "whatever cutoff, rate, shape",
+    "F10": "not lower at equal loss",
 }
 """The findings in the words of the README's table."""
 
@@ -91,7 +91,7 @@ def _joined(parts: list[Verdict]) -> str:
     if not prices:
         return said
     dearest = max(prices, key=lambda price: price.hours)
-    return f"{said} ({dearest.seeds} seeds, {dearest.hours:.2g} h)" if dearest.seeds is not None else f"{said} ({dearest})"
+    return f"{said} (n = {dearest.seeds}, {dearest.hours:.2g} h)" if dearest.seeds is not None else f"{said} ({dearest})"
 
 
 def points(

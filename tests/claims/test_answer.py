@@ -44,7 +44,7 @@ def test_the_largest_round_that_has_run_decides():
 def test_an_unresolved_finding_names_its_price():
     table = answer_table(*judged(F5, summaries=made_up(effect=0.0, noise=0.2, seconds=36.0)))
     cell = table.loc["F5", table.columns[-1]]
-    assert re.fullmatch(r"open \(\d+ seeds, [\d.]+ h\)", cell)
+    assert re.fullmatch(r"open \(n = \d+, [\d.]+ h\)", cell)
 
 
 def test_of_many_parts_it_says_how_many():

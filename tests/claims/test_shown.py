@@ -24,15 +24,15 @@ def runs(**made):
 
 def test_a_line_a_claim_with_its_answer_and_interval(declared):
     lower, higher = shown(runs(effect=-0.2))
-    assert re.match(r"L    yes +lower loss: -0.2\S* \[-0.2", lower)
-    assert re.match(r"H    the opposite +higher loss: -0.2", higher)
+    assert re.match(r"L    yes: +lower loss, -0.2\S* \[-0.2", lower)
+    assert re.match(r"H    the opposite: +higher loss, -0.2", higher)
     assert "no difference that matters" in shown(runs(effect=0.0))[0]
 
 
 def test_what_few_seeds_cannot_tell_says_how_many_could(declared):
     line, _ = shown(runs(effect=0.0, noise=0.3))
     assert "6 seeds cannot tell, " in line
-    assert " would " in line
+    assert " would: " in line
 
 
 def test_seeds_that_are_not_declared_say_nothing(declared):

@@ -1,6 +1,6 @@
 """Runs per core hour of the underfitting study (arms none and early), this tree against an earlier commit, side by side in one run.
 
-    python scripts/throughput.py                          about 6 minutes on two cores
+    python scripts/throughput.py
     python scripts/throughput.py --commit 34dc1ef --seeds 4
 
 Start-up, evaluation and report are included. Each tree runs the same sweep with the same packages, one after the other, twice in turn; the

@@ -65,7 +65,7 @@ class Group:
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over the workers, in place."""
         if self.size > 1:
-            with self._answered():
+            with answered(self):
                 dist.all_reduce(values, group=self.reductions)
         return values
 
@@ -74,7 +74,7 @@ class Group:
         if self.size == 1:
             return list(values)
         found = torch.tensor(values, dtype=torch.float64)
-        with self._answered():
+        with answered(self):
             dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.decisions)
         return found.tolist()
 
@@ -88,7 +88,7 @@ class Group:
                 content[0] = make()
             except (ConfigError, OSError) as error:
                 content[1] = error if isinstance(error, ConfigError) else ConfigError(str(error))
-        with self._answered():
+        with answered(self):
             dist.broadcast_object_list(content, src=0, group=self.decisions)
         if content[1] is not None:
             raise content[1]
@@ -98,13 +98,8 @@ class Group:
         """The model as it is called in training: its gradients are averaged over the workers after each backward pass."""
         if self.size == 1:
             return model
-        with self._answered():
-            return nn.parallel.DistributedDataParallel(model, process_group=self.reductions)
-
-    @contextmanager
-    def _answered(self) -> Iterator[None]:
         with answered(self):
-            yield
+            return nn.parallel.DistributedDataParallel(model, process_group=self.reductions)
 
 
 ALONE = Group()

@@ -70,8 +70,6 @@ def _frozen(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 def config_of(values: Mapping[str, Any]) -> Config:
     """A configuration from values by dotted key, as tables hold them: texts, and NaN for null.
 
-    NaN for a key that cannot be null is the cell of a run from before there was the key: its default.
-
     Raises:
         ValueError: A key that the schema does not have.
     """
@@ -79,8 +77,6 @@ def config_of(values: Mapping[str, Any]) -> Config:
     for name, value in values.items():
         if name not in keys():
             raise ValueError(f"{name!r} is no key of the configuration; see earlydrop --cfg job")
-        if value != value and type(None) not in keys()[name].kinds:
-            continue
         node: Any = config
         *parents, leaf = name.split(".")
         for parent in parents:

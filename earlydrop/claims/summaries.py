@@ -57,8 +57,15 @@ def read_summaries(folder: Path) -> Summaries:
     text = {"arm": str, "study": str, "fingerprint": str}
     runs = pd.read_csv(folder / RUNS, dtype=text)
     columns = {column.removeprefix(_CONFIG): column for column in runs if column.removeprefix(_CONFIG) in keys()}
-    settings = [Arm.of({key: row[column] for key, column in columns.items()}) for row in runs.to_dict("records")]
+    settings = [
+        Arm.of({key: row[column] for key, column in columns.items() if said(key, row[column])}) for row in runs.to_dict("records")
+    ]
     return Summaries(runs.assign(settings=settings), pd.read_csv(folder / HISTORY, dtype=text))
+
+
+def said(key: str, value: object) -> bool:
+    """Whether a cell says something: empty is null, or, of a key that cannot be null, a run from before there was the key."""
+    return value == value or type(None) in keys()[key].kinds
 
 
 def collect(folder: Path, studies: set[str]) -> Summaries:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from earlydrop.analysis.stats import Paired
 from earlydrop.claims.declare import Declaration
-from earlydrop.claims.judge import Verdict
+from earlydrop.claims.judge import DECIDED, Verdict
 
 FINDINGS = {
     "F1": "smaller gradient norm early",
@@ -43,6 +43,20 @@ def decisive(declaration: Declaration, verdicts: Iterable[Verdict]) -> dict[str,
     return found
 
 
+def dissent(declaration: Declaration, verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """The verdicts of a file's main study in which another round, such as a repetition, says something else than the one that counts."""
+    verdicts = list(verdicts)
+    chosen = decisive(declaration, verdicts)
+    return [
+        verdict
+        for verdict in verdicts
+        if verdict.study == declaration.main_study
+        and any(verdict.claim is claim for claim in declaration.claims)
+        and verdict.verdict in DECIDED
+        and verdict.verdict != chosen[verdict.claim.id].verdict
+    ]
+
+
 def column(declaration: Declaration) -> str:
     """What the data of a file's main study is called."""
     name = str(declaration.studies[declaration.main_study].config.get("data.name", "fashion_mnist_mini"))
@@ -52,18 +66,23 @@ def column(declaration: Declaration) -> str:
 def answer_table(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> pd.DataFrame:
     """One row a finding: what is claimed, and by sort of data the verdict; where its parts differ, each part's, or how many have it.
 
-    What is not resolved is *open*, with the seeds that would resolve it and their core hours.
+    What is not resolved is *open*, with the seeds that would resolve it and their core hours. Where another round of seeds says something
+    else, it is named behind it.
     """
     verdicts = list(verdicts)
     cells: dict[tuple[str, str], list[Verdict]] = {}
+    others: dict[tuple[str, str], list[Verdict]] = {}
     for declaration in declarations:
+        for verdict in dissent(declaration, verdicts):
+            others.setdefault((verdict.claim.finding, column(declaration)), []).append(verdict)
         for verdict in decisive(declaration, verdicts).values():
             if verdict.claim.finding in FINDINGS and verdict.verdict != "not run":
                 cells.setdefault((verdict.claim.finding, column(declaration)), []).append(verdict)
     found = dict.fromkeys(name for _, name in cells)
     columns = [name for name in dict.fromkeys([*_DATA.values(), *found]) if name in found]
     rows = [
-        {"finding": finding, "claimed": words} | {name: _joined(cells.get((finding, name), [])) for name in columns}
+        {"finding": finding, "claimed": words}
+        | {name: _joined(cells.get((finding, name), []), others.get((finding, name), [])) for name in columns}
         for finding, words in FINDINGS.items()
         if any(key[0] == finding for key in cells)
     ]
@@ -79,7 +98,7 @@ def _word(verdict: Verdict) -> str:
     return "open" if verdict.verdict == "not resolved" else verdict.verdict
 
 
-def _joined(parts: list[Verdict]) -> str:
+def _joined(parts: list[Verdict], others: list[Verdict]) -> str:
     words = Counter(map(_word, parts))
     if len(words) < 2:
         said = "".join(words)
@@ -87,11 +106,13 @@ def _joined(parts: list[Verdict]) -> str:
         said = ", ".join(f"{_part(each)} {_word(each)}" for each in parts)
     else:
         said = ", ".join(f"{count} {word}" for word, count in words.items())
+    behind = []
     prices = [each.price for each in parts if each.price is not None]
-    if not prices:
-        return said
-    dearest = max(prices, key=lambda price: price.hours)
-    return f"{said} (n = {dearest.seeds}, {dearest.hours:.2g} h)" if dearest.seeds is not None else f"{said} ({dearest})"
+    if prices:
+        dearest = max(prices, key=lambda price: price.hours)
+        behind.append(f"n = {dearest.seeds}, {dearest.hours:.2g} h" if dearest.seeds is not None else str(dearest))
+    behind += [" ".join(filter(None, (f"{each.round}:", _part(each), _word(each)))) for each in others]
+    return f"{said} ({'; '.join(behind)})" if behind else said
 
 
 def points(

@@ -32,6 +32,9 @@ from earlydrop.claims.summaries import Summaries
 
 BOOTSTRAP_FROM = 20
 
+DECIDED = ("reproduced", "opposite", "absent")
+"""The verdicts that answer."""
+
 
 class WindowError(ValueError):
     """A run has no value in a claim's window of losses; the message names the run."""

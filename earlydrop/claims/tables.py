@@ -14,11 +14,9 @@ from earlydrop.analysis.stats import Paired
 from earlydrop.claims.answer import answer_table
 from earlydrop.claims.declare import LABEL, Declaration, LossWindow, Window, label_seeds, load_declarations
 from earlydrop.claims.figures import MAP_STUDY, draw_answer, draw_findings, regime_cells
-from earlydrop.claims.judge import Verdict, judge_all, regime
+from earlydrop.claims.judge import DECIDED, Verdict, judge_all, regime
 from earlydrop.claims.summaries import RUNS, Summaries, collect, merged, read_summaries
 from earlydrop.training.compose import conf_folder
-
-DECIDED = ("reproduced", "opposite", "absent")
 
 
 def claims_folder(name: str = "findings") -> Path:

@@ -1,8 +1,9 @@
 import dataclasses
 import re
 
-from earlydrop.claims.answer import answer_table, decisive, points
+from earlydrop.claims.answer import answer_table, decisive, dissent, points
 from earlydrop.claims.judge import judge_all
+from earlydrop.claims.summaries import merged
 from tests.claims.made_up import ARMS, LOSS, declaration, made_up, study
 
 F5 = dataclasses.replace(LOSS, id="F5-loss")
@@ -39,6 +40,19 @@ def test_the_largest_round_that_has_run_decides():
     studies = [study(first=range(10, 14), more=range(20, 30), later=range(40, 60))]
     declared, verdicts = judged(F5, summaries=made_up(effect=-0.2, seeds=[*range(10, 14), *range(20, 30)]), studies=studies)
     assert decisive(declared[0], verdicts)["F5-loss"].round == "more"
+
+
+def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
+    noisy = made_up(effect=0.0, noise=0.2, seeds=range(20, 30))
+    for effect, named in ((-0.2, "repeat: loss reproduced"), (0.2, "repeat: loss opposite")):
+        both = merged(noisy, made_up(effect=effect, seeds=range(10, 14)))
+        declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
+        assert [verdict.round for verdict in dissent(declared[0], verdicts)] == ["repeat"]
+        table = answer_table(declared, verdicts)
+        assert re.fullmatch(rf"open \(n = \d+, [\d.e+]+ h; {named}\)", table.loc["F5", table.columns[-1]])
+    both = merged(made_up(effect=-0.2, seeds=range(20, 30)), made_up(effect=-0.2, seeds=range(10, 14)))
+    declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
+    assert dissent(declared[0], verdicts) == []
 
 
 def test_an_unresolved_finding_names_its_price():

@@ -93,7 +93,16 @@ def test_tests_carry_the_names_of_their_modules():
             folder = PACKAGE / below.parent
             name = path.stem.removeprefix("test_")
             assert folder.is_dir(), path
-            assert name in known or name in ("accelerate", "models", "mistakes", "laws", "sweeps", "recipes", "slurm"), path
+            assert name in known or name in (
+                "accelerate",
+                "models",
+                "mistakes",
+                "laws",
+                "sweeps",
+                "recipes",
+                "slurm",
+                "completion",
+            ), path
 
 
 def test_files_stay_short():

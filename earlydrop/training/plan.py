@@ -10,7 +10,8 @@ import torch
 
 from earlydrop.schedules import Schedule
 from earlydrop.schedules.durations import duration_to_steps
-from earlydrop.training.config import Config, ConfigError, check, describe_schedule, parse_schedule
+from earlydrop.training.checks import check
+from earlydrop.training.config import Config, ConfigError, describe_schedule, parse_schedule
 from earlydrop.training.data import Source, make_source
 from earlydrop.training.fingerprint import fingerprint
 from earlydrop.training.names import slug, study_folder

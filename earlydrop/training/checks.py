@@ -1,0 +1,68 @@
+"""What a configuration refuses by itself, before the data and the model are looked at."""
+
+from __future__ import annotations
+
+import math
+
+from earlydrop.training.config import BOUNDS, SPLITS, Config, ConfigError, drops, keys
+
+
+def check(config: Config) -> None:
+    """Check every value that can be checked without the data or the model.
+
+    Raises:
+        ConfigError: A value is not one of the choices, out of range, or does not fit another.
+    """
+    for name, key in keys().items():
+        value = key.of(config)
+        if key.choices and value not in key.choices:
+            raise ConfigError(f"{name} is {value!r}: expected one of {', '.join(str(c) for c in key.choices if c is not None)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} is {value!r}: expected a finite number")
+        if key.bounds is not None and value is not None:
+            inside, expected = BOUNDS[key.bounds]
+            if not inside(value):
+                raise ConfigError(f"{name} is {value!r}: expected {expected}")
+    _check_names(config)
+    if config.checkpoint is not None and config.mode != "eval":
+        raise ConfigError(
+            f"checkpoint is {config.checkpoint!r}: it says what mode=eval evaluates; a run goes on from its own checkpoints"
+        )
+    if config.optim.min_lr > config.optim.lr:
+        raise ConfigError(f"optim.min_lr is {config.optim.min_lr:g}: expected at most optim.lr, which is {config.optim.lr:g}")
+    if config.probe.at and config.probe.batches < 2:
+        raise ConfigError(f"probe.batches is {config.probe.batches!r}: gradient direction variance needs at least 2 gradients")
+    splits = config.evaluation.splits
+    if not splits or len(set(splits)) < len(splits) or not set(splits) <= set(SPLITS):
+        raise ConfigError(f"evaluation.splits is {splits}: expected one or more of {', '.join(SPLITS)}, each once")
+    watched = config.trainer.stop_metric
+    if watched is not None and watched.partition("/")[0] not in splits:
+        raise ConfigError(f"trainer.stop_metric is {watched!r}: evaluation.splits is {splits}, which does not measure it")
+    if config.probe.compare and config.probe.at and config.schedule.rate <= 0 and not drops(config):
+        raise ConfigError(f"probe.compare is true: schedule.rate is {config.schedule.rate:g}, expected the rate to compare with")
+    if config.trainer.mc_passes is not None and config.data.name == "text":
+        raise ConfigError(
+            f"trainer.mc_passes is {config.trainer.mc_passes}: Monte Carlo dropout is measured on images; leave it null"
+        )
+    if config.trainer.batch_size % config.trainer.accumulate:
+        raise ConfigError(
+            f"trainer.accumulate is {config.trainer.accumulate}: expected a divisor of trainer.batch_size "
+            f"({config.trainer.batch_size}), which counts the images of one optimizer step"
+        )
+
+
+_NOT_IN_PROJECTS = "/\\#?%:"  # what W&B refuses in the name of a project
+
+
+def _check_names(config: Config) -> None:
+    """Names become folders, and what the dashboard shows: each is one plain word or phrase."""
+    for key, name in (("study", config.study), ("label", config.label)):
+        if name is not None and (not name.strip(" .") or any(c in "/\\" or not c.isprintable() for c in name)):
+            raise ConfigError(f"{key} is {name!r}: expected one plain name for a folder, without / and not only dots")
+    if not 0 < len(config.project) <= 128 or any(c in _NOT_IN_PROJECTS or not c.isprintable() for c in config.project):
+        raise ConfigError(f"project is {config.project!r}: expected 1 to 128 characters without {' '.join(_NOT_IN_PROJECTS)}")
+    for tag in config.tags:
+        if not 0 < len(tag) <= 64:
+            raise ConfigError(f"tags holds {tag!r}: a tag has 1 to 64 characters")
+    if not config.out.strip() or "\0" in config.out:
+        raise ConfigError(f"out is {config.out!r}: expected a folder")

@@ -1,0 +1,73 @@
+"""Input paths: images per second against what a model takes, in memory and from a folder of JPEG files."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmark.measure import DEVICE, Row, compare, stepper, synchronised
+from earlydrop.training.compose import compose, config_from_dict
+from earlydrop.training.config import Config
+from earlydrop.training.data import make_source
+from earlydrop.training.data.objective import Objective
+from earlydrop.training.data.order import training_order
+from earlydrop.training.plan import make_plan
+from earlydrop.training.prepare import scheduled_model
+
+
+def row_input(quick: bool) -> list[Row]:
+    config = Config(device=DEVICE.type)
+    plan = make_plan(config)
+    objective, size = Objective(plan.source, config.augment), config.trainer.batch_size
+    steps = 40
+
+    def read() -> None:
+        for images, _ in objective.batches(training_order(0, plan.source.sizes["train"], size, 0, steps), 0, "augment"):
+            images.sum()
+
+    model, _ = scheduled_model(plan)
+    train = stepper(model, size)
+    value, low, high, note = compare(lambda: [train() for _ in range(steps)], read, 3 if quick else 8, warm_up=1)
+    return [
+        Row(
+            "input",
+            "images per second of the input path, against what vit_micro consumes",
+            value,
+            "at least 10",
+            value >= 10,
+            low,
+            high,
+            note,
+        )
+    ]
+
+
+def row_folder_input(quick: bool) -> list[Row]:
+    """JPEG files of about ImageNet's size under the released augmentation, read by one core."""
+    rows, count = [], 64 if quick else 256
+    with tempfile.TemporaryDirectory() as temporary:
+        script = str(Path(__file__).parents[1] / "make_image_folder.py")
+        size = ["--classes", "16", "--train", str(count // 16), "--val", "1", "--side", "400"]
+        subprocess.run([sys.executable, script, temporary, *size], check=True, capture_output=True)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        for recipe in ("paper/vit_tiny", "paper/vit_tiny_improved"):
+            config = config_from_dict(compose([f"experiment={recipe}", f"data.root={temporary}", "data.workers=0", "device=cpu"]))
+            source = make_source(config.data, config.augment, torch.device("cpu"))
+            objective = Objective(source, config.augment)
+
+            def read(objective: Objective = objective, step: list[int] = [0]) -> None:  # noqa: B006
+                step[0] += 1
+                for images, _ in objective.batches([(step[0], torch.arange(count))], 0, "augment"):
+                    images.sum()
+
+            read()
+            rates = sorted(count / synchronised(read) for _ in range(3 if quick else 7))
+            what = f"images per second and core: JPEG files 400 pixels high, decoded and augmented as in {recipe}"
+            rows.append(
+                Row(f"folder input, {recipe.split('/')[1]}", what, rates[len(rates) // 2], "(no target)", True, rates[0], rates[-1])
+            )
+        torch.set_num_threads(threads)
+    return rows

@@ -1,0 +1,180 @@
+"""Whole processes: start-up, sweeps, two workers of one run, the quickstart, and the throughput of a study against an earlier commit."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmark.measure import Row
+
+ROOT = Path(__file__).resolve().parents[2]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+_BARE = """
+import sys, time, torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from benchmark import measure
+step = measure.stepper(measure.vit(0.0)) if sys.argv[3] == "vit" else measure.quickstart_stepper()
+step()
+sys.stdin.readline()
+began = time.perf_counter()
+for _ in range(int(sys.argv[2])):
+    step()
+print(time.perf_counter() - began)
+"""
+
+
+def side_by_side(copies: int, steps: int, what: str = "vit") -> float:
+    """Seconds that bare training loops of one thread take, so many at a time: what two processes can gain on this machine at all."""
+    command = [sys.executable, "-c", _BARE, str(Path(__file__).parents[1]), str(steps), what]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(copies)]
+    time.sleep(15)  # all are imported and warm
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return max(float(process.communicate()[0]) for process in processes)
+
+
+def row_two_cores(quick: bool) -> list[Row]:
+    steps = 60 if quick else 240
+    base = [sys.executable, "-m", "earlydrop", "-m", "schedule=none,constant,early,late", f"trainer.steps={steps}", "tracking=off",
+            "trainer.eval_every=100%", "probe=none"]  # fmt: skip
+    seconds = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, extra in (
+            ("joblib", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
+            ("one thread", ["threads=1"]),
+            ("two threads", ["threads=2"]),
+        ):
+            began = time.perf_counter()
+            subprocess.run([*base, *extra, f"out={temporary}/{name.replace(' ', '-')}"], check=True, capture_output=True)
+            seconds[name] = time.perf_counter() - began
+    value = seconds["joblib"] / seconds["one thread"]
+    bare = 20 if quick else 60
+    limit = side_by_side(2, bare) / (2 * side_by_side(1, bare))
+    note = ", ".join(f"{name} {s:.0f} s" for name, s in seconds.items()) + f" ({steps} steps a run, start-up included); "
+    note += f"two bare loops side by side take {limit:.3f} of one after the other: this machine's limit"
+    what = "4-run sweep with two joblib workers, against one after another at one thread"
+    return [Row("two cores", what, value, "at most 0.6", value <= 0.6, note=note)]
+
+
+def row_start(quick: bool) -> list[Row]:
+    use = "m = nn.Sequential(nn.Dropout(.1)); s = earlydrop.DropoutScheduler(m, earlydrop.early(.1, 9)); s.step()"
+    code = f"import time, torch\nfrom torch import nn\nt = time.perf_counter()\nimport earlydrop\n{use}\nprint(time.perf_counter() - t)"
+    times = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(5)
+    ]
+    helps = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "earlydrop", "--help"], capture_output=True, check=True)
+        helps.append(time.perf_counter() - began)
+    rows = []
+    for name, what, values, target in (
+        ("start", "import earlydrop and one use of it, beyond import torch (seconds)", times, 0.1),
+        ("help", "earlydrop --help (seconds)", helps, 2.0),
+    ):
+        value = statistics.median(values)
+        rows.append(Row(name, what, value, f"at most {target}", value <= target, min(values), max(values)))
+    return rows
+
+
+def timed(command: list[str], folder: str | Path, **environment: str) -> float:
+    """Seconds that a command takes.
+
+    Raises:
+        RuntimeError: It failed; with the end of what it printed.
+    """
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return time.perf_counter() - began
+
+
+def row_workers(quick: bool) -> list[Row]:
+    """The same run, in two parts a step, by one process and by two gloo workers, one thread each."""
+    steps, rates = 60 if quick else 300, {}
+    run = ["device=cpu", "trainer.accumulate=2", f"trainer.steps={steps}", "trainer.log_every=20", "threads=1",
+           "trainer.eval_every=100%", "evaluation.splits=[test]", "probe=none", "tracking=off"]  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, launcher in (("one", [sys.executable]), ("two", torchrun), ("one again", [sys.executable])):
+            out = Path(temporary) / name.replace(" ", "-")
+            timed([*launcher, "-m", "earlydrop", *run, f"out={out}"], temporary, **ONE_THREAD)
+            (timing,) = out.rglob("timing.jsonl")
+            lines = [json.loads(line)["images_per_second"] for line in timing.read_text().splitlines()]
+            rates[name] = statistics.median(lines[1:])
+    one = (rates["one"] + rates["one again"]) / 2
+    value = rates["two"] / one
+    note = ", ".join(f"{name} {rate:.0f} images/s" for name, rate in rates.items())
+    what = "images per second of a run on two gloo workers, against one process (vit_micro, 2 parts a step, one thread each)"
+    return [Row("two workers", what, value, "(no target)", True, note=note)]
+
+
+_SPIN = "while True: sum(range(100_000))"
+
+
+def row_quickstart(quick: bool) -> list[Row]:
+    """The first command, on a quiet machine and beside one and two busy processes; and the bare steps that it contains."""
+    rows, seconds = [], {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for busy in (0, 1, 2):
+            spinning = [subprocess.Popen([sys.executable, "-c", _SPIN]) for _ in range(busy)]
+            try:
+                command = [sys.executable, "-m", "earlydrop", "experiment=quickstart", f"out={temporary}/{busy}"]
+                seconds[busy] = timed(command, temporary)
+            finally:
+                for process in spinning:
+                    process.kill()
+                    process.wait()
+    bare = 6 * side_by_side(2, 500, "quickstart")  # twelve runs, two at a time
+    value = seconds[0] / bare
+    note = f"{seconds[0]:.0f} s against {bare:.0f} s"
+    rows.append(Row("quickstart", "experiment=quickstart, against the bare training steps that it contains, two at a time", value,
+                    "(no target)", True, note=note))  # fmt: skip
+    for busy, limit in ((1, 2), (2, 3)):
+        value = seconds[busy] / seconds[0]
+        what = f"experiment=quickstart beside {busy} other busy process{'es' if busy > 1 else ''}, against a quiet machine"
+        rows.append(Row(f"quickstart, {busy} busy", what, value, f"at most {limit}", value <= limit, note=f"{seconds[busy]:.0f} s"))
+    return rows
+
+
+BEFORE = "34dc1ef"
+_STUDY = ["-m", "earlydrop", "experiment=findings/underfitting", "schedule=none,early", "schedule.kind=unit", "tracking=off"]
+
+
+def row_throughput(quick: bool) -> list[Row]:
+    """Runs per core hour of the underfitting study's arms none and early, this tree against an earlier commit, side by side.
+
+    Start-up, evaluation and report are included. Reduced evaluation reads 1,000 images before the last evaluation, which stays on all.
+    """
+    ways = {
+        "throughput": ("as declared", []),
+        "throughput, reduced": ("evaluations before the last on 1,000 images", ["evaluation.interim_images=1000"]),
+    }
+    seeds, turns = 4, 1 if quick else 2
+    seconds: dict[str, list[float]] = {name: [] for name in ("before", *ways)}
+    with tempfile.TemporaryDirectory() as temporary:
+        before = Path(temporary) / "tree"
+        before.mkdir()
+        archive = subprocess.run(["git", "archive", BEFORE], cwd=ROOT, capture_output=True, check=True).stdout
+        subprocess.run(["tar", "-x", "-C", str(before)], input=archive, check=True)
+        for turn in range(turns):
+            for name, tree, more in (("before", before, []), *((name, ROOT, more) for name, (_, more) in ways.items())):
+                out = f"out={temporary}/{name.replace(', ', '-')}-{turn}"
+                command = [sys.executable, *_STUDY, f"seed=range({seeds})", out, *more]
+                seconds[name].append(timed(command, temporary, PYTHONPATH=str(tree)))
+    rows = []
+    for name, (how, _) in ways.items():
+        ratios = [b / s for b, s in zip(seconds["before"], seconds[name], strict=True)]
+        value, median = statistics.median(ratios), statistics.median(seconds[name])
+        note = f"{2 * seeds} runs in {median:.0f} s, {2 * seeds / (median * (os.cpu_count() or 1) / 3600):.0f} runs a core hour"
+        what = f"runs per core hour of the underfitting study (none and early), {how}, against commit {BEFORE}"
+        rows.append(Row(name, what, value, "at least 2", value >= 2, min(ratios), max(ratios), note))
+    return rows

@@ -1,0 +1,198 @@
+"""Training steps: what scheduling, masks, attention, precision, the trainer and compilation cost."""
+
+import tempfile
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import earlydrop
+from benchmark.measure import DEVICE, Row, compare, stepper, synchronised, vit
+from earlydrop.training.config import Config, ModelConfig
+from earlydrop.training.models import Task, build_model
+from earlydrop.training.optim import make_optimizer
+from earlydrop.training.plan import make_plan
+from earlydrop.training.prepare import scheduled_model
+from earlydrop.training.record.folder import RunFolder
+from earlydrop.training.trainer import Trainer
+
+
+def row_scheduler(quick: bool) -> list[Row]:
+    model = vit(0.1, depth=12, attention="fused")
+    scheduler = earlydrop.DropoutScheduler(model, earlydrop.early(0.1, cutoff=100_000))
+    value, low, high, note = compare(
+        stepper(model, 64, after=scheduler.step), stepper(vit(0.1, 12, "fused"), 64), 30 if quick else 80
+    )
+    what = "eager step, early linear, against the same step at a constant rate (depth 12)"
+    return [Row("scheduler", what, value, "at most 1.02", value <= 1.02, low, high, note)]
+
+
+def row_off(quick: bool) -> list[Row]:
+    model = vit(0.1)
+    scheduler = earlydrop.DropoutScheduler(model, earlydrop.early(0.1, cutoff=1))
+    scheduler.step()
+    value, low, high, note = compare(stepper(model, after=scheduler.step), stepper(vit(0.0)), 30 if quick else 80)
+    return [
+        Row(
+            "off",
+            "eager step after the cutoff, against a model built without dropout",
+            value,
+            "at most 1.01",
+            value <= 1.01,
+            low,
+            high,
+            note,
+        )
+    ]
+
+
+def row_cpu_step(quick: bool) -> list[Row]:
+    rows = []
+    for name, bf16, target in (("bf16", True, 0.7), ("float32", False, 0.85)):
+        ours = vit(0.1)
+        earlydrop.DropoutScheduler(ours, earlydrop.constant(0.1), masks="fast")
+        native = stepper(vit(0.1, attention="fused"), 256, bf16)
+        value, low, high, note = compare(stepper(ours, 256, bf16), native, 12 if quick else 30)
+        what = f"vit_micro step, p = 0.1, {name}: plain attention and 16-bit masks, against native dropout and fused attention"
+        rows.append(Row(f"cpu step {name}", what, value, f"at most {target}", value <= target, low, high, note))
+    return rows
+
+
+def row_parts(quick: bool) -> list[Row]:
+    """What each choice of the CPU defaults gives by itself: a vit_micro step at p = 0.1 with it, against the same step without."""
+    repeats = 10 if quick else 24
+
+    def step(attention: str, masks: str, bf16: bool = False, fused: bool = True) -> Callable[[], None]:
+        model = vit(0.1, attention=attention)
+        earlydrop.DropoutScheduler(model, earlydrop.constant(0.1), masks=masks)
+        return stepper(model, 256, bf16, fused=fused)
+
+    pairs = {
+        "16-bit masks": ("plain attention: 16-bit masks, against native ones", step("plain", "fast"), step("plain", "native")),
+        "plain attention": ("native masks: plain attention, against fused", step("plain", "native"), step("fused", "native")),
+        "fused optimizer": (
+            "defaults: fused AdamW, against torch's choice",
+            step("plain", "fast"),
+            step("plain", "fast", fused=False),
+        ),
+        "bf16": ("defaults: bfloat16 autocast, against float32", step("plain", "fast", True), step("plain", "fast")),
+    }
+    rows = []
+    for name, (what, ours, theirs) in pairs.items():
+        value, low, high, note = compare(ours, theirs, repeats)
+        rows.append(Row(name, what, value, "(no target)", True, low, high, note))
+    images, labels = torch.randn(128, 784, device=DEVICE), torch.randint(10, (128,), device=DEVICE)
+    layers = []
+    for layer in (earlydrop.SharedMaskDropout, nn.Dropout):
+        stack = nn.Sequential(
+            *(module for width in (784, 512) for module in (nn.Linear(width, 512), nn.ReLU(), layer(0.5))), nn.Linear(512, 10)
+        )
+        layers.append(stack.to(DEVICE))
+
+    def train(model: nn.Module) -> None:
+        F.cross_entropy(model(images), labels).backward()
+
+    value, low, high, note = compare(lambda: train(layers[0]), lambda: train(layers[1]), 10 * repeats)
+    what = "MLP 784-512-512-10, forward and backward: one mask for the mini-batch, against one a sample"
+    return [*rows, Row("shared mask", what, value, "(no target)", True, low, high, note)]
+
+
+def row_trainer(quick: bool) -> list[Row]:
+    with tempfile.TemporaryDirectory() as temporary:
+        config = Config(out=temporary, tracking="off", device=DEVICE.type)
+        config.trainer.epochs, config.trainer.eval_every = 1_000, "100%"
+        plan = make_plan(config)
+        trainer = Trainer(plan, *scheduled_model(plan), RunFolder(plan.folder), track=lambda step, metrics: None)
+        trainer.folder.open_metrics(0)
+        trainer.model.train()
+        batches = iter(trainer.batches())
+        chunk = 20
+
+        def with_metrics() -> None:
+            for _ in range(chunk):
+                trainer.train_step(next(batches))
+                if trainer.step % config.trainer.log_every == 0:
+                    trainer._record(trainer._read_window())
+                if trainer.scheduler is not None:
+                    trainer.scheduler.step()
+
+        model, _ = scheduled_model(plan)
+        model.train()
+        optimizer = make_optimizer(model, config.optim)
+        size = config.trainer.batch_size
+        images = torch.randn(4_096, 1, 28, 28, device=DEVICE)
+        labels = torch.randint(10, (4_096,), device=DEVICE)
+        position = 0
+
+        def bare() -> None:
+            nonlocal position
+            for _ in range(chunk):
+                start = position * size % (4_096 - size)
+                position += 1
+                F.cross_entropy(model(images[start : start + size]), labels[start : start + size]).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        value, low, high, note = compare(bare, with_metrics, 6 if quick else 16, warm_up=1)
+        trainer.folder.close()
+    what = "trainer's images per second with all per-step metrics, against a bare loop in memory"
+    return [Row("trainer", what, value, "at least 0.95", value >= 0.95, low, high, f"{note} for {chunk} steps (bare first)")]
+
+
+def _count_graphs(run: Callable[[], object]) -> tuple[float, int]:
+    torch._dynamo.reset()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    seconds = synchronised(run)
+    return seconds, torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
+
+
+def row_compiled_naive(quick: bool) -> list[Row]:
+    steps, seconds, graphs = 200, [], []
+    torch._inductor.config.force_disable_caches = True
+    schedule = earlydrop.early(0.1, cutoff=150)
+    stepper(torch.compile(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).to(DEVICE)), 64)()  # the compiler's own start-up
+    for ours in (True, False):
+        model = build_model(ModelConfig(name="mlp"), Task(1, 10, 28, 0.1, 0.0), 0).to(DEVICE)
+        dropouts = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+        scheduler = earlydrop.DropoutScheduler(model, schedule) if ours else None
+        compiled = torch.compile(model)
+        step = stepper(compiled, 64)
+
+        def run(step=step, compiled=compiled, scheduler=scheduler, dropouts=dropouts) -> None:
+            for i in range(steps):
+                if scheduler is None:
+                    for module in dropouts:
+                        module.p = schedule(i)
+                step()
+                if scheduler is not None:
+                    scheduler.step()
+                if i in (50, 180):
+                    compiled.eval()
+                    with torch.no_grad():
+                        compiled(torch.zeros(64, 1, 28, 28, device=DEVICE))
+                    compiled.train()
+
+        elapsed, count = _count_graphs(run)
+        seconds.append(elapsed)
+        graphs.append(count)
+    value = seconds[0] / seconds[1]
+    note = f"{seconds[0]:.0f} s, {graphs[0]} graphs, against {seconds[1]:.0f} s, {graphs[1]} graphs"
+    what = "200 compiled steps of the MLP at a changing rate (two evaluations), against module.p = rate; compile time included"
+    return [Row("compiled, naive", what, value, "at most 0.5, 3 graphs", value <= 0.5 and graphs[0] == 3, note=note)]
+
+
+def row_compiled_step(quick: bool) -> list[Row]:
+    rows = []
+    ours, native = vit(0.1, depth=4), vit(0.1, depth=4)
+    scheduler = earlydrop.DropoutScheduler(ours, earlydrop.early(0.1, cutoff=100_000))
+    value, low, high, note = compare(stepper(torch.compile(ours), after=scheduler.step), stepper(torch.compile(native)), 40)
+    rows.append(Row("compiled step", "compiled step at a changing rate, against native dropout at a constant one, compiled", value, "at most 1.03",
+                    value <= 1.03, low, high, note))  # fmt: skip
+    off, none = vit(0.1, depth=4), vit(0.0, depth=4)
+    scheduler_off = earlydrop.DropoutScheduler(off, earlydrop.early(0.1, cutoff=1))
+    scheduler_off.step()
+    value, low, high, note = compare(stepper(torch.compile(off), after=scheduler_off.step), stepper(torch.compile(none)), 40)
+    rows.append(Row("off, compiled", "compiled step after the cutoff, against a model built without dropout", value, "at most 1.01",
+                    value <= 1.01, low, high, note))  # fmt: skip
+    return rows

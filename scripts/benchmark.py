@@ -26,7 +26,7 @@ ROWS = {
     "scheduler": steps.row_scheduler, "off": steps.row_off, "cpu_step": steps.row_cpu_step, "parts": steps.row_parts,
     "trainer": steps.row_trainer, "probe": probes.row_probe, "probe_memory": probes.row_probe_memory, "input": paths.row_input,
     "folder_input": paths.row_folder_input, "start": processes.row_start, "two_cores": processes.row_two_cores,
-    "workers": processes.row_workers, "compiled_step": steps.row_compiled_step, "compiled_naive": steps.row_compiled_naive,
+    "workers": processes.row_workers, "busy": processes.row_busy, "compiled_step": steps.row_compiled_step, "compiled_naive": steps.row_compiled_naive,
     "quickstart": processes.row_quickstart, "throughput": processes.row_throughput,
 }  # fmt: skip
 LONG = ("compiled_step", "compiled_naive", "quickstart", "throughput")
@@ -39,11 +39,11 @@ def device_name() -> str:
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| row | what against what | ratio | spread | to reach | |", "|---|---|---|---|---|---|"]
+    lines = ["| row | what against what | ratio | spread | to reach | | torch |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         spread = f"{row.low:.3f} to {row.high:.3f}" if row.low is not None else ""
         reached = row.target if row.met else f"**{row.target}** (missed)"
-        lines.append(f"| {row.name} | {row.what} | {row.value:.3f} | {spread} | {reached} | {row.note} |")
+        lines.append(f"| {row.name} | {row.what} | {row.value:.3f} | {spread} | {reached} | {row.note} | {row.torch} |")
     return "\n".join(lines)
 
 
@@ -64,7 +64,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     kept = json.loads((out / "benchmark.json").read_text())["rows"] if arguments.rows and (out / "benchmark.json").is_file() else []
     earlier = [Row(**row) for row in kept]
-    head = f"{device}; torch {torch.__version__}, Python {platform.python_version()}" + ("; quick" if arguments.quick else "")
+    head = f"{device}; Python {platform.python_version()}" + ("; quick" if arguments.quick else "")
     for name in names:
         began = time.perf_counter()
         rows += ROWS[name](arguments.quick)
@@ -73,7 +73,6 @@ def main() -> None:
         (out / "table.md").write_text(f"{head}\n\n{table(list(done.values()))}\n")
         content = {
             "device": device,
-            "torch": str(torch.__version__),
             "quick": arguments.quick,
             "rows": [dataclasses.asdict(row) for row in done.values()],
         }

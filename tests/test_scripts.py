@@ -25,3 +25,16 @@ def test_the_workspace_serialises_without_a_network():
             assert metric in text
         assert "stddev" in text
         assert "trainer/step" in text
+
+
+@pytest.mark.sweep
+def test_the_benchmark_measures_a_row_and_keeps_the_others(tmp_path):
+    script = Path(__file__).parents[1] / "scripts" / "benchmark.py"
+    for rows in ("probe_memory", "input"):
+        command = [sys.executable, str(script), "--quick", "--rows", rows, "--out", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert [row["name"] for row in json.loads((tmp_path / "benchmark.json").read_text())["rows"]] == ["probe memory", "input"]
+    done = subprocess.run([sys.executable, str(script), "--rows", "inptu"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--rows has inptu: expected some of" in done.stderr

@@ -10,15 +10,15 @@ from pathlib import Path
 import pandas as pd
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """A table of text cells in Markdown."""
+def to_markdown(table: pd.DataFrame, aligned: bool = True) -> str:
+    """A table of text cells in Markdown, its columns aligned in the source too, or in as few characters as it takes."""
 
     def cells(values: Iterable[object]) -> list[str]:
         return [str(value).replace("|", r"\|").replace("\n", " ") for value in values]
 
     body = zip(table.index, table.to_numpy(), strict=True)
     rows = [cells([table.index.name or "", *table.columns]), *(cells([name, *row]) for name, row in body)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(len(row[i]) for row in rows) if aligned else 1 for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 

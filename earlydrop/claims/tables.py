@@ -153,7 +153,7 @@ def write_findings(
     )
     (out / "short.md").write_text(to_markdown(short_table(declarations, verdicts)) + "\n", encoding="utf-8")
     if claims == "findings":
-        (out / "answer.md").write_text(to_markdown(answer_table(declarations, verdicts)) + "\n", encoding="utf-8")
+        (out / "answer.md").write_text(to_markdown(answer_table(declarations, verdicts), aligned=False) + "\n", encoding="utf-8")
         figures |= draw_answer(declarations, verdicts, out / "figures")
     table.to_csv(out / "table.csv", lineterminator="\n")
     (out / "fingerprints.csv").write_text(_fingerprints(verdicts, figures), encoding="utf-8")

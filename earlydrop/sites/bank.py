@@ -19,7 +19,7 @@ class RateBank:
         names: The sites' names.
         base_rates: The rates that they were built with.
         kinds: ``"unit"`` or ``"path"`` for each.
-        fast_masks: Whether nn.Dropout layers draw 16-bit masks in eager mode.
+        fast_masks: Whether nn.Dropout layers draw 16-bit masks.
     """
 
     def __init__(self, names: Sequence[str], base_rates: Sequence[float], kinds: Sequence[str], fast_masks: bool = False) -> None:

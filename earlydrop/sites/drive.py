@@ -32,7 +32,7 @@ def drive(model: nn.Module, sites: list[Site], fast_masks: bool) -> RateBank:
     Args:
         model: The model that the sites were found in.
         sites: The sites; none may be driven already.
-        fast_masks: Whether nn.Dropout layers draw 16-bit masks in eager mode.
+        fast_masks: Whether nn.Dropout layers draw 16-bit masks.
 
     Returns:
         The bank, every rate 0.

@@ -11,6 +11,7 @@ Shapes: ``x`` is any floating-point tensor, ``rate`` is 0-d float32 on the devic
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -163,11 +164,42 @@ def fast_dropout(x: Tensor, rate: float) -> Tensor:
             "masks='fast' does not work under torch.func.vmap, which cannot see its random numbers: make the scheduler with masks='native'"
         )
     dropped_of_65536 = min(round(rate * 65_536), 65_535)
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
-    # The whole range of int64: plain random_() leaves the top bit 0, and every fourth entry would never drop.
-    bits = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
-    keep = bits >= dropped_of_65536 - 32_768
+    keep = _draw_bits(x.shape, x.device) >= dropped_of_65536 - 32_768
     scale = 65_536 / (65_536 - dropped_of_65536)
     if x.dtype == torch.float32:
         return x * keep.to(x.dtype).mul_(scale)
     return torch.where(keep, x, 0.0) * scale  # the scale stays a float32 number: bfloat16 would round it
+
+
+def fast_inverted(x: Tensor, rate: Tensor) -> Tensor:
+    """`fast_dropout` with the rate as a tensor, for compiled graphs on a CPU, whose own draws are of full width (ours).
+
+    Under one seed and drawn in one order the masks are those of eager mode.
+
+    Args:
+        x: Input, of any shape.
+        rate: Drop rate, 0-d.
+
+    Returns:
+        The input with its dropped entries set to 0.
+    """
+    dropped_of_65536 = (rate * 65_536.0).round().clamp_max(65_535.0)
+    keep = torch.ops.earlydrop.random_bits(x.shape, x.device) >= dropped_of_65536 - 32_768.0
+    return (torch.where(keep, x, 0.0) * (65_536.0 / (65_536.0 - dropped_of_65536))).to(x.dtype)
+
+
+def _draw_bits(shape: Sequence[int], device: torch.device) -> Tensor:
+    """16 random bits an entry, as int16."""
+    count = math.prod(shape)
+    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
+    # The whole range of int64: plain random_() leaves the top bit 0, and every fourth entry would never drop.
+    return words.random_(-(2**63), None).view(torch.int16)[:count].view(*shape)
+
+
+# One operator to a compiled graph: it is drawn as in eager mode, and as a seeded one no two of its calls are taken for the same.
+_LIBRARY = torch.library.Library("earlydrop", "DEF")
+_LIBRARY.define("random_bits(SymInt[] shape, Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+_LIBRARY.impl("random_bits", _draw_bits, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "earlydrop::random_bits", lambda shape, device: torch.empty(shape, dtype=torch.int16, device=device), lib=_LIBRARY
+)

@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
+
 from earlydrop.sites import find_sites
 from earlydrop.training.cost import Cost, estimate, workers_of
 from earlydrop.training.distributed import check_parts
@@ -27,7 +29,7 @@ def print_plan(plan: Plan) -> None:
     source, total = plan.source, plan.total_steps
     print(f"folder       {plan.folder}")
     print(f"fingerprint  {plan.fingerprint}")
-    print(f"model        {config.model.name}, {parameters:,} parameters, on {plan.device}")
+    print(f"model        {config.model.name}, {parameters:,} parameters, on {plan.device}, {_threads()}")
     what = "images" if source.context is None else f"contexts of {source.context} bytes"
     skipped = f"; {source.skipped:,} that cannot be read are left out" if source.skipped else ""
     classes = f", {source.classes:,} classes" if source.context is None else ""
@@ -93,3 +95,12 @@ def _existing(path: Path) -> Path:
     while not path.exists() and path != path.parent:
         path = path.parent
     return path if os.access(path, os.R_OK) else Path()
+
+
+def _threads() -> str:
+    """How many threads there are, and how they wait for each other, as the environment says."""
+    count = torch.get_num_threads()
+    if count == 1:
+        return "1 thread"
+    chosen = [f"{name}={os.environ[name]}" for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
+    return f"{count} threads" + (f" that wait by {', '.join(chosen)}" if chosen else "")

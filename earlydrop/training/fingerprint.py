@@ -23,6 +23,7 @@ VERSIONS = {
     "mixing": 1,
     "parts": 2,  # a batch in several parts. 2: what is random is drawn for each part by itself
     "masks": 1,
+    "compiled_masks": 2,  # trainer.masks=fast in compiled graphs. 2: they draw 16-bit masks on a CPU too
     "models": 1,
     "swin": 2,  # 2: its tables of position biases decay, as in the released code
     "optimizer": 1,
@@ -56,6 +57,7 @@ def parts_used(config: Config) -> set[str]:
     used |= {"swin"} if config.model.name.startswith("swin") else set()
     used |= {"parts"} if config.trainer.accumulate > 1 else set()
     used |= {"masks"} if drops(config) else set()
+    used |= {"compiled_masks"} if drops(config) and config.trainer.compile and config.trainer.masks == "fast" else set()
     used |= {"probe"} if config.probe.at else set()
     return used | ({"monte_carlo"} if config.trainer.mc_passes is not None else set())
 

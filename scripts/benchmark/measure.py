@@ -33,6 +33,7 @@ class Row:
     low: float | None = None
     high: float | None = None
     note: str = ""
+    torch: str = str(torch.__version__)
 
 
 def synchronised(act: Callable[[], object]) -> float:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmark.measure import Row
@@ -105,11 +107,7 @@ def row_workers(quick: bool) -> list[Row]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     with tempfile.TemporaryDirectory() as temporary:
         for name, launcher in (("one", [sys.executable]), ("two", torchrun), ("one again", [sys.executable])):
-            out = Path(temporary) / name.replace(" ", "-")
-            timed([*launcher, "-m", "earlydrop", *run, f"out={out}"], temporary, **ONE_THREAD)
-            (timing,) = out.rglob("timing.jsonl")
-            lines = [json.loads(line)["images_per_second"] for line in timing.read_text().splitlines()]
-            rates[name] = statistics.median(lines[1:])
+            rates[name] = _rate(launcher, run, Path(temporary) / name.replace(" ", "-"), **ONE_THREAD)
     one = (rates["one"] + rates["one again"]) / 2
     value = rates["two"] / one
     note = ", ".join(f"{name} {rate:.0f} images/s" for name, rate in rates.items())
@@ -120,33 +118,70 @@ def row_workers(quick: bool) -> list[Row]:
 _SPIN = "while True: sum(range(100_000))"
 
 
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Within it, so many other processes each keep a core busy."""
+    spinning = [subprocess.Popen([sys.executable, "-c", _SPIN]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+
+
+def row_busy(quick: bool) -> list[Row]:
+    """A run with a thread a core on a quiet machine and beside a busy process, with short waits (ours) and with GNU OpenMP's."""
+    steps, rates = 60 if quick else 200, {}
+    run = ["device=cpu", f"trainer.steps={steps}", "trainer.log_every=20", "trainer.eval_every=100%", "evaluation.splits=[test]",
+           "probe=none", "tracking=off"]  # fmt: skip
+    with tempfile.TemporaryDirectory() as temporary:
+        for count in (0, 1):
+            for how, environment in (("ours", {}), ("OpenMP's", {"GOMP_SPINCOUNT": "300000"})):
+                with busy(count):
+                    rates[how, count] = _rate([sys.executable], run, Path(temporary) / f"{count}{len(environment)}", **environment)
+    rows = []
+    for count, name, where in (
+        (0, "short waits, quiet", "on a quiet machine"),
+        (1, "short waits, busy", "beside one other busy process"),
+    ):
+        ours, theirs = rates["ours", count], rates["OpenMP's", count]
+        what = f"images per second of a run with a thread a core {where}: threads that wait briefly, against GNU OpenMP's default"
+        rows.append(Row(name, what, ours / theirs, "(no target)", True, note=f"{ours:.0f} images/s against {theirs:.0f}"))
+    return rows
+
+
+def _rate(launcher: list[str], run: list[str], out: Path, **environment: str) -> float:
+    """Images per second of a run, the median of its logged rates after the first."""
+    timed([*launcher, "-m", "earlydrop", *run, f"out={out}"], out.parent, **environment)
+    (timing,) = out.rglob("timing.jsonl")
+    return statistics.median([json.loads(line)["images_per_second"] for line in timing.read_text().splitlines()][1:])
+
+
 def row_quickstart(quick: bool) -> list[Row]:
     """The first command, on a quiet machine and beside one and two busy processes; and the bare steps that it contains."""
     rows, seconds = [], {}
     with tempfile.TemporaryDirectory() as temporary:
-        for busy in (0, 1, 2):
-            spinning = [subprocess.Popen([sys.executable, "-c", _SPIN]) for _ in range(busy)]
-            try:
-                command = [sys.executable, "-m", "earlydrop", "experiment=quickstart", f"out={temporary}/{busy}"]
-                seconds[busy] = timed(command, temporary)
-            finally:
-                for process in spinning:
-                    process.kill()
-                    process.wait()
+        for count in (0, 1, 2):
+            command = [sys.executable, "-m", "earlydrop", "experiment=quickstart", f"out={temporary}/{count}"]
+            with busy(count):
+                seconds[count] = timed(command, temporary)
     bare = 6 * side_by_side(2, 500, "quickstart")  # twelve runs, two at a time
     value = seconds[0] / bare
     note = f"{seconds[0]:.0f} s against {bare:.0f} s"
     rows.append(Row("quickstart", "experiment=quickstart, against the bare training steps that it contains, two at a time", value,
                     "(no target)", True, note=note))  # fmt: skip
-    for busy, limit in ((1, 2), (2, 3)):
-        value = seconds[busy] / seconds[0]
-        what = f"experiment=quickstart beside {busy} other busy process{'es' if busy > 1 else ''}, against a quiet machine"
-        rows.append(Row(f"quickstart, {busy} busy", what, value, f"at most {limit}", value <= limit, note=f"{seconds[busy]:.0f} s"))
+    for count, limit in ((1, 2), (2, 3)):
+        value = seconds[count] / seconds[0]
+        what = f"experiment=quickstart beside {count} other busy process{'es' if count > 1 else ''}, against a quiet machine"
+        rows.append(
+            Row(f"quickstart, {count} busy", what, value, f"at most {limit}", value <= limit, note=f"{seconds[count]:.0f} s")
+        )
     return rows
 
 
 BEFORE = "34dc1ef"
-_STUDY = ["-m", "earlydrop", "experiment=findings/underfitting", "schedule=none,early", "schedule.kind=unit", "tracking=off"]
+_STUDY = ["experiment=findings/underfitting", "schedule=none,early", "schedule.kind=unit", "tracking=off"]
 
 
 def row_throughput(quick: bool) -> list[Row]:
@@ -168,7 +203,8 @@ def row_throughput(quick: bool) -> list[Row]:
         for turn in range(turns):
             for name, tree, more in (("before", before, []), *((name, ROOT, more) for name, (_, more) in ways.items())):
                 out = f"out={temporary}/{name.replace(', ', '-')}-{turn}"
-                command = [sys.executable, *_STUDY, f"seed=range({seeds})", out, *more]
+                start = f"from earlydrop.{'cli' if name == 'before' else 'commands.run'} import main; main()"
+                command = [sys.executable, "-c", start, *_STUDY, f"seed=range({seeds})", out, *more]
                 seconds[name].append(timed(command, temporary, PYTHONPATH=str(tree)))
     rows = []
     for name, (how, _) in ways.items():

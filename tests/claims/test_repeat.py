@@ -55,10 +55,11 @@ def test_a_repeat_trains_judges_and_prints_what_was_published(tmp_path, monkeypa
     monkeypatch.setattr("sys.argv", ["earlydrop-findings", "--repeat", "F5-loss", "--study", "smoke", "--seeds", "2"])
     main()
     out = capsys.readouterr().out
-    assert f"smoke: F5-loss on the seeds {FIRST_SEED} to {FIRST_SEED + 1}" in out
+    first, last = fresh_seeds(load_declarations(claims_folder()), tmp_path / "none", 2)
+    assert f"smoke: F5-loss on the seeds {first} to {last}" in out
     assert any(line.startswith("F5-loss") and "smoke, fresh" in line for line in out.splitlines())
     (where,) = [each.studies["smoke"] for each in load_declarations(claims_folder()) if each.name == "underfitting"]
-    config = configurations(where, [LOSS], [FIRST_SEED], tmp_path / "runs")[1]
+    config = configurations(where, [LOSS], [first], tmp_path / "runs")[1]
     assert (make_plan(config).folder / "status.json").is_file()
 
 

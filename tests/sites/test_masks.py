@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from earlydrop import DropoutScheduler, constant, early
-from earlydrop.sites.masks import fast_dropout
+from earlydrop.sites.masks import fast_dropout, fast_inverted
 
 RATES = [0.001, 0.01, 0.1, 0.3, 0.5, 0.9]
 
@@ -95,3 +95,55 @@ def test_fused_attention_gives_way_while_fast_masks_are_on():
     assert attention.fused_attn is before
     scheduler.restore()
     assert attention.fused_attn is before
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-6, 0.001, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_rate_as_a_tensor_gives_the_masks_of_the_rate_as_a_number(rate, dtype):
+    x = torch.randn(1_001, dtype=dtype, requires_grad=True)
+    torch.manual_seed(5)
+    expected = fast_dropout(x, rate)
+    torch.manual_seed(5)
+    found = fast_inverted(x, torch.tensor(rate))
+    assert found.dtype == dtype
+    assert torch.equal(found == 0, expected == 0)
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert torch.equal(gradient != 0, (found != 0) | (x == 0))
+
+
+def test_compiled_graphs_draw_them_in_three_graphs_with_the_mean_kept():
+    model = nn.Sequential(nn.Dropout(0.5), nn.ReLU(), nn.Dropout(0.5))
+    scheduler = DropoutScheduler(model, early(0.4, cutoff=3), masks="fast")
+    torch._dynamo.reset()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled, x = torch.compile(model), torch.ones(400_000, requires_grad=True)
+    for _ in range(4):
+        rate = round(scheduler.last_rate * 65_536) / 65_536
+        torch.manual_seed(7)
+        y = compiled(x)
+        kept = (1 - rate) ** 2  # two layers: each draws its own mask
+        assert abs((y != 0).double().mean().item() - kept) <= 5 * (kept * (1 - kept) / x.numel()) ** 0.5
+        assert y.max().item() == pytest.approx(1 / kept, rel=1e-6)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(gradient, y.detach())
+        torch.manual_seed(7)
+        assert torch.equal(y, model(x))
+        scheduler.step()
+    model.eval()
+    assert torch.equal(compiled(x), x)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 3
+
+
+def test_recomputation_in_a_compiled_graph_has_the_masks_of_the_forward():
+    layer = nn.Dropout(0.5)
+    model = nn.Sequential(layer)
+    DropoutScheduler(model, constant(0.5), masks="fast")
+
+    def forward(x):
+        return torch.utils.checkpoint.checkpoint(lambda x: layer(x * 1.0) * 2.0, x, use_reentrant=False)
+
+    x = torch.ones(10_000, requires_grad=True)
+    y = torch.compile(forward)(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, y.detach())

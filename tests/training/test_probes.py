@@ -2,28 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from earlydrop.training.config import ConfigError
 from earlydrop.training.run import run
-
-
-def final_state(folder):
-    return torch.load(max((Path(folder) / "checkpoints").glob("*.pt")), weights_only=True)
-
-
-def assert_same(a, b):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list):
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert a == b
+from tests.training.states import assert_same, final_state
 
 
 def test_the_probe_changes_nothing(config):

@@ -4,7 +4,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from earlydrop.analysis import load_runs
@@ -17,24 +16,7 @@ from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.folder import RunFolder, changed_files, read_metrics
 from earlydrop.training.run import run
 from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed
-
-
-def final_state(folder):
-    return torch.load(max((Path(folder) / "checkpoints").glob("*.pt")), weights_only=True)
-
-
-def assert_same(a, b):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list):
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert a == b
+from tests.training.states import assert_same, final_state
 
 
 def test_a_run_leaves_what_it_should(config):

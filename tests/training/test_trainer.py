@@ -14,24 +14,7 @@ from earlydrop.training.record.checkpoint import load_best
 from earlydrop.training.record.folder import RunFolder, read_metrics
 from earlydrop.training.run import run
 from earlydrop.training.trainer import Trainer, TrainingFailed
-
-
-def final_state(folder):
-    return torch.load(max((Path(folder) / "checkpoints").glob("*.pt")), weights_only=True)
-
-
-def assert_same(a, b):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list):
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert a == b
+from tests.training.states import assert_same, final_state
 
 
 def test_two_runs_that_differ_only_in_schedule_see_the_same_data(config, monkeypatch):

@@ -1,18 +1,13 @@
 import json
-from pathlib import Path
 
 import pytest
-import torch
 
 from earlydrop.training.config import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.record.folder import RunFolder
 from earlydrop.training.run import run
 from earlydrop.training.trainer import TrainingFailed
-
-
-def final_state(folder):
-    return torch.load(max((Path(folder) / "checkpoints").glob("*.pt")), weights_only=True)
+from tests.training.states import final_state
 
 
 def test_one_process_a_folder(config):

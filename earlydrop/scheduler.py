@@ -33,7 +33,8 @@ class DropoutScheduler:
             transformers, timm and torchvision is not driven by default: a warning names it. `earlydrop.audit` tells what a model drops.
         masks: ``"native"`` draws masks with torch's own kernels. ``"fast"`` draws those of nn.Dropout layers from 16-bit numbers, about
             three times as fast on a CPU: the same distribution with the rate rounded to 1/65,536, other random numbers. It is for eager
-            mode, and for compiled graphs on a CPU. timm's fused attention then gives way to the plain path while its dropout is on.
+            mode, and for compiled graphs on a CPU (from torch 2.14 on). timm's fused attention then gives way to the plain path while
+            its dropout is on.
 
     Raises:
         ValueError: An unresolved schedule, a rate outside [0, 1), an unknown kind or masks, no site to drive, a mixture of sites with

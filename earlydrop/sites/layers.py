@@ -59,7 +59,7 @@ class ElementDropout(MaskLayer):
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
         link: Link = self.__dict__[LINK]
-        if link.bank.fast_masks and x.device.type == "cpu":
+        if link.bank.fast_masks and masks.COMPILED and x.device.type == "cpu":
             return self._in_place(x, masks.fast_inverted(x, rate))
         return self._in_place(x, masks.inverted(x, rate, x.shape))
 

@@ -160,9 +160,7 @@ def fast_dropout(x: Tensor, rate: float) -> Tensor:
         RuntimeError: Under torch.func.vmap.
     """
     if torch._C._functorch.is_batchedtensor(x):
-        raise RuntimeError(
-            "masks='fast' does not work under torch.func.vmap, which cannot see its random numbers: make the scheduler with masks='native'"
-        )
+        _refuse_vmap()
     dropped_of_65536 = min(round(rate * 65_536), 65_535)
     keep = _draw_bits(x.shape, x.device) >= dropped_of_65536 - 32_768
     scale = 65_536 / (65_536 - dropped_of_65536)
@@ -188,6 +186,12 @@ def fast_inverted(x: Tensor, rate: Tensor) -> Tensor:
     return (torch.where(keep, x, 0.0) * (65_536.0 / (65_536.0 - dropped_of_65536))).to(x.dtype)
 
 
+def _refuse_vmap(*arguments: object) -> Tensor:
+    raise RuntimeError(
+        "masks='fast' does not work under torch.func.vmap, which cannot see its random numbers: make the scheduler with masks='native'"
+    )
+
+
 def _draw_bits(shape: Sequence[int], device: torch.device) -> Tensor:
     """16 random bits an entry, as int16."""
     count = math.prod(shape)
@@ -196,10 +200,14 @@ def _draw_bits(shape: Sequence[int], device: torch.device) -> Tensor:
     return words.random_(-(2**63), None).view(torch.int16)[:count].view(*shape)
 
 
-# One operator to a compiled graph: it is drawn as in eager mode, and as a seeded one no two of its calls are taken for the same.
-_LIBRARY = torch.library.Library("earlydrop", "DEF")
-_LIBRARY.define("random_bits(SymInt[] shape, Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
-_LIBRARY.impl("random_bits", _draw_bits, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "earlydrop::random_bits", lambda shape, device: torch.empty(shape, dtype=torch.int16, device=device), lib=_LIBRARY
-)
+COMPILED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+"""Whether compiled graphs can draw 16-bit masks: an older torch takes two draws of a custom operator for the same one."""
+
+if COMPILED:
+    _LIBRARY = torch.library.Library("earlydrop", "DEF")
+    _LIBRARY.define("random_bits(SymInt[] shape, Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+    _LIBRARY.impl("random_bits", _draw_bits, "CompositeExplicitAutograd")
+    _LIBRARY.impl("random_bits", _refuse_vmap, "FuncTorchVmapMode")  # models side by side would share their masks
+    torch.library.register_fake(
+        "earlydrop::random_bits", lambda shape, device: torch.empty(shape, dtype=torch.int16, device=device), lib=_LIBRARY
+    )

@@ -33,6 +33,7 @@ PARTS = {
         "schedules/piecewise.py",
         "schedules/classic.py",
     ],
+    "compiled_masks": ["sites/masks.py", "sites/layers.py"],
     "models": [
         "training/models/build.py",
         "training/models/timm.py",

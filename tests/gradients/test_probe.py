@@ -6,18 +6,8 @@ from torch import nn
 
 import earlydrop
 from earlydrop import DropoutScheduler, early
+from tests.gradients.conv_net import loss_fn, make_model
 from tests.sites import small_models
-
-
-def make_model():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.2), nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.4), nn.Linear(16, 3)
-    )  # fmt: skip
-
-
-def loss_fn(model, batch):
-    return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
 def batches_of(n, size=8):

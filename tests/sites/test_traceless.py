@@ -3,11 +3,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import earlydrop
 from earlydrop import DropoutScheduler, early
+from tests.gradients.conv_net import loss_fn, make_model
 
 
 class Augmented(Dataset):
@@ -24,17 +24,6 @@ class Augmented(Dataset):
     def __getitem__(self, i):
         noise = random.random() + np.random.rand() + self.own.random() + torch.rand(()).item()
         return self.x[i] + 0.1 * noise, self.y[i]
-
-
-def make_model():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.2), nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.4), nn.Linear(16, 3)
-    )  # fmt: skip
-
-
-def loss_fn(model, batch):
-    return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -70,6 +70,21 @@ def test_the_papers_recipe_plans_on_a_folder_of_images(tmp_path):
     assert "blocks.11.mlp.drop2" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "2 threads that wait by GOMP_SPINCOUNT=1000\n"),
+        ({"GOMP_SPINCOUNT": "5"}, "2 threads that wait by GOMP_SPINCOUNT=5\n"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "2 threads that wait by OMP_WAIT_POLICY=PASSIVE\n"),
+    ],
+)
+def test_threads_wait_briefly_unless_the_user_says_how(environment, expected, tmp_path, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    done = earlydrop("mode=plan", "threads=2", *SMALL, "plan.images_per_second=100", cwd=tmp_path, **environment)
+    assert expected in done.stdout, done.stderr
+
+
 def test_a_comment_stands_at_the_top_of_every_config():
     for path in conf_folder().rglob("*.yaml"):
         assert path.read_text().startswith("#"), path

@@ -30,10 +30,8 @@ EARLY = 0.2
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """The run folders at or below a folder, by name: those that hold a ``config.yaml`` and a ``provenance.json``."""
-    for path in sorted(folder.rglob("provenance.json")):
-        if (path.parent / "config.yaml").is_file():
-            yield path.parent
+    """The run folders at or below a folder, by name: whatever holds a ``provenance.json`` or a ``metrics.jsonl``."""
+    yield from sorted({path.parent for name in ("provenance.json", "metrics.jsonl") for path in folder.rglob(name)})
 
 
 def load_history(run: str | Path) -> pd.DataFrame:
@@ -92,6 +90,8 @@ def runs_of(runs: pd.DataFrame, fits: Callable[[Arm], bool]) -> pd.DataFrame:
 
 def _row(path: Path) -> dict[str, Any]:
     provenance, status = read_json(path / "provenance.json"), read_json(path / STATUS)
+    if "fingerprint" not in provenance:
+        raise DamagedFileError(f"{path / 'provenance.json'} is missing or damaged: it has no fingerprint")
     config = _complete(read_config(path))
     row: dict[str, Any] = {
         "folder": str(path),
@@ -99,7 +99,7 @@ def _row(path: Path) -> dict[str, Any]:
         "arm": "",
         "settings": Arm.of({key: value for key, value in config.items() if key in keys()}),
         "seed": config["seed"],
-        "fingerprint": provenance.get("fingerprint"),
+        "fingerprint": provenance["fingerprint"],
         "state": status.get("state", "unknown"),
         "reason": status.get("reason"),
         "changed": ", ".join(changed_files(path)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import pandas as pd
 
 from earlydrop.analysis.arms import Arm
-from earlydrop.analysis.runs import load_history, load_runs, named
+from earlydrop.analysis.runs import DAMAGED, load_history, load_runs, named
 from earlydrop.claims.declare import Declaration
 from earlydrop.training.config import CADENCE, NUMBERS, keys
 from earlydrop.training.record.folder import read_json
+
+log = logging.getLogger(__name__)
 
 RUNS, HISTORY = "runs.csv", "history.csv.xz"
 _CONFIG = "config/"
@@ -29,10 +32,12 @@ class Summaries:
             value (``config/<key>``) that is not of one machine, the last value of every metric (``final/<metric>``) and its mean over
             the early window (``early/<metric>``).
         history: One row a run and measured step: ``study``, ``fingerprint``, ``arm``, ``seed``, ``step`` and a column a metric.
+        left_out: A line for each run that was left out, with the file that is damaged or was changed after the run finished.
     """
 
     runs: pd.DataFrame
     history: pd.DataFrame
+    left_out: tuple[str, ...] = ()
 
     def of(self, study: str) -> pd.DataFrame:
         """The runs of one study, one row a run, with their measured steps in a column ``history``."""
@@ -69,13 +74,20 @@ def said(key: str, value: object) -> bool:
 
 
 def collect(folder: Path, studies: set[str]) -> Summaries:
-    """Summarise the runs of some studies, anywhere below a folder.
+    """Summarise the runs of some studies, anywhere below a folder. What is damaged, or was changed since, is left out, with a warning.
 
     Raises:
         FileNotFoundError: There is no such folder, or no run of these studies in it.
     """
     runs = load_runs(folder)
-    runs = runs[runs["study"].isin(studies)]
+    changed = runs[runs["changed"] != ""]
+    left_out = [
+        *runs.attrs[DAMAGED],
+        *(f"{row.folder}: {row.changed} changed after the run finished" for row in changed.itertuples()),
+    ]
+    for line in left_out:
+        log.warning("left out: %s", line)
+    runs = runs[runs["study"].isin(studies) & (runs["changed"] == "")]
     if runs.empty:
         raise FileNotFoundError(f"{folder} holds no runs of the studies {', '.join(sorted(studies))}")
     runs = named(runs)
@@ -96,9 +108,9 @@ def collect(folder: Path, studies: set[str]) -> Summaries:
     order = ["study", "fingerprint", "arm", "seed", "step"]
     table = pd.DataFrame(facts).dropna(axis="columns", how="all").sort_values(["study", "arm", "seed", "fingerprint"])
     if not histories:
-        return Summaries(table, pd.DataFrame(columns=order))
+        return Summaries(table, pd.DataFrame(columns=order), tuple(left_out))
     history = pd.concat(histories, ignore_index=True).sort_values(["study", "arm", "seed", "fingerprint", "step"])
-    return Summaries(table, history[[*order, *sorted(history.columns.difference(order))]])
+    return Summaries(table, history[[*order, *sorted(history.columns.difference(order))]], tuple(left_out))
 
 
 def merged(before: Summaries, more: Summaries) -> Summaries:

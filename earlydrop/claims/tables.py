@@ -126,10 +126,12 @@ def write_findings(
         FileNotFoundError: There are neither runs nor summaries.
     """
     declarations = load_declarations(claims_folder(claims))
+    left_out: tuple[str, ...] = ()
     if any(find_runs(folder)) or not (folder / RUNS).is_file():  # summaries of earlier runs may lie beside new runs
         names = {study for each in declarations for study in each.studies} | ({MAP_STUDY} if claims == "findings" else set())
         found = collect(folder, names)
         (merged(read_summaries(out), found) if add else found).write(out)
+        left_out = found.left_out
         folder = out
     summaries = read_summaries(folder)
     verdicts = judge_all(declarations, summaries)
@@ -158,6 +160,7 @@ def write_findings(
     table.to_csv(out / "table.csv", lineterminator="\n")
     (out / "fingerprints.csv").write_text(_fingerprints(verdicts, figures), encoding="utf-8")
     sections = [
+        '<div class="trouble">' + html_list([f"left out: {line}" for line in left_out]) + "</div>" if left_out else "",
         f"<p>{_HOW}</p>",
         html_table(table),
         "<h2>Regimes</h2>" + html_list([f"{study}: {label}" for study, label in words.items()]) if words else "",

@@ -13,7 +13,7 @@ from earlydrop.analysis.runs import find_runs
 from earlydrop.commands import command
 from earlydrop.training.compose import compose, literal
 from earlydrop.training.config import keys
-from earlydrop.training.record.folder import read_config, read_provenance
+from earlydrop.training.record.folder import METRICS, DamagedFileError, changed_files, read_config, read_provenance
 
 PAPER = """@inproceedings{liu2023dropout,
   title     = {Dropout Reduces Underfitting},
@@ -56,7 +56,14 @@ def _plain(value: Any) -> str:
 
 
 def citation(run: Path) -> str:
-    """BibTeX for the paper, the software and a run, and the command that reproduces the run."""
+    """BibTeX for the paper, the software and a run, and the command that reproduces the run.
+
+    Raises:
+        DamagedFileError: What it is made from is missing, damaged, or not what the run wrote.
+    """
+    for name in changed_files(run):
+        if name != METRICS:
+            raise DamagedFileError(f"{run / name} is not what the run wrote: it was changed or damaged after the run finished")
     provenance = read_provenance(run)
     config = read_config(run)
     version, commit, fingerprint = provenance["earlydrop"], provenance["commit"], provenance["fingerprint"]
@@ -87,9 +94,16 @@ def main() -> None:
     runs = list(find_runs(arguments.folder))
     if not runs:
         raise SystemExit(f"error: {arguments.folder} holds no runs: a run's folder has a config.yaml and a provenance.json")
-    for i, run in enumerate(runs):
-        text = citation(run)
+    texts, errors = [], []
+    for run in runs:
+        try:
+            texts.append(citation(run))
+        except DamagedFileError as error:
+            errors.append(f"error: {error}")
+    for i, text in enumerate(texts):
         print(text if i == 0 else "\n" + text.split("\n\n", 2)[2])
+    if errors:
+        raise SystemExit("\n".join(errors))
 
 
 if __name__ == "__main__":

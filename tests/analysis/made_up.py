@@ -1,9 +1,12 @@
 """Folders of runs that never were."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import yaml
+
+from earlydrop.training.record.folder import RECORDS
 
 SCHEDULES = {
     "none": {"name": "none"},
@@ -45,3 +48,10 @@ def make_run(study: Path, arm: str, seed: int, loss: float, state: str = "finish
         {"step": 100, "train/loss": 1.0, "train_eval/loss": loss, "test/accuracy": 0.5, "probe/gdv": 0.7},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
+
+
+def seal(run: Path) -> None:
+    """Give a run's status the digests of its files, as a finished run's has."""
+    status = json.loads((run / "status.json").read_text())
+    digests = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in RECORDS}
+    (run / "status.json").write_text(json.dumps(status | {"files": digests}))

@@ -1,4 +1,5 @@
-from earlydrop.claims.summaries import merged, read_summaries
+from earlydrop.claims.summaries import collect, merged, read_summaries
+from tests.analysis.made_up import seal
 from tests.claims.made_up import made_up
 
 
@@ -37,3 +38,18 @@ def test_a_run_from_before_a_key_has_its_default_also_beside_runs_that_have_the_
     merged(before, more).write(tmp_path)
     arms = set(read_summaries(tmp_path).runs["settings"])
     assert arms == set(before.runs["settings"])
+
+
+def test_damaged_and_changed_runs_are_named_and_left_out(study, caplog):
+    whole = collect(study, {"study"})
+    assert (len(whole.runs), whole.left_out) == (6, ())
+    (study / "none-seed0" / "config.yaml").write_text("[")
+    (study / "none-seed1" / "metrics.jsonl").write_text("garbage\n")
+    changed = study / "none-seed2"
+    seal(changed)
+    (changed / "metrics.jsonl").write_bytes((changed / "metrics.jsonl").read_bytes().replace(b"0.5", b"0.4"))
+    found = collect(study, {"study"})
+    assert len(found.runs) == 3
+    assert len(found.left_out) == 3
+    for name in ("none-seed0/config.yaml", "none-seed1/metrics.jsonl", "none-seed2: metrics.jsonl changed after"):
+        assert name in caplog.text

@@ -1,3 +1,4 @@
+import json
 import random
 import shlex
 
@@ -5,6 +6,7 @@ import pytest
 
 from earlydrop.commands.cite import command_line, main
 from earlydrop.training.compose import compose
+from tests.analysis.made_up import make_run, seal
 
 
 def test_the_command_that_reproduces_a_run():
@@ -43,3 +45,20 @@ def test_a_run_without_its_provenance_is_named(study, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["earlydrop-cite", str(study)])
     with pytest.raises(SystemExit, match=r"error: .*provenance\.json is missing or damaged: it has no earlydrop"):
         main()
+
+
+def test_a_changed_configuration_is_named_and_the_other_runs_are_cited(tmp_path, capsys, monkeypatch):
+    facts = {"earlydrop": "1", "commit": None, "environment": {}, "arm": "none"}
+    for seed in (0, 1):
+        make_run(tmp_path, "none", seed, 0.5, model={"name": "mlp"})
+        (run,) = tmp_path.glob(f"none-seed{seed}*")
+        (run / "provenance.json").write_text(json.dumps(facts | {"fingerprint": f"print{seed}"}))
+        seal(run)
+    config = next(tmp_path.glob("none-seed0*")) / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 0", "seed: 7"))
+    monkeypatch.setattr("sys.argv", ["earlydrop-cite", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"error: .*config\.yaml is not what the run wrote"):
+        main()
+    out = capsys.readouterr().out
+    assert "earlydrop-print1" in out
+    assert "print0" not in out

@@ -1,11 +1,10 @@
-import hashlib
 import json
 
 import pandas as pd
 import pytest
 
 from earlydrop.commands.report import main, report_sweep, write_report
-from tests.analysis.made_up import make_run
+from tests.analysis.made_up import make_run, seal
 
 
 def test_unfinished_and_failed_runs_are_shown_and_left_out_of_the_means(study):
@@ -47,16 +46,19 @@ def test_a_sweep_without_any_run_prints_its_failures(tmp_path, capsys):
 
 
 DAMAGE = {
-    "config.yaml": [b"", b"[1, 2]", b"a: [", b"\xff\xfe", b"model: 3\n"],
+    "config.yaml": [None, b"", b"[1, 2]", b"a: [", b"\xff\xfe", b"model: 3\n"],
     "metrics.jsonl": [b"garbage\n", b"\n", b'{"step": 1, "x": "y"}\n', b"\xff\n", b"[]\n"],
     "status.json": [b"[]", b"null", b"\xff\xfe", b"{"],
-    "provenance.json": [b"[]", b"{"],
+    "provenance.json": [None, b"[]", b"{"],
 }
 
 
 @pytest.mark.parametrize(("file", "content"), [(file, content) for file, contents in DAMAGE.items() for content in contents])
 def test_a_damaged_run_is_named_and_left_out(study, file, content):
-    (study / "none-seed0" / file).write_bytes(content)
+    if content is None:
+        (study / "none-seed0" / file).unlink()
+    else:
+        (study / "none-seed0" / file).write_bytes(content)
     table, trouble, _ = write_report(study)
     assert table.loc["none", "runs"] == "2"
     (line,) = trouble
@@ -98,9 +100,7 @@ def test_labels_are_text_everywhere(study):
 
 def test_a_changed_record_of_a_finished_run_is_named(study):
     folder = study / "none-seed0"
-    status = json.loads((folder / "status.json").read_text())
-    digest = hashlib.sha256((folder / "metrics.jsonl").read_bytes()).hexdigest()
-    (folder / "status.json").write_text(json.dumps(status | {"files": {"metrics.jsonl": digest}}))
+    seal(folder)
     assert write_report(study)[1] == []
     (folder / "metrics.jsonl").write_bytes((folder / "metrics.jsonl").read_bytes().replace(b"0.5", b"0.4"))
     assert write_report(study)[1] == ["changed after the run finished: metrics.jsonl of none-seed0"]

@@ -19,7 +19,8 @@ from earlydrop.training.config import Config, ConfigError, keys
 log = logging.getLogger(__name__)
 
 STATUS = "status.json"
-RECORDS = ("config.yaml", "provenance.json", "metrics.jsonl")
+METRICS = "metrics.jsonl"
+RECORDS = ("config.yaml", "provenance.json", METRICS)
 """What a finished run's status holds the digests of."""
 
 

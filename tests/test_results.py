@@ -36,6 +36,6 @@ def test_every_finding_is_resolved_or_has_its_price():
     """No cell of the answer is open without the seeds that would resolve it and what they cost."""
     text = (ROOT / "results" / "findings" / "answer.md").read_text()
     for cell in (cell.strip() for line in text.splitlines()[2:] for cell in line.strip("|").split("|")[2:]):
-        assert "open" not in cell or "(n = " in cell, cell
+        assert "open" not in cell or "(n=" in cell, cell
         assert "not resolved" not in cell
         assert "incomplete" not in cell

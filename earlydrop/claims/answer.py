@@ -16,9 +16,9 @@ FINDINGS = {
     "F2": "moves further from the start",
     "F3": "lower GDV early, higher later",
     "F4": "lower GDE early, higher later",
-    "F5": "early dropout beats none",
+    "F5": "early dropout helps",
     "F6": "standard dropout hurts",
-    "F7": "early s.d. beats none",
+    "F7": "early s.d. helps",
     "F8": "late dropout beats standard",
     "F9": "whatever cutoff, rate, shape",
     "F10": "not lower at equal loss",
@@ -110,7 +110,7 @@ def _joined(parts: list[Verdict], others: list[Verdict]) -> str:
     prices = [each.price for each in parts if each.price is not None]
     if prices:
         dearest = max(prices, key=lambda price: price.hours)
-        behind.append(f"n = {dearest.seeds}, {dearest.hours:.2g} h" if dearest.seeds is not None else str(dearest))
+        behind.append(f"n={dearest.seeds}, {dearest.hours:.2g} h" if dearest.seeds is not None else str(dearest))
     behind += [" ".join(filter(None, (f"{each.round}:", _part(each), _word(each)))) for each in others]
     return f"{said} ({'; '.join(behind)})" if behind else said
 

@@ -18,7 +18,7 @@ def judged(*claims, summaries, studies=None):
 
 def test_parts_that_agree_are_one_word_and_others_are_named():
     table = answer_table(*judged(F5, ACCURACY, summaries=made_up(effect=-0.2)))
-    assert table.loc["F5", "claimed"] == "early dropout beats none"
+    assert table.loc["F5", "claimed"] == "early dropout helps"
     assert table.loc["F5", table.columns[-1]] == "reproduced"
     other = dataclasses.replace(ACCURACY, direction="lower")
     table = answer_table(*judged(F5, other, summaries=made_up(effect=-0.2)))
@@ -33,7 +33,7 @@ def test_each_sort_of_data_has_a_column():
         data = {"data.name": dict(each.studies[name].config)["data.name"]}
         verdicts += judge_all([each], made_up(name, effect=effect, config=data))
     table = answer_table([one, two], verdicts)
-    assert table.loc["F5"].to_dict() == {"claimed": "early dropout beats none", "glyphs": "reproduced", "text": "opposite"}
+    assert table.loc["F5"].to_dict() == {"claimed": "early dropout helps", "glyphs": "reproduced", "text": "opposite"}
 
 
 def test_the_largest_round_that_has_run_decides():
@@ -49,7 +49,7 @@ def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
         declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
         assert [verdict.round for verdict in dissent(declared[0], verdicts)] == ["repeat"]
         table = answer_table(declared, verdicts)
-        assert re.fullmatch(rf"open \(n = \d+, [\d.e+]+ h; {named}\)", table.loc["F5", table.columns[-1]])
+        assert re.fullmatch(rf"open \(n=\d+, [\d.e+]+ h; {named}\)", table.loc["F5", table.columns[-1]])
     both = merged(made_up(effect=-0.2, seeds=range(20, 30)), made_up(effect=-0.2, seeds=range(10, 14)))
     declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
     assert dissent(declared[0], verdicts) == []
@@ -58,7 +58,7 @@ def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
 def test_an_unresolved_finding_names_its_price():
     table = answer_table(*judged(F5, summaries=made_up(effect=0.0, noise=0.2, seconds=36.0)))
     cell = table.loc["F5", table.columns[-1]]
-    assert re.fullmatch(r"open \(n = \d+, [\d.]+ h\)", cell)
+    assert re.fullmatch(r"open \(n=\d+, [\d.]+ h\)", cell)
 
 
 def test_of_many_parts_it_says_how_many():

@@ -12,6 +12,7 @@ from earlydrop.analysis.runs import DAMAGED, runs_of
 from earlydrop.analysis.stats import Paired, interval, paired
 from earlydrop.metrics import METRICS
 from earlydrop.training.record.failures import failures
+from earlydrop.training.record.folder import STATUS
 
 COLUMNS = {f"{m.column}/{name}": (m.heading or name, m.digits) for name, m in METRICS.items() if m.column} | {
     "seconds": ("seconds", 0)
@@ -79,9 +80,13 @@ def problems(runs: pd.DataFrame, folder: Path) -> list[str]:
     lines = [f"left out: {line}" for line in runs.attrs.get(DAMAGED, [])]
     for row in runs.itertuples():
         if row.changed:
-            lines.append(f"changed after the run finished: {row.changed} of {Path(str(row.folder)).name}")
+            lines.append(
+                f"changed after the run finished, by the digest in its {STATUS}: {row.changed} of {Path(str(row.folder)).name}"
+            )
         if row.state == "failed":
             lines.append(f"failed: {Path(str(row.folder)).name}: {row.reason}")
+        elif row.state == "unknown":
+            lines.append(f"unknown, since it has no {STATUS}: {Path(str(row.folder)).name}")
         elif row.state != "finished":
             lines.append(f"{row.state} at step {row.step} of {row.total_steps}: {Path(str(row.folder)).name}")
     known = "\n".join(lines)

@@ -13,6 +13,7 @@ import pandas as pd
 from earlydrop.analysis.arms import Arm, flat, label_arms
 from earlydrop.training.config import Config, keys
 from earlydrop.training.record.folder import (
+    STATES,
     STATUS,
     DamagedFileError,
     changed_files,
@@ -93,6 +94,7 @@ def _row(path: Path) -> dict[str, Any]:
     if "fingerprint" not in provenance:
         raise DamagedFileError(f"{path / 'provenance.json'} is missing or damaged: it has no fingerprint")
     config = _complete(read_config(path))
+    _check_status(path / STATUS, status, config["trainer.stop_metric"] is not None)
     row: dict[str, Any] = {
         "folder": str(path),
         "study": config["study"],
@@ -117,6 +119,15 @@ def _row(path: Path) -> dict[str, Any]:
         row |= {f"final/{name}": _last(history[name]) for name in metrics}
         row |= {f"early/{name}": early[name].mean() for name in metrics}
     return row
+
+
+def _check_status(path: Path, status: Mapping[str, Any], may_stop_early: bool) -> None:
+    """Refuse a status that no run writes."""
+    if status and status.get("state") not in STATES:
+        raise DamagedFileError(f"{path} is damaged: its state is {status.get('state')!r}, not one of {', '.join(STATES)}")
+    step, total = status.get("step"), status.get("total_steps")
+    if status.get("state") == "finished" and step != total and not may_stop_early:
+        raise DamagedFileError(f"{path} is damaged: it says finished at step {step} of {total}")
 
 
 def _last(values: pd.Series) -> float:

@@ -13,7 +13,7 @@ from earlydrop.analysis.arms import Arm
 from earlydrop.analysis.runs import DAMAGED, load_history, load_runs, named
 from earlydrop.claims.declare import Declaration
 from earlydrop.training.config import CADENCE, NUMBERS, keys
-from earlydrop.training.record.folder import read_json
+from earlydrop.training.record.folder import STATUS, read_json
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,10 @@ def collect(folder: Path, studies: set[str]) -> Summaries:
     changed = runs[runs["changed"] != ""]
     left_out = [
         *runs.attrs[DAMAGED],
-        *(f"{row.folder}: {row.changed} changed after the run finished" for row in changed.itertuples()),
+        *(
+            f"{row.folder}: {row.changed} changed after the run finished, by the digest in its {STATUS}"
+            for row in changed.itertuples()
+        ),
     ]
     for line in left_out:
         log.warning("left out: %s", line)

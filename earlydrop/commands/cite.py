@@ -13,7 +13,7 @@ from earlydrop.analysis.runs import find_runs
 from earlydrop.commands import command
 from earlydrop.training.compose import compose, literal
 from earlydrop.training.config import keys
-from earlydrop.training.record.folder import METRICS, DamagedFileError, changed_files, read_config, read_provenance
+from earlydrop.training.record.folder import METRICS, STATUS, DamagedFileError, changed_files, read_config, read_provenance
 
 PAPER = """@inproceedings{liu2023dropout,
   title     = {Dropout Reduces Underfitting},
@@ -63,7 +63,9 @@ def citation(run: Path) -> str:
     """
     for name in changed_files(run):
         if name != METRICS:
-            raise DamagedFileError(f"{run / name} is not what the run wrote: it was changed or damaged after the run finished")
+            raise DamagedFileError(
+                f"{run / name} is not what the run wrote, by the digest in its {STATUS}: one of them was changed"
+            )
     provenance = read_provenance(run)
     config = read_config(run)
     version, commit, fingerprint = provenance["earlydrop"], provenance["commit"], provenance["fingerprint"]

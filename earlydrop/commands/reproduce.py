@@ -9,7 +9,7 @@ from pathlib import Path
 
 from earlydrop.commands import command
 from earlydrop.training.config import ConfigError
-from earlydrop.training.record.folder import changed_files, read_config, read_metrics, read_provenance, read_status
+from earlydrop.training.record.folder import STATUS, changed_files, read_config, read_metrics, read_provenance, read_status
 
 
 def first_difference(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> str | None:
@@ -36,7 +36,7 @@ def reproduce(run: Path, out: Path) -> str | None:
     if read_status(run).get("state") != "finished":
         raise ConfigError(f"{run} is not a finished run: there is nothing to compare with")
     for name in changed_files(run):
-        print(f"warning: {run / name} is not what the run wrote", file=sys.stderr)
+        print(f"warning: {run / name} is not what the run wrote, by the digest in its {STATUS}", file=sys.stderr)
     provenance = read_provenance(run)
     config = config_from_dict(read_config(run))
     config.out, config.tracking, config.mode, config.resume = str(out), "off", "train", "never"

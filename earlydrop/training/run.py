@@ -27,7 +27,7 @@ from earlydrop.training.plan import Plan, make_plan
 from earlydrop.training.prepare import refuse_batch_norm, refuse_what_still_drops, scheduled_model, try_forward
 from earlydrop.training.probes import dataset_images
 from earlydrop.training.record.checkpoint import load_best, load_checkpoint
-from earlydrop.training.record.folder import RunFolder, changed_files, read_metrics, read_status
+from earlydrop.training.record.folder import STATUS, RunFolder, changed_files, read_metrics, read_status
 from earlydrop.training.record.foreign import foreign_weights
 from earlydrop.training.record.provenance import write_provenance
 from earlydrop.training.record.tracking import Tracker, run_id, tracking
@@ -129,7 +129,10 @@ def check_same(plan: Plan, group: Group) -> None:
 def _skipped(plan: Plan) -> dict[str, Any]:
     print(f"finished before: {plan.folder}")
     for name in changed_files(plan.folder):
-        print(f"warning: {plan.folder / name} is not what the run wrote; resume=never trains it again", file=sys.stderr)
+        print(
+            f"warning: {plan.folder / name} is not what the run wrote, by the digest in its {STATUS}; resume=never trains it again",
+            file=sys.stderr,
+        )
     return {"folder": str(plan.folder), "state": "skipped"} | _last_metrics(plan.folder)
 
 

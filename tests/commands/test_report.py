@@ -48,7 +48,15 @@ def test_a_sweep_without_any_run_prints_its_failures(tmp_path, capsys):
 DAMAGE = {
     "config.yaml": [None, b"", b"[1, 2]", b"a: [", b"\xff\xfe", b"model: 3\n"],
     "metrics.jsonl": [b"garbage\n", b"\n", b'{"step": 1, "x": "y"}\n', b"\xff\n", b"[]\n"],
-    "status.json": [b"[]", b"null", b"\xff\xfe", b"{"],
+    "status.json": [
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"{",
+        b'{"state": "finishee"}',
+        b'{"stbte": "finished"}',
+        b'{"state": "finished", "step": 100, "total_steps": 900}',
+    ],
     "provenance.json": [None, b"[]", b"{"],
 }
 
@@ -65,6 +73,13 @@ def test_a_damaged_run_is_named_and_left_out(study, file, content):
     assert line.startswith("left out: ")
     assert f"none-seed0/{file}" in line
     assert file in (study / "report.html").read_text()
+
+
+def test_a_run_without_a_status_is_named(study):
+    (study / "none-seed0" / "status.json").unlink()
+    table, trouble, _ = write_report(study)
+    assert table.loc["none", "runs"] == "2 of 3"
+    assert trouble == ["unknown, since it has no status.json: none-seed0"]
 
 
 def test_what_harms_no_number_is_passed_over(study):
@@ -103,4 +118,6 @@ def test_a_changed_record_of_a_finished_run_is_named(study):
     seal(folder)
     assert write_report(study)[1] == []
     (folder / "metrics.jsonl").write_bytes((folder / "metrics.jsonl").read_bytes().replace(b"0.5", b"0.4"))
-    assert write_report(study)[1] == ["changed after the run finished: metrics.jsonl of none-seed0"]
+    assert write_report(study)[1] == [
+        "changed after the run finished, by the digest in its status.json: metrics.jsonl of none-seed0"
+    ]

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 STATUS = "status.json"
 METRICS = "metrics.jsonl"
+STATES = ("running", "finished", "interrupted", "failed")
+"""What a run's status can say."""
 RECORDS = ("config.yaml", "provenance.json", METRICS)
 """What a finished run's status holds the digests of."""
 
@@ -86,7 +88,7 @@ class RunFolder:
         """Write ``status.json``.
 
         Args:
-            state: ``running``, ``finished``, ``interrupted`` or ``failed``.
+            state: One of `STATES`.
             step: Optimizer steps done.
             total: Optimizer steps of the run.
             reason: Why it failed.

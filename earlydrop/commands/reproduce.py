@@ -34,7 +34,7 @@ def reproduce(run: Path, out: Path) -> str | None:
     from earlydrop.training.run import run as train
 
     if read_status(run).get("state") != "finished":
-        raise ConfigError(f"{run} is not a finished run: there is nothing to compare with")
+        raise ConfigError(f"{run} is not a finished run, by its {STATUS}: there is nothing to compare with")
     for name in changed_files(run):
         print(f"warning: {run / name} is not what the run wrote, by the digest in its {STATUS}", file=sys.stderr)
     provenance = read_provenance(run)

@@ -13,7 +13,7 @@ from earlydrop.analysis.runs import find_runs
 from earlydrop.commands import command
 from earlydrop.training.compose import compose, literal
 from earlydrop.training.config import keys
-from earlydrop.training.record.folder import METRICS, STATUS, DamagedFileError, changed_files, read_config, read_provenance
+from earlydrop.training.record.folder import STATUS, DamagedFileError, changed_files, read_config, read_provenance
 
 PAPER = """@inproceedings{liu2023dropout,
   title     = {Dropout Reduces Underfitting},
@@ -55,6 +55,10 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
+MADE_FROM = ("config.yaml", "provenance.json")
+"""What a citation is made from."""
+
+
 def citation(run: Path) -> str:
     """BibTeX for the paper, the software and a run, and the command that reproduces the run.
 
@@ -62,7 +66,7 @@ def citation(run: Path) -> str:
         DamagedFileError: What it is made from is missing, damaged, or not what the run wrote.
     """
     for name in changed_files(run):
-        if name != METRICS:
+        if name in MADE_FROM:
             raise DamagedFileError(
                 f"{run / name} is not what the run wrote, by the digest in its {STATUS}: one of them was changed"
             )

@@ -22,7 +22,8 @@ STATUS = "status.json"
 METRICS = "metrics.jsonl"
 STATES = ("running", "finished", "interrupted", "failed")
 """What a run's status can say."""
-RECORDS = ("config.yaml", "provenance.json", METRICS)
+TIMING = "timing.jsonl"
+RECORDS = ("config.yaml", "provenance.json", METRICS, TIMING)
 """What a finished run's status holds the digests of."""
 
 
@@ -121,7 +122,7 @@ class RunFolder:
         """Remove what an earlier run left, its status first: whatever happens then, no half of it counts as finished."""
         (self.path / STATUS).unlink(missing_ok=True)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
-        for name in (*RECORDS, "timing.jsonl"):
+        for name in RECORDS:
             (self.path / name).unlink(missing_ok=True)
 
     def open_metrics(self, keep: int, digest: str | None = None) -> None:
@@ -138,7 +139,7 @@ class RunFolder:
             raise ConfigError(f"{path} is not what its checkpoint was written with: it was changed; start over with resume=never")
         os.truncate(path, keep)
         self._metrics = path.open("ab")
-        timing = self.path / "timing.jsonl"
+        timing = self.path / TIMING
         if timing.is_file():  # a line that a full disk cut short
             os.truncate(timing, timing.read_bytes().rfind(b"\n") + 1)
 
@@ -164,7 +165,7 @@ class RunFolder:
         Args:
             record: Step, throughput and times.
         """
-        with (self.path / "timing.jsonl").open("a", encoding="utf-8") as file:
+        with (self.path / TIMING).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 

@@ -23,7 +23,9 @@ _WIDE = ("display.width", 200, "display.max_columns", None, "display.max_colwidt
 def main() -> None:
     """Test every claim against a folder of runs, or against committed summaries."""
     parser = argparse.ArgumentParser(
-        prog="earlydrop-findings", description="Verdicts on the claims of conf/claims/, with table, figures and one HTML page."
+        prog="earlydrop-findings",
+        usage="%(prog)s FOLDER [--out OUT] [--add] [--claims SET] [--power | --repeat FINDING [--study STUDY] [--seeds N]]",
+        description="Verdicts on the claims of conf/claims/, with table, figures and one HTML page.",
     )
     parser.add_argument("folder", type=Path, nargs="?", help="runs, or a folder that holds runs.csv and history.csv.xz")
     parser.add_argument(

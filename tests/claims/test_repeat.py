@@ -75,4 +75,6 @@ def test_bad_arguments_are_one_line(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["earlydrop-findings", *arguments])
     with pytest.raises(SystemExit):
         main()
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) <= 3

@@ -12,9 +12,13 @@ what went wrong: tracebacks, values accepted in silence, processes left behind, 
 import argparse
 import os
 import sys
+import tempfile
 
 os.environ["OMP_NUM_THREADS"] = "1"  # forks need a process without threads
 os.environ["WANDB_MODE"] = "offline"
+os.environ.setdefault(
+    "MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "torture-matplotlib")
+)  # its fonts are the user's, not a case's
 
 from torture.commands import load
 from torture.damage import damage

@@ -1,7 +1,7 @@
 """What scheduling and measuring cost, as ratios measured side by side in one run, on whatever device is there.
 
-    python scripts/benchmark.py --quick              the short rows; about 3 minutes on two cores
-    python scripts/benchmark.py                      all rows; about 45 minutes on two cores
+    python scripts/benchmark.py --quick              the short rows, fewer repeats
+    python scripts/benchmark.py                      all rows
     python scripts/benchmark.py --rows probe,off     some rows, measured again; the others are kept as they were
 
 Prints a table and writes it, with a JSON file, to results/benchmark/<device>/ (--out elsewhere). Each ratio is the median of ratios of

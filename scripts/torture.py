@@ -1,6 +1,6 @@
 """Attack the command line from outside: kill runs, fill the disk, damage files, mistype everything, send signals.
 
-    python scripts/torture.py                          everything; the better part of an hour
+    python scripts/torture.py                          everything; more than an hour
     python scripts/torture.py --short                  some of everything, in about a minute
     python scripts/torture.py --only mistakes          one part: kills, disk, damage, mistakes or signals
     python scripts/torture.py --only kills --case fresh-17      one case, as a failure names it

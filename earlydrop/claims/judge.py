@@ -219,7 +219,7 @@ def differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[
         str(rows["arm"].iloc[0]) if len(rows) else study.arm(settings).words
         for rows, settings in zip(sides[:2], (claim.arm, claim.against), strict=True)
     ]
-    # The lower quartile: what else a machine does slows a run down, and nothing speeds one up.
+    # The lower quartile: what else a machine does slows runs down.
     seconds = [float(rows["seconds"].quantile(0.25)) if "seconds" in rows and len(rows) else 0.0 for rows in sides[:2]]
     if sides.arm["fingerprint"].tolist() == sides.against["fingerprint"].tolist():
         seconds[1] = 0.0  # one run gives both values

@@ -16,6 +16,20 @@ from benchmark.measure import Row
 ROOT = Path(__file__).resolve().parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
+
+def timed(command: list[str], folder: str | Path, **environment: str) -> float:
+    """Seconds that a command takes.
+
+    Raises:
+        RuntimeError: It failed; with the end of what it printed.
+    """
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return time.perf_counter() - began
+
+
 _BARE = """
 import sys, time, torch
 torch.set_num_threads(1)
@@ -53,9 +67,7 @@ def row_two_cores(quick: bool) -> list[Row]:
             ("one thread", ["threads=1"]),
             ("two threads", ["threads=2"]),
         ):
-            began = time.perf_counter()
-            subprocess.run([*base, *extra, f"out={temporary}/{name.replace(' ', '-')}"], check=True, capture_output=True)
-            seconds[name] = time.perf_counter() - began
+            seconds[name] = timed([*base, *extra, f"out={temporary}/{name.replace(' ', '-')}"], temporary)
     value = seconds["joblib"] / seconds["one thread"]
     bare = 20 if quick else 60
     limit = side_by_side(2, bare) / (2 * side_by_side(1, bare))
@@ -71,11 +83,7 @@ def row_start(quick: bool) -> list[Row]:
     times = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(5)
     ]
-    helps = []
-    for _ in range(5):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "earlydrop", "--help"], capture_output=True, check=True)
-        helps.append(time.perf_counter() - began)
+    helps = [timed([sys.executable, "-m", "earlydrop", "--help"], ROOT) for _ in range(5)]
     rows = []
     for name, what, values, target in (
         ("start", "import earlydrop and one use of it, beyond import torch (seconds)", times, 0.1),
@@ -84,19 +92,6 @@ def row_start(quick: bool) -> list[Row]:
         value = statistics.median(values)
         rows.append(Row(name, what, value, f"at most {target}", value <= target, min(values), max(values)))
     return rows
-
-
-def timed(command: list[str], folder: str | Path, **environment: str) -> float:
-    """Seconds that a command takes.
-
-    Raises:
-        RuntimeError: It failed; with the end of what it printed.
-    """
-    began = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return time.perf_counter() - began
 
 
 def row_workers(quick: bool) -> list[Row]:

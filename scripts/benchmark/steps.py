@@ -196,22 +196,9 @@ def row_compiled_step(quick: bool) -> list[Row]:
     rows.append(Row("off, compiled", "compiled step after the cutoff, against a model built without dropout", value, "at most 1.01",
                     value <= 1.01, low, high, note))  # fmt: skip
     fast, full = vit(0.1, depth=4), vit(0.1, depth=4)
-    schedulers = [
+    for model, masks in ((fast, "fast"), (full, "native")):
         earlydrop.DropoutScheduler(model, earlydrop.constant(0.1), masks=masks)
-        for model, masks in ((fast, "fast"), (full, "native"))
-    ]
     value, low, high, note = compare(stepper(torch.compile(fast)), stepper(torch.compile(full)), 40)
-    rows.append(
-        Row(
-            "16-bit masks, compiled",
-            "compiled step at p = 0.1: 16-bit masks, against native ones",
-            value,
-            "(no target)",
-            True,
-            low,
-            high,
-            note,
-        )
-    )
-    del schedulers
+    what = "compiled step at p = 0.1: 16-bit masks, against native ones"
+    rows.append(Row("16-bit masks, compiled", what, value, "(no target)", True, low, high, note))
     return rows

@@ -66,6 +66,7 @@ def test_a_seed_gives_the_same_masks_and_rate_zero_none():
     assert torch.equal(fast_dropout(x, 0.0), x)
     assert fast_dropout(torch.empty(0, 3), 0.3).shape == (0, 3)
     assert fast_dropout(torch.ones(4, 6).t(), 0.5).shape == (6, 4)
+    assert fast_dropout(torch.ones(()), 0.5).shape == ()
 
 
 def test_the_scheduler_uses_them_when_asked():

@@ -19,11 +19,10 @@ from earlydrop.training.config import Config, ConfigError, keys
 log = logging.getLogger(__name__)
 
 STATUS = "status.json"
-METRICS = "metrics.jsonl"
 STATES = ("running", "finished", "interrupted", "failed")
 """What a run's status can say."""
 TIMING = "timing.jsonl"
-RECORDS = ("config.yaml", "provenance.json", METRICS, TIMING)
+RECORDS = ("config.yaml", "provenance.json", "metrics.jsonl", TIMING)
 """What a finished run's status holds the digests of."""
 
 

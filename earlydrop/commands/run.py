@@ -149,8 +149,8 @@ def _list(arguments: list[str]) -> None:
 def _wait_briefly() -> None:
     """Threads that wait for each other spin for microseconds, not for a thousand times as long, before they give the core to others.
 
-    GNU OpenMP's default leaves a run of two threads the quarter of its speed beside one busy process (AMD EPYC: 2,252 to 536 images a
-    second); this leaves it half (2,007 to 921). It is read when torch is loaded. Numbers do not depend on it.
+    Against GNU OpenMP's default, a run of two threads has 1.59 times the speed beside one busy process, and 0.90 on a quiet machine
+    (results/benchmark, rows "short waits"). It is read when torch is loaded. Numbers do not depend on it.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

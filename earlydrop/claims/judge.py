@@ -32,6 +32,9 @@ from earlydrop.claims.summaries import Summaries
 
 BOOTSTRAP_FROM = 20
 
+_MEASURED = ("seed", "fingerprint", "step", "total_steps", "history")
+"""What a difference is taken from: a frame of runs has some hundred columns more."""
+
 DECIDED = ("reproduced", "opposite", "absent")
 """The verdicts that answer."""
 
@@ -194,16 +197,17 @@ def differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[
     """
     sides = _sides(runs, study, claim)
     metrics = (claim.metric, claim.against_metric or claim.metric)
+    columns = [list(rows[list(_MEASURED)].itertuples(index=False)) for rows in sides[:2]]
     values: dict[int, float] = {}
     base: list[float] = []
     fingerprints: list[str] = []
     for seed in seeds:
         found = []
-        for rows, metric in zip(sides[:2], metrics, strict=True):
+        for rows, side, metric in zip(sides[:2], columns, metrics, strict=True):
             measured = [
                 (value, str(run.fingerprint))
-                for run in rows[rows["seed"] == seed].itertuples()
-                if math.isfinite(value := _value(run, claim, metric))
+                for run in side
+                if run.seed == seed and math.isfinite(value := _value(run, claim, metric))
             ]
             if len(measured) > 1:
                 raise ValueError(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
-from earlydrop.claims.declare import LABEL, SETS, load_declarations
+from earlydrop.claims.declare import LABEL, SETS, Declaration, load_declarations
 from earlydrop.claims.judge import Verdict, judge
 from earlydrop.claims.tables import claims_folder
 
@@ -16,16 +16,18 @@ def shown(runs: pd.DataFrame) -> list[str]:
 
     A round of seeds that has not run says nothing.
     """
-    return [_line(verdict) for study in sorted(set(runs["study"])) for verdict in _verdicts(runs[runs["study"] == study], study)]
+    declarations = [declaration for name in SETS for declaration in load_declarations(claims_folder(name))]
+    return [_line(verdict) for _, study in runs.groupby("study") for verdict in _verdicts(declarations, study)]
 
 
-def _verdicts(runs: pd.DataFrame, study: str) -> Iterator[Verdict]:
-    for name in SETS:
-        for declaration in load_declarations(claims_folder(name)):
-            if study in declaration.studies:
-                for each in declaration.studies[study].rounds:
-                    found = judge(declaration, study, each, runs) if each != LABEL else []
-                    yield from (verdict for verdict in found if verdict.paired is not None)
+def _verdicts(declarations: Iterable[Declaration], runs: pd.DataFrame) -> Iterator[Verdict]:
+    """What the runs of one study say of every claim on it."""
+    study = str(runs["study"].iloc[0])
+    for declaration in declarations:
+        if study in declaration.studies:
+            for each in declaration.studies[study].rounds:
+                found = judge(declaration, study, each, runs) if each != LABEL else []
+                yield from (verdict for verdict in found if verdict.paired is not None)
 
 
 def _line(verdict: Verdict) -> str:

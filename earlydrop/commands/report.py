@@ -6,7 +6,7 @@ import argparse
 import html
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -19,8 +19,18 @@ from earlydrop.commands import command
 from earlydrop.training.record.failures import failures
 
 
-def write_report(folder: Path) -> tuple[pd.DataFrame, list[str], list[Path]]:
-    """Write ``table.md``, ``table.csv``, ``figures/*.png`` and ``report.html``; return the table, the problems and the figures' files."""
+class Report(NamedTuple):
+    """What was written of a folder: its table, the problems, the figures' files; and the runs and what they show of the claims."""
+
+    table: pd.DataFrame
+    trouble: list[str]
+    figures: list[Path]
+    runs: pd.DataFrame
+    lines: list[str]
+
+
+def write_report(folder: Path) -> Report:
+    """Write ``table.md``, ``table.csv``, ``figures/*.png`` and ``report.html``."""
     runs = load_runs(folder)
     lines = what_it_shows(runs)
     if runs["study"].nunique() > 1:  # an arm's name means something within its study only
@@ -38,7 +48,7 @@ def write_report(folder: Path) -> tuple[pd.DataFrame, list[str], list[Path]]:
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     table.to_csv(folder / "table.csv", encoding="utf-8")
     (folder / "report.html").write_text(_page(folder, runs, tables, trouble, figures, lines), encoding="utf-8")
-    return table, trouble, figures
+    return Report(table, trouble, figures, runs, lines)
 
 
 def what_it_shows(runs: pd.DataFrame) -> list[str]:
@@ -80,32 +90,28 @@ def _page(
 def report_sweep(folder: Path) -> None:
     """What a sweep ends with: the study's report, printed and tracked. A sweep without any run prints its failures."""
     try:
-        table, trouble, figures = write_report(folder)
+        report = write_report(folder)
     except FileNotFoundError:
         for failure in failures(folder):
             print(f"failed: {' '.join(failure['overrides'])}: {failure['reason']}")
         return
-    print("\n" + table.to_string())
-    for line in trouble:
+    print("\n" + report.table.to_string())
+    for line in report.trouble:
         print(line)
-    lines = what_it_shows(load_runs(folder))
-    if lines:
-        print("\nWhat this shows:\n" + "\n".join(lines))
-    print(f"\n{folder / 'report.html'}\n" + "\n".join(map(str, figures)))
+    if report.lines:
+        print("\nWhat this shows:\n" + "\n".join(report.lines))
+    print(f"\n{folder / 'report.html'}\n" + "\n".join(map(str, report.figures)))
     print(f"\nnext:  open {folder / 'report.html'}   and   earlydrop-cite {folder}")
-    _track(folder, table, figures)
+    _track(folder, report)
 
 
-def _track(folder: Path, table: pd.DataFrame, figures: list[Path]) -> None:
+def _track(folder: Path, report: Report) -> None:
     """A summary run on the dashboard, with the figures and the page as media; as the study's runs were tracked."""
     from earlydrop.training.compose import config_from_dict
     from earlydrop.training.record.tracking import run_id, tracking
 
-    runs = load_runs(folder)
-    if runs["study"].nunique() > 1:  # an arm's name means something within its study only
-        runs["arm"] = runs["study"] + ": " + runs["arm"]
     values: dict[str, Any] = {}
-    for key, value in runs.iloc[-1].items():
+    for key, value in report.runs.iloc[-1].items():
         if str(key) in ("config/tracking", "config/project", "config/study"):
             values[str(key).removeprefix("config/")] = value
     config = config_from_dict(values)
@@ -117,9 +123,9 @@ def _track(folder: Path, table: pd.DataFrame, figures: list[Path]) -> None:
             return
         import wandb
 
-        run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
+        run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in report.figures})
         run.log({"report": wandb.Html(str(folder / "report.html"), inject=False)})
-        tracker.summarise({"table": json.loads(table.to_json(orient="index"))})
+        tracker.summarise({"table": json.loads(report.table.to_json(orient="index"))})
 
 
 @command
@@ -128,11 +134,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="earlydrop-report", description="Table, figures and one HTML page from a folder of runs.")
     parser.add_argument("folder", type=Path, help="a study's folder, or any folder with runs below it, finished or not")
     arguments = parser.parse_args()
-    table, trouble, figures = write_report(arguments.folder)
-    print(table.to_string())
-    for line in trouble:
+    report = write_report(arguments.folder)
+    print(report.table.to_string())
+    for line in report.trouble:
         print(line)
-    print("\n" + "\n".join(map(str, [arguments.folder / "report.html", *figures])))
+    print("\n" + "\n".join(map(str, [arguments.folder / "report.html", *report.figures])))
 
 
 if __name__ == "__main__":

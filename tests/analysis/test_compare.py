@@ -67,7 +67,7 @@ def test_studies_side_by_side_keep_their_arms_apart(study, tmp_path):
     for seed in (0, 1):
         make_run(tmp_path / "other", "none", seed, 0.1, model={"name": "vit_micro"})
         make_run(tmp_path / "other", "early-0.1-20%", seed, 0.4, model={"name": "vit_micro"})
-    table, _, _ = write_report(tmp_path)
+    table = write_report(tmp_path).table
     assert set(table.index) == {"other: none", "other: early-0.1-20%", "study: none", "study: early-0.1-20%"}
     assert table.loc["study: none", "runs"] == "3"
     text = (tmp_path / "table.md").read_text()

@@ -12,7 +12,7 @@ def test_unfinished_and_failed_runs_are_shown_and_left_out_of_the_means(study):
     make_run(study, "none", 4, 99.0, "interrupted")
     (study / "failures" / "0-0").mkdir(parents=True)
     (study / "failures" / "0-0" / "x.json").write_text(json.dumps({"overrides": ["schedule.rate=2"], "reason": "rate is 2"}))
-    table, trouble, figures = write_report(study)
+    table, trouble, figures, *_ = write_report(study)
     assert table.loc["none", "runs"] == "3 of 5"
     assert table.loc["none", "train_eval loss"].startswith("0.6667")
     assert len(trouble) == 3
@@ -67,7 +67,7 @@ def test_a_damaged_run_is_named_and_left_out(study, file, content):
         (study / "none-seed0" / file).unlink()
     else:
         (study / "none-seed0" / file).write_bytes(content)
-    table, trouble, _ = write_report(study)
+    table, trouble, *_ = write_report(study)
     assert table.loc["none", "runs"] == "2"
     (line,) = trouble
     assert line.startswith("left out: ")
@@ -77,7 +77,7 @@ def test_a_damaged_run_is_named_and_left_out(study, file, content):
 
 def test_a_run_without_a_status_is_named(study):
     (study / "none-seed0" / "status.json").unlink()
-    table, trouble, _ = write_report(study)
+    table, trouble, *_ = write_report(study)
     assert table.loc["none", "runs"] == "2 of 3"
     assert trouble == ["unknown, since it has no status.json: none-seed0"]
 
@@ -89,7 +89,7 @@ def test_what_harms_no_number_is_passed_over(study):
     metrics.write_bytes(
         metrics.read_bytes().replace(b'"probe/gdv": 0.7', b'"probe/gdv": NaN').replace(b"0.1,", b"NaN,").replace(b"0.3,", b"NaN,")
     )
-    table, trouble, _ = write_report(study)
+    table, trouble, *_ = write_report(study)
     assert table.loc["none", "runs"] == "3"
     assert trouble == []
 
@@ -106,7 +106,7 @@ def test_labels_are_text_everywhere(study):
     names = ["$x^{$", "_hidden", "a|b", "<b>", "x" * 300]
     for i, name in enumerate(names):
         make_run(study, "none", 10 + i, 0.5, label=name, optim={"lr": 0.1 + i})
-    table, _, figures = write_report(study)
+    table, _, figures, *_ = write_report(study)
     assert {"$x^{$", "_hidden", "a|b", "<b>"} < {name.partition(" ·")[0] for name in table.index}
     assert len({line.count("|") - line.count(r"\|") for line in (study / "table.md").read_text().splitlines()[:3]}) == 1
     assert "&lt;b&gt;" in (study / "report.html").read_text()

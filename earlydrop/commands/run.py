@@ -122,6 +122,27 @@ def _one_line(error: Exception) -> str:
     )
 
 
+def _swallowed(error: Exception, arguments: list[str]) -> Exception:
+    """The mistake behind Hydra's complaint of a value with commas.
+
+    Where an experiment that sweeps cannot be composed, Hydra takes the command for a single run, and then names the values to sweep over.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from earlydrop.training.compose import compose
+
+    if "Ambiguous value" not in str(error):
+        return error
+    try:
+        overrides = OverridesParser.create().parse_overrides([each for each in arguments if not each.startswith("-")])
+        compose([each.input_line or "" for each in overrides if not each.is_sweep_override()])
+    except (HydraException, OmegaConfBaseException) as first:
+        return first
+    return error
+
+
 def _report(studies: list[str]) -> int:
     """Write the reports of a sweep's studies; 1 if one could not be written."""
     from earlydrop.commands.report import report_sweep
@@ -189,7 +210,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except (HydraException, OmegaConfBaseException, OSError) as error:
-        code = f"error: {_one_line(error)}"
+        code = f"error: {_one_line(_swallowed(error, sys.argv[1:]))}"
     done = sweep.finish()
     if done is not None and code != 130:
         studies = sorted({job.study for job in done if job.study is not None})

@@ -11,7 +11,7 @@ import pandas as pd
 from earlydrop.analysis.runs import DAMAGED, runs_of
 from earlydrop.analysis.stats import Paired, interval, paired
 from earlydrop.metrics import METRICS
-from earlydrop.training.record.failures import failures
+from earlydrop.training.record.failures import failure_lines, failures
 from earlydrop.training.record.folder import STATUS
 
 COLUMNS = {f"{m.column}/{name}": (m.heading or name, m.digits) for name, m in METRICS.items() if m.column} | {
@@ -90,6 +90,6 @@ def problems(runs: pd.DataFrame, folder: Path) -> list[str]:
         elif row.state != "finished":
             lines.append(f"{row.state} at step {row.step} of {row.total_steps}: {Path(str(row.folder)).name}")
     known = "\n".join(lines)
-    lines += [f"failed: {' '.join(f['overrides'])}: {f['reason']}" for f in failures(folder) if str(f["reason"]) not in known
-              and not any(str(reason) in str(f["reason"]) for reason in runs["reason"].dropna())]  # fmt: skip
-    return lines
+    new = [failure for failure in failures(folder) if str(failure["reason"]) not in known
+           and not any(str(reason) in str(failure["reason"]) for reason in runs["reason"].dropna())]  # fmt: skip
+    return lines + failure_lines(new)

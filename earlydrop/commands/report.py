@@ -16,7 +16,7 @@ from earlydrop.analysis.plots import draw_all, draw_differences
 from earlydrop.analysis.runs import load_history, load_runs
 from earlydrop.claims.shown import shown
 from earlydrop.commands import command
-from earlydrop.training.record.failures import failures
+from earlydrop.training.record.failures import failure_lines, failures
 
 
 class Report(NamedTuple):
@@ -92,8 +92,8 @@ def report_sweep(folder: Path) -> None:
     try:
         report = write_report(folder)
     except FileNotFoundError:
-        for failure in failures(folder):
-            print(f"failed: {' '.join(failure['overrides'])}: {failure['reason']}")
+        for line in failure_lines(failures(folder)):
+            print(line)
         return
     print("\n" + report.table.to_string())
     for line in report.trouble:

@@ -43,6 +43,9 @@ def test_a_sweep_without_any_run_prints_its_failures(tmp_path, capsys):
     (tmp_path / "failures" / "0-0" / "x.json").write_text(json.dumps({"overrides": ["a=1"], "reason": "because"}))
     report_sweep(tmp_path)
     assert "failed: a=1: because" in capsys.readouterr().out
+    (tmp_path / "failures" / "0-0" / "y.json").write_text(json.dumps({"overrides": ["a=2"], "reason": "because"}))
+    report_sweep(tmp_path)
+    assert capsys.readouterr().out == "failed: a=1 and 1 more: because\n"
 
 
 DAMAGE = {

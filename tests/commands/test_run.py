@@ -175,6 +175,8 @@ def test_a_sweep_killed_in_the_middle_and_repeated_gives_the_same_table(tmp_path
         (["schedule.rate=1.2"], "error: schedule: rate is 1.2"),
         (["experiment=nothing"], "experiment=nothing: there is no such option"),
         (["+model._target_=os.system"], "names code to run"),
+        (["experiment=findings/smoke", "schedule=none,early", "trainer.epochs=null"], "'trainer.epochs' is not Optional"),
+        (["schedule=none,early"], "To sweep over it, add --multirun"),
     ],
 )
 def test_mistakes_give_one_clear_error_and_no_traceback(tmp_path, arguments, says):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,13 @@ def failures(study: Path) -> list[dict[str, Any]]:
         except ValueError:
             found.append({"overrides": [str(path)], "reason": "this note of a failure is damaged"})
     return found
+
+
+def failure_lines(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each reason, with the job that failed for it, or the first of them and how many more."""
+    jobs: dict[str, list[str]] = {}
+    for failure in found:
+        jobs.setdefault(str(failure["reason"]), []).append(" ".join(failure["overrides"]))
+    return [
+        f"failed: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}" for reason, names in jobs.items()
+    ]

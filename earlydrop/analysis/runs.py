@@ -93,13 +93,17 @@ def _row(path: Path) -> dict[str, Any]:
     provenance, status = read_json(path / "provenance.json"), read_json(path / STATUS)
     if "fingerprint" not in provenance:
         raise DamagedFileError(f"{path / 'provenance.json'} is missing or damaged: it has no fingerprint")
-    config = _complete(read_config(path))
+    try:
+        config = _complete(read_config(path))
+        settings = Arm.of({key: value for key, value in config.items() if key in keys()})
+    except ValueError as error:  # a value that cannot be, or a key of another version
+        raise DamagedFileError(f"{path / 'config.yaml'} is damaged: {error}") from error
     _check_status(path / STATUS, status, config["trainer.stop_metric"] is not None)
     row: dict[str, Any] = {
         "folder": str(path),
         "study": config["study"],
         "arm": "",
-        "settings": Arm.of({key: value for key, value in config.items() if key in keys()}),
+        "settings": settings,
         "seed": config["seed"],
         "fingerprint": provenance["fingerprint"],
         "state": status.get("state", "unknown"),

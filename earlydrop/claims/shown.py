@@ -41,4 +41,4 @@ def _line(verdict: Verdict) -> str:
         said = f"{seeds} seeds cannot tell" + (f", {needed} would" if needed is not None else "")
     interval = f"{found.effect:+.3g} [{found.low:+.3g}, {found.high:+.3g}]" if found is not None else ""
     remark = f" with {verdict.remark}, not as declared" if verdict.remark else ""
-    return f"{claim.id:<5}{said + ':':<29} {claim.claim}, {interval}{remark}"
+    return f"{claim.id:<4} {said + ':':<29} {claim.claim}, {interval}{remark}"

@@ -33,4 +33,16 @@ def test_a_key_of_another_version_is_named_and_its_run_left_out(study):
     path.write_text(path.read_text() + "optim: {warp: 9}\n")
     runs = load_runs(study)
     assert len(runs) == 5
-    assert "keys that this version does not know: optim.warp" in runs.attrs["damaged"][0]
+    assert f"{path} is damaged: its config.yaml has keys that this version does not know: optim.warp" in runs.attrs["damaged"][0]
+
+
+def test_a_value_that_cannot_be_is_named_with_its_file(study):
+    (path,) = study.glob("early*seed0/config.yaml")
+    for before, after in (("name: early", "name: eerly"), ("cutoff: 20%", "cutoff: 2x%"), ("seed: 0", "seed: }0")):
+        whole = path.read_text()
+        assert before in whole
+        path.write_text(whole.replace(before, after))
+        runs = load_runs(study)
+        assert len(runs) == 5, after
+        assert str(path) in runs.attrs["damaged"][0], after
+        path.write_text(whole)

@@ -11,6 +11,8 @@ import numpy as np
 import scipy.stats
 
 LEVEL = 0.05
+_ROUNDING = 1e-9
+"""Differences that scatter by less than this share of their mean are the same but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Paired:
         low: Lower end of its 95% interval (Student's t).
         high: Upper end.
         p: Two-sided p-value against 0.
-        spread: Standard deviation of the differences.
+        spread: Standard deviation of the differences. Where it is 0, runs that are the same (differences of 0) are equivalent; any other
+            difference has a scatter that the metric is too coarse to show, and no test finds anything.
     """
 
     seeds: tuple[int, ...]
@@ -59,20 +62,22 @@ def paired(values: Mapping[int, float]) -> Paired | None:
     if n < 2:
         return None
     mean, spread = float(array.mean()), float(array.std(ddof=1))
+    if spread <= _ROUNDING * abs(mean):
+        spread = 0.0
     half = float(scipy.stats.t.ppf(1 - LEVEL / 2, n - 1)) * spread / n**0.5
     return Paired(tuple(values), mean, mean - half, mean + half, _two_sided(mean, spread, n), spread)
 
 
 def _two_sided(mean: float, spread: float, n: int) -> float:
     if spread == 0:
-        return 1.0 if mean == 0 else 0.0
+        return 1.0
     return float(2 * scipy.stats.t.sf(abs(mean) / spread * n**0.5, n - 1))
 
 
 def p_within(found: Paired, margin: float) -> float:
     """p-value of equivalence within ± a margin: the larger of two one-sided tests."""
     if found.error == 0:
-        return float(abs(found.effect) >= margin)
+        return float(found.effect != 0)
     n = len(found.seeds)
     return float(max(scipy.stats.t.cdf((sign * found.effect - margin) / found.error, n - 1) for sign in (1, -1)))
 
@@ -80,7 +85,7 @@ def p_within(found: Paired, margin: float) -> float:
 def p_beyond(found: Paired, margin: float) -> float:
     """p-value of a difference beyond ± a margin."""
     if found.error == 0:
-        return float(abs(found.effect) <= margin)
+        return 1.0
     return float(min(1.0, 2 * scipy.stats.t.sf((abs(found.effect) - margin) / found.error, len(found.seeds) - 1)))
 
 
@@ -108,7 +113,7 @@ def bootstrap(values: Iterable[float]) -> tuple[float, float]:
 def p_above(found: Paired, bound: float) -> float:
     """p-value of a difference above a bound (one-sided)."""
     if found.error == 0:
-        return float(found.effect <= bound)
+        return float(found.effect != 0 or bound >= 0)
     return float(scipy.stats.t.sf((found.effect - bound) / found.error, len(found.seeds) - 1))
 
 

@@ -9,7 +9,8 @@ import pandas as pd
 
 from earlydrop.analysis.stats import Paired
 from earlydrop.claims.declare import Declaration
-from earlydrop.claims.judge import DECIDED, Verdict
+from earlydrop.claims.judge import DECIDED, OPEN, Verdict
+from earlydrop.claims.power import Price
 
 FINDINGS = {
     "F1": "smaller gradient norm early",
@@ -21,7 +22,7 @@ FINDINGS = {
     "F7": "early s.d. helps",
     "F8": "late dropout beats standard",
     "F9": "whatever cutoff, rate, shape",
-    "F10": "not lower at equal loss",
+    "F10": "ours: at equal loss not lower",
 }
 """The findings in the words of the README's table."""
 
@@ -44,17 +45,20 @@ def decisive(declaration: Declaration, verdicts: Iterable[Verdict]) -> dict[str,
 
 
 def dissent(declaration: Declaration, verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """The verdicts of a file's main study in which another round, such as a repetition, says something else than the one that counts."""
+    """The verdicts of a file's main study in which another round, such as a repetition, says something else than the one that counts.
+
+    A round that leaves open what a larger one decides does not disagree.
+    """
     verdicts = list(verdicts)
     chosen = decisive(declaration, verdicts)
-    return [
-        verdict
-        for verdict in verdicts
-        if verdict.study == declaration.main_study
-        and any(verdict.claim is claim for claim in declaration.claims)
-        and verdict.verdict in DECIDED
-        and verdict.verdict != chosen[verdict.claim.id].verdict
-    ]
+    others = []
+    for verdict in verdicts:
+        if verdict.study == declaration.main_study and any(verdict.claim is claim for claim in declaration.claims):
+            counts = chosen[verdict.claim.id]
+            speaks = verdict.verdict in DECIDED or (verdict.verdict == OPEN and verdict.expected >= counts.expected)
+            if speaks and verdict.verdict != counts.verdict:
+                others.append(verdict)
+    return others
 
 
 def column(declaration: Declaration) -> str:
@@ -95,22 +99,26 @@ def _part(verdict: Verdict) -> str:
 
 
 def _word(verdict: Verdict) -> str:
-    return "open" if verdict.verdict == "not resolved" else verdict.verdict
+    return "open" if verdict.verdict == OPEN else verdict.verdict
+
+
+def _priced(price: Price) -> str:
+    return f"n={price.seeds}, {price.hours:.2g} h" if price.seeds is not None else str(price)
 
 
 def _joined(parts: list[Verdict], others: list[Verdict]) -> str:
     words = Counter(map(_word, parts))
+    prices = [each.price for each in parts if each.price is not None]
+    behind = [_priced(max(prices, key=lambda price: price.hours))] if prices else []
     if len(words) < 2:
         said = "".join(words)
     elif len(parts) < 3:
-        said = ", ".join(f"{_part(each)} {_word(each)}" for each in parts)
+        said = ", ".join(
+            f"{_part(each)} {_word(each)}" + (f" ({_priced(each.price)})" if each.price is not None else "") for each in parts
+        )
+        behind = []
     else:
         said = ", ".join(f"{count} {word}" for word, count in words.items())
-    behind = []
-    prices = [each.price for each in parts if each.price is not None]
-    if prices:
-        dearest = max(prices, key=lambda price: price.hours)
-        behind.append(f"n={dearest.seeds}, {dearest.hours:.2g} h" if dearest.seeds is not None else str(dearest))
     behind += [" ".join(filter(None, (f"{each.round}:", _part(each), _word(each)))) for each in others]
     return f"{said} ({'; '.join(behind)})" if behind else said
 

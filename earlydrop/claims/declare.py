@@ -93,12 +93,14 @@ class Study:
         config: The settings that its runs share, where they are not the schema's defaults.
         cadence: What its runs measure and when, likewise; no part of an arm, but what is needed to run it again.
         rounds: Seeds by round. Each round is judged by itself; the round ``label`` enters no verdict.
+        note: What a reader of its verdicts has to know, such as seeds or sizes that were added when some had been seen.
     """
 
     name: str
     config: Settings = field(hash=False)
     rounds: Mapping[str, tuple[int, ...]] = field(hash=False)
     cadence: Settings = field(hash=False, default_factory=dict)
+    note: str = ""
 
     def arm(self, settings: Settings) -> Arm:
         """The arm that these settings name in this study."""
@@ -170,7 +172,7 @@ def _study(file: str, name: str, values: Any) -> Study:
         raise ValueError(f"{where} is {values!r}: expected rounds of seeds by name, such as {{first: [100, 101]}}")
     rounds: dict[str, tuple[int, ...]] = {}
     for key, seeds in values.items():
-        if key in ("config", "cadence"):
+        if key in ("config", "cadence", "note"):
             continue
         if not isinstance(seeds, list) or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds):
             raise ValueError(f"{where}, round {key}: seeds are {seeds!r}: expected a list of whole numbers, such as [100, 101]")
@@ -182,7 +184,10 @@ def _study(file: str, name: str, values: Any) -> Study:
         if both:
             raise ValueError(f"{file}: seed {min(both)} of study {name} is in round {one} and in round {other}: use other seeds")
     config, cadence = (_settings(f"{where}, {key}", values.get(key, {})) for key in ("config", "cadence"))
-    return Study(name, config, rounds, cadence)
+    note = values.get("note", "")
+    if not isinstance(note, str):
+        raise ValueError(f"{where}, note is {note!r}: expected a sentence")
+    return Study(name, config, rounds, cadence, note)
 
 
 def _settings(where: str, value: Any) -> Settings:

@@ -18,6 +18,8 @@ from earlydrop.claims.summaries import Summaries
 from earlydrop.metrics import METRICS
 
 MAP_STUDY = "regimes"
+MAPS = (MAP_STUDY, "glyphs-map")
+"""Studies that explore: no claim is tested on them."""
 _EARLY = {"schedule.rate": 0.1, "schedule.cutoff": "20%", "schedule.shape": None, "schedule.kind": "unit"}
 _AXES = {"cutoff": "schedule.cutoff", "rate": "schedule.rate"}  # of the study underfitting: along one key, the others as in _EARLY
 _COLUMNS = {  # study: the column along which constant dropout is compared with none, and what it is called

@@ -38,6 +38,8 @@ _MEASURED = ("seed", "fingerprint", "step", "total_steps", "history")
 DECIDED = ("reproduced", "opposite", "absent")
 """The verdicts that answer."""
 
+OPEN = "not resolved"
+
 
 class WindowError(ValueError):
     """A run has no value in a claim's window of losses; the message names the run."""
@@ -56,7 +58,7 @@ class Verdict:
         paired: The paired difference; None without two seeds.
         smallest: The smallest effect that matters, in the metric's units; None without two seeds.
         p: p-value of the test that decided, after Holm; where nothing did, that of the difference.
-        price: What would resolve a claim that is not resolved.
+        price: What would resolve a claim that is not resolved; None also where its differences do not scatter.
         verdict: ``reproduced``, ``opposite``, ``absent``, ``not resolved``, ``incomplete`` or ``not run``.
         bootstrap: 95% interval by bootstrap (BCa), from 20 seeds on.
         fingerprints: The runs behind it.
@@ -285,7 +287,7 @@ def judge(declaration: Declaration, study_name: str, round_name: str, runs: pd.D
                 continue
             words, p = _decide(verdict.claim, tested, first, second)
             cost = None
-            if words == "not resolved":
+            if words == OPEN and tested.spread > 0:
                 level = first_level(declaration.claims, verdict.claim)
                 cost = price(verdict.claim, tested.spread, verdict.smallest, level, took[index])
             verdicts[index] = dataclasses.replace(verdict, p=p, price=cost, verdict=words)
@@ -311,15 +313,15 @@ def _p_values(verdict: Verdict, found: Paired | None) -> tuple[float, float]:
 def _decide(claim: Claim, found: Paired, first: float, second: float) -> tuple[str, float]:
     """The verdict, and the p-value of the test that it comes from, of `_p_values` after Holm."""
     if claim.direction == EQUIVALENT:
-        return ("reproduced", first) if first < LEVEL else ("opposite", second) if second < LEVEL else ("not resolved", first)
+        return ("reproduced", first) if first < LEVEL else ("opposite", second) if second < LEVEL else (OPEN, first)
     if claim.direction == NOT_LOWER:
         if first < LEVEL:
             return "reproduced", first
-        return ("opposite", second) if second < LEVEL and found.effect < 0 else ("not resolved", first)
+        return ("opposite", second) if second < LEVEL and found.effect < 0 else (OPEN, first)
     if second < LEVEL:
         return "absent", second
     if first >= LEVEL:
-        return "not resolved", first
+        return OPEN, first
     return ("reproduced" if (found.effect < 0) == (claim.direction == "lower") else "opposite"), first
 
 

@@ -9,11 +9,11 @@ import pandas as pd
 
 from earlydrop.analysis.compare import paired_table, summary_table
 from earlydrop.analysis.page import html_list, html_page, html_table, pictures, to_markdown
-from earlydrop.analysis.runs import find_runs
+from earlydrop.analysis.runs import EARLY, find_runs
 from earlydrop.analysis.stats import Paired
 from earlydrop.claims.answer import answer_table
 from earlydrop.claims.declare import LABEL, Declaration, LossWindow, Window, label_seeds, load_declarations
-from earlydrop.claims.figures import MAP_STUDY, draw_answer, draw_findings, regime_cells
+from earlydrop.claims.figures import MAPS, draw_answer, draw_findings, regime_cells
 from earlydrop.claims.judge import DECIDED, Verdict, judge_all, regime
 from earlydrop.claims.summaries import RUNS, Summaries, collect, merged, read_summaries
 from earlydrop.training.compose import conf_folder
@@ -26,7 +26,8 @@ def claims_folder(name: str = "findings") -> Path:
 
 def labels(declarations: list[Declaration], summaries: Summaries) -> dict[str, str]:
     """The regime of each study in words: ``underfit (claimed for underfit): standard minus none -0.020 [-0.030, -0.010] ..., n = 3``."""
-    words = {}
+    words: dict[str, str] = {}
+    ran = set(summaries.runs["study"])
     for declaration in declarations:
         for study in declaration.studies.values():
             name, found = regime(summaries.of(study.name), study, declaration.standard, study.rounds.get(LABEL, ()))
@@ -35,6 +36,8 @@ def labels(declarations: list[Declaration], summaries: Summaries) -> dict[str, s
                     f"{name} (claimed for {declaration.regime}): standard minus none {_interval(found)} in test accuracy, "
                     f"n = {len(found.seeds)}"
                 )
+            elif study.name in ran and declaration.main_study == study.name:
+                words[study.name] = f"not labelled (claimed for {declaration.regime}): no seeds were declared for it"
     return words
 
 
@@ -128,7 +131,7 @@ def write_findings(
     declarations = load_declarations(claims_folder(claims))
     left_out: tuple[str, ...] = ()
     if any(find_runs(folder)) or not (folder / RUNS).is_file():  # summaries of earlier runs may lie beside new runs
-        names = {study for each in declarations for study in each.studies} | ({MAP_STUDY} if claims == "findings" else set())
+        names = {study for each in declarations for study in each.studies} | (set(MAPS) if claims == "findings" else set())
         found = collect(folder, names)
         (merged(read_summaries(out), found) if add else found).write(out)
         left_out = found.left_out
@@ -140,18 +143,20 @@ def write_findings(
     studies = study_tables(declarations, summaries)
     table, words = verdict_table(verdicts, summaries), labels(declarations, summaries)
     figures = draw_findings(declarations, summaries, out / "figures")
-    text = to_markdown(table) + "\n"
-    text += "\nRegimes, from seeds that enter no verdict:\n\n" if words else ""
-    text += "".join(f"- {study}: {label}\n" for study, label in words.items())
-    text += "".join(
-        f"- width {width}, {images:,} images: {name}, standard minus none {_interval(found)}, n = {len(found.seeds)}\n"
+    ran = set(summaries.runs["study"])
+    notes = [f"{s.name}: {s.note}" for each in declarations for s in each.studies.values() if s.note and s.name in ran]
+    regimes = [f"{study}: {label}" for study, label in words.items()] + [
+        f"width {width}, {images:,} images: {name}, standard minus none {_interval(found)}, n = {len(found.seeds)}"
         for (width, images), (name, found) in regime_cells(summaries).items()
         if found is not None
-    )
+    ]
+    text = [to_markdown(table), "", _HOW]
+    for title, lines in (("Notes:", notes), ("Regimes, from seeds that enter no verdict:", regimes)):
+        text += ["", title, "", *(f"- {line}" for line in lines)] if lines else []
     out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(text, encoding="utf-8")
+    (out / "table.md").write_text("\n".join([*text, ""]), encoding="utf-8")
     (out / "studies.md").write_text(
-        "\n".join(f"## {name}\n\n{to_markdown(each)}\n" for name, each in studies.items()), encoding="utf-8"
+        f"{_EARLY}\n\n" + "\n".join(f"## {name}\n\n{to_markdown(each)}\n" for name, each in studies.items()), encoding="utf-8"
     )
     (out / "short.md").write_text(to_markdown(short_table(declarations, verdicts)) + "\n", encoding="utf-8")
     if claims == "findings":
@@ -163,7 +168,8 @@ def write_findings(
         '<div class="trouble">' + html_list([f"left out: {line}" for line in left_out]) + "</div>" if left_out else "",
         f"<p>{_HOW}</p>",
         html_table(table),
-        "<h2>Regimes</h2>" + html_list([f"{study}: {label}" for study, label in words.items()]) if words else "",
+        "<h2>Notes</h2>" + html_list(notes) if notes else "",
+        "<h2>Regimes</h2>" + html_list(regimes) if regimes else "",
         "<h2>Figures</h2>" + pictures(list(figures)),
     ]
     (out / "findings.html").write_text(html_page("Findings", sections), encoding="utf-8")
@@ -171,9 +177,16 @@ def write_findings(
 
 
 _HOW = (
-    "Paired differences by seed with 95% intervals (Student's t); p after Holm over the two tests of every claim of a family. An effect is "
-    "<em>absent</em> where the difference is shown to be smaller than the smallest that matters. What is not resolved says how many seeds "
-    "would resolve it with a power of 90%, and their price. Claims, windows and seeds were written down before the runs."
+    "Paired differences by seed with 95% intervals (Student's t); p after Holm over the two tests of every claim of a family: of the test "
+    "of equivalence where the verdict is absent, else of the test of difference. An effect is absent where the difference is shown to be "
+    "smaller than the smallest that matters. What is not resolved says how many seeds in all would resolve it with a power of 90% if the "
+    "true difference is 0 or (but for claims of equivalence) the smallest that matters, and their price; both rest on the scatter that was "
+    "seen. Claims, windows and seeds were written down before the runs that test them; so were the smallest effects, but for those of the "
+    "first rounds on Fashion-MNIST, which were taken from the size of the paper's gains later."
+)
+_EARLY = (
+    f"Early: the mean over the first {EARLY:.0%} of a run, step 0 left out; the claims' windows are their own. "
+    "All rounds of seeds are together here, but for those that label a regime."
 )
 
 

@@ -55,6 +55,21 @@ def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
     assert dissent(declared[0], verdicts) == []
 
 
+def test_a_repetition_that_leaves_open_what_was_decided_is_named_unless_it_is_smaller():
+    both = merged(made_up(effect=-0.2, seeds=range(20, 24)), made_up(effect=0.0, noise=0.2, seeds=range(10, 14)))
+    declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 24), repeat=range(10, 14))])
+    assert answer_table(declared, verdicts).iloc[0, -1] == "reproduced (repeat: loss open)"
+    more = merged(both, made_up(effect=-0.2, seeds=range(24, 25)))
+    declared, verdicts = judged(F5, summaries=more, studies=[study(first=range(20, 25), repeat=range(10, 14))])
+    assert answer_table(declared, verdicts).iloc[0, -1] == "reproduced"
+
+
+def test_a_price_stands_behind_the_part_that_it_belongs_to():
+    open_one = dataclasses.replace(F5, id="F5-a", smallest=0.001)
+    table = answer_table(*judged(F5, open_one, summaries=made_up(effect=-0.01, noise=0.02)))
+    assert re.fullmatch(r"loss absent, a open \(n=\d+, [\d.e+]+ h\)", table.iloc[0, -1])
+
+
 def test_an_unresolved_finding_names_its_price():
     table = answer_table(*judged(F5, summaries=made_up(effect=0.0, noise=0.2, seconds=36.0)))
     cell = table.loc["F5", table.columns[-1]]

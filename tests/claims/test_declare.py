@@ -69,6 +69,7 @@ def test_claims_are_read(tmp_path):
         ({"studies": {"toy": [1, 2]}}, r"study toy is \[1, 2\]: expected rounds of seeds by name"),
         ({"studies": {"toy": {"first": 3}}}, "study toy, round first: seeds are 3: expected a list of whole numbers"),
         ({"studies": {"toy": {"first": [1, 1]}}}, "a seed stands twice"),
+        ({"studies": {"toy": {"first": [1], "note": [2]}}}, r"study toy, note is \[2\]: expected a sentence"),
         ({"families": {"one": ["X", "Y"]}}, "family one names the claim 'Y', which the file does not have"),
         ({"families": {"one": ["X"], "two": ["X"]}}, "claim X is in the families one and two"),
         ({"families": ["X"]}, r"families is \['X'\]: expected lists of claims by name"),

@@ -83,6 +83,14 @@ def test_equivalence():
     assert verdict(SAME, made_up(effect=0.05)).verdict == "not resolved"  # on the margin
 
 
+def test_differences_that_do_not_scatter_show_nothing_unless_they_are_none():
+    for claim in (LOSS, SAME):
+        stuck = verdict(claim, made_up(effect=-0.2, noise=0.0, seeds=(0, 0x10)), seeds=(0, 0x10))
+        assert (stuck.verdict, stuck.p, stuck.price) == ("not resolved", 1.0, None)
+    assert verdict(SAME, made_up(effect=0.0, noise=0.0)).verdict == "reproduced"
+    assert verdict(LOSS, made_up(effect=0.0, noise=0.0)).verdict == "absent"
+
+
 def test_equivalence_is_two_one_sided_tests():
     summaries = made_up(effect=0.03, noise=0.02)
     found = difference(summaries.of("toy"), study(first=()), SAME, range(10, 16))
@@ -161,11 +169,11 @@ def test_regimes():
 
 def test_two_metrics_of_the_same_runs_can_be_held_against_each_other():
     summaries = made_up(arms=("early",))
-    summaries.history["test_mc/loss"] = summaries.history["train_eval/loss"] - 0.1
+    summaries.history["test_mc/loss"] = summaries.history["train_eval/loss"] - np.linspace(0.09, 0.11, len(summaries.history))
     claim = dataclasses.replace(LOSS, against=ARMS["early"], metric="test_mc/loss", against_metric="train_eval/loss")
     finding = verdict(claim, summaries)
     assert finding.verdict == "reproduced"
-    assert finding.paired.effect == pytest.approx(-0.1)
+    assert finding.paired.effect == pytest.approx(-0.1, rel=0.05)
 
 
 def test_a_run_that_stopped_early_has_no_window():

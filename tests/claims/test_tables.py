@@ -25,8 +25,20 @@ def test_findings_from_summaries(tmp_path, monkeypatch):
     prints = pd.read_csv(tmp_path / "fingerprints.csv", index_col="what")["fingerprints"]
     assert prints["dynamics first F3b"].startswith("dynamics-constant-0.1-100")
     assert len(prints["figures/dynamics-probe-gdv.png"].split()) == 10  # not the label's seeds
+    text = (tmp_path / "table.md").read_text()
+    assert "two tests of every claim" in text
+    assert "- dynamics: overfit (claimed for underfit)" in text
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_findings(tmp_path / "nowhere", tmp_path)
+
+
+def test_what_a_reader_has_to_know_stands_below_the_table(tmp_path, monkeypatch):
+    noted = dataclasses.replace(study(first=range(10, 16)), note="seed 12 is strange")
+    monkeypatch.setattr("earlydrop.claims.tables.load_declarations", lambda folder: [declaration(LOSS, studies=[noted])])
+    made_up().write(tmp_path)
+    write_findings(tmp_path, tmp_path, "classic")
+    assert "\nNotes:\n\n- toy: seed 12 is strange\n" in (tmp_path / "table.md").read_text()
+    assert "seed 12 is strange" in (tmp_path / "findings.html").read_text()
 
 
 def test_a_later_round_takes_up_some_claims_and_stands_beside_the_first():

@@ -38,13 +38,19 @@ def device_name() -> str:
     return name if DEVICE.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
 
 
+_HOW = (
+    "A ratio is the median of the ratios of alternating measurements, and the spread their 10th and 90th percentile, so it need not be the "
+    "quotient of the two medians beside it. A limit within a row's spread is met or missed by chance."
+)
+
+
 def table(rows: list[Row]) -> str:
     lines = ["| row | what against what | ratio | spread | to reach | | torch |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         spread = f"{row.low:.3f} to {row.high:.3f}" if row.low is not None else ""
         reached = row.target if row.met else f"**{row.target}** (missed)"
         lines.append(f"| {row.name} | {row.what} | {row.value:.3f} | {spread} | {reached} | {row.note} | {row.torch} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _HOW])
 
 
 def main() -> None:

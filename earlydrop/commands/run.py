@@ -157,6 +157,22 @@ def _report(studies: list[str]) -> int:
     return code
 
 
+def _end_sweep(code: int | str | None) -> int | str | None:
+    """End a sweep that this process launched, if it did: its workers, and unless it was stopped, its report. Returns the exit code."""
+    from earlydrop.commands import sweep
+
+    try:
+        sweep.end_workers(kill=code == 130)
+        done = sweep.finish()
+        if done is None or code == 130:
+            return code
+        reported = _report(sorted({job.study for job in done if job.study is not None}))
+        return code or reported or int(any(job.failed for job in done))
+    except KeyboardInterrupt:
+        sweep.end_workers(kill=True)
+        return 130
+
+
 def _list(arguments: list[str]) -> None:
     """``earlydrop list [out=FOLDER]``."""
     from earlydrop.commands import command
@@ -185,7 +201,6 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from earlydrop.commands import sweep
     from earlydrop.commands.overrides import mistake
     from earlydrop.training.compose import conf_folder, register_schema
 
@@ -211,12 +226,7 @@ def main() -> None:
         code = 141
     except (HydraException, OmegaConfBaseException, OSError) as error:
         code = f"error: {_one_line(_swallowed(error, sys.argv[1:]))}"
-    done = sweep.finish()
-    if done is not None and code != 130:
-        studies = sorted({job.study for job in done if job.study is not None})
-        reported = _report(studies)
-        code = code or reported or int(any(job.failed for job in done))
-    raise SystemExit(code)
+    raise SystemExit(_end_sweep(code))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -102,6 +103,17 @@ def finish() -> list[Done] | None:
     shutil.rmtree(notes, ignore_errors=True)
     del os.environ[_SWEEP]
     return done
+
+
+def end_workers(kill: bool) -> None:
+    """End joblib's workers: at once, or each when it has nothing left to do, while this process goes on.
+
+    Else Python's exit waits for them: after a Ctrl-C that joblib does not see, for as long as they have runs to do.
+    """
+    loky = sys.modules.get("joblib.externals.loky.reusable_executor")
+    executor = getattr(loky, "_executor", None)
+    if executor is not None:
+        executor.shutdown(wait=False, kill_workers=kill)
 
 
 def _duration(seconds: float) -> str:

@@ -254,7 +254,7 @@ def test_two_sweeps_of_one_study_keep_their_failures_apart(tmp_path):
     assert [failure["reason"] for failure in failures(tmp_path)] == ["one"]  # that sweep still runs, the other has ended
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_their_sweep(tmp_path, number):
     arguments = [sys.executable, "-m", "earlydrop", "-m", *SMALL, "trainer.epochs=4000", "seed=0,1,2,3", "hydra/launcher=joblib"]
     process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

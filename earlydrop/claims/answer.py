@@ -10,7 +10,6 @@ import pandas as pd
 from earlydrop.analysis.stats import Paired
 from earlydrop.claims.declare import Declaration
 from earlydrop.claims.judge import DECIDED, OPEN, Verdict
-from earlydrop.claims.power import Price
 
 FINDINGS = {
     "F1": "smaller gradient norm early",
@@ -21,7 +20,7 @@ FINDINGS = {
     "F6": "standard dropout hurts",
     "F7": "early s.d. helps",
     "F8": "late dropout beats standard",
-    "F9": "whatever cutoff, rate, shape",
+    "F9": "robust to its settings",
     "F10": "ours: at equal loss not lower",
 }
 """The findings in the words of the README's table."""
@@ -61,6 +60,18 @@ def dissent(declaration: Declaration, verdicts: Iterable[Verdict]) -> list[Verdi
     return others
 
 
+def dissent_line(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> str:
+    """Each verdict that another round does not share, in a sentence; empty if there is none."""
+    verdicts = list(verdicts)
+    parts = [
+        f"{verdict.claim.id} on {column(declaration)} {_word(verdict)} ({verdict.round})"
+        for declaration in declarations
+        for verdict in dissent(declaration, verdicts)
+        if verdict.claim.finding in FINDINGS
+    ]
+    return f"Other seeds say otherwise: {', '.join(parts)}." if parts else ""
+
+
 def column(declaration: Declaration) -> str:
     """What the data of a file's main study is called."""
     name = str(declaration.studies[declaration.main_study].config.get("data.name", "fashion_mnist_mini"))
@@ -70,23 +81,18 @@ def column(declaration: Declaration) -> str:
 def answer_table(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> pd.DataFrame:
     """One row a finding: what is claimed, and by sort of data the verdict; where its parts differ, each part's, or how many have it.
 
-    What is not resolved is *open*, with the seeds that would resolve it and their core hours. Where another round of seeds says something
-    else, it is named behind it.
+    What is not resolved is *open*, with the seeds that would resolve it and their core hours.
     """
     verdicts = list(verdicts)
     cells: dict[tuple[str, str], list[Verdict]] = {}
-    others: dict[tuple[str, str], list[Verdict]] = {}
     for declaration in declarations:
-        for verdict in dissent(declaration, verdicts):
-            others.setdefault((verdict.claim.finding, column(declaration)), []).append(verdict)
         for verdict in decisive(declaration, verdicts).values():
             if verdict.claim.finding in FINDINGS and verdict.verdict != "not run":
                 cells.setdefault((verdict.claim.finding, column(declaration)), []).append(verdict)
     found = dict.fromkeys(name for _, name in cells)
     columns = [name for name in dict.fromkeys([*_DATA.values(), *found]) if name in found]
     rows = [
-        {"finding": finding, "claimed": words}
-        | {name: _joined(cells.get((finding, name), []), others.get((finding, name), [])) for name in columns}
+        {"finding": finding, "claimed": words} | {name: _joined(cells.get((finding, name), [])) for name in columns}
         for finding, words in FINDINGS.items()
         if any(key[0] == finding for key in cells)
     ]
@@ -102,25 +108,20 @@ def _word(verdict: Verdict) -> str:
     return "open" if verdict.verdict == OPEN else verdict.verdict
 
 
-def _priced(price: Price) -> str:
-    return f"n={price.seeds}, {price.hours:.2g} h" if price.seeds is not None else str(price)
+def _priced(parts: list[Verdict]) -> str:
+    """The price of the dearest part, if any has one."""
+    dearest = max((each.price for each in parts if each.price is not None), key=lambda price: price.hours, default=None)
+    if dearest is None:
+        return ""
+    return f" (n={dearest.seeds}, {dearest.hours:.2g} h)" if dearest.seeds is not None else f" ({dearest})"
 
 
-def _joined(parts: list[Verdict], others: list[Verdict]) -> str:
+def _joined(parts: list[Verdict]) -> str:
     words = Counter(map(_word, parts))
-    prices = [each.price for each in parts if each.price is not None]
-    behind = [_priced(max(prices, key=lambda price: price.hours))] if prices else []
-    if len(words) < 2:
-        said = "".join(words)
-    elif len(parts) < 3:
-        said = ", ".join(
-            f"{_part(each)} {_word(each)}" + (f" ({_priced(each.price)})" if each.price is not None else "") for each in parts
-        )
-        behind = []
-    else:
-        said = ", ".join(f"{count} {word}" for word, count in words.items())
-    behind += [" ".join(filter(None, (f"{each.round}:", _part(each), _word(each)))) for each in others]
-    return f"{said} ({'; '.join(behind)})" if behind else said
+    if len(words) == len(parts) == 2:
+        return ", ".join(f"{_part(each)} {_word(each)}{_priced([each])}" for each in parts)
+    said = "".join(words) if len(words) < 2 else ", ".join(f"{count} {word}" for word, count in words.items())
+    return said + _priced(parts)
 
 
 def points(

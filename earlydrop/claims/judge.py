@@ -199,13 +199,13 @@ def differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[
     """
     sides = _sides(runs, study, claim)
     metrics = (claim.metric, claim.against_metric or claim.metric)
-    columns = [list(rows[list(_MEASURED)].itertuples(index=False)) for rows in sides[:2]]
+    measurements = [list(rows[list(_MEASURED)].itertuples(index=False)) for rows in sides[:2]]
     values: dict[int, float] = {}
     base: list[float] = []
     fingerprints: list[str] = []
     for seed in seeds:
         found = []
-        for rows, side, metric in zip(sides[:2], columns, metrics, strict=True):
+        for rows, side, metric in zip(sides[:2], measurements, metrics, strict=True):
             measured = [
                 (value, str(run.fingerprint))
                 for run in side

@@ -11,7 +11,7 @@ from earlydrop.analysis.compare import paired_table, summary_table
 from earlydrop.analysis.page import html_list, html_page, html_table, pictures, to_markdown
 from earlydrop.analysis.runs import EARLY, find_runs
 from earlydrop.analysis.stats import Paired
-from earlydrop.claims.answer import answer_table
+from earlydrop.claims.answer import answer_table, dissent_line
 from earlydrop.claims.declare import LABEL, Declaration, LossWindow, Window, label_seeds, load_declarations
 from earlydrop.claims.figures import MAPS, draw_answer, draw_findings, regime_cells
 from earlydrop.claims.judge import DECIDED, Verdict, judge_all, regime
@@ -37,7 +37,7 @@ def labels(declarations: list[Declaration], summaries: Summaries) -> dict[str, s
                     f"n = {len(found.seeds)}"
                 )
             elif study.name in ran and declaration.main_study == study.name:
-                words[study.name] = f"not labelled (claimed for {declaration.regime}): no seeds were declared for it"
+                words[study.name] = f"not labelled (claimed for {declaration.regime}): no label seeds have run"
     return words
 
 
@@ -160,7 +160,8 @@ def write_findings(
     )
     (out / "short.md").write_text(to_markdown(short_table(declarations, verdicts)) + "\n", encoding="utf-8")
     if claims == "findings":
-        (out / "answer.md").write_text(to_markdown(answer_table(declarations, verdicts), aligned=False) + "\n", encoding="utf-8")
+        answer = [to_markdown(answer_table(declarations, verdicts), aligned=False), dissent_line(declarations, verdicts)]
+        (out / "answer.md").write_text("\n\n".join(filter(None, answer)) + "\n", encoding="utf-8")
         figures |= draw_answer(declarations, verdicts, out / "figures")
     table.to_csv(out / "table.csv", lineterminator="\n")
     (out / "fingerprints.csv").write_text(_fingerprints(verdicts, figures), encoding="utf-8")
@@ -177,12 +178,12 @@ def write_findings(
 
 
 _HOW = (
-    "Paired differences by seed with 95% intervals (Student's t); p after Holm over the two tests of every claim of a family: of the test "
-    "of equivalence where the verdict is absent, else of the test of difference. An effect is absent where the difference is shown to be "
-    "smaller than the smallest that matters. What is not resolved says how many seeds in all would resolve it with a power of 90% if the "
-    "true difference is 0 or (but for claims of equivalence) the smallest that matters, and their price; both rest on the scatter that was "
-    "seen. Claims, windows and seeds were written down before the runs that test them; so were the smallest effects, but for those of the "
-    "first rounds on Fashion-MNIST, which were taken from the size of the paper's gains later."
+    "Paired differences by seed with 95% intervals (Student's t); p after Holm over the two tests of every claim of a family: that of the "
+    "test that decided, of equivalence where the verdict is absent or the claim is one of equivalence, else of difference. An effect is "
+    "absent where the difference is shown to be smaller than the smallest that matters. What is not resolved says how many seeds in all "
+    "would resolve it with a power of 90% if the true difference is 0 or (but for claims of equivalence) the smallest that matters, and "
+    "their price; both rest on the scatter that was seen. Claims, windows and seeds were written down before the runs that test them; so "
+    "were the smallest effects, but for those of the first rounds on Fashion-MNIST, added later from the paper's gains."
 )
 _EARLY = (
     f"Early: the mean over the first {EARLY:.0%} of a run, step 0 left out; the claims' windows are their own. "

@@ -50,4 +50,4 @@ def row_probe_memory(quick: bool) -> list[Row]:
     acts = (lambda: earlydrop.probe(model, loss_fn, batches, dataset=batches), stacked)
     peaks = [min(peak_memory(act) for _ in range(3)) / one for act in acts]  # the first call also fills the allocator's caches
     what = f"peak extra memory of the probe with {many} gradients, in gradient-sized vectors (resident memory, temporaries of 0.1 included)"
-    return [Row("probe memory", what, peaks[0], "at most 4.1", peaks[0] <= 4.1, note=f"stack and matrix: {peaks[1]:.1f}")]
+    return [Row("probe memory", what, peaks[0], "at most 4", peaks[0] <= 4, note=f"stack and matrix: {peaks[1]:.1f}")]

@@ -1,7 +1,7 @@
 import dataclasses
 import re
 
-from earlydrop.claims.answer import answer_table, decisive, dissent, points
+from earlydrop.claims.answer import answer_table, decisive, dissent, dissent_line, points
 from earlydrop.claims.judge import judge_all
 from earlydrop.claims.summaries import merged
 from tests.claims.made_up import ARMS, LOSS, declaration, made_up, study
@@ -44,12 +44,11 @@ def test_the_largest_round_that_has_run_decides():
 
 def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
     noisy = made_up(effect=0.0, noise=0.2, seeds=range(20, 30))
-    for effect, named in ((-0.2, "repeat: loss reproduced"), (0.2, "repeat: loss opposite")):
+    for effect, word in ((-0.2, "reproduced"), (0.2, "opposite")):
         both = merged(noisy, made_up(effect=effect, seeds=range(10, 14)))
         declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
         assert [verdict.round for verdict in dissent(declared[0], verdicts)] == ["repeat"]
-        table = answer_table(declared, verdicts)
-        assert re.fullmatch(rf"open \(n=\d+, [\d.e+]+ h; {named}\)", table.loc["F5", table.columns[-1]])
+        assert dissent_line(declared, verdicts) == f"Other seeds say otherwise: F5-loss on d {word} (repeat)."
     both = merged(made_up(effect=-0.2, seeds=range(20, 30)), made_up(effect=-0.2, seeds=range(10, 14)))
     declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
     assert dissent(declared[0], verdicts) == []
@@ -58,10 +57,10 @@ def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
 def test_a_repetition_that_leaves_open_what_was_decided_is_named_unless_it_is_smaller():
     both = merged(made_up(effect=-0.2, seeds=range(20, 24)), made_up(effect=0.0, noise=0.2, seeds=range(10, 14)))
     declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 24), repeat=range(10, 14))])
-    assert answer_table(declared, verdicts).iloc[0, -1] == "reproduced (repeat: loss open)"
+    assert dissent_line(declared, verdicts) == "Other seeds say otherwise: F5-loss on d open (repeat)."
     more = merged(both, made_up(effect=-0.2, seeds=range(24, 25)))
     declared, verdicts = judged(F5, summaries=more, studies=[study(first=range(20, 25), repeat=range(10, 14))])
-    assert answer_table(declared, verdicts).iloc[0, -1] == "reproduced"
+    assert dissent_line(declared, verdicts) == ""
 
 
 def test_a_price_stands_behind_the_part_that_it_belongs_to():

@@ -34,12 +34,6 @@ def test_it_fits_its_reader():
         assert len(line) <= (108 if code else 110 if table else 160), line
 
 
-def test_its_answer_is_the_one_of_the_summaries():
-    table, _, line = (ROOT / "results" / "findings" / "answer.md").read_text().strip().partition("\n\n")
-    assert README.partition("<!-- table: answer -->\n")[2].partition("\n<!-- end -->")[0] == table
-    assert line in " ".join(README.split())
-
-
 def test_paths_and_commands_that_it_names_exist():
     for path in re.findall(r"`((?:earlydrop|conf|scripts|results)/[\w./]*)`", README) + re.findall(
         r"\]\((results/[^)]+)\)", README

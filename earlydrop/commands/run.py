@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,6 +199,8 @@ def main() -> None:
     """Train, evaluate or plan a run; or, with ``-m``, sweep over many."""
     _needs_training_extra()
     _wait_briefly()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job; a run listens, so a sweep does
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

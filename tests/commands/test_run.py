@@ -254,9 +254,20 @@ def test_two_sweeps_of_one_study_keep_their_failures_apart(tmp_path):
     assert [failure["reason"] for failure in failures(tmp_path)] == ["one"]  # that sweep still runs, the other has ended
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
-def test_workers_end_with_their_sweep(tmp_path, number):
-    arguments = [sys.executable, "-m", "earlydrop", "-m", *SMALL, "trainer.epochs=4000", "seed=0,1,2,3", "hydra/launcher=joblib"]
+BACKGROUND = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]  # a shell's background jobs begin with Ctrl-C ignored
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "how"),
+    [
+        (signal.SIGTERM, -signal.SIGTERM, []),
+        (signal.SIGKILL, -signal.SIGKILL, []),
+        (signal.SIGINT, 130, []),
+        (signal.SIGINT, 130, BACKGROUND),
+    ],
+)
+def test_workers_end_with_their_sweep(tmp_path, number, code, how):
+    arguments = [*how, sys.executable, "-m", "earlydrop", "-m", *SMALL, "trainer.epochs=4000", "seed=0,1,2,3", "hydra/launcher=joblib"]
     process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     began = time.monotonic()
     while len(list(tmp_path.rglob("metrics.jsonl"))) < 2 and time.monotonic() - began < 90:
@@ -264,7 +275,7 @@ def test_workers_end_with_their_sweep(tmp_path, number):
     workers = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and parent_of(path) == process.pid]
     assert workers
     process.send_signal(number)
-    process.wait()
+    assert process.wait() == code
     began = time.monotonic()
     while any(map(alive, workers)) and time.monotonic() - began < 30:
         time.sleep(0.1)

@@ -19,6 +19,11 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
             sys.stdout.flush()
+        except KeyboardInterrupt:
+            from earlydrop.commands.sweep import end_workers
+
+            end_workers(kill=True)
+            raise SystemExit(130) from None
         except BrokenPipeError:  # earlydrop-cite runs | head
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None

@@ -199,8 +199,8 @@ def main() -> None:
     """Train, evaluate or plan a run; or, with ``-m``, sweep over many."""
     _needs_training_extra()
     _wait_briefly()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job; a run listens, so a sweep does
+    if threading.current_thread() is threading.main_thread():  # a shell's background job begins with Ctrl-C ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

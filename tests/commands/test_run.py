@@ -267,7 +267,8 @@ BACKGROUND = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]  # a shell's backgro
     ],
 )
 def test_workers_end_with_their_sweep(tmp_path, number, code, how):
-    arguments = [*how, sys.executable, "-m", "earlydrop", "-m", *SMALL, "trainer.epochs=4000", "seed=0,1,2,3", "hydra/launcher=joblib"]
+    sweep = ["-m", *SMALL, "trainer.epochs=4000", "seed=0,1,2,3", "hydra/launcher=joblib"]
+    arguments = [*how, sys.executable, "-m", "earlydrop", *sweep]
     process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     began = time.monotonic()
     while len(list(tmp_path.rglob("metrics.jsonl"))) < 2 and time.monotonic() - began < 90:

@@ -85,18 +85,21 @@ def stepper(
     return step
 
 
-def quickstart_stepper() -> Callable[[], None]:
-    """The bare training step of the quickstart's model, without dropout, on images of its size."""
-    config = config_from_dict(compose(["experiment=quickstart", "schedule=none", "device=cpu"]))
+def study_stepper(experiment: str, bf16: bool = False, compiled: bool = False) -> Callable[[], None]:
+    """The bare training step of an experiment's model, without dropout, on images of its size."""
+    config = config_from_dict(compose([f"experiment={experiment}", "schedule=none", "device=cpu"]))
     plan = make_plan(config)
     model, _ = scheduled_model(plan)
     images, labels = next(
         iter(Objective(plan.source, config.augment).batches([(0, torch.arange(config.trainer.batch_size))], 0, "augment"))
     )
     optimizer = make_optimizer(model.train(), config.optim)
+    called = torch.compile(model) if compiled else model
 
     def step() -> None:
-        F.cross_entropy(model(images), labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(called(images), labels)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

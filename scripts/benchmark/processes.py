@@ -35,7 +35,7 @@ import sys, time, torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from benchmark import measure
-step = measure.stepper(measure.vit(0.0)) if sys.argv[3] == "vit" else measure.quickstart_stepper()
+step = measure.stepper(measure.vit(0.0)) if sys.argv[3] == "vit" else measure.study_stepper("quickstart")
 step()
 sys.stdin.readline()
 began = time.perf_counter()

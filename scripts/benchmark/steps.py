@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import earlydrop
-from benchmark.measure import DEVICE, Row, compare, stepper, synchronised, vit
+from benchmark.measure import DEVICE, Row, compare, stepper, study_stepper, synchronised, vit
 from earlydrop.training.config import Config, ModelConfig
 from earlydrop.training.models import Task, build_model
 from earlydrop.training.optim import make_optimizer
@@ -202,3 +202,30 @@ def row_compiled_step(quick: bool) -> list[Row]:
     what = "compiled step at p = 0.1: 16-bit masks, against native ones"
     rows.append(Row("16-bit masks, compiled", what, value, "(no target)", True, low, high, note))
     return rows
+
+
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_convolution", "aten::convolution_backward")
+
+
+def row_study_step(quick: bool) -> list[Row]:
+    """What bounds the throughput of the underfitting study on one core: its step compiled and in bfloat16, and its matrix products."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        eager = study_stepper("findings/underfitting")
+        rows = []
+        for name, bf16, compiled in (("bfloat16", True, False), ("compiled", False, True), ("compiled, bfloat16", True, True)):
+            other = study_stepper("findings/underfitting", bf16, compiled)
+            value, low, high, note = compare(other, eager, 20 if quick else 60, warm_up=5)
+            what = f"step of the underfitting study without dropout, one thread, {name}, against eager in float32"
+            rows.append(Row(f"study step, {name}", what, value, "(no target)", True, low, high, note))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+            for _ in range(20):
+                eager()
+    finally:
+        torch.set_num_threads(threads)
+    spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    value = sum(spent.get(name, 0) for name in _PRODUCTS) / sum(spent.values())
+    note = "the inverse is the most that could be gained if all else took no time"
+    what = "matrix products of that step, against all of it (eager, float32, by torch's profiler)"
+    return [*rows, Row("study step, products", what, value, "(no target)", True, note=note)]

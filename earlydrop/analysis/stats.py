@@ -135,9 +135,11 @@ def power_of_bound(spread: float, margin: float, n: int, level: float, sides: in
 
 def first_enough(enough: Callable[[int], bool], most: int) -> int | None:
     """The smallest n from 2 on that is enough, if being enough is kept by every larger n; None above ``most``."""
-    if not enough(most):
-        return None
-    low, high = 1, most
+    low, high = 1, 2
+    while not enough(high):
+        if high >= most:
+            return None
+        low, high = high, min(2 * high, most)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)

@@ -36,9 +36,12 @@ def needed_seeds(claim: Claim, spread: float, smallest: float, level: float) -> 
         spread: Standard deviation of its paired differences.
         smallest: The smallest effect that matters, in the metric's units.
         level: The level of its tests.
+
+    Raises:
+        ValueError: The differences do not scatter, so they say nothing of what more seeds would.
     """
-    if spread == 0:
-        return 2
+    if spread <= 0:
+        raise ValueError(f"the paired differences have a standard deviation of {spread:g}: their scatter cannot size a round")
     sides = 1 if claim.direction == NOT_LOWER else 2
 
     def enough(n: int) -> bool:

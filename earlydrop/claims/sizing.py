@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pandas as pd
 from earlydrop.analysis.stats import paired
 from earlydrop.claims.declare import LABEL, Declaration
 from earlydrop.claims.judge import WindowError, differences, smallest_effect
-from earlydrop.claims.power import first_level, price
+from earlydrop.claims.power import Price, first_level, price
 from earlydrop.claims.summaries import Summaries
 
 
@@ -17,7 +18,8 @@ def power_table(declarations: Iterable[Declaration], summaries: Summaries) -> pd
     """One row a claim and study whose two arms have run on two or more label seeds.
 
     ``spread`` is the standard deviation of the paired differences over ``n`` label seeds, ``smallest`` the effect to be seen or excluded
-    with a power of 90%, at the level that Holm gives a family's smallest p-value; ``seeds`` and ``hours`` (of one core) are what it takes.
+    with a power of 90%, at the level that Holm gives a family's smallest p-value; ``seeds`` and ``hours`` (of one core) are what it takes,
+    empty where the differences do not scatter.
     """
     rows = []
     for declaration in declarations:
@@ -32,7 +34,10 @@ def power_table(declarations: Iterable[Declaration], summaries: Summaries) -> pd
                 if summary is None:
                     continue
                 smallest = smallest_effect(claim, found.base)
-                cost = price(claim, summary.spread, smallest, first_level(declaration.claims, claim), found.seconds)
+                level = first_level(declaration.claims, claim)
+                cost = price(claim, summary.spread, smallest, level, found.seconds) if summary.spread > 0 else Price(None, math.nan)
                 facts = {"claim": claim.id, "study": study.name, "metric": claim.metric, "n": len(summary.seeds)}
                 rows.append(facts | {"spread": summary.spread, "smallest": smallest, "seeds": cost.seeds, "hours": cost.hours})
-    return pd.DataFrame(rows, columns=["claim", "study", "metric", "n", "spread", "smallest", "seeds", "hours"])
+    return pd.DataFrame(rows, columns=["claim", "study", "metric", "n", "spread", "smallest", "seeds", "hours"]).astype(
+        {"seeds": "Int64"}
+    )

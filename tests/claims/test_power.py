@@ -32,9 +32,19 @@ def test_the_needed_seeds_have_the_power_that_they_say_and_no_fewer_do(direction
 
 
 def test_a_price_is_seeds_times_the_time_of_both_arms():
-    assert price(SAME, 0.0, 0.1, LEVEL, (1800, 1800)) == Price(2, 2.0)
+    assert price(SAME, 1e-9, 0.1, LEVEL, (1800, 1800)) == Price(2, 2.0)
     assert needed_seeds(SAME, 1e3, 0.1, LEVEL) is None
     assert str(price(SAME, 1e3, 0.1, LEVEL, (1, 1))) == f"more than {MOST:,} seeds"
+
+
+def test_differences_that_do_not_scatter_size_no_round():
+    with pytest.raises(ValueError, match="standard deviation of 0"):
+        needed_seeds(SAME, 0.0, 0.1, LEVEL)
+    declared = declaration(LOSS, studies=[study(label=range(10, 14), first=range(30, 40))])
+    (row,) = power_table([declared], made_up(seeds=range(10, 14), noise=0.0)).itertuples()
+    assert row.spread == 0
+    assert pd.isna(row.seeds)
+    assert pd.isna(row.hours)
 
 
 def test_what_is_not_resolved_says_its_price():

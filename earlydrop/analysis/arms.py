@@ -52,6 +52,11 @@ class Arm:
         return dict(self.values).get(key)
 
     @property
+    def schedule(self) -> dict[str, Any]:
+        """The settings of its schedule."""
+        return {key: value for key, value in self.values if key.startswith(_SCHEDULE)}
+
+    @property
     def without_dropout(self) -> bool:
         return self.values == self.base
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
@@ -109,11 +110,15 @@ def _word(verdict: Verdict) -> str:
 
 
 def _priced(parts: list[Verdict]) -> str:
-    """The price of the dearest part, if any has one."""
-    dearest = max((each.price for each in parts if each.price is not None), key=lambda price: price.hours, default=None)
-    if dearest is None:
+    """What would resolve every part that has a price: the seeds of the one that needs most, in the arms of all."""
+    priced = [each for each in parts if each.price is not None]
+    if not priced:
         return ""
-    return f" (n={dearest.seeds}, {dearest.hours:.2g} h)" if dearest.seeds is not None else f" ({dearest})"
+    worst = max((each.price for each in priced if each.price), key=lambda price: price.seeds or math.inf)
+    if worst.seeds is None:
+        return f" ({worst})"
+    seconds = {(each.study, arm): took for each in priced for arm, took in zip(each.arms, each.seconds, strict=True)}
+    return f" (n={worst.seeds}, {worst.seeds * sum(seconds.values()) / 3600:.2g} h)"
 
 
 def _joined(parts: list[Verdict]) -> str:

@@ -63,6 +63,7 @@ class Verdict:
         bootstrap: 95% interval by bootstrap (BCa), from 20 seeds on.
         fingerprints: The runs behind it.
         remark: How the runs differ from what was declared; empty if they do not.
+        seconds: What a run of each of its two arms takes.
     """
 
     study: str
@@ -78,6 +79,7 @@ class Verdict:
     bootstrap: tuple[float, float] | None
     fingerprints: tuple[str, ...]
     remark: str = ""
+    seconds: tuple[float, float] = (0.0, 0.0)
 
 
 class _Sides(NamedTuple):
@@ -168,12 +170,12 @@ def _sides(runs: pd.DataFrame, study: Study, claim: Claim) -> _Sides:
     ]
     if not pairs:
         return _Sides(exact[0], exact[1], "")
+    as_scheduled = [pair for pair in pairs if all(ran.schedule == arm.schedule for ran, arm in zip(pair, wanted, strict=True))]
+    pairs = as_scheduled or pairs
     if len(pairs) > 1:
-        values = [dict(one.values) for one, _ in pairs]
-        key = next(key for key in values[0] if len({v.get(key) for v in values}) > 1)
         raise ValueError(
-            f"study {study.name}: claim {claim.id} fits runs of several configurations, {key}="
-            f"{' and '.join(sorted({text(v.get(key)) for v in values}))}: say which it is about in the study's config:"
+            f"study {study.name}: claim {claim.id} fits runs of several configurations, {_several(pairs)}: say which it is about in the "
+            "study's config:"
         )
     arms = pairs[0]
     rows = [runs_of(side, arm.__eq__) for arm, side in zip(arms, like, strict=True)]
@@ -184,6 +186,16 @@ def _like(runs: pd.DataFrame, names: Settings) -> pd.DataFrame:
     """The runs that have the settings that are named and in use."""
     wanted = {key: value for key, value in Arm.of(names).values if key in names or key == "schedule.name"}
     return runs_of(runs, lambda arm: all(arm.get(key) == value for key, value in wanted.items()))
+
+
+def _several(pairs: list[tuple[Arm, Arm]]) -> str:
+    """The first setting that an arm of several pairs has in several values, and these."""
+    for arms in zip(*pairs, strict=True):
+        values = [dict(arm.values) for arm in arms]
+        for key in dict.fromkeys(key for each in values for key in each):
+            if len({each.get(key) for each in values}) > 1:
+                return f"{key}={' and '.join(sorted({text(each.get(key)) for each in values}))}"
+    raise AssertionError(f"these pairs of arms are one: {pairs}")
 
 
 def _differs(ran: Arm, declared: Arm) -> str:
@@ -260,7 +272,6 @@ def judge(declaration: Declaration, study_name: str, round_name: str, runs: pd.D
     seeds = study.rounds[round_name]
     verdicts: list[Verdict] = []
     tests: dict[str, list[tuple[int, Paired | None]]] = {}  # by family: which verdict, and what it is tested on
-    took: list[tuple[float, float]] = []
     for claim in declaration.claims:
         try:
             found = differences(runs, study, claim, seeds)
@@ -273,10 +284,9 @@ def judge(declaration: Declaration, study_name: str, round_name: str, runs: pd.D
         sample = bootstrap(found.values.values()) if whole and len(seeds) >= BOOTSTRAP_FROM else None
         smallest = smallest_effect(claim, found.base) if summary else None
         tests.setdefault(claim.family, []).append((len(verdicts), summary if whole else None))
-        took.append(found.seconds)
         verdicts.append(
             Verdict(study_name, round_name, claim, found.names, len(seeds), summary, smallest, None, None, state, sample,
-                    tuple(found.fingerprints), found.remark)
+                    tuple(found.fingerprints), found.remark, found.seconds)
         )  # fmt: skip
     for family in tests.values():
         p_values = [p for index, tested in family for p in _p_values(verdicts[index], tested)]
@@ -289,7 +299,8 @@ def judge(declaration: Declaration, study_name: str, round_name: str, runs: pd.D
             cost = None
             if words == OPEN and tested.spread > 0:
                 level = first_level(declaration.claims, verdict.claim)
-                cost = price(verdict.claim, tested.spread, verdict.smallest, level, took[index])
+                seen = tested.effect if tested.p < LEVEL else 0.0
+                cost = price(verdict.claim, tested.spread, verdict.smallest, level, verdict.seconds, seen)
             verdicts[index] = dataclasses.replace(verdict, p=p, price=cost, verdict=words)
     return verdicts
 

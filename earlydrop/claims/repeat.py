@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from earlydrop.claims.declare import Claim, Declaration, Study
 from earlydrop.claims.judge import Verdict, judge
 from earlydrop.claims.summaries import collect
 from earlydrop.training.config import Config
-from earlydrop.training.record.folder import read_config, read_status
+from earlydrop.training.record.folder import read_config
 
 FIRST_SEED = 10_000
 """Fresh seeds are counted from here."""
@@ -25,12 +26,37 @@ FRESH = "fresh"
 def fresh_seeds(declarations: Iterable[Declaration], folder: Path, count: int) -> list[int]:
     """The first seeds from `FIRST_SEED` on that no round declares and no run below a folder has used."""
     used = {seed for each in declarations for study in each.studies.values() for seeds in study.rounds.values() for seed in seeds}
-    states: dict[int, set[str]] = {}
-    for path in find_runs(folder) if folder.is_dir() else ():
-        states.setdefault(int(read_config(path)["seed"]), set()).add(str(read_status(path).get("state")))
-    used |= {seed for seed, seen in states.items() if seen == {"finished"}}  # what was stopped goes on
+    if folder.is_dir():
+        used |= {int(read_config(path)["seed"]) for path in find_runs(folder)}
     seeds = (seed for seed in range(FIRST_SEED, FIRST_SEED + len(used) + count) if seed not in used)
     return [seed for _, seed in zip(range(count), seeds, strict=False)]
+
+
+def begin(notes: Path, seeds: list[int]) -> None:
+    """Note the seeds of a repetition before any of them runs, so that one that is stopped goes on with the same."""
+    notes.parent.mkdir(parents=True, exist_ok=True)
+    notes.write_text(json.dumps(seeds), encoding="utf-8")
+
+
+def begun_seeds(notes: Path, count: int) -> list[int] | None:
+    """The seeds of a repetition that was begun and not judged; None if there is none.
+
+    Raises:
+        ValueError: It has another number of seeds, or its file is damaged.
+    """
+    if not notes.is_file():
+        return None
+    try:
+        seeds = [int(seed) for seed in json.loads(notes.read_text(encoding="utf-8"))]
+        first, last = seeds[0], seeds[-1]
+    except (ValueError, TypeError, IndexError) as error:
+        raise ValueError(f"{notes} holds no seeds of a repetition ({error}): delete it to begin another") from error
+    if len(seeds) != count:
+        raise ValueError(
+            f"a repetition with the seeds {first} to {last} was begun and not finished: go on with --seeds {len(seeds)}, or delete "
+            f"{notes} to begin another"
+        )
+    return seeds
 
 
 def claims_of(

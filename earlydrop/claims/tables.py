@@ -122,7 +122,7 @@ def write_findings(
 ) -> tuple[pd.DataFrame, dict[str, str], list[Path]]:
     """Write summaries, ``answer.md`` (of the findings), ``table.md``, ``short.md``, ``table.csv``, ``studies.md``, ``figures/`` and a page.
 
-    ``folder`` holds runs, or the summaries of runs; ``add`` adds its runs to the summaries that ``out`` has.
+    ``folder`` holds runs, or the summaries of runs; ``add`` adds them to the summaries that ``out`` has.
     Returns the table, the studies' regimes, and the figures' files.
 
     Raises:
@@ -130,9 +130,10 @@ def write_findings(
     """
     declarations = load_declarations(claims_folder(claims))
     left_out: tuple[str, ...] = ()
-    if any(find_runs(folder)) or not (folder / RUNS).is_file():  # summaries of earlier runs may lie beside new runs
+    runs_there = any(find_runs(folder)) or not (folder / RUNS).is_file()  # summaries of earlier runs may lie beside new runs
+    if runs_there or (add and not folder.samefile(out)):
         names = {study for each in declarations for study in each.studies} | (set(MAPS) if claims == "findings" else set())
-        found = collect(folder, names)
+        found = collect(folder, names) if runs_there else read_summaries(folder)
         (merged(read_summaries(out), found) if add else found).write(out)
         left_out = found.left_out
         folder = out
@@ -181,9 +182,10 @@ _HOW = (
     "Paired differences by seed with 95% intervals (Student's t); p after Holm over the two tests of every claim of a family: that of the "
     "test that decided, of equivalence where the verdict is absent or the claim is one of equivalence, else of difference. An effect is "
     "absent where the difference is shown to be smaller than the smallest that matters. What is not resolved says how many seeds in all "
-    "would resolve it with a power of 90% if the true difference is 0 or (but for claims of equivalence) the smallest that matters, and "
-    "their price; both rest on the scatter that was seen. Claims, windows and seeds were written down before the runs that test them; so "
-    "were the smallest effects, but for those of the first rounds on Fashion-MNIST, added later from the paper's gains."
+    "would resolve it with a power of 90% if the true difference is 0 or the smallest that matters (for a claim of equivalence: 0, or "
+    "what was seen where its interval excludes 0), and their price; both rest on the scatter that was seen. Claims, windows and seeds were "
+    "written down before the runs that test them; so were the smallest effects, but for those of the rounds on Fashion-MNIST that ran "
+    "first, and of the repeat of dynamics, added later from the paper's gains."
 )
 _EARLY = (
     f"Early: the mean over the first {EARLY:.0%} of a run, step 0 left out; the claims' windows are their own. "

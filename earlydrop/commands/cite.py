@@ -94,7 +94,9 @@ def citation(run: Path) -> str:
 @command
 def main() -> None:
     """Print how to cite and reproduce the runs in a folder."""
-    parser = argparse.ArgumentParser(prog="earlydrop-cite", description="BibTeX for the paper, this software and a run.")
+    parser = argparse.ArgumentParser(
+        prog="earlydrop-cite", allow_abbrev=False, description="BibTeX for the paper, this software and a run."
+    )
     parser.add_argument("folder", type=Path, help="a run's folder, or a folder of runs")
     arguments = parser.parse_args()
     runs = list(find_runs(arguments.folder))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from earlydrop.claims.declare import SETS, load_declarations
 from earlydrop.claims.judge import judge_all
-from earlydrop.claims.repeat import claims_of, fresh_seeds, repeat
+from earlydrop.claims.repeat import begin, begun_seeds, claims_of, fresh_seeds, repeat
 from earlydrop.claims.sizing import power_table
 from earlydrop.claims.summaries import RUNS, read_summaries, summaries_in
 from earlydrop.claims.tables import claims_folder, verdict_table, write_findings
@@ -24,6 +24,7 @@ def main() -> None:
     """Test every claim against a folder of runs, or against committed summaries."""
     parser = argparse.ArgumentParser(
         prog="earlydrop-findings",
+        allow_abbrev=False,
         usage="%(prog)s FOLDER [--out OUT] [--add] [--claims SET] [--power | --repeat FINDING [--study STUDY] [--seeds N]]",
         description="Verdicts on the claims of conf/claims/, with table, figures and one HTML page.",
     )
@@ -46,8 +47,10 @@ def main() -> None:
         parser.error(f"--seeds is {arguments.seeds}: expected 2 or more, with --repeat")
     if arguments.study is not None and arguments.repeat is None:
         parser.error(f"--study is {arguments.study}: it goes with --repeat")
-    if arguments.repeat is not None and (arguments.power or arguments.out is not None):
-        parser.error("--repeat takes no --power and no --out: its runs go to the folder, runs/ by default")
+    if arguments.repeat is not None and (arguments.power or arguments.add or arguments.out is not None):
+        parser.error("--repeat takes no --power, --add or --out: its runs go to the folder, runs/ by default")
+    if arguments.power and (arguments.add or arguments.out is not None):
+        parser.error("--power takes no --add and no --out: it prints what rounds need, and writes nothing")
     if arguments.repeat is not None:
         return _repeat(arguments.repeat, arguments.study, arguments.seeds, arguments.folder or Path("runs"), arguments.claims)
     if arguments.folder is None:
@@ -70,24 +73,37 @@ def main() -> None:
 
 
 def _repeat(finding: str, study: str | None, seeds: int | None, out: Path, claims: str) -> None:
-    """Repeat a finding where it is claimed, and print each verdict below the one that was published."""
+    """Repeat a finding where it is claimed, and print each verdict below the one that was published.
+
+    Raises:
+        SystemExit: Some runs failed, with code 1; the same command tries them again.
+    """
     declarations = load_declarations(claims_folder(claims))
     results = results_folder()
     published = results / claims if results is not None else None
+    whole = True
     for declaration, where, which in claims_of(declarations, finding, study):
         count = seeds or len(where.rounds.get("first") or next(iter(where.rounds.values())))
-        fresh = fresh_seeds(declarations, out, count)
+        notes = out / where.name / f"repeat-{finding}.json"
+        fresh = begun_seeds(notes, count) or fresh_seeds(declarations, out, count)
         print(
             f"{where.name}: {', '.join(claim.id for claim in which)} on the seeds {fresh[0]} to {fresh[-1]}",
             flush=True,
         )
+        begin(notes, fresh)
         verdicts = repeat(declaration, where, which, fresh, out)
+        if all(each.verdict not in ("incomplete", "not run") for each in verdicts):
+            notes.unlink()
+        else:
+            whole = False
         if published is not None and (published / RUNS).is_file():
             before = judge_all(declarations, read_summaries(published))
             verdicts = [v for v in before if v.study == where.name and any(v.claim is claim for claim in which)] + verdicts
         table = verdict_table(verdicts, summaries_in(out, declarations, published))
         with pd.option_context(*_WIDE):
             print(table.drop(columns=["compared", "model"]).to_string())
+    if not whole:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,9 @@ def _track(folder: Path, report: Report) -> None:
 @command
 def main() -> None:
     """Draw a folder's report again."""
-    parser = argparse.ArgumentParser(prog="earlydrop-report", description="Table, figures and one HTML page from a folder of runs.")
+    parser = argparse.ArgumentParser(
+        prog="earlydrop-report", allow_abbrev=False, description="Table, figures and one HTML page from a folder of runs."
+    )
     parser.add_argument("folder", type=Path, help="a study's folder, or any folder with runs below it, finished or not")
     arguments = parser.parse_args()
     report = write_report(arguments.folder)

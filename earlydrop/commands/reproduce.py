@@ -59,7 +59,7 @@ def reproduce(run: Path, out: Path) -> str | None:
 def main() -> None:
     """Run a cited configuration again and compare."""
     parser = argparse.ArgumentParser(
-        prog="earlydrop-reproduce", description="Run a run's configuration again; are the metrics identical?"
+        allow_abbrev=False, prog="earlydrop-reproduce", description="Run a run's configuration again; are the metrics identical?"
     )
     parser.add_argument("folder", type=Path, help="the folder of a finished run")
     parser.add_argument("--out", type=Path, help="where the new run goes (default: a temporary folder)")

@@ -4,7 +4,7 @@ import re
 from earlydrop.claims.answer import answer_table, decisive, dissent, dissent_line, points
 from earlydrop.claims.judge import judge_all
 from earlydrop.claims.summaries import merged
-from tests.claims.made_up import ARMS, LOSS, declaration, made_up, study
+from tests.claims.made_up import LOSS, declaration, made_up, study
 
 F5 = dataclasses.replace(LOSS, id="F5-loss")
 ACCURACY = dataclasses.replace(LOSS, id="F5-accuracy", metric="test/accuracy", direction="higher")
@@ -75,6 +75,14 @@ def test_an_unresolved_finding_names_its_price():
     assert re.fullmatch(r"open \(n=\d+, [\d.]+ h\)", cell)
 
 
+def test_the_price_of_several_parts_is_the_seeds_of_the_one_that_needs_most_in_the_arms_of_all():
+    claims = [dataclasses.replace(F5, id=f"F5-{name}", smallest=smallest) for name, smallest in (("a", 0.05), ("b", 0.04))]
+    declared, verdicts = judged(*claims, summaries=made_up(effect=0.0, noise=0.2, seconds=36.0))
+    most = max(each.price.seeds for each in verdicts)
+    table = answer_table(declared, verdicts)
+    assert table.loc["F5", table.columns[-1]] == f"open (n={most}, {most * 72 / 3600:.2g} h)"  # both parts have the same two arms
+
+
 def test_of_many_parts_it_says_how_many():
     claims = [dataclasses.replace(LOSS, id=f"F9-{i}", direction="lower" if i else "higher") for i in range(4)]
     table = answer_table(*judged(*claims, summaries=made_up(effect=-0.2)))
@@ -85,4 +93,3 @@ def test_points_are_in_order_with_the_size_that_matters():
     (((finding, _), parts),) = points(*judged(F5, ACCURACY, summaries=made_up(effect=-0.2))).items()
     assert finding == "F5"
     assert [(name, size) for name, _, size in parts] == [("loss", 0.05), ("accuracy", 0.05)]
-    assert ARMS

@@ -216,3 +216,14 @@ def test_runs_that_differ_from_the_declaration_are_judged_with_a_remark_as_long_
     pinned = [study(config={"optim.lr": 0.25}, first=range(10, 16))]
     assert judge(declaration(LOSS, studies=pinned), "toy", "first", both(lower, higher).of("toy"))[0].remark == ""
     assert verdict(dataclasses.replace(LOSS, arm=ARMS["early"] | {"schedule.rate": 0.2}), lower).verdict == "not run"
+
+
+def test_an_arm_in_another_shape_does_not_make_runs_of_another_configuration_ambiguous():
+    """The arm of one claim can be like the other arm of the next, but for what neither names."""
+    square = dict(ARMS["early"], **{"schedule.shape": "constant"})
+    lower = both(
+        made_up(config={"optim.lr": 0.5}), made_up(config={"optim.lr": 0.5, "schedule.shape": "constant"}, arms=("early",))
+    )
+    shape = dataclasses.replace(SAME, arm=square, against=ARMS["early"])
+    for claim in (LOSS, SAME, shape):
+        assert verdict(claim, lower).remark == "optim.lr=0.5"

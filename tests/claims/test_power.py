@@ -31,6 +31,22 @@ def test_the_needed_seeds_have_the_power_that_they_say_and_no_fewer_do(direction
     assert min(power(claim, ratio, 1.0, n - 1)) < 0.915
 
 
+@pytest.mark.parametrize("seen", [0.0, 0.6, -0.6, 1.5])
+def test_a_claim_of_equivalence_is_sized_by_the_difference_that_was_seen(seen):
+    n = needed_seeds(SAME, 1.0, 1.0, LEVEL, seen)
+
+    def resolved(n):
+        noise = np.random.default_rng(0).standard_normal((20_000, n)) + seen
+        above = scipy.stats.ttest_1samp(noise, -1.0, axis=1, alternative="greater").pvalue < LEVEL
+        below = scipy.stats.ttest_1samp(noise, 1.0, axis=1, alternative="less").pvalue < LEVEL
+        beyond = scipy.stats.ttest_1samp(noise, 1.0, axis=1, alternative="greater").pvalue < LEVEL
+        return (beyond if abs(seen) > 1 else above & below).mean()
+
+    assert resolved(n) > 0.89
+    assert resolved(n - 1) < 0.915
+    assert needed_seeds(SAME, 1.0, 1.0, LEVEL, 1.0) is None  # exactly between the two
+
+
 def test_a_price_is_seeds_times_the_time_of_both_arms():
     assert price(SAME, 1e-9, 0.1, LEVEL, (1800, 1800)) == Price(2, 2.0)
     assert needed_seeds(SAME, 1e3, 0.1, LEVEL) is None

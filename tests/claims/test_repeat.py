@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from earlydrop.claims.declare import Study, load_declarations
-from earlydrop.claims.repeat import FIRST_SEED, claims_of, configurations, fresh_seeds
+from earlydrop.claims.repeat import FIRST_SEED, begin, begun_seeds, claims_of, configurations, fresh_seeds
 from earlydrop.claims.tables import claims_folder
 from earlydrop.commands.findings import main
 from earlydrop.training.plan import make_plan
@@ -18,6 +18,22 @@ def test_fresh_seeds_are_in_no_round_and_no_run(tmp_path):
     declared = declaration(LOSS, studies=[study(first=[FIRST_SEED, FIRST_SEED + 3])])
     assert fresh_seeds([declared], tmp_path, 3) == [FIRST_SEED + 2, FIRST_SEED + 4, FIRST_SEED + 5]
     assert fresh_seeds([declared], tmp_path / "nowhere", 1) == [FIRST_SEED + 1]
+
+
+def test_a_repetition_that_was_stopped_goes_on_with_its_seeds(tmp_path):
+    """Also with those whose runs have all finished: what has been seen of them chooses no others."""
+    notes = tmp_path / "toy" / "repeat-F5.json"
+    assert begun_seeds(notes, 3) is None
+    begin(notes, [7, 8, 9])
+    make_run(tmp_path / "toy", "none", 7, 0.5)
+    make_run(tmp_path / "toy", "early-0.1-20%", 7, 0.5)
+    assert begun_seeds(notes, 3) == [7, 8, 9]
+    with pytest.raises(ValueError, match=r"with the seeds 7 to 9 was begun and not finished: go on with --seeds 3, or delete "):
+        begun_seeds(notes, 5)
+    for damaged in ("[", "[]", "{}", '["a"]'):
+        notes.write_text(damaged)
+        with pytest.raises(ValueError, match=r"repeat-F5.json holds no seeds of a repetition"):
+            begun_seeds(notes, 3)
 
 
 def test_the_runs_are_those_of_the_claims_arms_each_once_with_the_studys_cadence(tmp_path):
@@ -61,6 +77,7 @@ def test_a_repeat_trains_judges_and_prints_what_was_published(tmp_path, monkeypa
     (where,) = [each.studies["smoke"] for each in load_declarations(claims_folder()) if each.name == "underfitting"]
     config = configurations(where, [LOSS], [first], tmp_path / "runs")[1]
     assert (make_plan(config).folder / "status.json").is_file()
+    assert not list(tmp_path.rglob("repeat-*.json"))  # judged
 
 
 @pytest.mark.parametrize(
@@ -68,6 +85,9 @@ def test_a_repeat_trains_judges_and_prints_what_was_published(tmp_path, monkeypa
     [
         (["--seeds", "3"], "expected 2 or more, with --repeat"),
         (["--repeat", "F5", "--seeds", "1"], "expected 2 or more"),
+        (["--repeat", "F5", "--add"], "--repeat takes no --power, --add or --out"),
+        (["x", "--power", "--out", "y"], "--power takes no --add and no --out"),
+        (["x", "--pow"], "unrecognized arguments: --pow"),
         ([], "give a folder"),
     ],
 )

@@ -5,7 +5,9 @@ import pytest
 
 from earlydrop.claims.declare import load_declarations
 from earlydrop.claims.judge import judge_all
+from earlydrop.claims.summaries import Summaries, read_summaries
 from earlydrop.claims.tables import claims_folder, short_table, write_findings
+from earlydrop.training.compose import results_folder
 from tests.claims.made_up import ARMS, LOSS, declaration, made_up, study
 
 DYNAMICS = {"data.name": "fashion_mnist_mini"} | dict(load_declarations(claims_folder())[0].studies["dynamics"].config)
@@ -53,3 +55,13 @@ def test_a_later_round_takes_up_some_claims_and_stands_beside_the_first():
     short = short_table([declared], findings)
     assert short.loc["L", "elsewhere"] == "more: reproduced (n = 5)"
     assert short.loc["A", "elsewhere"] == ""
+
+
+def test_summaries_are_added_to_summaries(tmp_path):
+    """From a folder of summaries as from one of runs: nothing of either is lost."""
+    found = read_summaries(results_folder() / "findings")
+    for study in ("overfitting", "underfitting-mlp"):
+        (tmp_path / study).mkdir()
+        Summaries(*(table[table["study"] == study] for table in (found.runs, found.history))).write(tmp_path / study)
+    write_findings(tmp_path / "overfitting", tmp_path / "underfitting-mlp", add=True)
+    assert set(read_summaries(tmp_path / "underfitting-mlp").runs["study"]) == {"overfitting", "underfitting-mlp"}

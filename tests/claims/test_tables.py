@@ -60,8 +60,8 @@ def test_a_later_round_takes_up_some_claims_and_stands_beside_the_first():
 def test_summaries_are_added_to_summaries(tmp_path):
     """From a folder of summaries as from one of runs: nothing of either is lost."""
     found = read_summaries(results_folder() / "findings")
-    for study in ("overfitting", "underfitting-mlp"):
-        (tmp_path / study).mkdir()
-        Summaries(*(table[table["study"] == study] for table in (found.runs, found.history))).write(tmp_path / study)
+    for name in ("overfitting", "underfitting-mlp"):
+        (tmp_path / name).mkdir()
+        Summaries(*(table[table["study"] == name] for table in (found.runs, found.history))).write(tmp_path / name)
     write_findings(tmp_path / "overfitting", tmp_path / "underfitting-mlp", add=True)
     assert set(read_summaries(tmp_path / "underfitting-mlp").runs["study"]) == {"overfitting", "underfitting-mlp"}

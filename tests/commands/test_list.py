@@ -1,3 +1,5 @@
+import re
+import shlex
 import subprocess
 import sys
 
@@ -58,3 +60,21 @@ def test_output_that_is_cut_ends_quietly(tmp_path):
         command = f"'{sys.executable}' -m earlydrop {' '.join(arguments)} | head -1"
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.stderr == "", arguments
+
+
+COMMAND = re.compile(r"^# .*?((?:torchrun .*-m )?earlydrop experiment=.*?)(?:  +\(.*\).*)?$", re.MULTILINE)
+
+
+def test_the_commands_of_the_headers_are_words_of_a_shell():
+    """Each is one command whose brackets and braces are quoted, for experiments that exist."""
+    commands = [
+        found[1] for path in sorted((conf_folder() / "experiment").rglob("*.yaml")) for found in COMMAND.finditer(path.read_text())
+    ]
+    assert len(commands) > 40
+    script = "".join(f"printf '%s\\n' {command}\necho --\n" for command in commands)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert [each.split("\n") for each in done.stdout.removesuffix("\n--\n").split("\n--\n")] == list(map(shlex.split, commands))
+    for command in commands:
+        (experiment,) = re.findall(r"experiment=(\S+)", command)
+        assert (conf_folder() / "experiment" / f"{experiment}.yaml").is_file(), command

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.conf import HydraConf
 
 from earlydrop.training.compose import conf_folder
-from earlydrop.training.config import keys, schedule_options
+from earlydrop.training.config import Config, keys, schedule_options
 
 _FLAGS = {  # of Hydra's command line: whether a value follows
     **dict.fromkeys(("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"), False),
@@ -49,6 +49,20 @@ def mistake(arguments: Iterable[str]) -> str | None:
             if wrong is not None:
                 return wrong
     return None
+
+
+def unused(overrides: Iterable[str], config: Config) -> list[str]:
+    """The overrides of a job whose keys its run does not use, such as the momentum of AdamW.
+
+    A schedule's keys are left out: a sweep gives them to all its schedules, each of which takes its own.
+    """
+    found = []
+    for override in overrides:
+        match = _OVERRIDE.fullmatch(override)
+        key = keys().get(match[2]) if match is not None and not match[2].startswith("schedule.") else None
+        if key is not None and not key.used(config):
+            found.append(override)
+    return found
 
 
 def _mistaken_override(argument: str, groups: Mapping[str, list[str]]) -> str | None:

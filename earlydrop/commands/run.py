@@ -20,6 +20,7 @@ def _job(config: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     from earlydrop.commands import sweep
+    from earlydrop.commands.overrides import unused
     from earlydrop.training.record.failures import forget_failures
     from earlydrop.training.trainer import Interrupted
 
@@ -30,6 +31,8 @@ def _job(config: DictConfig) -> dict[str, Any]:
     try:
         settings, study = _settings(config, joblib="joblib" in str(hydra.launcher.get("_target_", "")).lower())
         trained = settings.mode == "train"
+        for override in unused(hydra.overrides.task, settings):
+            print(f"warning: {override} is not used by this run", file=sys.stderr)
         if multirun:
             forget_failures(study, sweep.identity())
             sweep.end_with_parent()

@@ -33,6 +33,8 @@ def test_the_readme_shows_what_the_quickstart_showed():
     lines = [line for line in (ROOT / "results" / "quickstart" / "shows.txt").read_text().splitlines() if line]
     assert len(lines) == 6
     assert "\n".join(lines) in (ROOT / "README.md").read_text()
+    table = (ROOT / "results" / "quickstart" / "table.md").read_text().splitlines()
+    assert [line.removeprefix("- ") for line in table if line.startswith("- ")] == lines
 
 
 def test_every_finding_is_resolved_or_has_its_price():

@@ -102,6 +102,8 @@ def collect(folder: Path, studies: set[str]) -> Summaries:
             "torch": provenance.get("environment", {}).get("torch"),
             "hardware": provenance.get("processor"),
             "commit": provenance.get("commit"),
+            "modified": bool(provenance["diff"]) if provenance.get("diff") is not None else None,
+            "began": provenance.get("began"),
         }
         fact |= {key: value for key, value in row.items() if _kept(key)}
         facts.append(fact)

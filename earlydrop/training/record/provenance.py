@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import json
 import os
@@ -91,6 +92,7 @@ def collect(device: torch.device, fingerprint: str, dataset_digest: str, workers
     return {
         "fingerprint": fingerprint,
         "earlydrop": earlydrop.__version__,
+        "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": (_git("rev-parse", "HEAD") or "").strip() or None,
         "diff": diff if diff is None or len(diff) < 100_000 else diff[:100_000] + "\n[cut]",
         "python": sys.version.split()[0],

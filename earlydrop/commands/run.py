@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ def _job(config: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     from earlydrop.commands import sweep
-    from earlydrop.commands.overrides import unused
     from earlydrop.training.record.failures import forget_failures
     from earlydrop.training.trainer import Interrupted
 
@@ -31,12 +31,10 @@ def _job(config: DictConfig) -> dict[str, Any]:
     try:
         settings, study = _settings(config, joblib="joblib" in str(hydra.launcher.get("_target_", "")).lower())
         trained = settings.mode == "train"
-        for override in unused(hydra.overrides.task, settings):
-            print(f"warning: {override} is not used by this run", file=sys.stderr)
         if multirun:
             forget_failures(study, sweep.identity())
             sweep.end_with_parent()
-        return _run(settings, multirun)
+        return _run(settings, multirun, hydra.overrides.task)
     except Interrupted:
         if multirun:
             raise  # ends the sweep
@@ -77,10 +75,11 @@ def _settings(config: DictConfig, joblib: bool) -> tuple[Any, Path]:
     return settings, study_folder(settings.out, settings.study)
 
 
-def _run(settings: Any, multirun: bool) -> dict[str, Any]:
+def _run(settings: Any, multirun: bool, overrides: Iterable[str]) -> dict[str, Any]:
+    from earlydrop.commands.overrides import unused
     from earlydrop.training.run import run
 
-    return run(settings, in_sweep=multirun)
+    return run(settings, in_sweep=multirun, unused=unused(overrides, settings))
 
 
 def _explain(error: Exception) -> str:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,11 @@ _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 _STOPS = (signal.SIGINT, signal.SIGTERM, *_WARNINGS)
 
 
-def run(config: Config, in_sweep: bool = False) -> dict[str, Any]:
+def run(config: Config, in_sweep: bool = False, unused: Iterable[str] = ()) -> dict[str, Any]:
     """Do what a configuration says, and return the run's folder, state and last metrics.
 
-    ``in_sweep``: another job with the same configuration may be at work and is waited for.
+    ``in_sweep``: another job with the same configuration may be at work and is waited for. ``unused``: overrides that do nothing, of which
+    a run that can be done warns.
 
     Raises:
         ConfigError: A value that cannot be used; nothing was trained.
@@ -53,8 +54,11 @@ def run(config: Config, in_sweep: bool = False) -> dict[str, Any]:
     plan = make_plan(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    first = int(os.environ.get("RANK", "0")) == 0
+    for override in unused if first else ():
+        print(f"warning: {override} is not used by this run", file=sys.stderr)
     if config.mode == "plan":
-        if int(os.environ.get("RANK", "0")) == 0:
+        if first:
             print_plan(plan)
         return {"folder": str(plan.folder), "state": "planned"}
     group = join(config.distributed.timeout, plan.device.type == "cuda")

@@ -70,18 +70,15 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     kept = json.loads((out / "benchmark.json").read_text())["rows"] if arguments.rows and (out / "benchmark.json").is_file() else []
     earlier = [Row(**row) for row in kept]
-    head = f"{device}; Python {platform.python_version()}" + ("; quick" if arguments.quick else "")
+    head = f"{device}; Python {platform.python_version()}"
     for name in names:
         began = time.perf_counter()
-        rows += ROWS[name](arguments.quick)
+        measured = ROWS[name](arguments.quick)
+        rows += [dataclasses.replace(row, note=f"{row.note}; --quick") for row in measured] if arguments.quick else measured
         done = {row.name: row for row in [*earlier, *rows]}
         print(f"{name}: {rows[-1].value:.3f} ({rows[-1].note}) in {time.perf_counter() - began:.0f} s", flush=True)
         (out / "table.md").write_text(f"{head}\n\n{table(list(done.values()))}\n")
-        content = {
-            "device": device,
-            "quick": arguments.quick,
-            "rows": [dataclasses.asdict(row) for row in done.values()],
-        }
+        content = {"device": device, "rows": [dataclasses.asdict(row) for row in done.values()]}
         (out / "benchmark.json").write_text(json.dumps(content, indent=1) + "\n")
     print(f"\n{(out / 'table.md').read_text()}\n{out}")
 

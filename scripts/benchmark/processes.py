@@ -207,5 +207,7 @@ def row_throughput(quick: bool) -> list[Row]:
         value, median = statistics.median(ratios), statistics.median(seconds[name])
         note = f"{2 * seeds} runs in {median:.0f} s, {2 * seeds / (median * (os.cpu_count() or 1) / 3600):.0f} runs a core hour"
         what = f"runs per core hour of the underfitting study (none and early), {how}, against commit {BEFORE}"
-        rows.append(Row(name, what, value, "at least 2", value >= 2, min(ratios), max(ratios), note))
+        rows.append(
+            Row(name, what, value, "at least 2", value >= 2, *((min(ratios), max(ratios)) if turns > 1 else (None, None)), note)
+        )
     return rows

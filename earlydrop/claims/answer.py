@@ -111,13 +111,13 @@ def _word(verdict: Verdict) -> str:
 
 def _priced(parts: list[Verdict]) -> str:
     """What would resolve every part that has a price: the seeds of the one that needs most, in the arms of all."""
-    priced = [each for each in parts if each.price is not None]
+    priced = [(each, each.price) for each in parts if each.price is not None]
     if not priced:
         return ""
-    worst = max((each.price for each in priced if each.price), key=lambda price: price.seeds or math.inf)
+    worst = max((price for _, price in priced), key=lambda price: price.seeds or math.inf)
     if worst.seeds is None:
         return f" ({worst})"
-    seconds = {(each.study, arm): took for each in priced for arm, took in zip(each.arms, each.seconds, strict=True)}
+    seconds = {(each.study, arm): took for each, _ in priced for arm, took in zip(each.arms, each.seconds, strict=True)}
     return f" (n={worst.seeds}, {worst.seeds * sum(seconds.values()) / 3600:.2g} h)"
 
 

@@ -14,7 +14,7 @@ from earlydrop.claims.declare import Claim, Declaration, Study
 from earlydrop.claims.judge import Verdict, judge
 from earlydrop.claims.summaries import collect
 from earlydrop.training.config import Config
-from earlydrop.training.record.folder import read_config
+from earlydrop.training.record.folder import read_config, write_atomically
 
 FIRST_SEED = 10_000
 """Fresh seeds are counted from here."""
@@ -35,7 +35,7 @@ def fresh_seeds(declarations: Iterable[Declaration], folder: Path, count: int) -
 def begin(notes: Path, seeds: list[int]) -> None:
     """Note the seeds of a repetition before any of them runs, so that one that is stopped goes on with the same."""
     notes.parent.mkdir(parents=True, exist_ok=True)
-    notes.write_text(json.dumps(seeds), encoding="utf-8")
+    write_atomically(notes, json.dumps(seeds).encode())
 
 
 def begun_seeds(notes: Path, count: int) -> list[int] | None:

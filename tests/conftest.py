@@ -1,6 +1,9 @@
+import os
+
 import pytest
 import torch
 
+from earlydrop.training.compiler import compiler_problem
 from earlydrop.training.compose import config_from_dict
 from tests.analysis.made_up import make_run
 
@@ -8,6 +11,16 @@ from tests.analysis.made_up import make_run
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def needs_compiler():
+    """Skip on a machine where torch.compile does not work; .ci/run does not allow that."""
+    problem = compiler_problem("cpu")
+    if problem is not None and os.environ.get("EARLYDROP_NEEDS_COMPILER"):
+        pytest.fail(f"torch.compile does not work: {problem}")
+    if problem is not None:
+        pytest.skip(f"torch.compile does not work: {problem}")
 
 
 @pytest.fixture

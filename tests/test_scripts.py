@@ -38,3 +38,12 @@ def test_the_benchmark_measures_a_row_and_keeps_the_others(tmp_path):
     done = subprocess.run([sys.executable, str(script), "--rows", "inptu"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--rows has inptu: expected some of" in done.stderr
+
+
+def test_the_lowest_versions_are_those_of_pyproject():
+    script = Path(__file__).parents[1] / "scripts" / "lowest_versions.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    lines = done.stdout.split()
+    assert "torch==2.11" in lines
+    assert "hydra-core==1.3.8" in lines  # its upper bound is left out
+    assert all(line.count("==") == 1 for line in lines)

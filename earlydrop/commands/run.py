@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from earlydrop.commands.version import show_version
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -199,6 +201,8 @@ def _wait_briefly() -> None:
 
 def main() -> None:
     """Train, evaluate or plan a run; or, with ``-m``, sweep over many."""
+    if "--version" in sys.argv[1:]:
+        return show_version(sys.argv[1:])
     _needs_training_extra()
     _wait_briefly()
     if threading.current_thread() is threading.main_thread():  # a shell's background job begins with Ctrl-C ignored
@@ -207,6 +211,7 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from earlydrop.commands.hydra_parser import accept_lazy_help
     from earlydrop.commands.overrides import mistake
     from earlydrop.training.compose import conf_folder, register_schema
 
@@ -218,6 +223,7 @@ def main() -> None:
     if wrong is not None:
         raise SystemExit(f"error: {wrong}")
     register_schema()
+    accept_lazy_help()
     application = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(_job)
     code: int | str | None = 0
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, instead of being printed with advice that does not fit

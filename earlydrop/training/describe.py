@@ -12,7 +12,7 @@ from earlydrop.sites import find_sites
 from earlydrop.training.cost import Cost, estimate, workers_of
 from earlydrop.training.distributed import check_parts
 from earlydrop.training.plan import Plan
-from earlydrop.training.prepare import scheduled_model, try_forward
+from earlydrop.training.prepare import refuse_broken_compiler, scheduled_model, try_forward
 
 
 def print_plan(plan: Plan) -> None:
@@ -23,6 +23,7 @@ def print_plan(plan: Plan) -> None:
     """
     config, workers = plan.config, workers_of(plan)
     check_parts(config.trainer.accumulate, config.trainer.batch_size, workers)
+    refuse_broken_compiler(plan)
     model, scheduler = scheduled_model(plan)
     try_forward(model, plan)
     parameters = sum(p.numel() for p in model.parameters())

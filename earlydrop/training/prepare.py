@@ -9,6 +9,7 @@ from earlydrop.scheduler import DropoutScheduler
 from earlydrop.sites import find_sites
 from earlydrop.sites.audit import audit
 from earlydrop.sites.traceless import leave_no_trace
+from earlydrop.training.compiler import compiler_problem
 from earlydrop.training.config import ConfigError
 from earlydrop.training.evaluate import autocast
 from earlydrop.training.models import INPUT_DROPOUT, Task, build_model
@@ -58,6 +59,20 @@ def try_forward(model: nn.Module, plan: Plan) -> None:
     expected = (1, source.classes) if source.context is None else (1, source.context, source.classes)
     if shape != expected:
         raise ConfigError(f"model.name is {name!r}: it gives scores of shape {shape} for one example, expected {expected}")
+
+
+def refuse_broken_compiler(plan: Plan) -> None:
+    """Refuse ``trainer.compile`` on a machine where torch.compile does not work.
+
+    Raises:
+        ConfigError: Saying what is missing and how it is installed.
+    """
+    problem = compiler_problem(plan.device.type) if plan.config.trainer.compile else None
+    if problem is not None:
+        raise ConfigError(
+            f"trainer.compile is true, and torch.compile does not work on this machine: {problem}; "
+            "or set trainer.compile=false"
+        )
 
 
 def refuse_batch_norm(model: nn.Module, plan: Plan, workers: int) -> None:

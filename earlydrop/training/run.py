@@ -24,7 +24,13 @@ from earlydrop.training.describe import print_plan
 from earlydrop.training.distributed import Group, WorkerLostError, answered, check_parts, join, leave, world_size
 from earlydrop.training.evaluate import evaluate_all
 from earlydrop.training.plan import Plan, make_plan
-from earlydrop.training.prepare import refuse_batch_norm, refuse_what_still_drops, scheduled_model, try_forward
+from earlydrop.training.prepare import (
+    refuse_batch_norm,
+    refuse_broken_compiler,
+    refuse_what_still_drops,
+    scheduled_model,
+    try_forward,
+)
 from earlydrop.training.probes import dataset_images
 from earlydrop.training.record.checkpoint import load_best, load_checkpoint
 from earlydrop.training.record.folder import STATUS, RunFolder, changed_files, read_metrics, read_status
@@ -77,6 +83,7 @@ def _life(plan: Plan, group: Group, in_sweep: bool) -> dict[str, Any]:
     config = plan.config
     check_shares(plan, group.size)
     check_same(plan, group)
+    refuse_broken_compiler(plan)
     model, scheduler = scheduled_model(plan)  # before the folder: a model that cannot be used leaves nothing behind
     refuse_batch_norm(model, plan, group.size)
     try_forward(model, plan)

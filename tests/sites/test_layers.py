@@ -98,6 +98,7 @@ def test_writing_the_attribute_by_hand_makes_a_graph_a_rate():
     assert len(graphs) > 2
 
 
+@pytest.mark.usefixtures("needs_compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fraction_mean_and_gradient_when_compiled(dtype):
     torch._dynamo.reset()

@@ -116,6 +116,7 @@ def test_the_rate_as_a_tensor_gives_the_masks_of_the_rate_as_a_number(rate, dtyp
     torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (found, expected)))
 
 
+@pytest.mark.usefixtures("needs_compiler")
 @pytest.mark.oldest
 def test_two_layers_of_a_compiled_graph_draw_two_masks():
     """Whatever the torch: two draws of the same shape are never taken for one."""
@@ -125,6 +126,7 @@ def test_two_layers_of_a_compiled_graph_draw_two_masks():
     assert abs(kept - 0.25) < 5 * (0.25 * 0.75 / 400_000) ** 0.5
 
 
+@pytest.mark.usefixtures("needs_compiler")
 @newer
 def test_compiled_graphs_draw_them_in_three_graphs_with_the_mean_kept():
     model = nn.Sequential(nn.Dropout(0.5), nn.ReLU(), nn.Dropout(0.5))
@@ -149,6 +151,7 @@ def test_compiled_graphs_draw_them_in_three_graphs_with_the_mean_kept():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 3
 
 
+@pytest.mark.usefixtures("needs_compiler")
 @pytest.mark.oldest
 def test_recomputation_in_a_compiled_graph_has_the_masks_of_the_forward():
     layer = nn.Dropout(0.5)

@@ -1,7 +1,7 @@
 """Print the lowest supported version of every direct dependency, as constraints for pip.
 
-    python scripts/lowest_versions.py > lowest.txt
-    pip install -e '.[train]' -c lowest.txt
+python scripts/lowest_versions.py > lowest.txt
+pip install -e '.[train]' -c lowest.txt
 """
 
 from __future__ import annotations

@@ -70,8 +70,7 @@ def refuse_broken_compiler(plan: Plan) -> None:
     problem = compiler_problem(plan.device.type) if plan.config.trainer.compile else None
     if problem is not None:
         raise ConfigError(
-            f"trainer.compile is true, and torch.compile does not work on this machine: {problem}; "
-            "or set trainer.compile=false"
+            f"trainer.compile is true, and torch.compile does not work on this machine: {problem}; or set trainer.compile=false"
         )
 
 

@@ -44,6 +44,22 @@ class LossWindow(NamedTuple):
 Window = tuple[float, float] | LossWindow | None
 
 
+class Comparison(NamedTuple):
+    """How the runs of a claim are compared, where not by the paired t test of their mean difference.
+
+    Attributes:
+        kind: ``median`` (Wilcoxon's signed-rank test), ``share above`` (the share of runs whose value is above ``bound``, McNemar's
+            exact test) or ``steps to`` (the first measured step at which the metric is ``bound`` or less, the log-rank test).
+        bound: The bound, in the metric's units; None for ``median``.
+    """
+
+    kind: str
+    bound: float | None = None
+
+
+BOUNDED_TESTS = ("share above", "steps to")
+
+
 @dataclass(frozen=True)
 class Claim:
     """One claim.
@@ -62,6 +78,7 @@ class Claim:
         relative: Whether ``smallest`` is relative.
         family: Over which claims its tests are adjusted (Holm): those of its file with the same family.
         against_metric: What the metric is held against, where that is another metric of the same runs; None for the same metric.
+        test: How the arms are compared; None for the paired t test.
     """
 
     id: str
@@ -76,6 +93,7 @@ class Claim:
     relative: bool = False
     family: str = ""
     against_metric: str | None = None
+    test: Comparison | None = None
 
     @property
     def finding(self) -> str:
@@ -218,7 +236,7 @@ def _claim(file: str, name: str, values: Any, family: str) -> Claim:
     where = f"{file}: claim {name}"
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {values!r}: expected {', '.join(sorted(_NEEDED))}")
-    wrong = _NEEDED ^ (set(values) - {"against_metric"})
+    wrong = _NEEDED ^ (set(values) - {"against_metric", "test"})
     if wrong == {"smallest"}:
         raise ValueError(f"{where}: smallest is missing: expected the smallest effect that matters, such as 1% or 0.004")
     if wrong:
@@ -231,7 +249,27 @@ def _claim(file: str, name: str, values: Any, family: str) -> Claim:
     smallest, relative = _smallest(where, values["smallest"], values["metric"])
     sides = {side: _settings(f"{where}: {side}", values[side]) for side in ("arm", "against")}
     size = {"smallest": smallest, "relative": relative, "family": family}
-    return Claim(name, **{**values, **sides, **size, "window": _window(where, values["window"])})
+    window = _window(where, values["window"])
+    test = _test(where, values.get("test"), values["direction"], window)
+    return Claim(name, **{**values, **sides, **size, "window": window, "test": test})
+
+
+def _test(where: str, value: Any, direction: str, window: Window) -> Comparison | None:
+    """The test of a claim: ``median``, ``{share above: 2.1}`` or ``{steps to: 2.1}``; none is the paired t test."""
+    if value is None:
+        return None
+    if value == "median":
+        test = Comparison("median")
+    else:
+        kind, bound = next(iter(value.items())) if isinstance(value, Mapping) and len(value) == 1 else ("", None)
+        if kind not in BOUNDED_TESTS or isinstance(bound, bool) or not isinstance(bound, (int, float)):
+            raise ValueError(f"{where}: test is {value!r}: expected median, {{share above: 2.1}} or {{steps to: 2.1}}")
+        test = Comparison(kind, float(bound))
+    if direction not in ("lower", "higher"):
+        raise ValueError(f"{where}: direction is {direction!r}: expected lower or higher for the test {test.kind}")
+    if test.kind == "steps to" and window is not None:
+        raise ValueError(f"{where}: window is {window!r}: expected final, since the test {test.kind} reads the whole run")
+    return test
 
 
 def _smallest(where: str, value: Any, metric: str) -> tuple[float, bool]:

@@ -20,13 +20,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from earlydrop.analysis.arms import Arm, text
+from earlydrop.analysis.nonparametric import Within, median_difference, share_difference, time_difference
 from earlydrop.analysis.runs import runs_of
 from earlydrop.analysis.stats import LEVEL, Paired, bootstrap, holm, p_above, p_beyond, p_within, paired
-from earlydrop.claims.declare import EQUIVALENT, LABEL, NOT_LOWER, Claim, Declaration, LossWindow, Settings, Study, Window
+from earlydrop.claims.declare import EQUIVALENT, LABEL, NOT_LOWER, Claim, Declaration, Settings, Study
+from earlydrop.claims.measured import WindowError, value_of
 from earlydrop.claims.power import Price, first_level, price
 from earlydrop.claims.summaries import Summaries
 
@@ -39,10 +40,6 @@ DECIDED = ("reproduced", "opposite", "absent")
 """The verdicts that answer."""
 
 OPEN = "not resolved"
-
-
-class WindowError(ValueError):
-    """A run has no value in a claim's window of losses; the message names the run."""
 
 
 @dataclass(frozen=True)
@@ -91,58 +88,27 @@ class _Sides(NamedTuple):
 
 
 class Differences(NamedTuple):
-    """Arm minus against by seed, with the values of against and the seconds of a run of each arm; the runs behind them, what the arms are
-    called, and how they differ from the declaration.
+    """The values of two arms by seed, and the runs behind them.
+
+    Attributes:
+        values: Arm minus against, by seed.
+        arm: The values of the arm, by seed.
+        against: Those of the arm that it is held against.
+        seconds: What a run of each arm takes.
+        fingerprints: The runs.
+        names: What the arms are called.
+        remark: How the runs differ from the declaration.
+        steps: The length of a run.
     """
 
     values: dict[int, float]
-    base: list[float]
+    arm: dict[int, float]
+    against: dict[int, float]
     seconds: tuple[float, float]
     fingerprints: list[str]
     names: tuple[str, str]
     remark: str
-
-
-def windowed(history: pd.DataFrame, metric: str, window: Window, total_steps: int) -> float:
-    """A run's value of a metric: its mean over the measurements in a window, both ends included, or its last value.
-
-    NaN if nothing was measured there.
-
-    Raises:
-        ValueError: The window is one of losses, and the run does not fall through it.
-    """
-    if metric not in history:
-        return math.nan
-    if isinstance(window, LossWindow):
-        return _at_losses(history, metric, window)
-    rows = history.dropna(subset=[metric])
-    if window is None:
-        return float(rows[metric].iloc[-1]) if len(rows) else math.nan
-    low, high = (end * total_steps for end in window)
-    return float(rows[metric][(rows["step"] >= low - 1e-9) & (rows["step"] <= high + 1e-9)].mean())
-
-
-_PROGRESS, _LEVELS = "train_eval/loss", 33
-
-
-def _at_losses(history: pd.DataFrame, metric: str, window: LossWindow) -> float:
-    """The mean of a metric over losses evenly from high to low, each where the run first falls to it, between measurements by a line."""
-    losses = history.dropna(subset=[_PROGRESS]) if _PROGRESS in history else history.iloc[:0]
-    values = history.dropna(subset=[metric])
-    if losses.empty or values.empty:
-        return math.nan
-    steps, best = losses["step"].to_numpy(float), np.minimum.accumulate(losses[_PROGRESS].to_numpy(float))
-    if best[0] < window.high or best[-1] > window.low:
-        raise ValueError(
-            f"the training loss falls from {best[0]:.4g} to {best[-1]:.4g}, not through the window from {window.high:g} to {window.low:g}"
-        )
-    levels = np.linspace(window.high, window.low, _LEVELS)
-    first = np.array([int(np.argmax(best <= level)) for level in levels])
-    before = np.maximum(first - 1, 0)
-    fall = best[before] - best[first]
-    share = np.divide(best[before] - levels, fall, out=np.ones(_LEVELS), where=fall > 0)
-    reached = steps[before] + share * (steps[first] - steps[before])
-    return float(np.interp(reached, values["step"].to_numpy(float), values[metric].to_numpy(float)).mean())
+    steps: int = 0
 
 
 def _sides(runs: pd.DataFrame, study: Study, claim: Claim) -> _Sides:
@@ -212,8 +178,8 @@ def differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[
     sides = _sides(runs, study, claim)
     metrics = (claim.metric, claim.against_metric or claim.metric)
     measurements = [list(rows[list(_MEASURED)].itertuples(index=False)) for rows in sides[:2]]
-    values: dict[int, float] = {}
-    base: list[float] = []
+    arm: dict[int, float] = {}
+    against: dict[int, float] = {}
     fingerprints: list[str] = []
     for seed in seeds:
         found = []
@@ -221,7 +187,7 @@ def differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[
             measured = [
                 (value, str(run.fingerprint))
                 for run in side
-                if run.seed == seed and math.isfinite(value := _value(run, claim, metric))
+                if run.seed == seed and math.isfinite(value := value_of(run, claim, metric))
             ]
             if len(measured) > 1:
                 raise ValueError(
@@ -230,8 +196,7 @@ def differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[
                 )
             found += measured
         if len(found) == 2:
-            values[seed] = found[0][0] - found[1][0]
-            base.append(found[1][0])
+            arm[seed], against[seed] = found[0][0], found[1][0]
             fingerprints += [fingerprint for _, fingerprint in found]
     names = [
         str(rows["arm"].iloc[0]) if len(rows) else study.arm(settings).words
@@ -241,16 +206,16 @@ def differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[
     seconds = [float(rows["seconds"].quantile(0.25)) if "seconds" in rows and len(rows) else 0.0 for rows in sides[:2]]
     if sides.arm["fingerprint"].tolist() == sides.against["fingerprint"].tolist():
         seconds[1] = 0.0  # one run gives both values
-    return Differences(values, base, (seconds[0], seconds[1]), fingerprints, (names[0], names[1]), sides.remark)
-
-
-def _value(run: Any, claim: Claim, metric: str) -> float:
-    if claim.window is not None and run.step != run.total_steps:  # stopped early: it has no comparable window, only a last value
-        return math.nan
-    try:
-        return windowed(run.history, metric, claim.window, int(run.total_steps))
-    except ValueError as error:
-        raise WindowError(f"run {run.fingerprint}: {error}") from None
+    return Differences(
+        values={seed: arm[seed] - against[seed] for seed in arm},
+        arm=arm,
+        against=against,
+        seconds=(seconds[0], seconds[1]),
+        fingerprints=fingerprints,
+        names=(names[0], names[1]),
+        remark=sides.remark,
+        steps=int(max((rows["total_steps"].max() for rows in sides[:2] if len(rows)), default=0)),
+    )
 
 
 def difference(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[int]) -> Paired | None:
@@ -271,33 +236,34 @@ def judge(declaration: Declaration, study_name: str, round_name: str, runs: pd.D
     study = declaration.studies[study_name]
     seeds = study.rounds[round_name]
     verdicts: list[Verdict] = []
-    tests: dict[str, list[tuple[int, Paired | None]]] = {}  # by family: which verdict, and what it is tested on
+    tests: dict[str, list[tuple[int, Paired | None, Within | None]]] = {}  # by family: which verdict, and its tests
     for claim in declaration.claims:
         try:
             found = differences(runs, study, claim, seeds)
         except WindowError as error:  # no seed is left out for it: that would choose among the seeds
             called = (study.arm(claim.arm).words, study.arm(claim.against).words)
-            found = Differences({}, [], (0.0, 0.0), [], called, str(error))
-        summary = paired(found.values)
+            found = Differences({}, {}, {}, (0.0, 0.0), [], called, str(error))
+        summary, within = _compare(claim, found)
         whole = summary is not None and len(found.values) == len(seeds)
         state = "" if whole else "incomplete" if found.values or "window" in found.remark else "not run"
-        sample = bootstrap(found.values.values()) if whole and len(seeds) >= BOOTSTRAP_FROM else None
-        smallest = smallest_effect(claim, found.base) if summary else None
-        tests.setdefault(claim.family, []).append((len(verdicts), summary if whole else None))
+        sampled = whole and len(seeds) >= BOOTSTRAP_FROM and claim.test is None
+        sample = bootstrap(found.values.values()) if sampled else None
+        smallest = smallest_effect(claim, list(found.against.values())) if summary else None
+        tests.setdefault(claim.family, []).append((len(verdicts), summary if whole else None, within))
         verdicts.append(
             Verdict(study_name, round_name, claim, found.names, len(seeds), summary, smallest, None, None, state, sample,
                     tuple(found.fingerprints), found.remark, found.seconds)
         )  # fmt: skip
     for family in tests.values():
-        p_values = [p for index, tested in family for p in _p_values(verdicts[index], tested)]
+        p_values = [p for index, tested, within in family for p in _p_values(verdicts[index], tested, within)]
         adjusted = holm(p_values)
-        for (index, tested), first, second in zip(family, adjusted[::2], adjusted[1::2], strict=True):
+        for (index, tested, _), first, second in zip(family, adjusted[::2], adjusted[1::2], strict=True):
             verdict = verdicts[index]
             if tested is None or verdict.smallest is None:
                 continue
             words, p = _decide(verdict.claim, tested, first, second)
             cost = None
-            if words == OPEN and tested.spread > 0:
+            if words == OPEN and tested.spread > 0 and verdict.claim.test is None:
                 level = first_level(declaration.claims, verdict.claim)
                 seen = tested.effect if tested.p < LEVEL else 0.0
                 cost = price(verdict.claim, tested.spread, verdict.smallest, level, verdict.seconds, seen)
@@ -310,10 +276,25 @@ def smallest_effect(claim: Claim, base: list[float]) -> float:
     return claim.smallest * abs(sum(base) / len(base)) if claim.relative else claim.smallest
 
 
-def _p_values(verdict: Verdict, found: Paired | None) -> tuple[float, float]:
+def _compare(claim: Claim, found: Differences) -> tuple[Paired | None, Within | None]:
+    """The comparison of a claim's two arms by its test; with its test of equivalence where that is not the paired t test."""
+    if claim.test is None:
+        return paired(found.values), None
+    if claim.test.kind == "median":
+        compared = median_difference(found.values)
+    elif claim.test.kind == "share above":
+        compared = share_difference(found.arm, found.against)
+    else:
+        compared = time_difference(found.arm, found.against, found.steps)
+    return compared if compared is not None else (None, None)
+
+
+def _p_values(verdict: Verdict, found: Paired | None, within: Within | None) -> tuple[float, float]:
     """p-values of a claim's two tests; 1 where it is not tested, for every declared claim counts."""
     if found is None or verdict.smallest is None:
         return 1.0, 1.0
+    if within is not None:
+        return found.p, within(verdict.smallest)
     if verdict.claim.direction == EQUIVALENT:
         return p_within(found, verdict.smallest), p_beyond(found, verdict.smallest)
     if verdict.claim.direction == NOT_LOWER:

@@ -9,7 +9,8 @@ import pandas as pd
 
 from earlydrop.analysis.stats import paired
 from earlydrop.claims.declare import LABEL, Declaration
-from earlydrop.claims.judge import WindowError, differences, smallest_effect
+from earlydrop.claims.judge import differences, smallest_effect
+from earlydrop.claims.measured import WindowError
 from earlydrop.claims.power import Price, first_level, price
 from earlydrop.claims.summaries import Summaries
 
@@ -31,9 +32,9 @@ def power_table(declarations: Iterable[Declaration], summaries: Summaries) -> pd
                 except WindowError:
                     continue
                 summary = paired(found.values)
-                if summary is None:
+                if summary is None or claim.test is not None:  # a round is sized for the paired t test
                     continue
-                smallest = smallest_effect(claim, found.base)
+                smallest = smallest_effect(claim, list(found.against.values()))
                 level = first_level(declaration.claims, claim)
                 cost = price(claim, summary.spread, smallest, level, found.seconds) if summary.spread > 0 else Price(None, math.nan)
                 facts = {"claim": claim.id, "study": study.name, "metric": claim.metric, "n": len(summary.seeds)}

@@ -24,7 +24,7 @@ def write(tmp_path, **changes):
         "studies": {"toy": {"first": [1, 2]}},
     }
     for key, value in changes.items():
-        node = claim if key in claim or key == "margin" else content
+        node = claim if key in claim or key in ("margin", "test") else content
         if value is None:
             del node[key]
         else:
@@ -85,7 +85,7 @@ def test_the_committed_claims_can_be_read_and_cover_every_finding():
     assert load_declarations(claims_folder("classic"))
     declarations = load_declarations(claims_folder())
     ids = {claim.id.partition("-")[0] for each in declarations for claim in each.claims}
-    assert ids == {"F1", "F2", "F3a", "F3b", "F4a", "F4b", "F5", "F6", "F7", "F8", "F9", "F10", "D5", "D6", "W"}
+    assert ids == {"F1", "F2", "F3a", "F3b", "F4a", "F4b", "F5", "F6", "F7", "F8", "F9", "F10", "F11", "D5", "D6", "W"}
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "3"])
@@ -111,7 +111,36 @@ def test_every_committed_study_is_declared_as_its_runs_were(request):
         for each in load_declarations(claims_folder(name)):
             for study in (study for study in each.studies.values() if study.name in ran):
                 arms = set(summaries.of(study.name)["settings"])
-                found = [study.arm(settings) in arms for claim in each.claims for settings in (claim.arm, claim.against)]
+                declared = [settings for claim in each.claims for settings in (claim.arm, claim.against)]
+                found = [study.arm(settings) in arms for settings in declared]
                 assert any(found), study.name
                 if study.name == each.main_study:
-                    assert all(found), study.name
+                    missing = [settings for settings, there in zip(declared, found, strict=True) if not there]
+                    for settings in missing:  # declared ahead of its runs: no run has what it names
+                        assert not any(all(arm.get(key) == value for key, value in settings.items()) for arm in arms), settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test": "mean"}, r"test is 'mean': expected median, {share above: 2.1} or {steps to: 2.1}"),
+        ({"test": {"share above": "2.1"}}, r"test is {'share above': '2.1'}: expected median"),
+        (
+            {"test": "median", "direction": "equivalent"},
+            r"direction is 'equivalent': expected lower or higher for the test median",
+        ),
+        ({"test": {"steps to": 2.1}, "window": ["0%", "50%"]}, r"window is \(0.0, 0.5\): expected final"),
+    ],
+)
+def test_a_test_that_does_not_exist_or_fit_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("median", ("median", None)), ({"share above": 2}, ("share above", 2.0)), ({"steps to": 2.1}, ("steps to", 2.1))],
+)
+def test_a_test_is_read(tmp_path, value, expected):
+    (found,) = write(tmp_path, test=value)
+    assert found.claims[0].test == expected

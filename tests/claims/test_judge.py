@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from earlydrop.claims.declare import LossWindow
-from earlydrop.claims.judge import difference, judge, regime, windowed
+from earlydrop.claims.declare import Comparison, LossWindow
+from earlydrop.claims.judge import difference, judge, regime
+from earlydrop.claims.measured import windowed
 from earlydrop.claims.summaries import Summaries
 from tests.claims.made_up import ARMS, LOSS, SAME, declaration, made_up, study, verdict
 
@@ -227,3 +228,33 @@ def test_an_arm_in_another_shape_does_not_make_runs_of_another_configuration_amb
     shape = dataclasses.replace(SAME, arm=square, against=ARMS["early"])
     for claim in (LOSS, SAME, shape):
         assert verdict(claim, lower).remark == "optim.lr=0.5"
+
+
+def test_a_claim_of_a_share_counts_the_runs_above_the_bound():
+    summaries = made_up(effect=-0.1, noise=0.0, seeds=range(10, 20))
+    claim = dataclasses.replace(LOSS, test=Comparison("share above", 1.0 + 0.3 * 14 - 0.05), smallest=0.05)
+    found = verdict(claim, summaries, seeds=range(10, 20))
+    # the losses of none are 1 + 0.3 seed: seeds 14 to 19 are above; with early (0.1 lower) seeds 15 to 19 are
+    assert found.paired.effect == pytest.approx(-0.1)
+    assert found.paired.p == 1.0
+    assert found.price is None
+    assert found.bootstrap is None
+    far = dataclasses.replace(claim, test=Comparison("share above", 1.0 + 0.3 * 10 - 0.05))
+    summaries = made_up(effect=-5.0, noise=0.0, seeds=range(10, 20))
+    assert verdict(far, summaries, seeds=range(10, 20)).verdict == "reproduced"
+
+
+def test_a_claim_of_the_median_uses_the_signed_rank_test():
+    claim = dataclasses.replace(LOSS, test=Comparison("median"))
+    found = verdict(claim, made_up(effect=-0.3, noise=0.1, seeds=range(10, 22)), seeds=range(10, 22))
+    assert found.verdict == "reproduced"
+    assert found.paired.p == pytest.approx(2 * 0.5**12)  # all twelve differences are below 0
+    assert verdict(claim, made_up(effect=0.0, noise=0.01, seeds=range(10, 22)), seeds=range(10, 22)).verdict == "absent"
+
+
+def test_a_claim_of_a_time_reads_the_first_step_at_the_bound():
+    claim = dataclasses.replace(LOSS, test=Comparison("steps to", 3.0), smallest=5.0)
+    found = verdict(claim, made_up(effect=0.0))
+    assert (found.paired.effect, found.paired.p) == (0.0, 1.0)  # every run reaches 2.0 at step 10
+    never = dataclasses.replace(LOSS, test=Comparison("steps to", 1.5), smallest=5.0)
+    assert verdict(never, made_up(effect=0.0)).paired.effect == 0.0  # no run reaches it: each counts its length

@@ -1,0 +1,141 @@
+"""Paired comparisons for runs that fall into two groups, where a mean says little.
+
+Each function returns a `Paired` and a function that gives the p-value of equivalence within a
+margin. Sources: Wilcoxon's signed-rank test (1945), McNemar's exact test (1947) with the interval
+of Agresti and Min (2005), and the log-rank test (Mantel 1966).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import scipy.stats
+
+from earlydrop.analysis.stats import LEVEL, Paired, p_within, paired
+
+Within = Callable[[float], float]
+"""The p-value of equivalence within plus or minus a margin."""
+
+
+def median_difference(values: Mapping[int, float]) -> tuple[Paired, Within] | None:
+    """The median of paired differences, with its exact interval and Wilcoxon's signed-rank test.
+
+    Args:
+        values: Differences by seed.
+
+    Returns:
+        The comparison and its test of equivalence; None with fewer than two seeds.
+
+    >>> found, _ = median_difference({0: 1.0, 1: 2.0, 2: 9.0})
+    >>> found.effect
+    2.0
+    """
+    differences = np.array(list(values.values()), float)
+    if len(differences) < 2:
+        return None
+    interval = scipy.stats.quantile_test(differences, p=0.5).confidence_interval(1 - LEVEL)
+    found = Paired(
+        seeds=tuple(values),
+        effect=float(np.median(differences)),
+        low=_finite(interval.low, -math.inf),
+        high=_finite(interval.high, math.inf),
+        p=_signed_rank(differences, "two-sided"),
+        spread=float(differences.std(ddof=1)),
+    )
+
+    def within(margin: float) -> float:
+        below = _signed_rank(differences - margin, "less")
+        above = _signed_rank(differences + margin, "greater")
+        return max(below, above)
+
+    return found, within
+
+
+def _finite(value: float, otherwise: float) -> float:
+    """A bound of an interval; with few values an end is not known."""
+    return float(value) if math.isfinite(value) else otherwise
+
+
+def _signed_rank(differences: np.ndarray, alternative: str) -> float:
+    if not differences.any():  # every pair is equal
+        return 1.0
+    return float(scipy.stats.wilcoxon(differences, alternative=alternative).pvalue)
+
+
+def share_difference(
+    arm: Mapping[int, float], against: Mapping[int, float]
+) -> tuple[Paired, Within] | None:
+    """The difference of two shares over the same seeds, with McNemar's exact test.
+
+    Args:
+        arm: By seed, 1 for a run that counts and 0 for one that does not.
+        against: The same of the other arm, with the same seeds.
+
+    Returns:
+        The comparison and its test of equivalence; None with fewer than two seeds. The interval
+        is that of Agresti and Min, which adds half a pair to each of the four cells.
+    """
+    n = len(arm)
+    if n < 2:
+        return None
+    gained = sum(1 for seed in arm if arm[seed] > against[seed])
+    lost = sum(1 for seed in arm if arm[seed] < against[seed])
+    p = float(scipy.stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    center = (gained - lost) / (n + 2)
+    squares = (gained + lost + 1) / (n + 2)
+    error = math.sqrt((squares - center**2) / (n + 2))
+    half = float(scipy.stats.norm.ppf(1 - LEVEL / 2)) * error
+    found = Paired(
+        seeds=tuple(arm),
+        effect=(gained - lost) / n,
+        low=max(-1.0, center - half),
+        high=min(1.0, center + half),
+        p=p,
+        spread=error * math.sqrt(n),
+    )
+
+    def within(margin: float) -> float:
+        return float(scipy.stats.norm.sf((margin - abs(center)) / error))
+
+    return found, within
+
+
+def time_difference(
+    arm: Mapping[int, float], against: Mapping[int, float], limit: float
+) -> tuple[Paired, Within] | None:
+    """How much sooner or later runs reach a bound, with the log-rank test.
+
+    Args:
+        arm: By seed, the step at which a run first reaches the bound; ``limit`` if it never does.
+        against: The same of the other arm, with the same seeds.
+        limit: The length of a run in steps. A run with this value counts as not having reached it.
+
+    Returns:
+        The mean difference of the steps, cut at the limit, with Student's interval and the p-value
+        of the log-rank test; and its test of equivalence (paired t). None with fewer than two seeds.
+    """
+    differences = paired({seed: arm[seed] - against[seed] for seed in arm})
+    if differences is None:
+        return None
+    samples = [_censored(list(values.values()), limit) for values in (arm, against)]
+    reached = any(value < limit for values in (arm, against) for value in values.values())
+    with np.errstate(invalid="ignore"):  # runs that all reach it at once: 0 / 0
+        p = float(scipy.stats.logrank(*samples).pvalue) if reached else 1.0
+    found = Paired(
+        seeds=differences.seeds,
+        effect=differences.effect,
+        low=differences.low,
+        high=differences.high,
+        p=p if math.isfinite(p) else 1.0,
+        spread=differences.spread,
+    )
+    return found, lambda margin: p_within(differences, margin)
+
+
+def _censored(steps: Sequence[float], limit: float) -> scipy.stats.CensoredData:
+    return scipy.stats.CensoredData(
+        uncensored=[step for step in steps if step < limit],
+        right=[step for step in steps if step >= limit],
+    )

@@ -40,6 +40,12 @@ class Metric:
     summarised: bool = False
     printed: bool = False
 
+    @property
+    def short(self) -> str:
+        """Its name behind a number, such as ``loss`` in "1.9% loss"."""
+        last = self.name.rpartition("/")[2]
+        return last.upper() if last in ("gdv", "gde", "ece") else last.replace("_", " ")
+
 
 METRICS = {
     metric.name: metric

@@ -21,7 +21,7 @@ for _name, _metric in METRICS.items():
     if _metric.figure is not None:
         FIGURES.setdefault(_metric.figure, []).append(_name)
 _RATES = FIGURES["drop_rate"]
-_LOOK = {"font.size": 11, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
+LOOK = {"font.size": 11, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
 _LINES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3))]
 _MARKERS = "osD^vPX*"
 _COLOURS = ["#222222", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999"]
@@ -80,7 +80,7 @@ def draw_metric(
 
     ``history`` has the columns ``step``, ``arm``, ``seed`` and the metric; the title says what was run; ``marks`` are the arms' cutoffs.
     """
-    with mpl.rc_context(_LOOK):
+    with mpl.rc_context(LOOK):
         many = history["arm"].nunique() > 6
         figure = Figure(figsize=(8.6 if many else 6.4, 4.0), layout="constrained")
         axes = figure.subplots()
@@ -110,7 +110,7 @@ def draw_metric(
 
 def draw_axis(points: Mapping[float, Paired], horizontal: str, vertical: str, path: Path, title: str) -> None:
     """Draw paired differences with their 95% intervals along one axis of a study."""
-    with mpl.rc_context(_LOOK):
+    with mpl.rc_context(LOOK):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.subplots()
         effects = np.array([p.effect for p in points.values()])
@@ -130,7 +130,7 @@ def draw_map(cells: Mapping[tuple[int, int], tuple[str, Paired | None]], path: P
     """Draw the regime map: model width against number of training images, each cell with its label and paired difference."""
     widths, images = (sorted({key[i] for key in cells}) for i in (0, 1))
     grid = np.full((len(widths), len(images)), np.nan)
-    with mpl.rc_context(_LOOK):
+    with mpl.rc_context(LOOK):
         figure = Figure(figsize=(1.5 + 2.0 * len(images), 1.2 + 1.1 * len(widths)), layout="constrained")
         axes = figure.subplots()
         for (width, count), (name, found) in cells.items():
@@ -150,54 +150,13 @@ def draw_map(cells: Mapping[tuple[int, int], tuple[str, Paired | None]], path: P
         figure.savefig(path, dpi=130)
 
 
-def draw_points(groups: Mapping[str, Mapping[str, list[tuple[str, Paired, float]]]], path: Path, unit: str) -> None:
-    """Draw paired differences with their 95% intervals as points, one row each, in units of the smallest effect that matters.
-
-    ``groups``: by row group (a finding) and by kind (what it was measured on), which has a colour and a marker of its own, the parts: a
-    name, the difference, and its unit. Between -1 and 1, which is shaded, nothing that matters happens; the scale is linear there and
-    logarithmic outside.
-    """
-    kinds = list(dict.fromkeys(kind for group in groups.values() for kind in group))
-    rows = [(group, kind, part) for group, by_kind in groups.items() for kind in by_kind for part in by_kind[kind]]
-    with mpl.rc_context(_LOOK):
-        figure = Figure(figsize=(8.0, 1.4 + 0.21 * len(rows) + 0.12 * len(groups)), layout="constrained")
-        axes = figure.subplots()
-        axes.axvspan(-1, 1, color="#eeeeee", linewidth=0)
-        axes.axvline(0, color="#999999", linewidth=1)
-        at, ticks, last = 0.0, {}, rows[0][0]
-        for group, kind, (name, found, size) in rows:
-            at += 1.0 if group == last else 1.6
-            last = group
-            look: dict[str, Any] = {
-                "color": _COLOURS[kinds.index(kind) + 1],
-                "marker": _MARKERS[kinds.index(kind)],
-                "markersize": 5,
-            }
-            ends = [[(found.effect - found.low) / size], [(found.high - found.effect) / size]]
-            axes.errorbar([found.effect / size], [at], xerr=ends, capsize=2, linewidth=1.2, linestyle="none", **look)
-            ticks[at] = f"{group} {name}" if name else group
-        axes.set_xscale("symlog", linthresh=1, linscale=1.5)
-        axes.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
-        axes.set_ylim(at + 1, 0)
-        shown = [-30, -10, -3, -1, 0, 1, 3, 10, 30]
-        axes.set_xticks(shown, [f"{value:+d}" if value else "0" for value in shown])
-        axes.set_xlabel(unit)
-        for kind in kinds:
-            axes.plot(
-                [], [], linestyle="none", color=_COLOURS[kinds.index(kind) + 1], marker=_MARKERS[kinds.index(kind)], label=kind
-            )
-        axes.legend(frameon=False, fontsize=9, ncols=len(kinds), loc="lower center", bbox_to_anchor=(0.5, 1.0))
-        axes.grid(alpha=0.25, axis="x")
-        figure.savefig(path, dpi=130)
-
-
 def draw_differences(found: Mapping[str, Mapping[str, Paired]], path: Path) -> None:
     """Draw paired differences as points with their 95% intervals: a panel a metric, a row an arm, all against the arm without dropout."""
     metrics = list(dict.fromkeys(metric for by_metric in found.values() for metric in by_metric))
     arms = list(found)
     columns = min(len(metrics), 3)
     rows = -(-len(metrics) // columns)
-    with mpl.rc_context(_LOOK):
+    with mpl.rc_context(LOOK):
         figure = Figure(figsize=(2.2 + 2.9 * columns, rows * (1.0 + 0.3 * len(arms))), layout="constrained")
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
         for axes, metric in zip(panels, metrics, strict=False):

@@ -1,32 +1,66 @@
-"""The answer: one row a finding of the paper, and a verdict for each sort of data that it was tested on."""
+"""The answer: one row a claim in plain words, and what the runs say of it on each dataset.
+
+The rows stand in ``conf/claims/answer.yaml``.
+"""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+import yaml
 
 from earlydrop.analysis.stats import Paired
 from earlydrop.claims.declare import Declaration
 from earlydrop.claims.judge import DECIDED, OPEN, Verdict
+from earlydrop.metrics import METRICS
+from earlydrop.training.compose import conf_folder
 
-FINDINGS = {
-    "F1": "smaller gradient norm early",
-    "F2": "moves further from the start",
-    "F3": "lower GDV early, higher later",
-    "F4": "lower GDE early, higher later",
-    "F5": "early dropout helps",
-    "F6": "standard dropout hurts",
-    "F7": "early s.d. helps",
-    "F8": "late dropout beats standard",
-    "F9": "robust to its settings",
-    "F10": "ours: at equal loss not lower",
-}
-"""The findings in the words of the README's table."""
+WORDS = {"reproduced": "confirmed", "absent": "no effect", "opposite": "opposite", OPEN: "undecided"}
+"""Each verdict in the words of the answer."""
+
+SYMBOLS = {"confirmed": "✓", "no effect": "=", "opposite": "✗", "undecided": "?"}
+"""A sign beside each word, so that a table can be read without its colours."""
 
 _DATA = {"fashion_mnist_mini": "Fashion-MNIST", "glyphs": "glyphs", "text": "text"}
+
+
+class Row(NamedTuple):
+    """One row of the answer.
+
+    Attributes:
+        words: What is claimed.
+        claims: The claims that test it, by id.
+    """
+
+    words: str
+    claims: tuple[str, ...]
+
+
+def answer_rows(path: Path | None = None) -> list[Row]:
+    """The rows of the answer, in order.
+
+    Args:
+        path: A file like ``conf/claims/answer.yaml``, which is the default.
+
+    Raises:
+        ValueError: A row lacks its words or its claims, or a claim is in two rows.
+    """
+    path = path or conf_folder() / "claims" / "answer.yaml"
+    rows = []
+    for values in yaml.safe_load(path.read_text(encoding="utf-8")):
+        if not isinstance(values, dict) or set(values) != {"words", "claims"} or not values["claims"]:
+            raise ValueError(f"{path.name}: a row is {values!r}: expected words and claims")
+        rows.append(Row(values["words"], tuple(values["claims"])))
+    counts = Counter(claim for row in rows for claim in row.claims)
+    twice = [claim for claim, count in counts.items() if count > 1]
+    if twice:
+        raise ValueError(f"{path.name}: claim {twice[0]} is in two rows: expected one")
+    return rows
 
 
 def _rank(verdict: Verdict) -> tuple[bool, int]:
@@ -64,13 +98,14 @@ def dissent(declaration: Declaration, verdicts: Iterable[Verdict]) -> list[Verdi
 def dissent_line(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> str:
     """Each verdict that another round does not share, in a sentence; empty if there is none."""
     verdicts = list(verdicts)
+    words = {claim: row.words for row in answer_rows() for claim in row.claims}
     parts = [
-        f"{verdict.claim.id} on {column(declaration)} {_word(verdict)} ({verdict.round})"
+        f'"{words[verdict.claim.id]}" on {column(declaration)} ({_word(verdict)} in the round "{verdict.round}")'
         for declaration in declarations
         for verdict in dissent(declaration, verdicts)
-        if verdict.claim.finding in FINDINGS
+        if verdict.claim.id in words
     ]
-    return f"Other seeds say otherwise: {', '.join(parts)}." if parts else ""
+    return f"Other seeds disagree: {', '.join(parts)}." if parts else ""
 
 
 def column(declaration: Declaration) -> str:
@@ -80,64 +115,112 @@ def column(declaration: Declaration) -> str:
 
 
 def answer_table(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> pd.DataFrame:
-    """One row a finding: what is claimed, and by sort of data the verdict; where its parts differ, each part's, or how many have it.
+    """One row a claim in words, one column a dataset; a cell says the verdict and the difference that was measured.
 
-    What is not resolved is *open*, with the seeds that would resolve it and their core hours.
+    Cells of a row with several claims say how many have each verdict.
     """
+    cells = _cells(declarations, verdicts)
+    found = {name for _, name in cells}
+    columns = [*(name for name in _DATA.values() if name in found), *sorted(found - set(_DATA.values()))]
+    rows = []
+    for row in answer_rows():
+        texts = {name: _text(cells.get((row.words, name), [])) for name in columns}
+        if any(texts.values()):
+            rows.append({"claim": row.words} | texts)
+    return pd.DataFrame(rows, columns=["claim", *columns]).set_index("claim")
+
+
+def _cells(
+    declarations: Iterable[Declaration], verdicts: Iterable[Verdict]
+) -> dict[tuple[str, str], list[Verdict]]:
+    """The verdicts that count, by the words of their row and the name of their dataset."""
     verdicts = list(verdicts)
+    words = {claim: row.words for row in answer_rows() for claim in row.claims}
     cells: dict[tuple[str, str], list[Verdict]] = {}
     for declaration in declarations:
         for verdict in decisive(declaration, verdicts).values():
-            if verdict.claim.finding in FINDINGS and verdict.verdict != "not run":
-                cells.setdefault((verdict.claim.finding, column(declaration)), []).append(verdict)
-    found = dict.fromkeys(name for _, name in cells)
-    columns = [name for name in dict.fromkeys([*_DATA.values(), *found]) if name in found]
-    rows = [
-        {"finding": finding, "claimed": words} | {name: _joined(cells.get((finding, name), [])) for name in columns}
-        for finding, words in FINDINGS.items()
-        if any(key[0] == finding for key in cells)
-    ]
-    return pd.DataFrame(rows, columns=["finding", "claimed", *columns]).set_index("finding")
-
-
-def _part(verdict: Verdict) -> str:
-    """What tells a claim from the others of its finding."""
-    return verdict.claim.id.removeprefix(verdict.claim.finding).lstrip("-")
+            if verdict.claim.id in words and verdict.verdict in WORDS:
+                key = (words[verdict.claim.id], column(declaration))
+                cells.setdefault(key, []).append(verdict)
+    return cells
 
 
 def _word(verdict: Verdict) -> str:
-    return "open" if verdict.verdict == OPEN else verdict.verdict
+    return WORDS.get(verdict.verdict, verdict.verdict)
 
 
-def _priced(parts: list[Verdict]) -> str:
-    """What would resolve every part that has a price: the seeds of the one that needs most, in the arms of all."""
-    priced = [(each, each.price) for each in parts if each.price is not None]
-    if not priced:
+def _text(verdicts: list[Verdict]) -> str:
+    """What a cell says: the word and the difference of one claim, or how many of several have each word."""
+    if not verdicts:
         return ""
-    worst = max((price for _, price in priced), key=lambda price: price.seeds or math.inf)
-    if worst.seeds is None:
-        return f" ({worst})"
-    seconds = {(each.study, arm): took for each, _ in priced for arm, took in zip(each.arms, each.seconds, strict=True)}
-    return f" (n={worst.seeds}, {worst.seeds * sum(seconds.values()) / 3600:.2g} h)"
+    words = Counter(map(_word, verdicts))
+    if len(verdicts) > 1:
+        return ", ".join(f"{SYMBOLS[word]} {count} {word}" for word, count in words.items())
+    (word,) = words
+    return f"{SYMBOLS[word]} {word}: {measured(verdicts[0])}"
 
 
-def _joined(parts: list[Verdict]) -> str:
-    words = Counter(map(_word, parts))
-    if len(words) == len(parts) == 2:
-        return ", ".join(f"{_part(each)} {_word(each)}{_priced([each])}" for each in parts)
-    said = "".join(words) if len(words) < 2 else ", ".join(f"{count} {word}" for word, count in words.items())
-    return said + _priced(parts)
+def measured(verdict: Verdict) -> str:
+    """The difference that was measured, in plain units: ``-1.9% loss``, ``+0.45 points`` (of accuracy), ``-50 steps``.
+
+    A percentage is relative to the mean of the arm that the claim is held against.
+    """
+    if verdict.paired is None or verdict.smallest is None:
+        return "not measured"
+    claim, effect = verdict.claim, verdict.paired.effect
+    if claim.test is not None and claim.test.kind == "share above":
+        text = f"{100 * effect:+.0f}% of runs"
+    elif claim.test is not None and claim.test.kind == "steps to":
+        text = f"{effect:+.0f} steps"
+    elif claim.metric.endswith("accuracy"):
+        text = f"{100 * effect:+.2f} points"
+    elif claim.relative:
+        mean = verdict.smallest / claim.smallest
+        text = f"{100 * effect / mean:+.1f}% {METRICS[claim.metric].short}"
+    else:
+        text = f"{effect:+.3f} {METRICS[claim.metric].short}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
-def points(
-    declarations: Iterable[Declaration], verdicts: Iterable[Verdict]
-) -> dict[tuple[str, str], list[tuple[str, Paired, float]]]:
-    """By finding and sort of data: the name of each part, its paired difference, and the smallest effect that matters."""
-    verdicts = list(verdicts)
-    found: dict[tuple[str, str], list[tuple[str, Paired, float]]] = {}
-    for declaration in declarations:
-        for verdict in decisive(declaration, verdicts).values():
-            if verdict.claim.finding in FINDINGS and verdict.paired is not None and verdict.smallest:
-                key = (verdict.claim.finding, column(declaration))
-                found.setdefault(key, []).append((_part(verdict), verdict.paired, verdict.smallest))
+class Point(NamedTuple):
+    """One point of the answer's figure.
+
+    Attributes:
+        words: The words of its row.
+        data: The dataset.
+        word: The verdict in the words of the answer.
+        paired: The difference, with its sign turned so that more than 0 is towards the claim.
+        size: The smallest effect that matters, in the same units.
+    """
+
+    words: str
+    data: str
+    word: str
+    paired: Paired
+    size: float
+
+
+def points(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> list[Point]:
+    """What the answer's figure shows: one point a claim and dataset, in the order of the rows.
+
+    Claims of equivalence have no direction; they are left out.
+    """
+    cells = _cells(declarations, verdicts)
+    found = []
+    for (words, data), parts in sorted(cells.items(), key=lambda item: _order(item[0])):
+        for verdict in parts:
+            if verdict.claim.direction not in ("lower", "higher") or verdict.paired is None or not verdict.smallest:
+                continue
+            paired = verdict.paired if verdict.claim.direction == "higher" else _turned(verdict.paired)
+            found.append(Point(words, data, _word(verdict), paired, verdict.smallest))
     return found
+
+
+def _order(key: tuple[str, str]) -> tuple[int, int]:
+    rows = [row.words for row in answer_rows()]
+    names = list(_DATA.values())
+    return rows.index(key[0]), names.index(key[1]) if key[1] in names else len(names)
+
+
+def _turned(paired: Paired) -> Paired:
+    return dataclasses.replace(paired, effect=-paired.effect, low=-paired.high, high=-paired.low)

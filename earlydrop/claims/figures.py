@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from earlydrop.analysis.arms import Arm
-from earlydrop.analysis.plots import draw_axis, draw_map, draw_metric, draw_points
+from earlydrop.analysis.plots import draw_axis, draw_map, draw_metric
 from earlydrop.analysis.runs import runs_of
 from earlydrop.analysis.stats import Paired, paired
-from earlydrop.claims.answer import FINDINGS, decisive, points
+from earlydrop.claims.answer import answer_rows, decisive, points
+from earlydrop.claims.answer_figure import draw_points
 from earlydrop.claims.declare import Declaration, Study, label_seeds
 from earlydrop.claims.judge import Verdict, regime
 from earlydrop.claims.summaries import Summaries
@@ -66,17 +67,13 @@ def draw_findings(declarations: list[Declaration], summaries: Summaries, folder:
 
 def draw_answer(declarations: list[Declaration], verdicts: list[Verdict], folder: Path) -> dict[Path, list[str]]:
     """Draw what decides each finding, in units of the smallest effect that matters; the file, with the runs behind it."""
-    groups: dict[str, dict[str, list[tuple[str, Paired, float]]]] = {}
     found = points(declarations, verdicts)
-    for finding in FINDINGS:
-        for (name, kind), parts in found.items():
-            if name == finding:
-                groups.setdefault(finding, {})[kind] = parts
-    if not groups:
+    if not found:
         return {}
     path = folder / "answer.png"
-    draw_points(groups, path, "difference, in units of the smallest effect that matters (95% interval)")
-    used = [v for each in declarations for v in decisive(each, verdicts).values() if v.claim.finding in FINDINGS]
+    draw_points(found, path)
+    named = {claim for row in answer_rows() for claim in row.claims}
+    used = [v for each in declarations for v in decisive(each, verdicts).values() if v.claim.id in named]
     return {path: sorted({fingerprint for verdict in used for fingerprint in verdict.fingerprints})}
 
 

@@ -1,9 +1,13 @@
 import dataclasses
 import re
 
-from earlydrop.claims.answer import answer_table, decisive, dissent, dissent_line, points
+import pytest
+
+from earlydrop.claims.answer import answer_rows, answer_table, decisive, dissent, dissent_line, measured, points
+from earlydrop.claims.declare import Comparison, load_declarations
 from earlydrop.claims.judge import judge_all
 from earlydrop.claims.summaries import merged
+from earlydrop.claims.tables import claims_folder
 from tests.claims.made_up import LOSS, declaration, made_up, study
 
 F5 = dataclasses.replace(LOSS, id="F5-loss")
@@ -16,16 +20,30 @@ def judged(*claims, summaries, studies=None):
     return [declared], judge_all([declared], summaries)
 
 
-def test_parts_that_agree_are_one_word_and_others_are_named():
+def test_a_cell_says_the_verdict_and_the_difference_in_plain_units():
     table = answer_table(*judged(F5, ACCURACY, summaries=made_up(effect=-0.2)))
-    assert table.loc["F5", "claimed"] == "early dropout helps"
-    assert table.loc["F5", table.columns[-1]] == "reproduced"
+    assert list(table.index) == ["Early dropout lowers the final training loss", "Early dropout raises the final test accuracy"]
+    assert re.fullmatch(r"✓ confirmed: −0\.\d+ loss", table.iloc[0, -1])
+    assert re.fullmatch(r"✓ confirmed: \+\d+\.\d\d points", table.iloc[1, -1])
     other = dataclasses.replace(ACCURACY, direction="lower")
-    table = answer_table(*judged(F5, other, summaries=made_up(effect=-0.2)))
-    assert table.loc["F5", table.columns[-1]] == "loss reproduced, accuracy opposite"
+    assert answer_table(*judged(F5, other, summaries=made_up(effect=-0.2))).iloc[1, -1].startswith("✗ opposite: +")
+    assert answer_table(*judged(F5, summaries=made_up(effect=0.0))).iloc[0, -1].startswith("= no effect: ")
+    assert answer_table(*judged(F5, summaries=made_up(effect=0.0, noise=0.2))).iloc[0, -1].startswith("? undecided: ")
 
 
-def test_each_sort_of_data_has_a_column():
+def test_a_relative_difference_is_a_percentage_of_what_it_is_held_against():
+    summaries = made_up(effect=-0.2, noise=0.0001)
+    claim = dataclasses.replace(F5, smallest=0.01, relative=True)
+    mean = sum(1.0 + 0.3 * seed for seed in SEEDS) / len(SEEDS)
+    declared, verdicts = judged(claim, summaries=summaries)
+    assert measured(verdicts[0]) == f"−{100 * 0.2 / mean:.1f}% loss"
+    shares = dataclasses.replace(F5, test=Comparison("share above", 3.0))
+    assert measured(judged(shares, summaries=summaries)[1][0]).endswith("% of runs")
+    times = dataclasses.replace(F5, test=Comparison("steps to", 3.0))
+    assert measured(judged(times, summaries=summaries)[1][0]) == "+0 steps"
+
+
+def test_each_dataset_has_a_column():
     one = declaration(F5, studies=[study("a", {"data.name": "glyphs"}, first=SEEDS)])
     two = dataclasses.replace(declaration(F5, studies=[study("b", {"data.name": "text"}, first=SEEDS)]), name="t")
     verdicts = []
@@ -33,7 +51,23 @@ def test_each_sort_of_data_has_a_column():
         data = {"data.name": dict(each.studies[name].config)["data.name"]}
         verdicts += judge_all([each], made_up(name, effect=effect, config=data))
     table = answer_table([one, two], verdicts)
-    assert table.loc["F5"].to_dict() == {"claimed": "early dropout helps", "glyphs": "reproduced", "text": "opposite"}
+    assert list(table.columns) == ["glyphs", "text"]
+    assert [cell.split()[1].rstrip(":") for cell in table.iloc[0]] == ["confirmed", "opposite"]
+
+
+def test_every_claim_of_the_paper_has_a_row_and_every_row_a_claim():
+    ids = {claim.id for each in load_declarations(claims_folder()) for claim in each.claims}
+    named = {claim for row in answer_rows() for claim in row.claims}
+    assert named <= ids
+    beside = ("D5", "D6", "W", "F5-best", "F11")  # others' claims, and those that a row of their finding stands for
+    assert {claim for claim in ids - named if not claim.startswith(beside)} == set()
+
+
+@pytest.mark.parametrize("text", ["- {words: a}", "- {words: a, claims: []}", "- {words: a, claims: [F1]}\n- {words: b, claims: [F1]}"])
+def test_rows_that_are_none_are_refused(tmp_path, text):
+    (tmp_path / "answer.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"answer.yaml: (a row is|claim F1 is in two rows)"):
+        answer_rows(tmp_path / "answer.yaml")
 
 
 def test_the_largest_round_that_has_run_decides():
@@ -44,11 +78,13 @@ def test_the_largest_round_that_has_run_decides():
 
 def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
     noisy = made_up(effect=0.0, noise=0.2, seeds=range(20, 30))
-    for effect, word in ((-0.2, "reproduced"), (0.2, "opposite")):
+    for effect, word in ((-0.2, "confirmed"), (0.2, "opposite")):
         both = merged(noisy, made_up(effect=effect, seeds=range(10, 14)))
         declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
         assert [verdict.round for verdict in dissent(declared[0], verdicts)] == ["repeat"]
-        assert dissent_line(declared, verdicts) == f"Other seeds say otherwise: F5-loss on d {word} (repeat)."
+        assert dissent_line(declared, verdicts) == (
+            f'Other seeds disagree: "Early dropout lowers the final training loss" on d ({word} in the round "repeat").'
+        )
     both = merged(made_up(effect=-0.2, seeds=range(20, 30)), made_up(effect=-0.2, seeds=range(10, 14)))
     declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
     assert dissent(declared[0], verdicts) == []
@@ -57,39 +93,24 @@ def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
 def test_a_repetition_that_leaves_open_what_was_decided_is_named_unless_it_is_smaller():
     both = merged(made_up(effect=-0.2, seeds=range(20, 24)), made_up(effect=0.0, noise=0.2, seeds=range(10, 14)))
     declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 24), repeat=range(10, 14))])
-    assert dissent_line(declared, verdicts) == "Other seeds say otherwise: F5-loss on d open (repeat)."
+    assert '(undecided in the round "repeat")' in dissent_line(declared, verdicts)
     more = merged(both, made_up(effect=-0.2, seeds=range(24, 25)))
     declared, verdicts = judged(F5, summaries=more, studies=[study(first=range(20, 25), repeat=range(10, 14))])
     assert dissent_line(declared, verdicts) == ""
 
 
-def test_a_price_stands_behind_the_part_that_it_belongs_to():
-    open_one = dataclasses.replace(F5, id="F5-a", smallest=0.001)
-    table = answer_table(*judged(F5, open_one, summaries=made_up(effect=-0.01, noise=0.02)))
-    assert re.fullmatch(r"loss absent, a open \(n=\d+, [\d.e+]+ h\)", table.iloc[0, -1])
-
-
-def test_an_unresolved_finding_names_its_price():
-    table = answer_table(*judged(F5, summaries=made_up(effect=0.0, noise=0.2, seconds=36.0)))
-    cell = table.loc["F5", table.columns[-1]]
-    assert re.fullmatch(r"open \(n=\d+, [\d.]+ h\)", cell)
-
-
-def test_the_price_of_several_parts_is_the_seeds_of_the_one_that_needs_most_in_the_arms_of_all():
-    claims = [dataclasses.replace(F5, id=f"F5-{name}", smallest=smallest) for name, smallest in (("a", 0.05), ("b", 0.04))]
-    declared, verdicts = judged(*claims, summaries=made_up(effect=0.0, noise=0.2, seconds=36.0))
-    most = max(each.price.seeds for each in verdicts)
-    table = answer_table(declared, verdicts)
-    assert table.loc["F5", table.columns[-1]] == f"open (n={most}, {most * 72 / 3600:.2g} h)"  # both parts have the same two arms
-
-
-def test_of_many_parts_it_says_how_many():
-    claims = [dataclasses.replace(LOSS, id=f"F9-{i}", direction="lower" if i else "higher") for i in range(4)]
+def test_of_several_claims_it_says_how_many_have_each_verdict():
+    names = ("cutoff-5", "cutoff-50", "rate-half", "shape")
+    claims = [dataclasses.replace(LOSS, id=f"F9-{name}", direction="lower") for name in names]
+    claims[0] = dataclasses.replace(claims[0], direction="higher")
     table = answer_table(*judged(*claims, summaries=made_up(effect=-0.2)))
-    assert table.loc["F9", table.columns[-1]] == "1 opposite, 3 reproduced"
+    assert table.iloc[0, -1] == "✗ 1 opposite, ✓ 3 confirmed"
 
 
-def test_points_are_in_order_with_the_size_that_matters():
-    (((finding, _), parts),) = points(*judged(F5, ACCURACY, summaries=made_up(effect=-0.2))).items()
-    assert finding == "F5"
-    assert [(name, size) for name, _, size in parts] == [("loss", 0.05), ("accuracy", 0.05)]
+def test_points_lie_towards_their_claim():
+    found = points(*judged(F5, ACCURACY, summaries=made_up(effect=-0.2)))
+    assert [point.words for point in found] == [row.words for row in answer_rows() if row.claims[0] in ("F5-loss", "F5-accuracy")]
+    for point in found:
+        assert point.word == "confirmed"
+        assert point.paired.low < 0.2 < point.paired.high
+        assert point.size == 0.05

@@ -8,7 +8,7 @@ import pandas as pd
 
 from earlydrop.claims.declare import LABEL, SETS, Declaration, load_declarations
 from earlydrop.claims.judge import Verdict, judge
-from earlydrop.claims.tables import claims_folder
+from earlydrop.claims.tables import claims_folder, window_words
 
 
 def shown(runs: pd.DataFrame) -> list[str]:
@@ -30,15 +30,24 @@ def _verdicts(declarations: Iterable[Declaration], runs: pd.DataFrame) -> Iterat
                 yield from (verdict for verdict in found if verdict.paired is not None)
 
 
+_SENTENCES = {
+    "reproduced": "Confirmed: {claim}.",
+    "opposite": 'The opposite of "{claim}".',
+    "absent": 'No effect that matters: "{claim}".',
+    "incomplete": 'Not all seeds have run: "{claim}".',
+}
+
+
 def _line(verdict: Verdict) -> str:
+    """A sentence with the verdict, and one with the measurement."""
     claim, found = verdict.claim, verdict.paired
-    said = {
-        "reproduced": "yes", "opposite": "the opposite", "absent": "no difference that matters", "incomplete": "not all seeds have run",
-    }.get(verdict.verdict, "")  # fmt: skip
-    seeds = len(found.seeds) if found is not None else 0
-    if not said:
-        needed = verdict.price.seeds if verdict.price is not None else None
-        said = f"{seeds} seeds cannot tell" + (f", {needed} would" if needed is not None else "")
-    interval = f"{found.effect:+.3g} [{found.low:+.3g}, {found.high:+.3g}]" if found is not None else ""
-    remark = f" with {verdict.remark}, not as declared" if verdict.remark else ""
-    return f"{claim.id:<4} {said + ':':<29} {claim.claim}, {interval}{remark}"
+    if found is None:
+        return f'Not measured: "{claim.claim}".'
+    seeds = len(found.seeds)
+    needed = verdict.price.seeds if verdict.price is not None else None
+    undecided = f"Undecided with {seeds} seeds" + (f" (about {needed} needed)" if needed is not None else "")
+    sentence = _SENTENCES.get(verdict.verdict, undecided + ': "{claim}".').format(claim=claim.claim)
+    where = f", {window_words(claim.window)}" if claim.window is not None else ""
+    measured = f"Measured {found.effect:+.3g} (95% interval {found.low:+.3g} to {found.high:+.3g}, {seeds} seeds{where})."
+    remark = f" Its runs are not as declared: {verdict.remark}." if verdict.remark else ""
+    return f"{sentence} {measured}{remark}"

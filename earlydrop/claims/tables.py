@@ -61,7 +61,7 @@ def verdict_table(verdicts: list[Verdict], summaries: Summaries) -> pd.DataFrame
             "model": str(first["config/model.name"]),
             "study": each.study + ("" if each.round in ("first", each.study) else f", {each.round}"),
             "compared": " - ".join(each.arms) + (f" (with {each.remark})" if each.remark else ""),
-            "metric": f"{claim.metric}, {_window(claim.window)}",
+            "metric": f"{claim.metric}, {window_words(claim.window)}",
             "predicted": claim.direction,
             "smallest": "" if each.smallest is None else f"{each.smallest:.3g}",
             "difference": _interval(found) if found else "",
@@ -75,7 +75,8 @@ def verdict_table(verdicts: list[Verdict], summaries: Summaries) -> pd.DataFrame
     return pd.DataFrame(rows).set_index("claim")
 
 
-def _window(window: Window) -> str:
+def window_words(window: Window) -> str:
+    """A claim's window in words, such as ``5% to 50%``."""
     if window is None:
         return "last"
     if isinstance(window, LossWindow):

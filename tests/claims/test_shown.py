@@ -24,15 +24,22 @@ def runs(**made):
 
 def test_a_line_a_claim_with_its_answer_and_interval(declared):
     lower, higher = shown(runs(effect=-0.2))
-    assert re.match(r"L    yes: +lower loss, -0.2\S* \[-0.2", lower)
-    assert re.match(r"H    the opposite: +higher loss, -0.2", higher)
-    assert "no difference that matters" in shown(runs(effect=0.0))[0]
+    assert re.match(r"Confirmed: lower loss\. Measured -0\.\d+ \(95% interval -0\.\d+ to -0\.\d+, 6 seeds\)\.$", lower)
+    assert higher.startswith('The opposite of "higher loss". Measured -0.2')
+    assert shown(runs(effect=0.0))[0].startswith('No effect that matters: "lower loss". Measured ')
 
 
 def test_what_few_seeds_cannot_tell_says_how_many_could(declared):
     line, _ = shown(runs(effect=0.0, noise=0.3))
-    assert "6 seeds cannot tell, " in line
-    assert " would: " in line
+    assert re.match(r'Undecided with 6 seeds \(about \d+ needed\): "lower loss"\. Measured ', line)
+
+
+def test_a_window_is_named_beside_the_number(declared, monkeypatch):
+    claim = dataclasses.replace(LOSS, window=(0.05, 0.5))
+    studies = [study(first=range(10, 16))]
+    monkeypatch.setattr(module, "load_declarations", lambda folder: [declaration(claim, studies=studies)])
+    (line,) = shown(runs(effect=-0.2))
+    assert "6 seeds, 5% to 50%)." in line
 
 
 def test_seeds_that_are_not_declared_say_nothing(declared):

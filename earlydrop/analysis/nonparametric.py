@@ -64,9 +64,7 @@ def _signed_rank(differences: np.ndarray, alternative: str) -> float:
     return float(scipy.stats.wilcoxon(differences, alternative=alternative).pvalue)
 
 
-def share_difference(
-    arm: Mapping[int, float], against: Mapping[int, float]
-) -> tuple[Paired, Within] | None:
+def share_difference(arm: Mapping[int, float], against: Mapping[int, float]) -> tuple[Paired, Within] | None:
     """The difference of two shares over the same seeds, with McNemar's exact test.
 
     Args:
@@ -102,9 +100,7 @@ def share_difference(
     return found, within
 
 
-def time_difference(
-    arm: Mapping[int, float], against: Mapping[int, float], limit: float
-) -> tuple[Paired, Within] | None:
+def time_difference(arm: Mapping[int, float], against: Mapping[int, float], limit: float) -> tuple[Paired, Within] | None:
     """How much sooner or later runs reach a bound, with the log-rank test.
 
     Args:

@@ -130,9 +130,7 @@ def answer_table(declarations: Iterable[Declaration], verdicts: Iterable[Verdict
     return pd.DataFrame(rows, columns=["claim", *columns]).set_index("claim")
 
 
-def _cells(
-    declarations: Iterable[Declaration], verdicts: Iterable[Verdict]
-) -> dict[tuple[str, str], list[Verdict]]:
+def _cells(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> dict[tuple[str, str], list[Verdict]]:
     """The verdicts that count, by the words of their row and the name of their dataset."""
     verdicts = list(verdicts)
     words = {claim: row.words for row in answer_rows() for claim in row.claims}

@@ -44,7 +44,8 @@ def draw_points(points: Sequence[Point], path: Path) -> None:
         ticks: dict[int, str] = {}
         for words, group in groups:
             line += 1
-            axes.text(-_LIMIT, line, words, fontsize=9, fontweight="bold", va="center")
+            where = axes.get_yaxis_transform()  # x as a share of the axes, y in lines
+            axes.text(-0.195, line, words, transform=where, fontsize=9, fontweight="bold", va="center", in_layout=False)
             for point in group:
                 line += 1
                 ticks[line] = point.data
@@ -55,9 +56,11 @@ def draw_points(points: Sequence[Point], path: Path) -> None:
         axes.set_xticks(shown, [str(abs(value)) for value in shown])
         axes.set_yticks(list(ticks), list(ticks.values()), fontsize=9)
         axes.set_ylim(line + 1, 0)
-        axes.set_xlabel("\N{LEFTWARDS ARROW} against the claim        towards the claim \N{RIGHTWARDS ARROW}\n"
-                        "difference in multiples of the smallest effect that matters (shaded: less), 95% interval",
-                        fontsize=9)  # fmt: skip
+        axes.set_xlabel(
+            "\N{LEFTWARDS ARROW} against the claim        towards the claim \N{RIGHTWARDS ARROW}\n"
+            "difference with its 95% interval, in multiples of the\nsmallest effect that matters (less is shaded)",
+            fontsize=9,
+        )
         for word in dict.fromkeys(point.word for point in points):
             axes.plot([], [], linestyle="none", label=f"{SYMBOLS.get(word, '')} {word}", **_look(word))
         axes.legend(frameon=False, fontsize=9, ncols=4, loc="lower center", bbox_to_anchor=(0.4, 1.0))
@@ -72,8 +75,7 @@ def _look(word: str) -> dict[str, Any]:
 
 def _draw_point(axes: Axes, point: Point, line: int) -> None:
     effect, low, high = (
-        min(max(value / point.size, -_LIMIT), _LIMIT)
-        for value in (point.paired.effect, point.paired.low, point.paired.high)
+        min(max(value / point.size, -_LIMIT), _LIMIT) for value in (point.paired.effect, point.paired.low, point.paired.high)
     )
     look = _look(point.word)
     axes.plot([low, high], [line, line], color=look["color"], linewidth=1.4)

@@ -49,7 +49,7 @@ def test_shares_have_mcnemars_exact_p():
     assert found.p == pytest.approx(2 * 0.5**5)
     # Agresti and Min: half a pair in each cell, so b = 0.5, c = 5.5, n = 32
     center, n = -5 / 32, 32
-    half = 1.959964 * math.sqrt(((0.5 + 5.5) - (0.5 - 5.5) ** 2 / n)) / n
+    half = 1.959964 * math.sqrt((0.5 + 5.5) - (0.5 - 5.5) ** 2 / n) / n
     assert (found.low, found.high) == pytest.approx((center - half, center + half), abs=1e-6)
     assert within(0.5) < 0.05 < within(0.1)
 

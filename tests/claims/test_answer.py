@@ -35,7 +35,7 @@ def test_a_relative_difference_is_a_percentage_of_what_it_is_held_against():
     summaries = made_up(effect=-0.2, noise=0.0001)
     claim = dataclasses.replace(F5, smallest=0.01, relative=True)
     mean = sum(1.0 + 0.3 * seed for seed in SEEDS) / len(SEEDS)
-    declared, verdicts = judged(claim, summaries=summaries)
+    _, verdicts = judged(claim, summaries=summaries)
     assert measured(verdicts[0]) == f"−{100 * 0.2 / mean:.1f}% loss"
     shares = dataclasses.replace(F5, test=Comparison("share above", 3.0))
     assert measured(judged(shares, summaries=summaries)[1][0]).endswith("% of runs")
@@ -63,7 +63,9 @@ def test_every_claim_of_the_paper_has_a_row_and_every_row_a_claim():
     assert {claim for claim in ids - named if not claim.startswith(beside)} == set()
 
 
-@pytest.mark.parametrize("text", ["- {words: a}", "- {words: a, claims: []}", "- {words: a, claims: [F1]}\n- {words: b, claims: [F1]}"])
+@pytest.mark.parametrize(
+    "text", ["- {words: a}", "- {words: a, claims: []}", "- {words: a, claims: [F1]}\n- {words: b, claims: [F1]}"]
+)
 def test_rows_that_are_none_are_refused(tmp_path, text):
     (tmp_path / "answer.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"answer.yaml: (a row is|claim F1 is in two rows)"):

@@ -1,7 +1,8 @@
 import pytest
+import yaml
 
-from earlydrop.training.compose import config_from_dict
-from earlydrop.training.config import ConfigError
+from earlydrop.training.compose import conf_folder, config_from_dict
+from earlydrop.training.config import ConfigError, schedule_options
 
 
 def test_misspelt_keys_and_wrong_types():
@@ -18,3 +19,11 @@ def test_a_foreign_configuration_is_never_interpolated(monkeypatch):
     monkeypatch.setenv("SECRET", "sesame")
     for text in ("${oc.env:SECRET}", r"\${oc.env:SECRET}", "a ${seed} b", "$x^{$", r"\\${seed}"):
         assert config_from_dict({"label": text}).label == text
+
+
+def test_every_schedule_has_a_file_with_its_own_defaults():
+    folder = conf_folder() / "schedule"
+    files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder.glob("*.yaml")}
+    points = files["piecewise"].pop("points")  # it has no default in Python: the file gives an example
+    assert points
+    assert files == schedule_options()

@@ -7,7 +7,7 @@ from PIL import Image
 from earlydrop.analysis.arms import config_of
 from earlydrop.claims.summaries import read_summaries, said
 from earlydrop.training.config import CADENCE, NUMBERS, SEED, keys
-from earlydrop.training.fingerprint import VERSIONS, settings
+from earlydrop.training.fingerprint import VERSIONS, parts_used, settings
 from earlydrop.training.plan import make_plan
 
 
@@ -94,6 +94,20 @@ def test_a_raised_version_renames_the_runs_that_use_the_part_and_no_others(monke
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
     monkeypatch.setitem(VERSIONS, "probe", 2)
     assert [a == b for a, b in zip(after, prints(), strict=True)] == [True, True, False]
+
+
+def test_a_part_of_some_models_is_for_them_alone():
+    found = {
+        name: parts_used(config_of({"model.name": name})) & {"vit", "swin"}
+        for name in ("vit_micro", "vit_tiny_patch16_224", "deit_tiny_patch16_224", "mixer_s32_224", "swin_femto")
+    }
+    assert found == {
+        "vit_micro": set(),
+        "vit_tiny_patch16_224": {"vit"},
+        "deit_tiny_patch16_224": set(),
+        "mixer_s32_224": set(),
+        "swin_femto": {"swin"},
+    }
 
 
 def test_committed_fingerprints_are_todays(request):

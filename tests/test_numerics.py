@@ -23,7 +23,7 @@ PARTS = {
         "training/data/order.py",
         "training/streams.py",
     ],
-    "folder": ["training/data/folder.py"],
+    "folder": ["training/data/folder.py", "training/data/files.py"],
     "mixing": ["training/data/augment.py", "training/data/objective.py"],
     "masks": [
         "sites/masks.py",

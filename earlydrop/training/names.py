@@ -8,6 +8,11 @@ from pathlib import Path
 from earlydrop.training.config import ConfigError
 
 
+def printable(text: str) -> str:
+    r"""A text with an escape such as ``\udcff`` for each byte of a file's name that is not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def slug(text: str) -> str:
     """A text as one plain component of a path.
 

@@ -38,7 +38,7 @@ NEEDS = {  # what makes a key mean something
     "trainer.stop_patience": {"trainer.stop_metric": "test/loss"}, "trainer.mc_passes": {"schedule.name": "constant"},
     "model.dropout": {"model.name": "mlp"}, "model.profile": {"model.name": "mlp"}, "model.hidden": {"model.name": "mlp"},
     **{f"probe.{name}": {"probe.at": ["0%"]} for name in ("batches", "dataset_limit", "clean", "compare")},
-    **{name: {"data.train_images": 300} for name in ("data.train_images",)}, "checkpoint": {"mode": "eval"},
+    **{name: {"data.train_images": 300} for name in ("data.train_images",)},
 }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def changed(key):
     return (key.default or 0) + (1 if int in key.kinds else 0.25)
 
 
-@pytest.mark.parametrize("name", list(keys()))
+@pytest.mark.parametrize("name", [name for name in keys() if name != "checkpoint"])  # a plan to evaluate weights is of no run
 def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path):
     key = keys()[name]
     folder = name in ("data.image_size", "augment.crop", "augment.randaugment", "augment.color_jitter", "data.skip_corrupt")

@@ -14,7 +14,7 @@ from earlydrop.training.checks import check
 from earlydrop.training.config import Config, ConfigError, describe_schedule, parse_schedule
 from earlydrop.training.data import Source, make_source
 from earlydrop.training.fingerprint import fingerprint
-from earlydrop.training.names import slug, study_folder
+from earlydrop.training.names import run_label, study_folder
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def make_plan(config: Config) -> Plan:
 
 
 def _folder(config: Config, name: str, digest: str) -> Path:
-    label = slug(name) if config.label else slug(f"{name}-seed{config.seed}")
+    label = run_label(config.label, name, config.seed)
     return study_folder(config.out, config.study) / f"{label}-{digest}"
 
 

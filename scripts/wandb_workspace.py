@@ -8,11 +8,18 @@ Panels: training loss, test accuracy, drop rates, gradient norm, model distance,
 training step. Runs are grouped by arm (what a run stands for); lines are means over seeds, bands their spread.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 
-import wandb_workspaces.reports.v2 as wr
-import wandb_workspaces.workspaces as ws
+try:
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+except ModuleNotFoundError as error:  # the trainer does without it, and --help too
+    MISSING: str | None = str(error.name).partition(".")[0]
+else:
+    MISSING = None
 
 STEP = "trainer/step"
 SECTIONS = {
@@ -70,6 +77,8 @@ def main() -> None:
     parser.add_argument("--study", default="quickstart")
     parser.add_argument("--save", action="store_true", help="save them on the server instead of printing them")
     arguments = parser.parse_args()
+    if MISSING is not None:
+        parser.exit(1, f"error: {MISSING} is missing: pip install wandb-workspaces\n")
     made = [make(arguments.entity, arguments.project, arguments.study) for make in (workspace, report)]
     if arguments.save:
         for each in made:

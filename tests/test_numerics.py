@@ -23,7 +23,7 @@ PARTS = {
         "training/data/order.py",
         "training/streams.py",
     ],
-    "folder": ["training/data/folder.py"],
+    "folder": ["training/data/folder.py", "training/data/files.py"],
     "mixing": ["training/data/augment.py", "training/data/objective.py"],
     "masks": [
         "sites/masks.py",
@@ -44,6 +44,7 @@ PARTS = {
     "optimizer": ["training/optim.py", "training/trainer.py", "classic/max_norm.py", "distance.py"],
     "parts": ["training/distributed.py"],
     "swin": ["training/optim.py"],
+    "vit": ["training/models/timm.py"],
     "evaluation": ["training/evaluate.py"],
     "probe": ["gradients/sums.py", "gradients/measures.py", "gradients/probe.py", "training/probes.py"],
     "monte_carlo": ["classic/monte_carlo.py"],

@@ -27,6 +27,21 @@ def test_the_workspace_serialises_without_a_network():
         assert "trainer/step" in text
 
 
+def test_the_workspace_helps_and_names_what_is_missing():
+    """As after the README's install, which does not bring wandb-workspaces."""
+    script = Path(__file__).parents[1] / "scripts" / "wandb_workspace.py"
+    without = (
+        "import runpy, sys; sys.modules['wandb_workspaces'] = None; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", without, str(script)]
+    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert "--entity" in helped.stdout
+    done = subprocess.run([*command, "--entity", "someone"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: wandb_workspaces is missing: pip install wandb-workspaces\n"
+
+
 @pytest.mark.sweep
 def test_the_benchmark_measures_a_row_and_keeps_the_others(tmp_path):
     script = Path(__file__).parents[1] / "scripts" / "benchmark.py"

@@ -26,18 +26,38 @@ from earlydrop.training.record.folder import (
 DAMAGED = "damaged"
 """Key in ``attrs`` of `load_runs`' frame: a line for each run that was left out since one of its files is damaged."""
 
+_OF_A_RUN = ("provenance.json", "metrics.jsonl")  # one of them makes a folder a run's
+
 EARLY = 0.2
 """The early window of a run: the first fifth of its steps, without step 0."""
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
     """The run folders at or below a folder, by name: whatever holds a ``provenance.json`` or a ``metrics.jsonl``."""
-    yield from sorted({path.parent for name in ("provenance.json", "metrics.jsonl") for path in folder.rglob(name)})
+    yield from sorted({path.parent for name in _OF_A_RUN for path in folder.rglob(name)})
 
 
 def load_history(run: str | Path) -> pd.DataFrame:
-    """The metrics of one run: one row a measured step, the column ``step`` and a column a metric, NaN where it was not measured."""
-    return pd.DataFrame(read_metrics(Path(run) / "metrics.jsonl"))
+    """The metrics of one run.
+
+    Args:
+        run: The run's folder.
+
+    Returns:
+        One row a measured step: the column ``step`` and a column a metric, NaN where it was not measured.
+
+    Raises:
+        FileNotFoundError: It is no folder of a run, but perhaps one that holds runs.
+    """
+    folder = Path(run)
+    if not any((folder / name).is_file() for name in _OF_A_RUN):
+        below = list(find_runs(folder)) if folder.is_dir() else []
+        if below:
+            raise FileNotFoundError(
+                f"{run} holds {len(below)} runs: load_history takes one of them, such as {below[0]}; load_runs takes them all"
+            )
+        raise FileNotFoundError(f"{run} is no folder of a run: expected one with a {' or a '.join(_OF_A_RUN)}")
+    return pd.DataFrame(read_metrics(folder / "metrics.jsonl"))
 
 
 def load_runs(folder: str | Path) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.util
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from hydra.conf import HydraConf
 
 from earlydrop.training.compose import conf_folder
 from earlydrop.training.config import Config, keys, schedule_options
+from earlydrop.training.names import printable
 
 _FLAGS = {  # of Hydra's command line: whether a value follows
     **dict.fromkeys(("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"), False),
@@ -45,7 +47,7 @@ def mistake(arguments: Iterable[str]) -> str | None:
                 return f"there is no flag {flag}{meant(flag, _FLAGS)}; earlydrop --help shows what there is"
             value_follows = _FLAGS[flag] and not equals
         else:
-            wrong = _mistaken_override(argument, groups)
+            wrong = _mistaken_override(argument, groups) or _unreadable(argument)
             if wrong is not None:
                 return wrong
     return None
@@ -90,6 +92,29 @@ def _mistaken_override(argument: str, groups: Mapping[str, list[str]]) -> str | 
             if name not in (*groups[key], "null"):
                 return f"{key}={name}: there is no such option{meant(name, groups[key])}; there are {', '.join(groups[key])}"
     return None
+
+
+def _unreadable(argument: str) -> str | None:
+    """Why an argument with a known key is not in Hydra's grammar, with quotes that mend it, in a line; None if it is in it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+
+    if printable(argument) != argument:
+        return f"{argument!r} is not UTF-8: rename what it names, or go by a link with another name"
+    parser = OverridesParser.create()
+    try:
+        parser.parse_override(argument)
+    except HydraException as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+    else:
+        return None
+    match = _OVERRIDE.fullmatch(argument)
+    if match is None or match[2] not in keys() or str not in keys()[match[2]].kinds:
+        return f"{argument} is not in Hydra's grammar: {reason}"
+    key, value = match[2], match[3]
+    quoted = f"{match[1] or ''}{key}={QuotedString(value, Quote.double).with_quotes()}"
+    return f"{argument} has characters that need quotes: write {shlex.quote(quoted)}, quotes within quotes"
 
 
 def options() -> dict[str, list[str]]:

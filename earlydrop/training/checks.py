@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from earlydrop.training.config import BOUNDS, SPLITS, Config, ConfigError, drops, keys
+from earlydrop.training.names import printable, slug
 
 
 def check(config: Config) -> None:
@@ -17,6 +18,9 @@ def check(config: Config) -> None:
         value = key.of(config)
         if key.choices and value not in key.choices:
             raise ConfigError(f"{name} is {value!r}: expected one of {', '.join(str(c) for c in key.choices if c is not None)}")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and printable(text) != text:
+                raise ConfigError(f"{name} is {text!r}: expected UTF-8; rename it, or go by a link with another name")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{name} is {value!r}: expected a finite number")
         if key.bounds is not None and value is not None:
@@ -59,6 +63,8 @@ def _check_names(config: Config) -> None:
     for key, name in (("study", config.study), ("label", config.label)):
         if name is not None and (not name.strip(" .") or any(c in "/\\" or not c.isprintable() for c in name)):
             raise ConfigError(f"{key} is {name!r}: expected one plain name for a folder, without / and not only dots")
+        if name is not None:
+            slug(name, key)
     if not 0 < len(config.project) <= 128 or any(c in _NOT_IN_PROJECTS or not c.isprintable() for c in config.project):
         raise ConfigError(f"project is {config.project!r}: expected 1 to 128 characters without {' '.join(_NOT_IN_PROJECTS)}")
     for tag in config.tags:

@@ -10,6 +10,7 @@ import torch
 
 from earlydrop.sites import find_sites
 from earlydrop.training.cost import Cost, estimate, workers_of
+from earlydrop.training.data.files import in_words
 from earlydrop.training.distributed import check_parts
 from earlydrop.training.plan import Plan
 from earlydrop.training.prepare import refuse_broken_compiler, scheduled_model, try_forward
@@ -32,11 +33,10 @@ def print_plan(plan: Plan) -> None:
     print(f"fingerprint  {plan.fingerprint}")
     print(f"model        {config.model.name}, {parameters:,} parameters, on {plan.device}, {_threads()}")
     what = "images" if source.context is None else f"contexts of {source.context} bytes"
-    skipped = f"; {source.skipped:,} that cannot be read are left out" if source.skipped else ""
     classes = f", {source.classes:,} classes" if source.context is None else ""
-    print(
-        f"data         {config.data.name}: {source.sizes['train']:,} training and {source.sizes['test']:,} test {what}{classes}{skipped}"
-    )
+    print(f"data         {config.data.name}: {source.sizes['train']:,} training and {source.sizes['test']:,} test {what}{classes}")
+    if source.left_out:
+        print(f"left out     {in_words(source.left_out)}")
     print(f"length       {total} steps ({plan.steps_per_epoch} an epoch), warm-up {plan.warmup_steps} steps")
     parts = config.trainer.accumulate
     shared = f", {parts // workers} for each of {workers} workers" if workers > 1 else ""

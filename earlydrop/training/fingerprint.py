@@ -25,7 +25,8 @@ VERSIONS = {
     "masks": 1,
     "compiled_masks": 2,  # trainer.masks=fast in compiled graphs. 2: they draw 16-bit masks on a CPU too
     "models": 1,
-    "swin": 2,  # 2: its tables of position biases decay, as in the released code
+    "swin": 3,  # 3: its tables of position biases do not decay, as in the released code (in 2 they did)
+    "vit": 2,  # timm's ViTs by name. 2: the class token begins as in the released code, at std 0.02
     "optimizer": 1,
     "evaluation": 1,
     "probe": 1,
@@ -55,6 +56,7 @@ def parts_used(config: Config) -> set[str]:
     used = {"models", "optimizer", "evaluation", "folder" if folder else "data"}
     used |= {"mixing"} if config.augment.mixup > 0 or config.augment.cutmix > 0 else set()
     used |= {"swin"} if config.model.name.startswith("swin") else set()
+    used |= {"vit"} if config.model.name.startswith("vit_") and config.model.name != "vit_micro" else set()
     used |= {"parts"} if config.trainer.accumulate > 1 else set()
     used |= {"masks"} if drops(config) else set()
     used |= {"compiled_masks"} if drops(config) and config.trainer.compile and config.trainer.masks == "fast" else set()

@@ -1,4 +1,4 @@
-"""Names of folders, from what a user calls things."""
+"""Names of folders, from what a user calls things, and how long they may be."""
 
 from __future__ import annotations
 
@@ -7,19 +7,47 @@ from pathlib import Path
 
 from earlydrop.training.config import ConfigError
 
+LONGEST = 100
+"""Most characters of a study's or a label's name, as given and as a folder. W&B takes 128 for a group, file systems 255 for a folder."""
 
-def slug(text: str) -> str:
-    """A text as one plain component of a path.
+
+def printable(text: str) -> str:
+    r"""A text with an escape such as ``\udcff`` for each byte of a file's name that is not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def slug(text: str, key: str) -> str:
+    """A name that somebody gave, as one plain component of a path; it is never cut, so that names that differ late stay two.
 
     Raises:
-        ConfigError: Nothing is left of it.
+        ConfigError: Nothing is left of it, or it is too long. The message names the key.
     """
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text.replace("%", "pct")).strip("-.")
+    plain = _plain(text)
     if not plain:
-        raise ConfigError(f"{text!r} cannot name a folder: use letters and digits")
-    return plain[:100]
+        raise ConfigError(f"{key} is {text!r}: it cannot name a folder; use letters and digits")
+    longest = max(len(text), len(plain))  # "%" becomes "pct"
+    if longest > LONGEST:
+        raise ConfigError(f"{key} is {text!r}: it has {longest} characters, expected at most {LONGEST}")
+    return plain
+
+
+def run_label(label: str | None, described: str, seed: int) -> str:
+    """What a run's folder begins with: its label, else its schedule in words and its seed.
+
+    Those words are cut where they are long: the fingerprint behind them tells runs apart.
+
+    Raises:
+        ConfigError: The label cannot name a folder.
+    """
+    if label is not None:
+        return slug(label, "label")
+    return _plain(f"{described}-seed{seed}")[:LONGEST]
 
 
 def study_folder(out: str, study: str) -> Path:
     """``<out>/<study>``, where a study's runs and its report are."""
-    return Path(out).expanduser() / slug(study)
+    return Path(out).expanduser() / slug(study, "study")
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text.replace("%", "pct")).strip("-.")

@@ -10,7 +10,6 @@ from torch import nn
 
 from earlydrop.training.config import OptimConfig
 
-_DECAYS = "relative_position_bias_table"  # of Swin: two-dimensional, so it decays in the released code, though timm leaves it out
 _RHO = 0.9  # RMSprop's memory, as in the Keras example
 
 
@@ -43,7 +42,9 @@ def learning_rate(step: int, base: float, minimum: float, warmup_steps: int, tot
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW, SGD or RMSprop; no weight decay on biases, 1-D parameters and what the model names (``pos_embed``, ``cls_token``).
+    """AdamW, SGD or RMSprop; no weight decay on biases, 1-D parameters and what the model names.
+
+    A ViT names ``pos_embed`` and ``cls_token``, a Swin its tables of relative position biases.
 
     Args:
         model: The model.
@@ -55,8 +56,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     from timm.optim import param_groups_weight_decay
 
     no_decay: Any = getattr(model, "no_weight_decay", tuple)
-    names = {name for name in no_decay() if not name.endswith(_DECAYS)}
-    groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=names)  # at 0 it would return one group
+    groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=no_decay())  # at 0 it would return one group
     for group in groups:
         group["weight_decay"] *= config.weight_decay
     if config.name == "sgd":

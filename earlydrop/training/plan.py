@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from earlydrop.schedules import Schedule
+from earlydrop.schedules import MAKERS, Schedule
 from earlydrop.schedules.durations import duration_to_steps
 from earlydrop.training.checks import check
 from earlydrop.training.config import Config, ConfigError, describe_schedule, parse_schedule
 from earlydrop.training.data import Source, make_source
 from earlydrop.training.fingerprint import fingerprint
-from earlydrop.training.names import slug, study_folder
+from earlydrop.training.names import run_label, study_folder
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def make_plan(config: Config) -> Plan:
     check(config)
     device = choose_device(config.device)
     schedule = _schedule(config)  # before the data is read
+    if evaluates_alone(config):
+        return _plan_of_weights(config, device)
     source = make_source(config.data, config.augment, device)
     images, batch = source.sizes["train"], config.trainer.batch_size
     if batch > images:
@@ -92,9 +94,44 @@ def make_plan(config: Config) -> Plan:
     warmup = steps(config.optim.warmup, "optim.warmup")
     digest = fingerprint(config, source, schedule, total, warmup, eval_steps, probe_steps)
     name = config.label or describe_schedule(config.schedule)
-    label = slug(name) if config.label else slug(f"{name}-seed{config.seed}")
-    folder = study_folder(config.out, config.study) / f"{label}-{digest}"
+    folder = _folder(config, name, digest)
     return Plan(config, source, device, schedule, steps_per_epoch, total, warmup, eval_steps, probe_steps, digest, name, folder)
+
+
+def _folder(config: Config, name: str, digest: str) -> Path:
+    label = run_label(config.label, name, config.seed)
+    return study_folder(config.out, config.study) / f"{label}-{digest}"
+
+
+def evaluates_alone(config: Config) -> bool:
+    """Whether weights that ``checkpoint`` names are evaluated, which takes neither a length nor a schedule.
+
+    Standard dropout is the exception: its evaluation scales by the rate of the step that the weights are from.
+    """
+    return config.checkpoint is not None and config.model.dropout != "standard"
+
+
+def _plan_of_weights(config: Config, device: torch.device) -> Plan:
+    """A plan without steps, which reads the splits that are evaluated and no others."""
+    read = {"test" if split == "test" else "train" for split in config.evaluation.splits}
+    source = make_source(config.data, config.augment, device, [split for split in ("train", "test") if split in read])
+    schedule = MAKERS["none"]()
+    digest = fingerprint(config, source, schedule, 0, 0, [], [])
+    name = config.label or describe_schedule(config.schedule)
+    return Plan(
+        config=config,
+        source=source,
+        device=device,
+        schedule=schedule,
+        steps_per_epoch=0,
+        total_steps=0,
+        warmup_steps=0,
+        eval_steps=(),
+        probe_steps=(),
+        fingerprint=digest,
+        name=name,
+        folder=_folder(config, name, digest),
+    )
 
 
 def _schedule(config: Config) -> Schedule:

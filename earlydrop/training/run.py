@@ -19,6 +19,7 @@ from tqdm import tqdm
 from earlydrop.metrics import METRICS
 from earlydrop.scheduler import DropoutScheduler
 from earlydrop.training.config import Config, ConfigError
+from earlydrop.training.data.files import in_words
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.describe import print_plan
 from earlydrop.training.distributed import Group, WorkerLostError, answered, check_parts, join, leave, world_size
@@ -183,8 +184,8 @@ def _train(
             if folder is not None:
                 tracker.replay(read_metrics(plan.folder / "metrics.jsonl"))
                 folder.write_status("running", trainer.step, plan.total_steps)
-            if plan.source.skipped:
-                log.warning("%d images cannot be read and are left out", plan.source.skipped)
+            if plan.source.left_out:
+                log.warning("left out of the data: %s", in_words(plan.source.left_out))
             log.info("training %s to step %d on %s", name, plan.total_steps, trainer.environment)
             with answered(group):
                 trainer.train()

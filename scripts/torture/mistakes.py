@@ -98,8 +98,8 @@ def name_mistakes() -> list[Mistake]:
     made += [
         mistake("study=''"),
         mistake("label=''", certain=False),
-        mistake(f"study={long}", certain=False),
-        mistake(f"label={long}", certain=False),
+        mistake(f"study={long}"),
+        mistake(f"label={long}"),
     ]
     made += [mistake(f"study='{value}'", "seed=0,1", sweep=True) for value in (*PATHS, "")]
     made += [mistake("study='my study'", "seed=0,1", sweep=True, certain=False)]

@@ -21,6 +21,18 @@ def test_runs_as_a_data_frame(study):
         load_runs(study / "empty")
 
 
+def test_a_history_is_of_one_run(study):
+    with pytest.raises(FileNotFoundError, match=r"study holds 6 runs: load_history takes one of them, such as .*seed0"):
+        load_history(study)
+    for nothing in ("nothing", "empty"):
+        with pytest.raises(FileNotFoundError, match=rf"{nothing} is no folder of a run"):
+            load_history(study / nothing)
+        (study / "empty").mkdir(exist_ok=True)
+    (run, *_) = (path.parent for path in study.glob("*/metrics.jsonl"))
+    (run / "metrics.jsonl").unlink()
+    assert load_history(run).empty  # it has begun, and measured nothing
+
+
 def test_runs_made_before_a_key_existed_have_its_default(study):
     (path, *_) = study.glob("none-seed0/config.yaml")
     config = yaml.safe_load(path.read_text()) | {"trainer": {"stop_patience": 3}}

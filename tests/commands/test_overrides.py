@@ -1,8 +1,11 @@
 """Overrides of keys that a run does not use. Mistyped ones: test_run.py, scripts/torture.py."""
 
-import pytest
+import shlex
 
-from earlydrop.commands.overrides import unused
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from earlydrop.commands.overrides import mistake, unused
 from earlydrop.commands.run import main
 from earlydrop.training.compose import compose, config_from_dict
 
@@ -31,3 +34,49 @@ def test_a_plan_warns(tmp_path, monkeypatch, capsys):
         main()
     assert stop.value.code == 0
     assert capsys.readouterr().err.splitlines() == ["warning: optim.momentum=0.5 is not used by this run"]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "checkpoint=ck/epoch=9-step=1.ckpt",
+        "data.root=~/data",
+        "out=~/runs (old)",
+        "study=caf\u00e9",
+        "data.root=/a#b",
+        "label=it's",
+        "label=a\"b'c",
+        "out=back\\\\slash=1",
+        "++checkpoint=a=b",
+    ],
+)
+def test_what_needs_quotes_is_said_with_the_quotes(argument):
+    """The mend, as a shell gives it, is in Hydra's grammar and means what was typed."""
+    said = mistake(["seed=1", argument])
+    assert said.startswith(f"{argument} has characters that need quotes: write ")
+    assert len(said.splitlines()) == 1
+    (mended,) = shlex.split(said.partition(" write ")[2].rpartition(", quotes within quotes")[0])
+    assert mistake([mended]) is None
+    (parsed,) = OverridesParser.create().parse_overrides([mended])
+    assert parsed.value() == argument.partition("=")[2]
+
+
+def test_what_quotes_do_not_mend_is_said():
+    assert mistake(["probe.at=[10%"]).startswith("probe.at=[10% is not in Hydra's grammar: ")
+    assert mistake(["chekpoint=a=b"]).startswith("chekpoint is no key of the configuration: did you mean checkpoint?")
+    assert mistake(["data.root=caf\udce9"]) == (
+        r"'data.root=caf\udce9' is not UTF-8: rename what it names, or go by a link with another name"
+    )
+    for argument in ("seed=0,1", "schedule.points='0,0@0.5,0.1'", "tags=[a,b]", "~trainer", "checkpoint='\"a=b\"'", "label="):
+        assert mistake([argument]) is None, argument
+
+
+def test_a_quoted_home_is_the_home(tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["earlydrop", "mode=plan", "data=imagefolder", 'data.root="~/data"'])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert "data.root is '~/data': expected a folder with train/ and val/" in capsys.readouterr().err

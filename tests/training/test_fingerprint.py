@@ -7,7 +7,7 @@ from PIL import Image
 from earlydrop.analysis.arms import config_of
 from earlydrop.claims.summaries import read_summaries, said
 from earlydrop.training.config import CADENCE, NUMBERS, SEED, keys
-from earlydrop.training.fingerprint import VERSIONS, settings
+from earlydrop.training.fingerprint import VERSIONS, parts_used, settings
 from earlydrop.training.plan import make_plan
 
 
@@ -38,7 +38,7 @@ NEEDS = {  # what makes a key mean something
     "trainer.stop_patience": {"trainer.stop_metric": "test/loss"}, "trainer.mc_passes": {"schedule.name": "constant"},
     "model.dropout": {"model.name": "mlp"}, "model.profile": {"model.name": "mlp"}, "model.hidden": {"model.name": "mlp"},
     **{f"probe.{name}": {"probe.at": ["0%"]} for name in ("batches", "dataset_limit", "clean", "compare")},
-    **{name: {"data.train_images": 300} for name in ("data.train_images",)}, "checkpoint": {"mode": "eval"},
+    **{name: {"data.train_images": 300} for name in ("data.train_images",)},
 }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def changed(key):
     return (key.default or 0) + (1 if int in key.kinds else 0.25)
 
 
-@pytest.mark.parametrize("name", list(keys()))
+@pytest.mark.parametrize("name", [name for name in keys() if name != "checkpoint"])  # a plan to evaluate weights is of no run
 def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path):
     key = keys()[name]
     folder = name in ("data.image_size", "augment.crop", "augment.randaugment", "augment.color_jitter", "data.skip_corrupt")
@@ -94,6 +94,20 @@ def test_a_raised_version_renames_the_runs_that_use_the_part_and_no_others(monke
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
     monkeypatch.setitem(VERSIONS, "probe", 2)
     assert [a == b for a, b in zip(after, prints(), strict=True)] == [True, True, False]
+
+
+def test_a_part_of_some_models_is_for_them_alone():
+    found = {
+        name: parts_used(config_of({"model.name": name})) & {"vit", "swin"}
+        for name in ("vit_micro", "vit_tiny_patch16_224", "deit_tiny_patch16_224", "mixer_s32_224", "swin_femto")
+    }
+    assert found == {
+        "vit_micro": set(),
+        "vit_tiny_patch16_224": {"vit"},
+        "deit_tiny_patch16_224": set(),
+        "mixer_s32_224": set(),
+        "swin_femto": {"swin"},
+    }
 
 
 def test_committed_fingerprints_are_todays(request):

@@ -1,5 +1,6 @@
 """The paper's recipes against REFERENCE's constants: every cell of its tables, planned on a generated folder, and two steps of each."""
 
+import math
 import re
 
 import pytest
@@ -73,6 +74,7 @@ def test_its_header_names_source_commands_and_every_published_number(name):
     text = (conf_folder() / "experiment" / "paper" / f"{name}.yaml").read_text()
     for part in (
         "# Source ",
+        "# Differs ",
         f"earlydrop experiment=paper/{name} ",
         "--nproc-per-node=8",
         "--nnodes=4",
@@ -87,11 +89,16 @@ def test_its_header_names_source_commands_and_every_published_number(name):
     assert ("* The paper gives no rate" in text) == any(star for _, _, star in arms)
 
 
-@pytest.mark.parametrize("name", [n for n in RECIPES if not n.endswith("improved")])
-def test_models_sites_profile_and_weight_decay(name):
+@pytest.fixture(scope="module", params=[name for name in RECIPES if not name.endswith("improved")])
+def built(request):
+    """A recipe's name, configuration and model."""
+    config = recipe(request.param, "data.root=/x")
+    return request.param, config, build_model(config.model, Task(3, 1000, 224, 0.1, 0.5), 0)
+
+
+def test_models_sites_and_profile(built):
+    name, _, model = built
     model_name, parameters, _, depth, _ = RECIPES[name]
-    config = recipe(name, "data.root=/x")
-    model = build_model(config.model, Task(3, 1000, 224, 0.1, 0.5), 0)
     assert sum(p.numel() for p in model.parameters()) == parameters
     family = model_name.split("_")[0]
     units = [site.name for site in find_sites(model) if site.kind == "unit" and site.base_rate > 0]
@@ -114,13 +121,68 @@ def test_models_sites_profile_and_weight_decay(name):
     rates = [paths.get(where) for where in sorted(paths, key=lambda w: [int(i) for i in re.findall(r"\d+", w)])]
     assert rates == [{rate} for rate in profile[-len(rates) :]]
     assert len(rates) in (depth, depth - 1)
+
+
+NO_DECAY = {"vit_tiny": 69_544, "mixer_small": 41_840, "swin_femto": 43_468}  # parameters, of the released models
+
+
+def test_weight_decay_spares_what_the_released_code_spares(built):
+    name, config, model = built
     groups = make_optimizer(model, config.optim).param_groups
     assert [group["weight_decay"] for group in groups] == [0.0, 0.05]
     named = {id(p): n for n, p in model.named_parameters()}
-    plain = {named[id(p)] for p in groups[0]["params"]}
-    assert plain == {
-        n for n, p in model.named_parameters() if p.ndim <= 1 or n.endswith(".bias") or n in ("pos_embed", "cls_token")
-    }
+    spared = {named[id(p)] for p in groups[0]["params"]}
+    by_name = ("pos_embed", "cls_token", "relative_position_bias_table")
+    assert spared == {n for n, p in model.named_parameters() if p.ndim == 1 or n.split(".")[-1] in ("bias", *by_name)}
+    assert len(spared) + len(groups[1]["params"]) == len(named)
+    if name in NO_DECAY:
+        assert sum(p.numel() for p in groups[0]["params"]) == NO_DECAY[name]
+
+
+def released_initial_values(family, name, shape):
+    """What the released code draws a parameter from: a sort of distribution and its scale."""
+    module, _, kind = name.rpartition(".")
+    fan_in = math.prod(shape[1:])
+    if "norm" in module.split(".")[-1] or re.fullmatch(r"stem\.1|stages\.\d\.downsample\.0", module):
+        return "constant", float(kind == "weight")
+    if family == "mixer":
+        if module == "stem.proj":
+            return ("truncated at 2", 1 / math.sqrt(fan_in)) if kind == "weight" else ("constant", 0.0)
+        if module == "head":
+            return "constant", 0.0
+        return ("normal", 1e-6) if kind == "bias" else ("uniform", math.sqrt(6 / sum(shape)))
+    if kind == "gamma":
+        return "constant", 1e-6
+    if module == "patch_embed.proj":
+        return "uniform", 1 / math.sqrt(3 * {"vit": 16, "swin": 4}[family] ** 2)
+    return ("constant", 0.0) if kind == "bias" else ("normal", 0.02)
+
+
+def distance(values, sort, scale):
+    """Kolmogorov-Smirnov statistic of values against a distribution, times the square root of their number."""
+    values = values.double().flatten()[:: max(1, values.numel() // 50_000)].sort().values
+    if sort == "uniform":
+        expected = ((values / scale + 1) / 2).clamp(0, 1)
+    elif sort == "normal":
+        expected = torch.special.ndtr(values / scale)
+    else:  # a normal distribution cut off at two of its standard deviations, with the standard deviation `scale` after that
+        uncut = torch.special.ndtr(values / (scale / 0.87962566103423978))
+        edge = torch.special.ndtr(torch.tensor(-2.0, dtype=torch.float64))
+        expected = ((uncut - edge) / (1 - 2 * edge)).clamp(0, 1)
+    below = torch.arange(len(values), dtype=torch.float64) / len(values)
+    gap = torch.maximum(expected - below, below + 1 / len(values) - expected).max()
+    return float(gap) * math.sqrt(len(values))
+
+
+def test_every_initial_value_has_the_distribution_of_the_released_code(built):
+    name, _, model = built
+    family = RECIPES[name][0].split("_")[0]
+    for parameter, values in model.named_parameters():
+        sort, scale = released_initial_values(family, parameter, tuple(values.shape))
+        if sort == "constant":
+            assert (values == torch.tensor(scale)).all(), parameter
+        else:
+            assert distance(values.detach(), sort, scale) < 2.5, (parameter, sort, scale)  # by chance once in 100,000 parameters
 
 
 def test_schedules_and_learning_rate_per_step_are_the_released_arrays():

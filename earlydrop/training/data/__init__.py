@@ -6,7 +6,7 @@ To add one: a file here with a class that meets `earlydrop.training.data.source.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,8 +27,10 @@ DATASETS: dict[str, Callable[[DataConfig, AugmentConfig, torch.device], Source]]
 """What opens each dataset."""
 
 
-def make_source(config: DataConfig, options: AugmentConfig, device: torch.device) -> Source:
-    """Open a dataset.
+def make_source(
+    config: DataConfig, options: AugmentConfig, device: torch.device, splits: Sequence[str] = ("train", "test")
+) -> Source:
+    """Open a dataset. Of an image folder only the ``splits`` are read, so that the others need not be there.
 
     Raises:
         ConfigError: The dataset is unknown or not there.
@@ -37,4 +39,6 @@ def make_source(config: DataConfig, options: AugmentConfig, device: torch.device
         raise ConfigError(f"data.name is {config.name!r}: expected one of {', '.join(DATASETS)}")
     if config.root is not None and config.name != "text" and not Path(config.root).expanduser().is_dir():
         raise ConfigError(f"data.root is {config.root!r}: there is no such folder")
+    if DATASETS[config.name] is FolderSource:
+        return FolderSource(config, options, device, splits)
     return DATASETS[config.name](config, options, device)

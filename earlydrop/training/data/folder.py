@@ -8,7 +8,8 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 
 from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.data.files import UNREADABLE, ImageFiles, find_images
 from earlydrop.training.data.source import Batch, KeyedIndices, Source
+from earlydrop.training.names import printable
 from earlydrop.training.streams import stream_seed
 
 _CROP = 224 / 256  # of the evaluation transform
@@ -84,7 +87,7 @@ def load_image(path: str) -> Any:
                 raise ValueError(f"its pixels are of mode {image.mode}, whose range is not known: save it with 8 or 16 bits")
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BrokenImageError(f"{path} cannot be read as an image: {error}") from error
+        raise BrokenImageError(f"{printable(path)} cannot be read as an image: {printable(str(error))}") from error
 
 
 def _outlive_signals(worker: int) -> None:
@@ -113,7 +116,7 @@ def _signals_held() -> Iterator[None]:
 class _FolderImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Images of a folder by (key, index): the key names the random stream of a batch, None the evaluation transform."""
 
-    def __init__(self, files: Any, train_transform: Any, clean_transform: Any) -> None:
+    def __init__(self, files: ImageFiles, train_transform: Any, clean_transform: Any) -> None:
         self.files = files
         self.train_transform, self.clean_transform = train_transform, clean_transform
 
@@ -141,12 +144,16 @@ def _same_classes(config: DataConfig, train: list[str], test: list[str], name: s
             )
 
 
-def _none_empty(files: dict[str, Any]) -> None:
+def _none_empty(files: dict[str, ImageFiles]) -> None:
     """Refuse a file without content before anything is trained: a copy that broke off leaves such."""
     for folder in files.values():
         for path, _ in folder.samples:
-            if os.path.getsize(path) == 0:
-                raise ConfigError(f"{path} is empty: copy it again, or leave such images out with data.skip_corrupt=true")
+            try:
+                fault = "is empty" if os.path.getsize(path) == 0 else None
+            except OSError as error:  # such as a link to a file that is gone
+                fault = f"cannot be read ({error.strerror})"
+            if fault is not None:
+                raise ConfigError(f"{printable(path)} {fault}: copy it again, or leave such images out with data.skip_corrupt=true")
 
 
 def _readable(path: str) -> bool:
@@ -157,16 +164,12 @@ def _readable(path: str) -> bool:
     return True
 
 
-def leave_out_corrupt(files: dict[str, Any], workers: int) -> int:
+def leave_out_corrupt(files: dict[str, ImageFiles], workers: int) -> None:
     """Decode every image once, and take those that cannot be decoded out of the splits.
-
-    Returns:
-        How many there were.
 
     Raises:
         ConfigError: A class has no image left in a split.
     """
-    left_out = 0
     for split, folder in files.items():
         paths = [path for path, _ in folder.samples]
         with concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:  # decoding lets go of the interpreter
@@ -174,11 +177,38 @@ def leave_out_corrupt(files: dict[str, Any], workers: int) -> int:
         kept = [sample for sample, good in zip(folder.samples, whole, strict=True) if good]
         lost = {label for _, label in folder.samples} - {label for _, label in kept}
         if lost:
-            raise ConfigError(f"no image of {split}/{folder.classes[min(lost)]} can be read: copy that folder again")
-        left_out += len(paths) - len(kept)
-        folder.samples = folder.imgs = kept
-        folder.targets = [label for _, label in kept]
-    return left_out
+            raise ConfigError(f"no image of {split}/{printable(folder.classes[min(lost)])} can be read: copy that folder again")
+        if len(kept) < len(paths):
+            folder.left_out[UNREADABLE] += len(paths) - len(kept)
+        folder.samples = kept
+
+
+def _splits_of(config: DataConfig, splits: Sequence[str]) -> dict[str, Path]:
+    """The folder of each split that is asked for.
+
+    Raises:
+        ConfigError: One of them is not there.
+    """
+    if config.root is None:
+        raise ConfigError("data.root is null: data=imagefolder needs the folder that holds train/ and val/")
+    root = Path(config.root).expanduser()
+    test = "test" if (root / "test").is_dir() and not (root / "val").is_dir() else "val"
+    folders = {split: root / ("train" if split == "train" else test) for split in splits}
+    if not all(folder.is_dir() for folder in folders.values()):
+        wanted = " and ".join("train/" if split == "train" else "val/ (or test/)" for split in splits)
+        raise ConfigError(f"data.root is {config.root!r}: expected a folder with {wanted}, one folder a class in each")
+    return folders
+
+
+def _digest(files: dict[str, ImageFiles]) -> str:
+    """Hash of the images' names, sizes and labels: reading every image of ImageNet would take an hour."""
+    digest = hashlib.sha256()
+    for split, folder in files.items():
+        for path, label in folder.samples:
+            file = Path(path)
+            line = f"{split}/{file.parent.name}/{file.name}:{file.stat().st_size}:{label}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))  # a name that is not UTF-8 by its bytes
+    return digest.hexdigest()
 
 
 class FolderSource(Source):
@@ -190,41 +220,33 @@ class FolderSource(Source):
 
     reads_files = True
 
-    def __init__(self, config: DataConfig, options: AugmentConfig, device: torch.device) -> None:
-        import torchvision.datasets
-
-        if config.root is None:
-            raise ConfigError("data.root is null: data=imagefolder needs the folder that holds train/ and val/")
-        root = Path(config.root).expanduser()
-        test = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
-        if not (root / "train").is_dir() or test is None:
-            raise ConfigError(
-                f"data.root is {config.root!r}: expected a folder with train/ and val/ (or test/), one folder a class in each"
-            )
+    def __init__(
+        self,
+        config: DataConfig,
+        options: AugmentConfig,
+        device: torch.device,
+        splits: Sequence[str] = ("train", "test"),
+    ) -> None:
+        folders = _splits_of(config, splits)
         if config.train_images is not None:
             raise ConfigError("data.train_images is for datasets in memory: make a smaller folder instead")
         self.image_size, self.channels, self.device = config.image_size or 224, 3, device
         train_transform, clean_transform = make_transforms(self.image_size, options)
         try:
-            files = {
-                "train": torchvision.datasets.ImageFolder(str(root / "train")),
-                "test": torchvision.datasets.ImageFolder(str(test)),
-            }
-        except (FileNotFoundError, OSError) as error:
-            raise ConfigError(f"data.root is {config.root!r}: {error}") from error
-        _same_classes(config, files["train"].classes, files["test"].classes, test.name)
-        self.skipped = leave_out_corrupt(files, config.workers) if config.skip_corrupt else 0
+            files = {split: find_images(folder) for split, folder in folders.items()}
+        except OSError as error:
+            raise ConfigError(f"data.root is {config.root!r}: {printable(str(error))}") from error
+        if len(files) == 2:
+            _same_classes(config, files["train"].classes, files["test"].classes, folders["test"].name)
+        if config.skip_corrupt:
+            leave_out_corrupt(files, config.workers)
         _none_empty(files)
-        self.classes = len(files["train"].classes)
-        self.sizes = {split: len(folder.samples) for split, folder in files.items()}
+        self.left_out = sum((folder.left_out for folder in files.values()), Counter())
+        self.classes = len(next(iter(files.values())).classes)
+        self.sizes = {"train": 0, "test": 0} | {split: len(folder.samples) for split, folder in files.items()}
         self.workers = config.workers
         self._images = {split: _FolderImages(folder, train_transform, clean_transform) for split, folder in files.items()}
-        digest = hashlib.sha256()  # of names and sizes: reading every image of ImageNet would take an hour
-        for split, folder in files.items():
-            for path, label in folder.samples:
-                file = Path(path)
-                digest.update(f"{split}/{file.parent.name}/{file.name}:{file.stat().st_size}:{label}\n".encode())
-        self.digest = digest.hexdigest()
+        self.digest = _digest(files)
 
     def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
         seed, purpose = augmented or (0, "")

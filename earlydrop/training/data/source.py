@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -21,10 +22,11 @@ class Source(Protocol):
         channels: Channels of an image; 0 for a text.
         image_size: Side of an image in pixels; 0 for a text.
         context: Tokens of a context; None for images.
-        sizes: Number of images in the splits ``"train"`` and ``"test"``. Endless data names the size of a fixed set that stands for them.
+        sizes: Number of images in the splits ``"train"`` and ``"test"``; 0 in one that was not asked for. Endless data names the size of
+            a fixed set that stands for them.
         digest: Hash of the content; part of the fingerprint.
         reads_files: Whether every batch is read from files, so that the input path may be what limits a run.
-        skipped: Images that were left out since they cannot be read.
+        left_out: How many files, folders and links of the data are not used, by reason.
     """
 
     classes: int
@@ -34,7 +36,7 @@ class Source(Protocol):
     sizes: dict[str, int]
     digest: str
     reads_files: bool = False
-    skipped: int = 0
+    left_out: Mapping[str, int] = MappingProxyType({})
 
     def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
         """Images and labels for batches of indices, in order.

@@ -88,9 +88,22 @@ def named(name: str) -> Callable[[Task], nn.Module] | None:
         def make(**arguments: Any) -> Any:
             return timm.create_model(name, pretrained=False, **arguments)
 
-        return _built(architecture, task, make, **sized)
+        model = _built(architecture, task, make, **sized)
+        if architecture == "vit":
+            _start_class_token(model)
+        return model
 
     return build
+
+
+def _start_class_token(model: nn.Module) -> None:
+    """The class token's initial values in the released ViT, of std 0.02; timm's are of std 1e-6.
+
+    They are drawn last, so all other initial values are timm's. `vit_micro` keeps timm's class token, and so its numbers.
+    """
+    token = getattr(model, "cls_token", None)
+    if token is not None:  # a ViT that averages its patches has none
+        nn.init.trunc_normal_(token, std=0.02)
 
 
 def _add_position_dropout(patch_embed: nn.Module, rate: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import netrc
 import os
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 STEP = "trainer/step"
 _FINISH_TIMEOUT = 60  # seconds
+_LONGEST_ID = 60  # characters
 
 
 class Tracker:
@@ -123,9 +125,14 @@ def run_id(study: str, fingerprint: str) -> str:
         fingerprint: The run's fingerprint.
 
     Returns:
-        Letters, digits and dashes.
+        Letters, digits and dashes, at most 60. One that would be longer begins with a digest of the whole.
     """
-    return re.sub(r"[^A-Za-z0-9-]+", "-", f"{study}-{fingerprint}")[-60:].strip("-")
+    text = f"{study}-{fingerprint}"
+    plain = re.sub(r"[^A-Za-z0-9-]+", "-", text).strip("-")
+    if len(plain) <= _LONGEST_ID:
+        return plain
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"{digest}-{plain[len(digest) + 1 - _LONGEST_ID :]}"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 
 import pytest
 import timm
@@ -11,6 +12,7 @@ from earlydrop.training.config import ConfigError, ModelConfig
 from earlydrop.training.models import Task, build_model
 from earlydrop.training.record.foreign import foreign_weights
 from earlydrop.training.run import run
+from tests.training.data.test_folder import make_folder
 
 TASK = Task(3, 7, 224, 0.0, 0.0)
 
@@ -83,6 +85,37 @@ def test_a_run_evaluates_another_runs_folder_and_file(config):
     file = max(os.path.join(first["folder"], "checkpoints", f) for f in os.listdir(os.path.join(first["folder"], "checkpoints"))
                 if f.endswith(".pt"))  # fmt: skip
     assert run(config(mode="eval", checkpoint=file))["test/loss"] == first["test/loss"]
+
+
+def test_weights_are_evaluated_with_what_the_evaluation_reads_alone(config, tmp_path):
+    """No training set, or a small one; lengths and schedule do not matter."""
+    make_folder(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "val", tmp_path / "rest" / "val")
+    options = {"trainer__batch_size": 4, "probe__at": []}
+    data = {"name": "imagefolder", "image_size": 16}
+    trained = run(config(data=data | {"root": str(tmp_path / "whole")}, **options))
+    weights = {"mode": "eval", "checkpoint": trained["folder"]}
+    rest = data | {"root": str(tmp_path / "rest")}
+    usual = config(**weights, data=rest, evaluation__splits=["test"], trainer__batch_size=4096, schedule__cutoff="5000")
+    assert run(usual)["test/loss"] == trained["test/loss"]
+    with pytest.raises(ConfigError, match=r"expected a folder with train/ and val/ \(or test/\)"):
+        run(config(**weights, data=rest))
+    whole = data | {"root": str(tmp_path / "whole")}
+    assert run(config(**weights, data=whole, trainer__batch_size=4096))["train_clean/loss"] == trained["train_clean/loss"]
+    shutil.rmtree(tmp_path / "whole" / "val")
+    train = run(config(**weights, data=whole, evaluation__splits=["train_clean"]))
+    assert train["train_clean/loss"] == trained["train_clean/loss"]
+
+
+def test_standard_dropout_is_evaluated_at_the_rate_of_its_step(config):
+    """Its weights are scaled by the rate at test, so the length of the run and the schedule count."""
+    options = {"model__dropout": "standard", "schedule__name": "late"}
+    trained = run(config(**options))
+    weights = {"mode": "eval", "checkpoint": trained["folder"]}
+    assert run(config(**weights, **options))["test/loss"] == trained["test/loss"]
+    assert run(config(**weights, schedule__name="late"))["test/loss"] != trained["test/loss"]
+    with pytest.raises(ConfigError, match=r"trainer\.batch_size is 4096: the training set has only 300 images"):
+        run(config(**weights, **options, trainer__batch_size=4096))
 
 
 class Evil:

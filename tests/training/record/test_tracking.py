@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 import wandb
 
+from earlydrop.commands.report import report_sweep
 from earlydrop.training.config import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.record.folder import read_metrics
@@ -362,3 +364,19 @@ def test_off_is_off(config, tmp_path, monkeypatch):
     monkeypatch.setattr(wandb, "init", pytest.fail)
     assert run(config(tracking="off"))["state"] == "finished"
     assert not [path for path in tmp_path.rglob("*") if "wandb" in path.name]
+
+
+def test_the_readmes_command_uploads_runs_and_the_studys_report(config, tmp_path, monkeypatch, capsys):
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    (command,) = re.findall(r"`(find runs [^`]*wandb sync [^`]*)`", readme)
+    monkeypatch.chdir(tmp_path)
+    settings = config(tracking="offline", study="a-study", out="runs")
+    folder = Path(run(settings)["folder"])
+    report_sweep(folder.parent)
+    assert len(files_of(folder)) == len(files_of(folder.parent)) == 1
+    with FakeWandb() as fake:
+        use_server(monkeypatch, fake.url)
+        monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        subprocess.run(command, shell=True, check=True, capture_output=True, timeout=120)
+    assert {told.fields["jobType"] for told in fake.runs.values()} == {"train", "report"}
+    assert set(fake.runs) == {run_id("a-study", make_plan(settings).fingerprint), run_id("a-study", "report")}

@@ -1,0 +1,164 @@
+"""Which files of an image folder are images, of which class, and what is left out, by reason."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from earlydrop.training.config import ConfigError
+from earlydrop.training.names import printable
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""How the names of images end, in upper or lower case."""
+
+HIDDEN = "hidden files and folders"
+OUTSIDE = "files beside the class folders"
+READ_ALREADY = "links to folders that are read already, or that hold the split"
+OTHER = "files of other types"
+UNREADABLE = "images that cannot be read"
+_MOST_TYPES = 5
+
+
+@dataclass
+class ImageFiles:
+    """The images of one split.
+
+    Attributes:
+        classes: Names of the class folders, sorted; a label is an index into them.
+        samples: Path and label of every image.
+        left_out: How many files, folders and links are not used, by reason.
+    """
+
+    classes: list[str] = field(default_factory=list)
+    samples: list[tuple[str, int]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def find_images(split: Path) -> ImageFiles:
+    """The images of a folder with one folder a class, as torchvision's ``ImageFolder`` orders them.
+
+    What begins with a dot and ``__MACOSX`` are left out. A real folder is read once, so that no link can lead in a circle: by its own
+    path if it has one below the split, else by the first link to it, in the order of the classes. A link to the split itself, or to a
+    folder that holds it, is not followed.
+
+    Raises:
+        ConfigError: There is no class folder, or one without an image.
+        OSError: A folder cannot be read.
+    """
+    reader = _Reader(str(split))
+    found = ImageFiles(reader.classes(), left_out=reader.left_out)
+    if not found.classes:
+        raise ConfigError(f"{split} holds no class folder: expected one folder a class{_in_brackets(found.left_out)}")
+    reader.read_own_folders(found.classes)
+    reader.follow_links(found.classes)
+    for label, name in enumerate(found.classes):
+        images = [(path, label) for _, paths in sorted(reader.images[name]) for path in paths]
+        if not images:
+            raise ConfigError(
+                f"{split / printable(name)} holds no image: expected files that end in {', '.join(IMAGE_ENDINGS)}"
+                f"{_in_brackets(found.left_out)}"
+            )
+        found.samples += images
+    return found
+
+
+class _Reader:
+    """Reads the folders of a split, each real one once."""
+
+    def __init__(self, split: str) -> None:
+        self.split = split
+        self.left_out: Counter[str] = Counter()
+        self.images: dict[str, list[tuple[str, list[str]]]] = {}  # by class: folders with the paths of their images
+        self.links: dict[str, list[str]] = {}  # by class: links to folders
+        real = Path(split).resolve()
+        self.read = {str(folder) for folder in (real, *real.parents)}
+
+    def classes(self) -> list[str]:
+        """The names of the class folders, sorted. A link to the folder of another class makes no second class of it."""
+        folders: list[str] = []
+        links: list[str] = []
+        for entry in os.scandir(self.split):
+            if _hidden(entry.name):
+                self.left_out[HIDDEN] += 1
+            elif not _is_folder(entry):
+                self.left_out[OUTSIDE] += 1
+            else:
+                (links if entry.is_symlink() else folders).append(entry.name)
+        known = [os.path.join(self.split, name) for name in folders]
+        taken = self.read | {os.path.realpath(path) for path in known}
+        for name in sorted(links):
+            real = os.path.realpath(os.path.join(self.split, name))
+            if real in taken:
+                self.left_out[READ_ALREADY] += 1
+            else:
+                taken.add(real)
+                folders.append(name)
+        return sorted(folders)
+
+    def read_own_folders(self, classes: list[str]) -> None:
+        """Read the classes' folders and what is below them, up to the links."""
+        for name in classes:
+            self.images[name], self.links[name] = [], []
+            self._walk(name, os.path.join(self.split, name))
+
+    def follow_links(self, classes: list[str]) -> None:
+        """Read what the links lead to, and the links in there."""
+        for name in classes:
+            links = self.links[name]  # grows while it is read
+            for link in links:
+                self._walk(name, link)
+
+    def _walk(self, name: str, start: str) -> None:
+        """Read a folder and those below it; links to folders are kept for later."""
+        waiting = [start]
+        while waiting:
+            folder = waiting.pop()
+            real = os.path.realpath(folder)
+            if real in self.read:
+                self.left_out[READ_ALREADY] += 1
+                continue
+            self.read.add(real)
+            images = []
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                if _hidden(entry.name):
+                    self.left_out[HIDDEN] += 1
+                elif _is_folder(entry):
+                    (self.links[name] if entry.is_symlink() else waiting).append(entry.path)
+                elif entry.name.lower().endswith(IMAGE_ENDINGS):
+                    images.append(entry.path)
+                else:
+                    self.left_out[_type(entry.name)] += 1
+            self.images[name].append((folder, images))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _hidden(name: str) -> bool:
+    """Whether a name is hidden, such as ``.ipynb_checkpoints`` and ``._1.jpg``, or what macOS adds to archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _type(name: str) -> str:
+    ending = os.path.splitext(name)[1].lower()
+    return f"files that end in {printable(ending)}" if ending else "files without an ending"
+
+
+def in_words(left_out: Mapping[str, int]) -> str:
+    """What is left out, such as ``files that end in .avif: 2; hidden files and folders: 1``; of types, the most frequent ones by name."""
+    counts = Counter(left_out)
+    types = [reason for reason in counts if reason not in (HIDDEN, OUTSIDE, READ_ALREADY, UNREADABLE)]
+    for reason in sorted(types, key=lambda reason: (-counts[reason], reason))[_MOST_TYPES:]:
+        counts[OTHER] += counts.pop(reason)
+    return "; ".join(f"{reason}: {count:,}" for reason, count in sorted(counts.items()))
+
+
+def _in_brackets(left_out: Mapping[str, int]) -> str:
+    return f" (left out: {in_words(left_out)})" if left_out else ""

@@ -250,9 +250,7 @@ def _register(optimizer: object, save: Any, load: Any, step: Any) -> list[Any]:
             found = inside[0]
         else:
             return [saving, found.register_load_state_dict_pre_hook(load), found.register_step_post_hook(step)]
-    raise ValueError(
-        f"optimizer is {optimizer!r}: expected a torch.optim.Optimizer, such as torch.optim.AdamW(model.parameters())"
-    )
+    raise ValueError(f"optimizer is {optimizer!r}: expected a torch.optim.Optimizer, such as torch.optim.AdamW(model.parameters())")
 
 
 def _skipped(optimizer: Optimizer) -> bool:

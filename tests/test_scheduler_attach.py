@@ -162,9 +162,7 @@ def test_two_schedulers_give_a_model_two_peaks():
         scheduler.attach(optimizer)
     seen = []
     for _ in range(3):
-        largest = {
-            kind: max(site.rate for site in earlydrop.find_sites(model) if site.kind == kind) for kind in ("unit", "path")
-        }
+        largest = {kind: max(site.rate for site in earlydrop.find_sites(model) if site.kind == kind) for kind in ("unit", "path")}
         seen.append(largest)
         optimizer.step()
     assert seen == [{"unit": 0.1, "path": 0.0}, {"unit": 0.0, "path": 0.5}, {"unit": 0.0, "path": 0.5}]

@@ -230,11 +230,8 @@ class DropoutScheduler:
 
 
 def _register(optimizer: object, save: Any, load: Any, step: Any) -> list[Any]:
-    """Register hooks on an optimizer. A wrapper that was not made by torch's own constructor calls none, so the optimizer that it
-    holds gets them.
-
-    Returns:
-        What removes them.
+    """Register hooks on an optimizer, and return what removes them. A wrapper that was not made by torch's own constructor calls
+    none, so the optimizer that it holds gets them.
     """
     found = optimizer
     while isinstance(found, Optimizer):

@@ -31,12 +31,23 @@ class Module(lightning.LightningModule):
     def __init__(self, **net):
         super().__init__()
         self.net = Net(**net)
+        self.counted = 0  # steps of the first optimizer
+        self.before = []  # how many there were before each forward
 
     def training_step(self, batch, _):
+        self.before.append(self.counted)
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
+        return self.optimizer()
+
+    def optimizer(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        optimizer.register_step_post_hook(self.count)
+        return optimizer
+
+    def count(self, *_):
+        self.counted += 1
 
 
 class Manual(Module):
@@ -48,6 +59,7 @@ class Manual(Module):
         self.every = every
 
     def training_step(self, batch, batch_idx):
+        self.before.append(self.counted)
         optimizers = self.optimizers()
         for every, optimizer in zip(self.every, optimizers if len(self.every) > 1 else [optimizers], strict=True):
             if batch_idx == 0 or batch_idx % every == every - 1:
@@ -59,7 +71,7 @@ class Manual(Module):
         self.net(batch[0])  # one forward a batch is watched
 
     def configure_optimizers(self):
-        return [torch.optim.SGD(self.parameters(), 0.1) for _ in self.every]
+        return [self.optimizer(), *(torch.optim.SGD(self.parameters(), 0.1) for _ in self.every[1:])]
 
 
 def fit(folder, module, *callbacks, data=None, resume=None, **options):

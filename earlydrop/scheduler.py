@@ -1,12 +1,13 @@
-"""`DropoutScheduler`: a schedule driving the sites of a model, one call a step."""
+"""`DropoutScheduler`: a schedule driving the sites of a model, one call a step, or none behind `attach`."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
+from torch.optim import Optimizer
 
 from earlydrop.schedules import Schedule, check_rate
 from earlydrop.sites.bank import RateBank
@@ -15,12 +16,15 @@ from earlydrop.sites.drive import drive, is_driven_by, unlink_all
 from earlydrop.sites.find import Site
 
 MASKS = ("native", "fast")
+SAVED = "earlydrop"
+"""Where the state of attached schedulers stands in an optimizer's ``state_dict``."""
 
 
 class DropoutScheduler:
     """Drive the drop rates of a model by a schedule.
 
-    The rate of step 0 is set at once. Call `step` once after each optimizer step; it sets the next step's rate. The largest site gets
+    The rate of step 0 is set at once. Call `step` once after each optimizer step, or `attach` an optimizer once; that sets the next
+    step's rate. Two peaks (dropout 0.1, stochastic depth 0.5) are two schedulers on one model, one of each kind. The largest site gets
     the schedule's rate; another gets schedule(step) · (its base rate / the largest base rate of its kind), so that a profile
     over depth keeps its shape (Liu et al. 2023). Past the schedule's end its last value holds.
 
@@ -71,6 +75,7 @@ class DropoutScheduler:
         self._bank.rises = first == 0 and _rises(schedule)
         self._model = model
         self._step = 0
+        self._handles: list[Any] = []  # of the hooks on an attached optimizer
         self._bank.set(first)
         if sites is None:
             _warn_of(undriven_plain(model, kind, self.sites))
@@ -94,10 +99,61 @@ class DropoutScheduler:
         """Set the rate of the next optimizer step. Call it once after each ``optimizer.step()``.
 
         Raises:
-            RuntimeError: After `restore`.
+            RuntimeError: After `restore`, or after `attach`, which counts the steps by itself.
             ValueError: The schedule's rate is outside [0, 1); the rates stay as they were.
         """
+        self._driving()
+        if self._handles:
+            raise RuntimeError(
+                "this DropoutScheduler is attached to an optimizer, whose steps it counts by itself: step() would count them "
+                "twice. Remove the call of step(), or do not call attach()"
+            )
         self.set_step(self._step + 1)
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Follow an optimizer, so that a loop needs no call of `step`: each step of the optimizer sets the next step's rate.
+
+        A step that a ``GradScaler`` skips is not counted. The optimizer's ``state_dict`` carries this scheduler's state, so a
+        loop that saves and loads its optimizer resumes the rate too; `state_dict` here works as ever. Where one optimizer
+        holds another (timm's Lookahead, Accelerate's), the one inside is followed. `restore` detaches.
+
+        Args:
+            optimizer: The optimizer; of several, the one that steps once a step of the schedule.
+
+        Raises:
+            RuntimeError: After `restore`, or when an optimizer is attached already.
+            ValueError: It is not a torch optimizer, or one without hooks.
+
+        >>> import earlydrop, torch
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> DropoutScheduler(model, earlydrop.late(rate=0.2, cutoff=1)).attach(optimizer)
+        >>> optimizer.step()
+        >>> model[1].p
+        0.2
+        """
+        self._driving()
+        if self._handles:
+            raise RuntimeError("this DropoutScheduler is attached to an optimizer already: its steps would be counted twice")
+        self._handles = _register(optimizer, self._save_with, self._load_with, self._after_step)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._drives() and not _skipped(optimizer):
+            self.set_step(self._step + 1)
+
+    # What torch.compiler.disable() would set: a compiled optimizer step leaves the schedule in Python.
+    _after_step._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+    def _save_with(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        if self._drives():
+            state.setdefault(SAVED, []).append(self.state_dict())
+
+    def _load_with(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        saved = state.get(SAVED)
+        if not saved or not self._drives():
+            return
+        ours = [each for each in saved if each.get("base_rates") == self._base_rates()]
+        self.load_state_dict((ours or saved)[0])  # of other sites: refused there, with the site that differs
 
     def set_step(self, step: int) -> None:
         """Set the rate of a given optimizer step, for loops that count the steps themselves.
@@ -113,10 +169,17 @@ class DropoutScheduler:
         bank.set(check_rate(self.schedule(step), f"the schedule's rate at step {step}"))
         self._step = step
 
+    def _drives(self) -> bool:
+        return self._bank is not None and is_driven_by(self.sites[0], self._bank)
+
     def _driving(self) -> RateBank:
-        if self._bank is None or not is_driven_by(self.sites[0], self._bank):
+        if not self._drives():
             raise RuntimeError("this DropoutScheduler was restored and drives nothing any more: make a new one")
-        return self._bank
+        return cast(RateBank, self._bank)
+
+    def _base_rates(self) -> dict[str, float]:
+        bank = self._driving()
+        return dict(zip(bank.names, bank.base_rates, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on: the step, and the sites' base rates to recognise the model by.
@@ -124,8 +187,7 @@ class DropoutScheduler:
         Returns:
             Plain values: ``{"step": int, "base_rates": {name: rate}}``.
         """
-        bank = self._driving()
-        return {"step": self._step, "base_rates": dict(zip(bank.names, bank.base_rates, strict=True))}
+        return {"step": self._step, "base_rates": self._base_rates()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state: the step, and with it the rates.
@@ -142,8 +204,7 @@ class DropoutScheduler:
             raise ValueError(f"state is {state!r}: expected what DropoutScheduler.state_dict() returned") from None
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"step in the state is {step!r}: expected a number of optimizer steps, 0 or more")
-        bank = self._driving()
-        here = dict(zip(bank.names, bank.base_rates, strict=True))
+        here = self._base_rates()
         if here != base_rates:
             differing = sorted(n for n in here.keys() | base_rates.keys() if here.get(n) != base_rates.get(n))
             name = differing[0]
@@ -154,14 +215,45 @@ class DropoutScheduler:
         self.set_step(step)
 
     def restore(self) -> None:
-        """Give the driven modules back: their own classes, with the rates that they were built with. Calling it again does nothing."""
+        """Give the driven modules back: their own classes, with the rates that they were built with; and let go of an attached
+        optimizer. Calling it again does nothing.
+        """
         if self._bank is None:
             return
+        while self._handles:
+            self._handles.pop().remove()
         bank, self._bank = self._bank, None
         unlink_all(self._model, bank)
 
     def __repr__(self) -> str:
         return f"DropoutScheduler({self.schedule!r}, {len(self.sites)} sites, step {self._step})"
+
+
+def _register(optimizer: object, save: Any, load: Any, step: Any) -> list[Any]:
+    """Register hooks on an optimizer, and return what removes them. A wrapper that was not made by torch's own constructor calls
+    none, so the optimizer that it holds gets them.
+    """
+    found = optimizer
+    while isinstance(found, Optimizer):
+        try:
+            saving = found.register_state_dict_post_hook(save)
+        except AttributeError:  # torch's constructor makes the place for hooks
+            inside = [value for value in vars(found).values() if isinstance(value, Optimizer)]
+            if len(inside) != 1:
+                raise ValueError(
+                    f"optimizer is {type(optimizer).__name__}: its step() calls no hooks, so it cannot be followed. Attach the "
+                    "optimizer that it holds, or call scheduler.step() after each of its steps"
+                ) from None
+            found = inside[0]
+        else:
+            return [saving, found.register_load_state_dict_pre_hook(load), found.register_step_post_hook(step)]
+    raise ValueError(f"optimizer is {optimizer!r}: expected a torch.optim.Optimizer, such as torch.optim.AdamW(model.parameters())")
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler had a fused optimizer skip this step, which only its kernel knows; others are not called at all."""
+    overflow = getattr(optimizer, "found_inf", None)
+    return overflow is not None and bool(overflow)
 
 
 def _rises(schedule: Schedule | Callable[[int], float]) -> bool:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import math
 import warnings
+import weakref
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
+from earlydrop.integrations.length import Rates, RunLength, batches_of, in_steps
 from earlydrop.scheduler import DropoutScheduler
-from earlydrop.schedules import Schedule
 
 
 class DropoutCallback(TrainerCallback):
     """Schedule the dropout of the model that a Hugging Face ``Trainer`` trains.
 
     The rate is a function of ``global_step``, so resuming from a checkpoint needs no state of its own. It is logged as
-    ``dropout_rate``, in ``trainer.state.log_history`` too. Reporters (TensorBoard, Weights & Biases) run before the callbacks that a
-    trainer is given: `lead` puts this one in front of them, so that they report the rate.
+    ``dropout_rate``, in ``trainer.state.log_history`` too. Reporters (TensorBoard, Weights & Biases) run before the callbacks
+    that a trainer is given: `lead` puts this one in front of them, so that they report the rate.
+
+    The model is given back when ``train()`` ends, by an exception too. Only a callback that came by ``trainer.add_callback``
+    learns of its trainer too late for the first exception; the next ``train()`` of the model then starts with giving it back.
 
     Args:
-        schedule: A schedule; durations in epochs or percent are resolved from the trainer's own length.
+        schedule: A schedule, or a function from the step to a rate. Durations in percent are resolved from the trainer's
+            ``max_steps``, those in epochs from the length of its loader and the accumulation.
         **options: ``kind``, ``sites`` and ``masks`` of `DropoutScheduler`.
     """
 
-    def __init__(self, schedule: Schedule, **options: Any) -> None:
+    def __init__(self, schedule: Rates, **options: Any) -> None:
         self.schedule = schedule
         self.options = options
         self.scheduler: DropoutScheduler | None = None
+        self._state: Any = None  # of the train() that the scheduler is for
         self._leads = False
 
     def lead(self, trainer: Any) -> None:
@@ -45,18 +54,41 @@ class DropoutCallback(TrainerCallback):
         callbacks.insert(0, self)
         self._leads = True
 
+    def let_go(self) -> None:
+        """Give the model back, if it is driven. ``train()`` calls this at its end."""
+        _DRIVING.discard(self)
+        if self.scheduler is not None:
+            self.scheduler.restore()
+            self.scheduler = None
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = _calling_trainer()
+        if trainer is not None:
+            _let_go_after_train(trainer, self)
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         reporters = args.report_to if isinstance(args.report_to, (list, tuple)) else [args.report_to]
         if not self._leads and any(name not in (None, "none") for name in reporters):
             warnings.warn(
-                f"the reporters {', '.join(map(str, reporters))} run before this callback, so they do not get dropout_rate (the trainer's "
-                "log history does): call callback.lead(trainer) before trainer.train()",
+                f"the reporters {', '.join(map(str, reporters))} run before this callback, so they do not get dropout_rate "
+                "(the trainer's log history does): call callback.lead(trainer) before trainer.train()",
                 stacklevel=2,
             )
-        epochs = max(state.num_train_epochs, 1)
-        schedule = self.schedule.resolve(state.max_steps, max(state.max_steps // epochs, 1))
+        self._let_go_of_what_was_left(kwargs["model"], state)
+        schedule = in_steps(self.schedule, _length(args, state, kwargs.get("train_dataloader")))
         self.scheduler = DropoutScheduler(kwargs["model"], schedule, **self.options)
+        self._state = state
+        _DRIVING.add(self)
         self.scheduler.set_step(state.global_step)
+
+    def _let_go_of_what_was_left(self, model: Any, state: Any) -> None:
+        """Let go of what an earlier ``train()`` of the model did not: it ended by an exception, as before a smaller batch size."""
+        self.let_go()
+        modules = set(model.modules())
+        for other in list(_DRIVING):
+            earlier = other._state is not state
+            if earlier and other.scheduler is not None and any(site.module in modules for site in other.scheduler.sites):
+                other.let_go()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.scheduler is not None:
@@ -69,6 +101,42 @@ class DropoutCallback(TrainerCallback):
                 state.log_history[-1]["dropout_rate"] = self.scheduler.last_rate
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.scheduler is not None:
-            self.scheduler.restore()
-            self.scheduler = None
+        self.let_go()
+
+
+_DRIVING: weakref.WeakSet[DropoutCallback] = weakref.WeakSet()
+"""The callbacks that drive a model now."""
+
+
+def _length(args: Any, state: Any, loader: Any) -> RunLength:
+    """``max_steps`` is known always, the steps of an epoch where the loader has a length."""
+    batches = batches_of(loader)
+    if batches is None:
+        no_epoch = "the trainer's loader has no length, so the steps of an epoch are not known"
+        return RunLength(state.max_steps, None, no_epoch=no_epoch)
+    return RunLength(state.max_steps, max(math.ceil(batches / args.gradient_accumulation_steps), 1))
+
+
+def _calling_trainer() -> Trainer | None:
+    """The trainer that is calling a callback: it hands over everything but itself."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Trainer):
+            return caller
+        frame = frame.f_back
+    return None
+
+
+def _let_go_after_train(trainer: Trainer, callback: DropoutCallback) -> None:
+    """Have a trainer's ``train`` end with `DropoutCallback.let_go`: callbacks are not told of exceptions."""
+    train = trainer.train
+
+    @functools.wraps(train)
+    def train_then_let_go(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return train(*args, **kwargs)
+        finally:
+            callback.let_go()
+
+    trainer.train = train_then_let_go

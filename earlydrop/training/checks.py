@@ -28,6 +28,7 @@ def check(config: Config) -> None:
             if not inside(value):
                 raise ConfigError(f"{name} is {value!r}: expected {expected}")
     _check_names(config)
+    _check_path_rate(config)
     if config.checkpoint is not None and config.mode != "eval":
         raise ConfigError(
             f"checkpoint is {config.checkpoint!r}: it says what mode=eval evaluates; a run goes on from its own checkpoints"
@@ -52,6 +53,27 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"trainer.accumulate is {config.trainer.accumulate}: expected a divisor of trainer.batch_size "
             f"({config.trainer.batch_size}), which counts the images of one optimizer step"
+        )
+
+
+def _check_path_rate(config: Config) -> None:
+    """A second peak is for two kinds of sites, under a schedule that has one number for its peak."""
+    schedule = config.schedule
+    if schedule.path_rate is None:
+        return
+    given = f"schedule.path_rate is {schedule.path_rate:g}"
+    if schedule.kind != "all":
+        raise ConfigError(
+            f"{given}: it is the peak of the path sites beside schedule.rate, the peak of the unit sites, and needs schedule.kind=all; "
+            f"schedule.kind is {schedule.kind!r}, so leave it null"
+        )
+    if drops(config) and not keys()["schedule.rate"].used(config):
+        raise ConfigError(f"{given}: schedule={schedule.name} has no schedule.rate beside which it could stand; leave it null")
+    if schedule.path_rate == 0:
+        raise ConfigError(f"{given}: expected more than 0; schedule.kind=unit leaves the path sites off")
+    if schedule.rate == 0 and schedule.name != "none":
+        raise ConfigError(
+            f"{given} and schedule.rate is 0: to drive the path sites alone, give schedule.kind=path and schedule.rate"
         )
 
 

@@ -121,13 +121,23 @@ def _takes(parameter: str) -> Callable[[Config], bool]:
     return used
 
 
+def _two_kinds(config: Config) -> bool:
+    """Whether unit and path sites are scheduled side by side, with peaks that can differ."""
+    return config.schedule.kind == "all" and _takes("rate")(config)
+
+
 @dataclass
 class _ScheduleKeys:
-    """Which rate at which step. A schedule ignores the keys that it has no use for, so that sweeps over schedules work."""
+    """Which rate at which step. A schedule ignores the keys that it has no use for, so that sweeps over schedules work.
+
+    ``rate`` is the peak of both kinds of sites. With ``kind=all``, ``path_rate`` gives the path sites (stochastic depth) a peak of
+    their own, on the same cutoff and shape; null is the same peak.
+    """
 
     name: str = _key("early", choices=tuple(schedules.MAKERS))
     kind: str = _key("unit", choices=("unit", "path", "all"), used=drops)
     rate: float = _key(0.1, used=_takes("rate"))
+    path_rate: float | None = _key(bounds="rate", used=_two_kinds)
     cutoff: str = _key("20%", used=_takes("cutoff"))
     shape: str | None = _key(used=_takes("shape"))
     points: str | None = _key(used=_takes("points"))
@@ -365,6 +375,17 @@ def _walk(cls: Any, prefix: str) -> Iterator[Key]:
         yield Key(prefix + each.name, default, kinds, said["role"], said["bounds"], said["choices"], said["cited"], said["used"])
 
 
+def parse_path_schedule(config: ScheduleConfig) -> schedules.Schedule | None:
+    """The schedule of the path sites, where they have a peak of their own; durations as given.
+
+    Raises:
+        ValueError: A value that the schedule refuses.
+    """
+    if config.path_rate is None or parse_schedule(config).peak == 0:
+        return None
+    return parse_schedule(dataclasses.replace(config, rate=config.path_rate))
+
+
 def parse_schedule(config: ScheduleConfig) -> schedules.Schedule:
     """The schedule that a configuration names, made from the keys that it uses; durations as given.
 
@@ -397,6 +418,8 @@ def describe_schedule(config: ScheduleConfig) -> str:
             words.append(f"{value:g}" if isinstance(value, float) else str(value))
     if config.kind != "unit" and config.name != "none":
         words.append(config.kind)
+        if config.path_rate is not None:
+            words.append(f"path{config.path_rate:g}")
     return "-".join(words)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from earlydrop.schedules import Schedule
 from earlydrop.sites import find_sites
 from earlydrop.training.cost import Cost, estimate, workers_of
 from earlydrop.training.data.files import in_words
@@ -43,7 +44,9 @@ def print_plan(plan: Plan) -> None:
     print(f"batch        {config.trainer.batch_size} = {parts} parts of {config.trainer.batch_size // parts}{shared}")
     print(f"schedule     {plan.schedule!r}, kind {config.schedule.kind}")
     shown = sorted({0, *(total * i // 10 for i in range(10)), total - 1})
-    print("rates        " + ", ".join(f"{step}: {plan.schedule(step):.4g}" for step in shown))
+    print("rates        " + _rates(plan.schedule, shown))
+    if plan.path_schedule is not None:
+        print("path rates   " + _rates(plan.path_schedule, shown))
     print(f"evaluated    after steps {_some(plan.eval_steps)}, on {', '.join(config.evaluation.splits)}")
     print(f"probed       after steps {_some(plan.probe_steps) or '(never)'}")
     driven = [site for site in find_sites(model) if site.driven]
@@ -76,6 +79,10 @@ def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
     device = "GPU hours" if plan.device.type == "cuda" or not cost.measured else "hours"
     hours = f"{total * workers / 3600:.3g} {device}"
     print(f"estimated    {total:.0f} s ({text}), {hours}, at {cost.images_per_second:.0f} images/s a worker {where}")
+
+
+def _rates(schedule: Schedule, steps: list[int]) -> str:
+    return ", ".join(f"{step}: {schedule(step):.4g}" for step in steps)
 
 
 def _some(steps: tuple[int, ...]) -> str:

@@ -91,10 +91,11 @@ def _content(
     config: Config, source: Source, schedule: Schedule, total: int, warmup: int, eval_steps: list[int], probe_steps: list[int]
 ) -> dict[str, Any]:
     trainer = config.trainer
+    second = {} if config.schedule.path_rate is None else {"path_rate": config.schedule.path_rate}
     content: dict[str, Any] = {
         "numerics": 1,
         "data": {"name": config.data.name, "digest": source.digest, "image_size": source.image_size},
-        "schedule": schedule.to_config() | {"kind": config.schedule.kind, "masks": trainer.masks}
+        "schedule": schedule.to_config() | {"kind": config.schedule.kind, "masks": trainer.masks} | second
         if schedule.peak > 0
         else {"name": "none"},
         "steps": total,
@@ -112,7 +113,7 @@ def _content(
     if content["probe"] and config.probe.compare and not drops(config):
         content["probe"]["compare"] = {
             "rate": config.schedule.rate, "kind": config.schedule.kind, "masks": trainer.masks,
-            "dropout": config.model.dropout, "profile": config.model.profile,
+            "dropout": config.model.dropout, "profile": config.model.profile, **second,
         }  # fmt: skip
     if trainer.stop_metric is not None:
         content["stop"] = {"metric": trainer.stop_metric, "patience": trainer.stop_patience}

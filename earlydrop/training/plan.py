@@ -11,7 +11,7 @@ import torch
 from earlydrop.schedules import MAKERS, Schedule
 from earlydrop.schedules.durations import duration_to_steps
 from earlydrop.training.checks import check
-from earlydrop.training.config import Config, ConfigError, describe_schedule, parse_schedule
+from earlydrop.training.config import Config, ConfigError, describe_schedule, parse_path_schedule, parse_schedule
 from earlydrop.training.data import Source, make_source
 from earlydrop.training.fingerprint import fingerprint
 from earlydrop.training.names import run_label, study_folder
@@ -34,6 +34,7 @@ class Plan:
         fingerprint: Hash of what determines the numbers.
         name: What the run is called: its label, or its schedule in words.
         folder: ``<out>/<study>/<label>-<fingerprint>``.
+        path_schedule: The drop schedule of the path sites, in steps, where they have a peak of their own; else None.
     """
 
     config: Config
@@ -48,6 +49,7 @@ class Plan:
     fingerprint: str
     name: str
     folder: Path
+    path_schedule: Schedule | None = None
 
     @property
     def compares(self) -> bool:
@@ -63,7 +65,7 @@ def make_plan(config: Config) -> Plan:
     """
     check(config)
     device = choose_device(config.device)
-    schedule = _schedule(config)  # before the data is read
+    schedule, path_schedule = _schedules(config)  # before the data is read
     if evaluates_alone(config):
         return _plan_of_weights(config, device)
     source = make_source(config.data, config.augment, device)
@@ -81,6 +83,7 @@ def make_plan(config: Config) -> Plan:
 
     try:
         schedule = schedule.resolve(total, steps_per_epoch)
+        path_schedule = path_schedule and path_schedule.resolve(total, steps_per_epoch)
     except ValueError as error:
         raise ConfigError(f"schedule: {error}") from error
     if config.trainer.mc_passes is not None and schedule(total) == 0:
@@ -95,7 +98,21 @@ def make_plan(config: Config) -> Plan:
     digest = fingerprint(config, source, schedule, total, warmup, eval_steps, probe_steps)
     name = config.label or describe_schedule(config.schedule)
     folder = _folder(config, name, digest)
-    return Plan(config, source, device, schedule, steps_per_epoch, total, warmup, eval_steps, probe_steps, digest, name, folder)
+    return Plan(
+        config=config,
+        source=source,
+        device=device,
+        schedule=schedule,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        warmup_steps=warmup,
+        eval_steps=eval_steps,
+        probe_steps=probe_steps,
+        fingerprint=digest,
+        name=name,
+        folder=folder,
+        path_schedule=path_schedule,
+    )
 
 
 def _folder(config: Config, name: str, digest: str) -> Path:
@@ -134,9 +151,10 @@ def _plan_of_weights(config: Config, device: torch.device) -> Plan:
     )
 
 
-def _schedule(config: Config) -> Schedule:
+def _schedules(config: Config) -> tuple[Schedule, Schedule | None]:
+    """The schedule, and that of the path sites where they have a peak of their own."""
     try:
-        return parse_schedule(config.schedule)
+        return parse_schedule(config.schedule), parse_path_schedule(config.schedule)
     except ConfigError:
         raise
     except ValueError as error:

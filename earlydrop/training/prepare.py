@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -13,10 +15,11 @@ from earlydrop.training.compiler import compiler_problem
 from earlydrop.training.config import ConfigError
 from earlydrop.training.evaluate import autocast
 from earlydrop.training.models import INPUT_DROPOUT, Task, build_model
+from earlydrop.training.peaks import Driver, TwoPeaks
 from earlydrop.training.plan import Plan
 
 
-def scheduled_model(plan: Plan) -> tuple[nn.Module, DropoutScheduler | None]:
+def scheduled_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
     """The model at its initial weights on its device, and what drives its dropout: None for a schedule that never drops.
 
     Raises:
@@ -27,15 +30,21 @@ def scheduled_model(plan: Plan) -> tuple[nn.Module, DropoutScheduler | None]:
     if peak == 0 and plan.compares:
         peak = config.schedule.rate  # a schedule that never drops, at sites that a probe switches on
     unit, path = (peak if kind in (each, "all") else 0.0 for each in ("unit", "path"))
+    if peak > 0 and config.schedule.path_rate is not None:
+        path = config.schedule.path_rate
     source = plan.source
     task = Task(source.channels, source.classes, source.image_size, unit, path, source.context)
     model = build_model(config.model, task, config.seed)
     model = model.to(plan.device)
     if peak == 0:
         return model, None
+    options: dict[str, Any] = {"sites": _driven if config.model.input_dropout else None, "masks": config.trainer.masks}
     try:
-        sites = _driven if config.model.input_dropout else None
-        return model, DropoutScheduler(model, plan.schedule, kind=kind, sites=sites, masks=config.trainer.masks)
+        if plan.path_schedule is None:
+            return model, DropoutScheduler(model, plan.schedule, kind=kind, **options)
+        unit_scheduler = DropoutScheduler(model, plan.schedule, kind="unit", **options)
+        path_scheduler = DropoutScheduler(model, plan.path_schedule, kind="path", **options)
+        return model, TwoPeaks(unit_scheduler, path_scheduler)
     except ValueError as error:
         raise ConfigError(f"schedule.kind is {kind!r}, model.name is {config.model.name!r}: {error}") from error
 

@@ -17,13 +17,13 @@ from torch import nn
 from tqdm import tqdm
 
 from earlydrop.metrics import METRICS
-from earlydrop.scheduler import DropoutScheduler
 from earlydrop.training.config import Config, ConfigError
 from earlydrop.training.data.files import in_words
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.describe import print_plan
 from earlydrop.training.distributed import Group, WorkerLostError, answered, check_parts, join, leave, world_size
 from earlydrop.training.evaluate import evaluate_all
+from earlydrop.training.peaks import Driver
 from earlydrop.training.plan import Plan, make_plan
 from earlydrop.training.prepare import (
     refuse_batch_norm,
@@ -151,7 +151,7 @@ def _skipped(plan: Plan) -> dict[str, Any]:
 def _train(
     plan: Plan,
     model: nn.Module,
-    scheduler: DropoutScheduler | None,
+    scheduler: Driver | None,
     folder: RunFolder | None,
     stop: Callable[[], bool],
     group: Group,

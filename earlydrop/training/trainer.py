@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from earlydrop.classic.max_norm import max_norm_
 from earlydrop.distance import model_distance
 from earlydrop.metrics import improved
-from earlydrop.scheduler import DropoutScheduler
 from earlydrop.sites import find_sites
 from earlydrop.training.config import ConfigError
 from earlydrop.training.data.objective import Objective
@@ -26,6 +25,7 @@ from earlydrop.training.data.source import Batch
 from earlydrop.training.distributed import Group
 from earlydrop.training.evaluate import autocast, evaluate_all, evaluate_mc
 from earlydrop.training.optim import add_penalties, learning_rate, make_optimizer
+from earlydrop.training.peaks import Driver
 from earlydrop.training.plan import Plan
 from earlydrop.training.probes import probe_gradients
 from earlydrop.training.record.checkpoint import load_checkpoint, save_best, save_checkpoint
@@ -62,7 +62,7 @@ class Trainer:
         self,
         plan: Plan,
         model: nn.Module,
-        scheduler: DropoutScheduler | None,
+        scheduler: Driver | None,
         folder: RunFolder | None,
         track: Callable[[int, dict[str, float]], None],
         stop: Callable[[], bool] = lambda: False,

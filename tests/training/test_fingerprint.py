@@ -33,6 +33,7 @@ CHANGED = {  # a valid value beside the default, where the type alone does not g
     "trainer.batch_size": 4, "trainer.accumulate": 2, "trainer.steps": 7,
 }  # fmt: skip
 NEEDS = {  # what makes a key mean something
+    "schedule.path_rate": {"schedule.kind": "all"},
     "schedule.points": {"schedule.name": "piecewise", "schedule.points": "0,0.1@0.5,0"}, "schedule.gamma": {"schedule.name": "curriculum"},
     "optim.momentum": {"optim.name": "sgd"}, "augment.switch": {"augment.mixup": 0.8, "augment.cutmix": 1.0},
     "trainer.stop_patience": {"trainer.stop_metric": "test/loss"}, "trainer.mc_passes": {"schedule.name": "constant"},

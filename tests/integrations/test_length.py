@@ -1,0 +1,58 @@
+import pytest
+from torch.utils.data import DataLoader, IterableDataset
+
+from earlydrop import constant, curriculum, early, late, piecewise
+from earlydrop.integrations.length import RunLength, batches_of, in_steps
+
+KNOWN = RunLength(40, 10)
+ENDLESS = RunLength(None, 10, no_total="nobody says when it ends")
+STREAM = RunLength(40, None, no_epoch="the loader has no length")
+NOTHING = RunLength(None, None, no_total="nobody says when it ends", no_epoch="the loader has no length")
+
+
+def test_durations_become_steps():
+    assert in_steps(early(0.5, "1.5ep"), KNOWN) == early(0.5, 15)
+    assert in_steps(late(0.5, "50%"), KNOWN) == late(0.5, 20)
+    assert in_steps(piecewise("0,0.5@1ep,0"), KNOWN) == piecewise("0,0.5@1ep,0").resolve(40, 10)
+    with pytest.raises(ValueError, match=r"cutoff is 41.*past the end of the run of 40 steps"):
+        in_steps(early(0.5, 41), KNOWN)
+
+
+def test_what_needs_no_length_works_without_one():
+    for schedule in (early(0.5, 1_000), constant(0.5), curriculum(0.5, gamma=0.1)):
+        assert in_steps(schedule, NOTHING) == schedule
+    assert in_steps(early(0.5, "2ep"), ENDLESS) == early(0.5, 20)
+    assert in_steps(late(0.5, "50%"), STREAM) == late(0.5, 20)
+
+
+@pytest.mark.parametrize("length", [ENDLESS, NOTHING])
+@pytest.mark.parametrize("schedule", [early(0.5, "20%"), curriculum(0.5), piecewise("0,0.5@0.2,0")], ids=str)
+def test_what_depends_on_an_unknown_length_is_refused(schedule, length):
+    with pytest.raises(ValueError, match="depends on the length of the run, but nobody says when it ends"):
+        in_steps(schedule, length)
+
+
+@pytest.mark.parametrize("length", [STREAM, NOTHING])
+@pytest.mark.parametrize("schedule", [early(0.5, "1ep"), piecewise("0,0.5@1ep,0")], ids=str)
+def test_epochs_of_an_unknown_length_are_refused(schedule, length):
+    with pytest.raises(ValueError, match="has a duration in epochs, but the loader has no length: give it in steps"):
+        in_steps(schedule, length)
+
+
+def test_a_function_is_taken_as_it_is_and_anything_else_refused():
+    def rate(step):
+        return 0.5
+
+    assert in_steps(rate, NOTHING) is rate
+    with pytest.raises(ValueError, match=r"schedule is 'early': expected a schedule such as"):
+        in_steps("early", KNOWN)
+
+
+def test_batches_of_a_loader():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(range(10))
+
+    assert batches_of(DataLoader(range(10), batch_size=4)) == 3
+    assert batches_of(DataLoader(Stream(), batch_size=4)) is None
+    assert batches_of(None) is None

@@ -35,8 +35,14 @@ from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed
 
 log = logging.getLogger("earlydrop")
 
-_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
-_STOPS = (signal.SIGINT, signal.SIGTERM, *_WARNINGS)
+
+def _signals(*names: str) -> tuple[signal.Signals, ...]:
+    """Those of some signals that this system has."""
+    return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
+
+
+_WARNINGS = _signals("SIGUSR1", "SIGUSR2")
+_STOPS = (signal.SIGINT, signal.SIGTERM, *_WARNINGS, *_signals("SIGBREAK"))  # SIGBREAK: Ctrl-Break on Windows
 
 
 def run(config: Config, in_sweep: bool = False, unused: Iterable[str] = ()) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -98,7 +99,7 @@ def _outlive_signals(worker: int) -> None:
 
     signal.signal(signal.SIGTERM, end_later)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask") and hasattr(signal, "SIG_UNBLOCK"):
+    if sys.platform != "win32" and hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
 
 
@@ -115,18 +116,18 @@ def _start_method() -> str:
 @contextmanager
 def _signals_held() -> Iterator[None]:
     """Workers started here inherit the mask, so that no signal can end one before `_outlive_signals` has run in it."""
-    if not (hasattr(signal, "pthread_sigmask") and hasattr(signal, "SIG_BLOCK") and hasattr(signal, "SIG_SETMASK")):
-        yield  # Windows has no mask, and no scheduler that sends signals
-        return
-    if _start_method() == "spawn":  # the first spawn starts Python's resource tracker, which takes away our mask
-        from multiprocessing import resource_tracker
+    if sys.platform != "win32" and hasattr(signal, "pthread_sigmask"):
+        if _start_method() == "spawn":  # the first spawn starts Python's resource tracker, which takes away our mask
+            from multiprocessing import resource_tracker
 
-        resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
-    try:
+            resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    else:  # Windows has no mask, and no scheduler that sends signals
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _FolderImages(torch.utils.data.Dataset[tuple[Tensor, int]]):

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import earlydrop
-from earlydrop.training.record.folder import RunFolder, write_atomically
+from earlydrop.training.record.files import write_atomically
+from earlydrop.training.record.folder import RunFolder
 
 if TYPE_CHECKING:
     from earlydrop.training.plan import Plan

@@ -14,6 +14,7 @@ from earlydrop.classic import GaussianDropout, SharedMaskDropout, StandardDropou
 from earlydrop.exact import HOST, brought_home, exact, exact_norm, has_float64, home
 from earlydrop.sites.extremes import extremes
 from earlydrop.training import plan as plans
+from earlydrop.training.config import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.run import run
 from earlydrop.training.trainer import TrainingFailed
@@ -193,6 +194,12 @@ def test_a_run_stays_on_its_kind_of_device(config):
         file.unlink()
     with Pretended(), pytest.raises(TrainingFailed, match=r"another environment \(device cpu .* there, mps .* here\)"):
         run(config(trainer__epochs=1, device="mps"))
+
+
+def test_several_workers_need_a_device_that_reduces(config, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with Pretended(), pytest.raises(ConfigError, match="device=mps is mps here, on which 2 workers cannot reduce their gradients"):
+        run(config(device="mps", trainer__accumulate=2))
 
 
 @pytest.mark.parametrize(("found", "chosen"), [(DEVICE, "mps"), (None, "cpu"), (torch.device("cuda"), "cuda")])

@@ -58,6 +58,11 @@ def run(config: Config, in_sweep: bool = False, unused: Iterable[str] = ()) -> d
     """
     check_parts(config.trainer.accumulate, config.trainer.batch_size, world_size())
     plan = make_plan(config)
+    if world_size() > 1 and plan.device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"device={config.device} is {plan.device.type} here, on which {world_size()} workers cannot reduce their gradients: "
+            "start one process, or set device=cpu"
+        )
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     first = int(os.environ.get("RANK", "0")) == 0

@@ -20,10 +20,11 @@ def _job(config: DictConfig) -> dict[str, Any]:
     """One Hydra job: a run. What a user can mend is one line, not a traceback."""
     from hydra.core.hydra_config import HydraConfig
 
-    from earlydrop.commands import sweep
+    from earlydrop.commands import sweep, terminal
     from earlydrop.training.record.failures import forget_failures
     from earlydrop.training.trainer import Interrupted
 
+    terminal.print_on_any_terminal()  # of a sweep's worker
     hydra = HydraConfig.get()
     multirun = str(hydra.mode).endswith("MULTIRUN")
     study: Path | None = None
@@ -199,6 +200,9 @@ def _wait_briefly() -> None:
 
 def main() -> None:
     """Train, evaluate or plan a run; or, with ``-m``, sweep over many."""
+    from earlydrop.commands import terminal
+
+    terminal.prepare()
     _needs_training_extra()
     _wait_briefly()
     if threading.current_thread() is threading.main_thread():  # a shell's background job begins with Ctrl-C ignored

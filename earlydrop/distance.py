@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from earlydrop.exact import brought_home, exact_norm
 from earlydrop.sites.find import clean
 from earlydrop.sites.unwrap import unwrap
 
@@ -114,7 +115,9 @@ def model_distance(model: ModelOrState, initial: ModelOrState) -> float:
             raise ValueError(
                 f"parameter {name!r} has shape {tuple(value.shape)} in one model and {tuple(other.shape)} in the other"
             )
+        if other.dtype in (torch.float64, torch.complex128):
+            value = brought_home(value)  # where the other can be
         difference = value.to(torch.promote_types(value.dtype, torch.float32)) - other.to(value.device)
         difference = torch.view_as_real(difference) if difference.is_complex() else difference
-        squares.append(torch.linalg.vector_norm(difference, dtype=torch.float64).square())
+        squares.append(exact_norm(difference).square())
     return math.sqrt(torch.stack([square.to(squares[0].device) for square in squares]).sum().item())

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "earlydrop"
 ORDER = [  # from the top: a module imports what stands below it
     "commands", "claims", "analysis", "training", "metrics", "integrations", "scheduler", "classic", "gradients", "distance", "sites",
-    "schedules",
+    "schedules", "exact",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
@@ -117,3 +117,41 @@ def test_reading_drawing_and_printing_import_no_hydra(module):
     code = f"import sys, {module}; print([m for m in ('hydra', 'omegaconf', 'wandb', 'timm') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def opens_text(call):
+    """Whether a call opens a file, or a program's output, as text without saying its encoding."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in keywords or None in keywords:
+        return False
+    if name in ("read_text", "write_text"):
+        return isinstance(call.func, ast.Attribute)
+    if name in ("run", "Popen", "check_output"):
+        return bool({"text", "universal_newlines"} & keywords.keys())
+    if name in ("FileHandler", "NamedTemporaryFile", "TextIOWrapper"):
+        return True
+    owner = call.func.value.id if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) else None
+    if name != "open" or owner in ("os", "Image", "lzma", "webbrowser"):
+        return False
+    place = 0 if isinstance(call.func, ast.Attribute) else 1  # path.open(mode), open(path, mode)
+    mode = keywords.get("mode", call.args[place] if len(call.args) > place else ast.Constant("r"))
+    return not (isinstance(mode, ast.Constant) and "b" in str(mode.value))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_nothing_opens_text_without_saying_its_encoding(path):
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    assert [call.lineno for call in calls if opens_text(call)] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("p.read_text()", True), ("p.read_text(encoding='utf-8')", False), ("open(p)", True), ("open(p, 'rb')", False),
+        ("p.open('wb')", False), ("p.open('w')", True), ("os.open(p, 0)", False), ("subprocess.run(x, text=True)", True),
+        ("subprocess.run(x)", False), ("logging.FileHandler(p)", True),
+    ],
+)  # fmt: skip
+def test_what_opens_text(code, wrong):
+    assert opens_text(ast.parse(code, mode="eval").body) is wrong

@@ -14,7 +14,8 @@ from earlydrop.claims.declare import Claim, Declaration, Study
 from earlydrop.claims.judge import Verdict, judge
 from earlydrop.claims.summaries import collect
 from earlydrop.training.config import Config
-from earlydrop.training.record.folder import read_config, write_atomically
+from earlydrop.training.record.files import write_atomically
+from earlydrop.training.record.folder import read_config
 
 FIRST_SEED = 10_000
 """Fresh seeds are counted from here."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from earlydrop.exact import exact
 from earlydrop.sites.audit import call
 from earlydrop.sites.traceless import leave_no_trace
 from earlydrop.sites.unwrap import unwrap
@@ -130,7 +131,7 @@ def mc_dropout(
         torch.manual_seed(seed)
         for i in range(passes):
             output = select(call(model, inputs))
-            value = output.double().softmax(-1) if probabilities else output.to(torch.promote_types(output.dtype, torch.float32))
+            value = exact(output).softmax(-1) if probabilities else output.to(torch.promote_types(output.dtype, torch.float32))
             if i == 0:
                 mean, squares = torch.zeros_like(value), torch.zeros_like(value)
                 entropies = torch.zeros(value.shape[:-1], dtype=value.dtype, device=value.device)
@@ -143,7 +144,13 @@ def mc_dropout(
         return MonteCarloPrediction(mean, squares / passes, None, None, passes)
     entropy = _entropy(mean)
     information = (entropy - entropies / passes).clamp_min(0.0)
-    return MonteCarloPrediction(mean.float(), (squares / passes).float(), entropy.float(), information.float(), passes)
+    return MonteCarloPrediction(
+        mean=mean.float().to(output.device),
+        variance=(squares / passes).float().to(output.device),
+        entropy=entropy.float().to(output.device),
+        mutual_information=information.float().to(output.device),
+        passes=passes,
+    )
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")
+        from earlydrop.commands import terminal
+
+        terminal.prepare()
         try:
             main()
             sys.stdout.flush()

@@ -22,10 +22,11 @@ def _job(config: DictConfig) -> dict[str, Any]:
     """One Hydra job: a run. What a user can mend is one line, not a traceback."""
     from hydra.core.hydra_config import HydraConfig
 
-    from earlydrop.commands import sweep
+    from earlydrop.commands import sweep, terminal
     from earlydrop.training.record.failures import forget_failures
     from earlydrop.training.trainer import Interrupted
 
+    terminal.print_on_any_terminal()  # of a sweep's worker
     hydra = HydraConfig.get()
     multirun = str(hydra.mode).endswith("MULTIRUN")
     study: Path | None = None
@@ -201,6 +202,9 @@ def _wait_briefly() -> None:
 
 def main() -> None:
     """Train, evaluate or plan a run; or, with ``-m``, sweep over many."""
+    from earlydrop.commands import terminal
+
+    terminal.prepare()
     if "--version" in sys.argv[1:]:
         return show_version(sys.argv[1:])
     _needs_training_extra()

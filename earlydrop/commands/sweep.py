@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 
+from earlydrop.training.record.failures import process_runs
+from earlydrop.training.record.files import replace, why
+
 _SWEEP = "EARLYDROP_SWEEP"
 """In the environment of a sweep's processes, as JSON: its process, number of jobs, start, and the folder where done jobs are noted."""
 _HEARTBEAT, _GRACE = 1.0, 8.0  # seconds
@@ -40,9 +43,7 @@ class SweepCallback(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise SystemExit(
-                f"error: out: {folder} cannot be written ({error.strerror or error}): give another folder with out="
-            ) from None
+            raise SystemExit(f"error: out: {folder} cannot be written ({why(error)}): give another folder with out=") from None
         try:
             jobs: int | None = count_jobs(dict(config.hydra.sweeper.params or {}), list(config.hydra.overrides.task))
         except HydraException:  # model=glob(*): the options are not known yet
@@ -83,7 +84,7 @@ def note_done(job: int, done: Done) -> str | None:
         return None
     notes = Path(sweep["notes"])
     (notes / f"{job}.tmp").write_text(json.dumps(done), encoding="utf-8")
-    (notes / f"{job}.tmp").replace(notes / f"{job}.json")
+    replace(notes / f"{job}.tmp", notes / f"{job}.json")
     total, ended, elapsed = sweep["jobs"], len(list(notes.glob("*.json"))), time.time() - sweep["start"]
     if total is None:
         return f"sweep: {ended} jobs done in {_duration(elapsed)}"
@@ -128,9 +129,12 @@ def end_with_parent() -> None:
         return
 
     def watch() -> None:
-        while os.getppid() == sweep["pid"]:
+        while os.getppid() == sweep["pid"] and process_runs(sweep["pid"]):  # on Windows the number of the parent stays
             time.sleep(_HEARTBEAT)
-        os.kill(os.getpid(), signal.SIGTERM)  # a run in training saves and stops
+        if sys.platform == "win32":  # where os.kill would end this process at once
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)  # a run in training saves and stops
         time.sleep(_GRACE)
         os._exit(143)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from earlydrop.exact import brought_home, exact, exact_norm, home
 from earlydrop.gradients.measures import MEASURES, GradientReport, Moments
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ def _flat_chunks(pieces: Sequence[Tensor], total: int, dtype: torch.dtype, devic
 
 def _square(vector: Tensor) -> float:
     """‖vector‖², summed over chunks in float64."""
-    total = torch.zeros((), dtype=torch.float64, device=vector.device)
+    total = torch.zeros((), dtype=torch.float64, device=home(vector.device))
     for (piece,) in _pieces(vector):
-        total += torch.linalg.vector_norm(piece, dtype=torch.float64).square()
+        total += exact_norm(piece).square()
     return float(total)
 
 
@@ -172,11 +173,11 @@ class GradientSums:
             self._sums = torch.zeros(2, total, dtype=_sum_dtype(pieces), device=pieces[0].device)
         dtype, device = self._sums.dtype, self._sums.device
         # Scalars are added up in place: kept one by one between large temporaries they would fragment the heap.
-        scalars = torch.zeros(2, dtype=torch.float64, device=device)  # ‖w‖², ‖v‖²
+        scalars = torch.zeros(2, dtype=torch.float64, device=home(device))  # ‖w‖², ‖v‖²
         limit = _chunk(total)
         parts = [p for piece in pieces for p in (piece.reshape(-1).split(limit) if piece.numel() > limit else (piece,))]
-        norms = torch._foreach_norm(parts, 2, torch.float64)  # double: tiny gradients must not vanish
-        square = float(torch.stack([each.to(device) for each in norms]).square().sum())
+        norms = torch._foreach_norm([brought_home(part) for part in parts], 2, torch.float64)  # tiny gradients must not vanish
+        square = float(torch.stack([each.to(scalars.device) for each in norms]).square().sum())
         if not math.isfinite(square):
             raise ValueError(f"mini-batch gradient {self.count} holds NaN or infinity: check the loss at these weights")
         if square == 0:
@@ -192,10 +193,10 @@ class GradientSums:
             r = self._reference[place]
             w = torch.sub(g, r, alpha=reference_norm)
             self._sums[0, place].add_(w)  # not +=, which would copy the slice onto itself
-            scalars[0].add_(torch.linalg.vector_norm(w, dtype=torch.float64).square_())
+            scalars[0].add_(exact_norm(w).square_())
             v = torch.sub(r, g, alpha=1.0 / norm)  # −vᵢ
             self._sums[1, place].sub_(v)
-            scalars[1].add_(torch.linalg.vector_norm(v, dtype=torch.float64).square_())
+            scalars[1].add_(exact_norm(v).square_())
         deviation_square, spread = scalars.tolist()
         self.count += 1
         self.images += images
@@ -226,10 +227,10 @@ class GradientSums:
         for row, scale, other_scale in ((0, self.reference_norm, other.reference_norm), (1, 1.0, 1.0)):
             square = dot = 0.0  # other's deviations are from its own reference: move them to ours
             for ours, theirs, r, s in _pieces(self._sums[row], other._sums[row], self._reference, other._reference):
-                shift = s.double() * (other_scale or 0.0) - r.double() * (scale or 0.0)
+                shift = exact(s) * (other_scale or 0.0) - exact(r) * (scale or 0.0)
                 square += float(shift @ shift)
-                dot += float(shift @ theirs.double())
-                ours += (theirs.double() + other.count * shift).to(ours)
+                dot += float(shift @ exact(theirs))
+                ours += (exact(theirs) + other.count * shift).to(ours.dtype).to(ours.device)
             moved = 2.0 * dot + other.count * square
             if row == 0:
                 self._deviation += other._deviation + moved
@@ -256,7 +257,7 @@ class GradientSums:
         scalars = torch.tensor(
             [self._norms, self._deviation, self._spread, self._inverse_images, float(self.count), float(self.images)],
             dtype=torch.float64,
-            device=self._sums.device,
+            device=home(self._sums.device),
         )
         torch.distributed.all_reduce(self._sums, group=group)
         torch.distributed.all_reduce(scalars, group=group)
@@ -314,14 +315,14 @@ class GradientSums:
         scale = self.reference_norm or 0.0
         square = along = difference = 0.0
         for w, r in _pieces(self._sums[0], self._reference):
-            mean = w.double() / self.count + scale * r.double()
+            mean = exact(w) / self.count + scale * exact(r)
             square += float(mean @ mean)
-            along += float(mean @ r.double())
+            along += float(mean @ exact(r))
         if square == 0:
             return 0.0, along, None
         for w, r in _pieces(self._sums[0], self._reference):
-            direction = (w.double() / self.count + scale * r.double()) / math.sqrt(square)
-            difference += float((direction - r.double()).square().sum())
+            direction = (exact(w) / self.count + scale * exact(r)) / math.sqrt(square)
+            difference += float((direction - exact(r)).square().sum())
         return square, along, 0.25 * difference
 
 

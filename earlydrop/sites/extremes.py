@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from earlydrop.exact import home
+
 _FAR = 8.0  # standard deviations
 
 
@@ -36,10 +38,11 @@ def extremes(name: str, values: Mapping[str, Any], drawn: Any) -> list[Tensor] |
     ends = [torch.full_like(drawn, low), torch.full_like(drawn, high)]
     if drawn.numel() < 2:
         return ends
-    slope = torch.linspace(0.0, 1.0, drawn.numel(), dtype=torch.float64, device=drawn.device)
+    slope = torch.linspace(0.0, 1.0, drawn.numel(), dtype=torch.float64, device=home(drawn.device))
     rising = (low + slope * (float(high) - float(low))).clamp(float(low), float(high)).to(drawn.dtype).reshape(drawn.shape)
     if not drawn.is_floating_point():
-        rising = torch.where(slope.reshape(drawn.shape) < 1, rising, ends[1])
+        rising = torch.where(slope.reshape(drawn.shape) < 1, rising, ends[1].to(slope.device))
+    rising = rising.to(drawn.device)
     return [*ends, rising, rising.flatten().flip(0).reshape(drawn.shape)]
 
 

@@ -194,6 +194,8 @@ def _refuse_vmap(*arguments: object) -> Tensor:
 
 def _draw_bits(shape: Sequence[int], device: torch.device) -> Tensor:
     """16 random bits an entry, as int16."""
+    if device.type == "mps":  # where no number of 64 random bits can be drawn
+        return torch.randint(-(2**15), 2**15, tuple(shape), dtype=torch.int32, device=device).to(torch.int16)
     count = math.prod(shape)
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
     # The whole range of int64: plain random_() leaves the top bit 0, and every fourth entry would never drop.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from earlydrop.classic.monte_carlo import mc_dropout
+from earlydrop.exact import brought_home, exact, home
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import split_batches
 from earlydrop.training.data.source import Batch
@@ -49,7 +50,7 @@ def evaluated_images(plan: Plan, split: str, last: bool) -> int:
 @torch.no_grad()
 def _evaluate(model: nn.Module, batches: Iterable[Batch], plan: Plan, smoothing: float, group: Group) -> tuple[float, float]:
     """Mean loss and accuracy over all workers' batches, in evaluation mode; accuracy against the heavier label of soft targets."""
-    totals = torch.zeros(3, dtype=torch.float64, device=plan.device)
+    totals = torch.zeros(3, dtype=torch.float64, device=home(plan.device))
     for images, targets in batches:
         with autocast(plan):
             logits = model(images).float()
@@ -57,7 +58,8 @@ def _evaluate(model: nn.Module, batches: Iterable[Batch], plan: Plan, smoothing:
             logits, targets = logits.flatten(0, 1), targets.flatten()
         loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
         labels = targets if targets.dim() == 1 else targets.argmax(1)
-        totals += torch.stack((loss.double(), (logits.argmax(1) == labels).sum().double(), totals.new_tensor(len(labels))))
+        correct = (logits.argmax(1) == labels).sum()
+        totals += torch.stack((exact(loss), exact(correct), totals.new_tensor(len(labels))))
     loss_sum, correct, count = group.sum(totals).tolist()
     return loss_sum / count, correct / count
 
@@ -91,8 +93,8 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
 
     Of probabilities, (N, K), against labels, (N,), in equal bins of the confidence.
     """
-    confidence, predicted = probabilities.double().max(1)
-    gaps = (predicted == labels).double() - confidence
+    confidence, predicted = exact(probabilities).max(1)
+    gaps = (predicted == labels.to(predicted.device)).double() - confidence
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     sums = torch.zeros(bins, dtype=torch.float64, device=gaps.device).index_add_(0, index, gaps)
     return float(sums.abs().sum() / len(labels))
@@ -114,12 +116,12 @@ def evaluate_mc(model: nn.Module, plan: Plan, passes: int) -> dict[str, float]:
         mean.append(found.mean)
         information.append(found.mutual_information)
         labels.append(targets)
-    probabilities, target = torch.cat(mean), torch.cat(labels)
-    loss = F.nll_loss(probabilities.double().clamp_min(1e-300).log(), target)
+    probabilities, target = torch.cat(mean), brought_home(torch.cat(labels))
+    loss = F.nll_loss(exact(probabilities).clamp_min(1e-300).log(), target)
     return {
         "test_mc/loss": float(loss),
-        "test_mc/accuracy": float((probabilities.argmax(1) == target).double().mean()),
+        "test_mc/accuracy": float((brought_home(probabilities.argmax(1)) == target).double().mean()),
         "test_mc/ece": calibration_error(probabilities, target),
-        "test_mc/mutual_information": float(torch.cat([each for each in information if each is not None]).double().mean()),
+        "test_mc/mutual_information": float(exact(torch.cat([each for each in information if each is not None])).mean()),
         "test/ece": calibration_error(torch.cat(plain), target),
     }

@@ -10,6 +10,8 @@ from earlydrop.training.config import ConfigError
 LONGEST = 100
 """Most characters of a study's or a label's name, as given and as a folder. W&B takes 128 for a group, file systems 255 for a folder."""
 
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, on Windows
+
 
 def printable(text: str) -> str:
     r"""A text with an escape such as ``\udcff`` for each byte of a file's name that is not UTF-8."""
@@ -17,7 +19,9 @@ def printable(text: str) -> str:
 
 
 def slug(text: str, key: str) -> str:
-    """A name that somebody gave, as one plain component of a path; it is never cut, so that names that differ late stay two.
+    """A name that somebody gave, as one plain component of a path, which every system takes.
+
+    It is never cut, so that two long names with different ends stay two.
 
     Raises:
         ConfigError: Nothing is left of it, or it is too long. The message names the key.
@@ -41,7 +45,7 @@ def run_label(label: str | None, described: str, seed: int) -> str:
     """
     if label is not None:
         return slug(label, "label")
-    return _plain(f"{described}-seed{seed}")[:LONGEST]
+    return _plain(f"{described}-seed{seed}")[:LONGEST].rstrip(".")
 
 
 def study_folder(out: str, study: str) -> Path:
@@ -50,4 +54,5 @@ def study_folder(out: str, study: str) -> Path:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text.replace("%", "pct")).strip("-.")
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text.replace("%", "pct")).strip("-.")
+    return f"_{plain}" if _RESERVED.fullmatch(plain) else plain

@@ -42,8 +42,14 @@ from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed
 
 log = logging.getLogger("earlydrop")
 
-_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
-_STOPS = (signal.SIGINT, signal.SIGTERM, *_WARNINGS)
+
+def _signals(*names: str) -> tuple[signal.Signals, ...]:
+    """Those of some signals that this system has."""
+    return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
+
+
+_WARNINGS = _signals("SIGUSR1", "SIGUSR2")
+_STOPS = (signal.SIGINT, signal.SIGTERM, *_WARNINGS, *_signals("SIGBREAK"))  # SIGBREAK: Ctrl-Break on Windows
 
 
 def run(config: Config, in_sweep: bool = False, unused: Iterable[str] = ()) -> dict[str, Any]:
@@ -59,6 +65,11 @@ def run(config: Config, in_sweep: bool = False, unused: Iterable[str] = ()) -> d
     """
     check_parts(config.trainer.accumulate, config.trainer.batch_size, world_size())
     plan = make_plan(config)
+    if world_size() > 1 and plan.device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"device={config.device} is {plan.device.type} here, on which {world_size()} workers cannot reduce their gradients: "
+            "start one process, or set device=cpu"
+        )
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     first = int(os.environ.get("RANK", "0")) == 0

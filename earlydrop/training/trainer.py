@@ -268,9 +268,9 @@ class Trainer:
                 (part if self.group.size == 1 else part * self.group.size).backward()  # workers' gradients are averaged
             loss += part.detach()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        norm = torch.nn.utils.get_total_norm(gradients)
         if config.optim.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.optim.clip, norm, foreach=True)
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.optim.clip, norm)
         if config.optim.l1 is not None or config.optim.l2 is not None:
             add_penalties(self.optimizer, config.optim.l1, config.optim.l2)
         self.optimizer.step()

@@ -120,7 +120,7 @@ def test_a_worker_that_dies_ends_the_others_and_the_run_goes_on_from_its_checkpo
          r"2 workers cannot share the trainer.accumulate=3 parts of a batch equally: start 1 or 3 of them"),
         (["optim.lr=-1"], "optim.lr is -1"),
         (["data=imagefolder", "data.root=/nowhere", "data.train_images=null"], "data.root is '/nowhere'"),
-        (["device=cuda"], "device is 'cuda': not to be had here"),
+        (["device=cuda"], "device=cuda is not available on this machine"),
         (["probe.dataset_limit=64"], "2 workers need 2 of each"),
     ],
 )  # fmt: skip

@@ -51,3 +51,23 @@ def test_bytes_that_are_not_utf8_are_shown():
 def test_values_that_are_not_utf8_are_refused(config, key):
     with pytest.raises(ConfigError, match=rf"{key.replace('__', '.')} is 'caf\\udce9': expected UTF-8"):
         make_plan(config(**{key: "caf\udce9"}))
+
+
+FORBIDDEN = '<>:"/\\|?*'  # in names of files, on Windows
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("early 20%", "early-20pct"),
+        (f"a{FORBIDDEN}b", "a-b"),
+        ("ends with dots...", "ends-with-dots"),
+        ("con", "_con"),
+        ("Aux.1", "_Aux.1"),
+        ("LPT3", "_LPT3"),
+        ("console", "console"),
+        ("com", "com"),
+    ],
+)
+def test_a_name_that_every_system_takes(text, name):
+    assert slug(text, "study") == name

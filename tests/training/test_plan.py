@@ -25,7 +25,7 @@ from earlydrop.training.run import run
         ({"optim__warmup": "101%"}, "optim.warmup"),
         ({"probe__at": ["x"]}, "probe.at"),
         ({"probe__batches": 1}, "probe.batches is 1"),
-        ({"device": "tpu9"}, "device is 'tpu9'"),
+        ({"device": "tpu9"}, "device=tpu9 is not a device that torch knows; on this machine use device=cpu"),
         ({"model__name": "vit_bogus"}, "vit_bogus"),
         ({"data__name": "bogus"}, "bogus"),
         ({"optim__lr": float("nan")}, "optim.lr is nan"),

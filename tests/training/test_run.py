@@ -219,7 +219,7 @@ def test_a_half_line_of_timing_is_cut_off(config, monkeypatch):
             {"model__name": "convnext_femto", "model__hidden": None, "schedule__kind": "path"},
             "'convnext_femto': it cannot take 28-pixel images",
         ),
-        ({"device": "meta"}, "device is 'meta': not to be had here"),
+        ({"device": "meta"}, "device=meta is not available on this machine"),
         ({"threads": 100_000}, "threads is 100000: expected more than 0, and at most"),
         ({"optim__min_lr": 1.0}, "optim.min_lr is 1: expected at most optim.lr"),
         ({"study": "../../x"}, "study is '../../x': expected one plain name"),

@@ -236,8 +236,8 @@ class ArraySource(Source):
             raise ConfigError(
                 f"data.name is {config.name!r}: its training images are all of one grey, so there is nothing to learn from"
             )
-        self._scale = torch.tensor(1 / (255 * spread), dtype=torch.float32, device=device).view(1, -1, 1, 1)
-        self._offset = torch.tensor(mean / spread, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        self._scale = torch.tensor(1 / (255 * spread), dtype=torch.float32).view(1, -1, 1, 1).to(device)
+        self._offset = torch.tensor(mean / spread, dtype=torch.float32).view(1, -1, 1, 1).to(device)
 
     def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
         for key, indices in keyed:

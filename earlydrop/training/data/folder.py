@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
+import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -100,17 +102,35 @@ def _outlive_signals(worker: int) -> None:
 
     signal.signal(signal.SIGTERM, end_later)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+    if sys.platform != "win32" and hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+
+
+def _start_method() -> str:
+    """How workers start: as Python starts processes here, but by spawn where that is forkserver.
+
+    A forked and a spawned process inherit the signal mask of the process that starts them. A process that a fork server forks inherits
+    the server's, which was set when the server was started.
+    """
+    usual = multiprocessing.get_start_method()
+    return "spawn" if usual == "forkserver" else usual
 
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
     """Workers started here inherit the mask, so that no signal can end one before `_outlive_signals` has run in it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
-    try:
+    if sys.platform != "win32" and hasattr(signal, "pthread_sigmask"):
+        if _start_method() == "spawn":  # the first spawn starts Python's resource tracker, which takes away our mask
+            from multiprocessing import resource_tracker
+
+            resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    else:  # Windows has no mask, and no scheduler that sends signals
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _FolderImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -257,8 +277,9 @@ class FolderSource(Source):
             self._images[split], batch_sampler=items,  # type: ignore[arg-type]  # lazily: a long run has many
             num_workers=self.workers, pin_memory=self.device.type == "cuda",
             generator=torch.Generator(), worker_init_fn=_outlive_signals if self.workers else None,
+            multiprocessing_context=_start_method() if self.workers else None,
         )  # fmt: skip
-        with _signals_held():
+        with _signals_held() if self.workers else nullcontext():
             batches: Any = iter(loader)
         try:
             while (batch := next(batches, None)) is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from earlydrop.training.config import ConfigError
-from earlydrop.training.record.folder import write_atomically
+from earlydrop.training.record.files import remove, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,10 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int 
     write_atomically(path.with_suffix(".sha256"), hashlib.sha256(payload).hexdigest().encode())
     write_atomically(path, payload)
     for old in list_checkpoints(folder)[keep:]:
-        old.unlink()
-        old.with_suffix(".sha256").unlink(missing_ok=True)
+        remove(old)  # what stays, since another process reads it, is removed beside the next one
+        remove(old.with_suffix(".sha256"))
     for stale in folder.glob("*.tmp"):
-        stale.unlink()
+        remove(stale)
     return path
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,14 +31,24 @@ def forget_failures(study: Path, sweep: str) -> None:
     for folder in study.glob(f"{_FOLDER}/*"):
         if folder.is_file():  # as they were noted before each sweep had a folder
             folder.unlink(missing_ok=True)
-        elif folder.name != sweep and not _runs(folder.name.partition("-")[0]):
-            shutil.rmtree(folder, ignore_errors=True)
+        elif folder.name != sweep:
+            process = folder.name.partition("-")[0]
+            if not process.isdecimal() or not process_runs(int(process)):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _runs(process: str) -> bool:
+def process_runs(number: int) -> bool:
+    """Whether there is a process of this number."""
+    if sys.platform == "win32":  # where os.kill(number, 0) would send Ctrl-C
+        kernel = ctypes.WinDLL("kernel32")
+        handle = kernel.OpenProcess(0x1000, False, number)  # PROCESS_QUERY_LIMITED_INFORMATION
+        code = ctypes.c_ulong()
+        runs = bool(handle) and bool(kernel.GetExitCodeProcess(handle, ctypes.byref(code))) and code.value == 259  # STILL_ACTIVE
+        kernel.CloseHandle(handle)
+        return runs
     try:
-        os.kill(int(process), 0)
-    except (ValueError, ProcessLookupError):
+        os.kill(number, 0)
+    except ProcessLookupError:
         return False
     except PermissionError:
         return True

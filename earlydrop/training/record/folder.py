@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import filelock
 
 from earlydrop.training.config import Config, ConfigError, keys
+from earlydrop.training.record.files import remove, why, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -24,26 +25,7 @@ STATES = ("running", "finished", "interrupted", "failed")
 TIMING = "timing.jsonl"
 RECORDS = ("config.yaml", "provenance.json", "metrics.jsonl", TIMING)
 """What a finished run's status holds the digests of."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or the next start, sees either the old content or all of the new.
-
-    Args:
-        path: The file.
-        content: Its new content.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
+_LONGEST_NAME = "checkpoints/step-000000000.sha256.tmp"  # of all that a run writes into its folder
 
 
 class RunFolder:
@@ -63,14 +45,15 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = filelock.FileLock(path / ".lock", timeout=-1 if wait else 0)
             self._lock.acquire()
+            trial = path / ("-" * len(_LONGEST_NAME))  # a path that is too long is refused now, not at the first checkpoint
+            trial.touch()
+            remove(trial)
         except filelock.Timeout:
             raise ConfigError(
                 f"another process is working in {path}: wait for it, or give this run another seed, study or out="
             ) from None
         except OSError as error:
-            raise ConfigError(
-                f"out: {path} cannot be written ({error.strerror or error}): give another folder with out="
-            ) from error
+            raise ConfigError(f"out: {path} cannot be written ({why(error)}): give another folder with out=") from error
         self._metrics: BinaryIO | None = None
         self._hash = hashlib.sha256()
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import earlydrop
-from earlydrop.training.record.folder import RunFolder, write_atomically
+from earlydrop.training.record.files import write_atomically
+from earlydrop.training.record.folder import RunFolder
 
 if TYPE_CHECKING:
     from earlydrop.training.plan import Plan
@@ -27,7 +28,9 @@ def _git(*arguments: str) -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout

@@ -1,9 +1,11 @@
+import dataclasses
 import hashlib
 import multiprocessing
 import os
 import shutil
 import signal
 from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -119,16 +121,41 @@ def test_a_broken_image_is_named_in_one_line(tmp_path, workers, content):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_workers_leave_signals_to_the_run(tmp_path):
+@pytest.fixture(params=["fork", "forkserver", "spawn"])
+def start_method(request):
+    """Python's usual start method, which is forkserver from Python 3.14 on, and spawn on macOS and Windows."""
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(usual, force=True)
+
+
+def test_workers_leave_signals_to_the_run(tmp_path, start_method):
     """SLURM sends SIGTERM to the whole group, at any moment: the workers go on giving batches, so the run can save and stop."""
     make_folder(tmp_path)
-    config = DataConfig(name="imagefolder", root=str(tmp_path), image_size=32, workers=2)
-    batches = make_source(config, AugmentConfig(), CPU).batches([(i, torch.arange(4)) for i in range(40)], "train", None)
+    if start_method == "forkserver":  # a server from before our workers, which holds no signal
+        forkserver.ensure_running()
+    if start_method == "spawn":  # the first spawned process of all
+        resource_tracker._resource_tracker._stop()
+    workers = 2 if start_method == "fork" else 1
+    config = DataConfig(name="imagefolder", root=str(tmp_path), image_size=32, workers=workers)
+    keyed = [(i, torch.arange(4)) for i in range(40)]
+    batches = make_source(config, AugmentConfig(), CPU).batches(keyed, "train", (0, "augment"))
     with each_started_worker(lambda worker: os.kill(worker.pid, signal.SIGTERM)):
-        next(batches)
+        given = [next(batches)]
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGTERM)
-    assert len(list(batches)) == 39
+    given += batches
+    alone = make_source(dataclasses.replace(config, workers=0), AugmentConfig(), CPU).batches(keyed, "train", (0, "augment"))
+    assert torch.equal(torch.cat([images for images, _ in given]), torch.cat([images for images, _ in alone]))
+
+
+def test_the_run_has_its_own_mask_back(tmp_path):
+    make_folder(tmp_path)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    config = DataConfig(name="imagefolder", root=str(tmp_path), image_size=32, workers=1)
+    next(make_source(config, AugmentConfig(), CPU).batches([(0, torch.arange(4))], "train", None))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 @contextmanager

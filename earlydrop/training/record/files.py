@@ -1,0 +1,78 @@
+"""Files, written in a way that every operating system allows and that a crash cannot leave half done."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+_WAITS = (0.01, 0.03, 0.1, 0.3, 0.6)  # seconds between tries
+_LONGEST_PATH = 259  # characters, on Windows where long paths are not enabled
+
+
+def replace(new: Path, old: Path) -> None:
+    """Put a file in the place of another.
+
+    Windows refuses this while another process, such as a virus scanner or an editor, has the old file open: it is tried again for a second.
+    """
+    for wait in _WAITS:
+        try:
+            new.replace(old)
+        except PermissionError:
+            time.sleep(wait)
+        else:
+            return
+    new.replace(old)
+
+
+def remove(path: Path) -> bool:
+    """Remove a file, if it is there; tried again as in `replace`.
+
+    Returns:
+        Whether it is gone. A file that another process keeps open on Windows is left.
+    """
+    for wait in (*_WAITS, 0.0):
+        try:
+            path.unlink(missing_ok=True)
+        except PermissionError:
+            time.sleep(wait)
+        else:
+            return True
+    return False
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or the next start, sees either the old content or all of the new.
+
+    Args:
+        path: The file.
+        content: Its new content.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    replace(temporary, path)
+    with suppress(PermissionError):  # Windows does not open folders, and keeps what it renamed
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself
+        finally:
+            os.close(folder)
+
+
+def why(error: OSError, path: Path | None = None) -> str:
+    """Why a file could not be written, in words; of a path that is too long for Windows, that it is.
+
+    Args:
+        error: What was raised.
+        path: The file; by default what the error names.
+    """
+    words = error.strerror or str(error)
+    length = len(os.path.abspath(path if path is not None else error.filename or ""))
+    if length > _LONGEST_PATH and error.errno in (errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG):
+        words += f"; the path has {length} characters, and Windows allows {_LONGEST_PATH}: use a folder with a shorter path"
+    return words

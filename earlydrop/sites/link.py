@@ -10,6 +10,8 @@ import copy
 import copyreg
 import functools
 import inspect
+import sys
+import threading
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from functools import cache
 from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from earlydrop.sites.bank import RateBank
@@ -144,11 +147,42 @@ def check_recomputation(bank: RateBank, index: int) -> None:
     rate = bank.rate(index)
     if torch._C._current_graph_task_id() == -1:
         bank.forward_rates[index] = rate
-    elif bank.forward_rates[index] != rate:
+        if threading.get_ident() != bank.thread:
+            bank.other_thread = True
+        return
+    then = _rate_of_graph(bank, index)
+    if then != rate:
         raise RuntimeError(
-            f"the rate of site {bank.names[index]!r} changed from {bank.forward_rates[index]:g} to {rate:g} between a "
+            f"the rate of site {bank.names[index]!r} changed from {then:g} to {rate:g} between a "
             "forward and its recomputation in the backward: call scheduler.step() after the backward, once per optimizer step"
         )
+
+
+def _rate_of_graph(bank: RateBank, index: int) -> float:
+    """The rate that a site had when the graph was made whose backward is running.
+
+    The node that is running was made by the forward that is now computed again, so its number tells when that was.
+    """
+    node = torch._C._current_autograd_node()
+    if bank.other_thread or node is None:  # numbers of another thread: what is known is the rate of the last forward
+        return bank.forward_rates[index]
+    then = bank.rate_at(index, node._sequence_nr())
+    if then != bank.rate(index) and _recomputing_twice():  # the node was made by a recomputation, which was checked itself
+        return bank.rate(index)
+    return then
+
+
+def _recomputing_twice() -> bool:
+    """Whether a recomputation runs inside another one, as in nested checkpoints with ``use_reentrant=True``."""
+    found = 0
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and found < 2:
+        found += frame.f_code is _RECOMPUTING
+        frame = frame.f_back
+    return found == 2
+
+
+_RECOMPUTING = torch.utils.checkpoint.CheckpointFunction.backward.__code__
 
 
 def _rate_property(attribute: str) -> property:
@@ -159,6 +193,8 @@ def _rate_property(attribute: str) -> property:
             if self.training and bank.on:
                 refuse(bank.names[index], link.name.rpartition(".")[0], f"a module that reads {link.original.__name__}.{attribute}")
             return 0.0  # not used: evaluating, or off
+        if self.training and torch._C._current_graph_task_id() != -1:  # a container that reads it has no forward to check it
+            check_recomputation(bank, index)
         return bank.rate(index)
 
     def write(self: nn.Module, value: float) -> None:

@@ -13,6 +13,7 @@ from earlydrop.sites.bank import RateBank
 from earlydrop.sites.choose import SiteChoice, choose_sites, undriven_plain
 from earlydrop.sites.drive import drive, is_driven_by, unlink_all
 from earlydrop.sites.find import Site
+from earlydrop.sites.unwrap import renamed
 
 MASKS = ("native", "fast")
 
@@ -144,6 +145,7 @@ class DropoutScheduler:
             raise ValueError(f"step in the state is {step!r}: expected a number of optimizer steps, 0 or more")
         bank = self._driving()
         here = dict(zip(bank.names, bank.base_rates, strict=True))
+        base_rates = renamed(base_rates, here)
         if here != base_rates:
             differing = sorted(n for n in here.keys() | base_rates.keys() if here.get(n) != base_rates.get(n))
             name = differing[0]

@@ -19,9 +19,8 @@ from earlydrop.distance import refuse_sharded
 from earlydrop.gradients.measures import GradientReport
 from earlydrop.gradients.sums import GradientSums, MeanGradient
 from earlydrop.sites.drive import sites_off
-from earlydrop.sites.find import clean
 from earlydrop.sites.traceless import leave_no_trace
-from earlydrop.sites.unwrap import unwrap
+from earlydrop.sites.unwrap import named_modules, unwrap
 from earlydrop.sites.watch import watch
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def _check_nothing_drops(module: nn.Module, loss_fn: LossFunction, batch: Any) -
         loss = loss_fn(module, batch)
     left = [draw for draw in seen.finish(loss) if draw.module is not None or draw.rate is not None]
     if left:
-        names = {id(each): clean(name) or "the model" for name, each in inner.named_modules()}
+        names = {id(each): name or "the model" for name, each in named_modules(inner)}
         found = sorted({f"{draw.operation} in {names.get(id(draw.module), 'loss_fn')} ({draw.where})" for draw in left})
         raise RuntimeError(
             f"with every site off something still drops: {'; '.join(found[:4])}{'; ...' if len(found) > 4 else ''}. The whole-dataset "

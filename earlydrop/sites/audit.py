@@ -14,10 +14,10 @@ from torch import nn
 
 from earlydrop.sites.choose import KINDS
 from earlydrop.sites.drive import sites_at_base
-from earlydrop.sites.find import Site, clean, find_sites
+from earlydrop.sites.find import Site, find_sites
 from earlydrop.sites.link import banks_of, rate_of
 from earlydrop.sites.traceless import leave_no_trace
-from earlydrop.sites.unwrap import unwrap
+from earlydrop.sites.unwrap import named_modules, unwrap
 from earlydrop.sites.watch import Draw, watch
 
 
@@ -122,7 +122,7 @@ def audit(model: nn.Module, inputs: Any, kind: str = "all") -> Audit:
     off = [site for site in off if kind in ("all", site.kind)]
     built, left = _run(inner, inputs, None), _run(inner, inputs, off)
     rows = _rows(inner, kind, sites, off, built, left)
-    scripted = [clean(name) for name, module in inner.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    scripted = [name for name, module in named_modules(inner) if isinstance(module, torch.jit.ScriptModule)]
     outermost = [name for name in scripted if name.rpartition(".")[0] not in scripted or name == ""]
     return Audit(type(inner).__name__, kind, rows, tuple(name or type(inner).__name__ for name in outermost))
 
@@ -161,7 +161,7 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 
 def _rows(model: nn.Module, kind: str, sites: list[Site], off: list[Site], built: list[Draw], left: list[Draw]) -> tuple[Drop, ...]:
-    names = {id(module): clean(name) for name, module in model.named_modules()}
+    names = {id(module): name for name, module in named_modules(model)}
     by_module: dict[int, list[Site]] = {}
     for each in sites:
         by_module.setdefault(id(each.module), []).append(each)

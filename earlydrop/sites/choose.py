@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
-from earlydrop.sites.find import Site, all_rates, clean, find_sites, in_known_library
-from earlydrop.sites.unwrap import unwrap
+from earlydrop.sites.find import Site, all_rates, find_sites, in_known_library
+from earlydrop.sites.unwrap import named_modules, unwrap
 
 KINDS = ("unit", "path", "all")
 SiteChoice = str | Iterable[str] | Callable[[str, nn.Module], bool]
@@ -122,10 +122,10 @@ def _matches(site: Site, pattern: str) -> bool:
 def _second_name(model: nn.Module, found: list[Site], pattern: str) -> str:
     """What to say of a pattern that names a shared module by another name than its first."""
     sites = {id(site.module): site for site in found}
-    for name, module in unwrap(model).named_modules(remove_duplicate=False):
-        if id(module) in sites and fnmatch.fnmatchcase(clean(name), pattern):
+    for name, module in named_modules(unwrap(model), remove_duplicate=False):
+        if id(module) in sites and fnmatch.fnmatchcase(name, pattern):
             first = sites[id(module)].name
-            return f". {clean(name)!r} is the same module as {first!r}, used a second time: one module has one rate, so name it {first!r}"
+            return f". {name!r} is the same module as {first!r}, used a second time: one module has one rate, so name it {first!r}"
     return ""
 
 

@@ -20,7 +20,7 @@ from earlydrop.sites.families import PATH_NAMES, PLAIN_LIBRARIES, covered, famil
 from earlydrop.sites.held import PREFIX, stored_rate
 from earlydrop.sites.link import COPIED_BASE, original_class, rate_of
 from earlydrop.sites.reads import reads
-from earlydrop.sites.unwrap import unwrap
+from earlydrop.sites.unwrap import named_modules, unwrap
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Site:
     """One drop rate in a model.
 
     Attributes:
-        name: The module's dotted name; with ``.attribute`` behind it where one module has several rates or the rate is a plain
-            attribute that its forward reads.
+        name: The module's dotted name in the model as it was built, without wrappers; with ``.attribute``
+            behind it where one module has several rates or the rate is a plain attribute that its forward
+            reads.
         module: The module that drops.
         attribute: The attribute that holds the rate; ``"config.dropout"`` where the module reads it from its config.
         kind: ``"unit"`` or ``"path"``.
@@ -70,7 +71,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     name that the module's code reads after building is a site too. Scripted modules have none: `earlydrop.audit` names them.
 
     Args:
-        model: Any module. Wrappers (DistributedDataParallel, torch.compile) are looked through.
+        model: Any module. Wrappers (DistributedDataParallel, FSDP, torch.compile, checkpointing) are looked through.
 
     Returns:
         The sites; empty if there are none.
@@ -104,12 +105,15 @@ def all_rates(model: nn.Module) -> Iterator[Site]:
     """
     inner = unwrap(model)
     parents = {
-        id(child): (module, key) for module in inner.modules() for key, child in module._modules.items() if child is not None
+        id(unwrap(child)): (module, key)
+        for module in inner.modules()
+        if unwrap(module) is module
+        for key, child in module._modules.items()
+        if child is not None
     }
-    for name, module in inner.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
+    for name, module in named_modules(inner):
+        if isinstance(module, torch.jit.ScriptModule) or unwrap(module) is not module:
             continue
-        name = clean(name)
         family = family_of(module)
         attributes = family.attributes if family else ()
         if family is not None:
@@ -132,18 +136,6 @@ def all_rates(model: nn.Module) -> Iterator[Site]:
 def _read_from_config(cls: type) -> tuple[str, ...]:
     """What looks like a rate among the entries of its config that a class reads after building."""
     return tuple(sorted(chain for chain in reads(cls) if chain.startswith(PREFIX) and "drop" in chain and chain.count(".") == 1))
-
-
-def clean(name: str) -> str:
-    """A module's name without what torch.compile puts into it.
-
-    Args:
-        name: A dotted name.
-
-    Returns:
-        The name in the model as it was built.
-    """
-    return name.replace("_orig_mod.", "").removesuffix("._orig_mod")
 
 
 def _read(module: nn.Module, attribute: str, parent: nn.Module | None, key: str) -> bool:

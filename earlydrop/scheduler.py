@@ -10,7 +10,7 @@ from torch import nn
 
 from earlydrop.schedules import Schedule, check_rate
 from earlydrop.sites.bank import RateBank
-from earlydrop.sites.choose import SiteChoice, choose_sites, undriven_plain
+from earlydrop.sites.choose import SiteChoice, choose_sites, undrivable, undriven
 from earlydrop.sites.drive import drive, is_driven_by, unlink_all
 from earlydrop.sites.find import Site
 from earlydrop.sites.unwrap import renamed
@@ -30,8 +30,8 @@ class DropoutScheduler:
         schedule: A schedule in steps (see `earlydrop.early` and the others), or any function from the step to a rate in [0, 1).
         kind: ``"unit"`` (dropout), ``"path"`` (stochastic depth) or ``"all"``.
         sites: Which sites of that kind: None for those that were built with a rate above 0, else names, globs or a predicate
-            ``(name, module) -> bool``. A plain float attribute that looks like a rate, above 0, in a module of another library than
-            transformers, timm and torchvision is not driven by default: a warning names it. `earlydrop.audit` tells what a model drops.
+            ``(name, module) -> bool``. What only looks like a rate above 0 (`earlydrop.find_sites` says what does) is not
+            driven by default: a warning names it. `earlydrop.audit` tells what a model drops.
         masks: ``"native"`` draws masks with torch's own kernels. ``"fast"`` draws those of nn.Dropout layers from 16-bit numbers, about
             three times as fast on a CPU: the same distribution with the rate rounded to 1/65,536, other random numbers. It is for eager
             mode, and for compiled graphs on a CPU (from torch 2.14 on). timm's fused attention then gives way to the plain path while
@@ -74,7 +74,7 @@ class DropoutScheduler:
         self._step = 0
         self._bank.set(first)
         if sites is None:
-            _warn_of(undriven_plain(model, kind, self.sites))
+            _warn_of(undriven(model, kind, self.sites), undrivable(model, kind))
 
     @property
     def last_rate(self) -> float:
@@ -176,13 +176,30 @@ def _rises(schedule: Schedule | Callable[[int], float]) -> bool:
         return False
 
 
-def _warn_of(undriven: list[Site]) -> None:
-    if undriven:
-        found = ", ".join(f"{site.name}={site.base_rate:g}" for site in undriven[:6]) + (", ..." if len(undriven) > 6 else "")
-        patterns = sorted({f"*.{site.attribute}" if "." in site.name else site.name for site in undriven})
+def _warn_of(named: list[Site], tuples: list[str]) -> None:
+    if named:
+        found = ", ".join(f"{_spelled(site)}={site.base_rate:g}" for site in named[:6]) + (", ..." if len(named) > 6 else "")
+        patterns = sorted({_pattern(site) for site in named})
         warnings.warn(
             f"not driven, though it looks like a drop rate: {found}. sites= drives it by name, besides what is driven by default: "
             f"sites=[s.name for s in earlydrop.find_sites(model) if s.base_rate > 0] + {patterns!r}; "
             "earlydrop.audit(model, inputs) shows whether it drops",
             stacklevel=3,
         )
+    if tuples:
+        warnings.warn(
+            f"not driven, since a rate in a tuple or a list cannot be: {', '.join(tuples[:6])}{', ...' if len(tuples) > 6 else ''}. "
+            "Hold each rate in a float attribute of the layer that it is for, or build the model with rates of 0 there",
+            stacklevel=3,
+        )
+
+
+def _spelled(site: Site) -> str:
+    """A site's name with its attribute."""
+    named = site.plain or f".{site.name}".endswith(f".{site.attribute}")
+    return site.name if named else f"{site.name}.{site.attribute}"
+
+
+def _pattern(site: Site) -> str:
+    """What drives a site that has to be named: a plain rate together with those like it, a layer alone."""
+    return f"*.{site.attribute}" if site.plain and "." in site.name else site.name

@@ -151,6 +151,10 @@ class Watch(TorchDispatchMode):
                 self._followed.pop(tensor, None)
         elif results and not others and isinstance(result, Tensor):
             self._followed[result] = _Followed(results, list(draws))
+        elif results and not others and isinstance(result, (list, tuple)) and len(_tensors(result)) == len(result):
+            # taken apart, as by a loop over them
+            for each, values in zip(result, zip(*results, strict=True), strict=True):
+                self._followed[each] = _Followed(list(values), list(draws))
         else:
             for draw in draws:
                 draw.matters = True

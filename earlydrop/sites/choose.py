@@ -44,7 +44,7 @@ def choose_sites(model: nn.Module, kind: str = "unit", sites: SiteChoice | None 
     if callable(sites):
         chosen = [site for site in found if sites(site.name, site.module)]
         if not chosen:
-            raise ValueError(f"sites: the predicate chose none of the {len(found)} {kind} sites: {_some(found)}")
+            raise ValueError(f"sites: the predicate chose none of the {len(found)} {_called(kind)}sites: {_some(found)}")
     else:
         patterns = [sites] if isinstance(sites, str) else list(sites)
         chosen = _without_plain_zeros(_match(model, kind, found, patterns), patterns)
@@ -121,7 +121,7 @@ def _match(model: nn.Module, kind: str, found: list[Site], patterns: list[str]) 
         matches += [site for site in doubtful if _asks_for(site, pattern)]
         if not matches:
             raise ValueError(
-                f"sites: {pattern!r} matches none of the {len(found)} {kind} sites: {_some(found + doubtful)}"
+                f"sites: {pattern!r} matches none of the {len(found)} {_called(kind)}sites: {_some(found + doubtful)}"
                 + _second_name(model, found, pattern)
             )
         chosen |= {site.name: site for site in matches}
@@ -154,6 +154,11 @@ def _second_name(model: nn.Module, found: list[Site], pattern: str) -> str:
     return ""
 
 
+def _called(kind: str) -> str:
+    """What a kind's sites are called: ``"unit "``, ``"path "``, or nothing."""
+    return "" if kind == "all" else f"{kind} "
+
+
 def _some(sites: list[Site]) -> str:
     names = [site.name for site in sites[:6]]
     return (", ".join(names) + (", ..." if len(sites) > 6 else "")) or "there are none"
@@ -168,7 +173,7 @@ def _nothing_to_drive(model: nn.Module, kind: str, found: list[Site]) -> str:
     remedy = "; ".join(text for key, text in build.items() if kind in (key, "all"))
     if found:
         return (
-            f"all {len(found)} {kind} sites of {name} were built with rate 0, so nothing says which to drive: build the model with "
+            f"all {len(found)} {_called(kind)}sites of {name} were built with rate 0, so nothing says which to drive: build the model with "
             f"the peak rate ({remedy}), or choose sites yourself: sites='*' drives all of them ({_some(found)})"
         )
     other = sorted({site.kind for site in find_sites(model)})
@@ -180,6 +185,6 @@ def _nothing_to_drive(model: nn.Module, kind: str, found: list[Site]) -> str:
     if tuples:
         hint += f" {tuples[0]} are rates in a tuple, which cannot be driven: hold each in an attribute of the layer that it is for."
     return (
-        f"{name} has no {kind} site to drive (a layer built with rate 0 may be an nn.Identity, which can never drop): "
+        f"{name} has no {_called(kind)}site to drive (a layer built with rate 0 may be an nn.Identity, which can never drop): "
         f"build the model with the peak rate ({remedy}).{hint}"
     )

@@ -43,6 +43,7 @@ class Draw:
         rate: The rate that the operation was given, if it was given one.
         matters: Whether the result depends on what was drawn.
         followed: Whether something was computed from the numbers.
+        elements: Whether the numbers of one sample differ, so that units are dropped and not the whole sample.
     """
 
     module: nn.Module | None
@@ -51,6 +52,7 @@ class Draw:
     rate: float | None = None
     matters: bool = False
     followed: bool = False
+    elements: bool = False
 
 
 @dataclass
@@ -109,6 +111,7 @@ class Watch(TorchDispatchMode):
         if not drops:
             return
         draw = self.note(name.strip("_"), rate)
+        draw.elements = any(size > 1 for tensor in _tensors(result) for size in tensor.shape[1:])
         values_of = extremes(name, values, result) if rate is None else None
         if values_of is None:
             draw.matters = True

@@ -73,7 +73,8 @@ def _plan(model: nn.Module, sites: list[Site], bank: RateBank) -> dict[nn.Module
                 continue
             timm_attention = key == "attn_drop" and "fused_attn" in module.__dict__
             used = reads(original_class(module))
-            read = [rate for attribute, rate in driven[child].items() if f"{key}.{attribute}" in used]
+            container = original_class(child).forward is nn.Module.forward  # it drops while the module around it goes through it
+            read = [rate for attribute, rate in driven[child].items() if container or f"{key}.{attribute}" in used]
             if read or timm_attention:
                 planned = plan.setdefault(module, _Plan([], {}, []))
                 planned.reads.extend(read or driven[child].values())

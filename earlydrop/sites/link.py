@@ -19,6 +19,7 @@ from functools import cache
 from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
+import torch._compile
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
@@ -59,6 +60,10 @@ class Link:
     def all_rates(self) -> tuple[Rate, ...]:
         return (*self.rates.values(), *self.reads)
 
+    def changing(self) -> bool:
+        """Whether one of its rates is on, or will be."""
+        return any(rate.bank.on or rate.bank.rises for rate in self.all_rates)
+
 
 def refuse(rate: str, module: str, layer: str) -> NoReturn:
     path = f"model.get_submodule({module!r})" if module else "model"
@@ -73,6 +78,24 @@ def refuse(rate: str, module: str, layer: str) -> NoReturn:
 # What torch.compiler.disable() would set, without importing the compiler for it: tracing stops here, so that the error is raised.
 refuse._torchdynamo_disable = True  # type: ignore[attr-defined]
 refuse._torchdynamo_disable_msg = "earlydrop: this drop rate cannot change inside a compiled graph"  # type: ignore[attr-defined]
+
+
+# Whether torch.compile watches the calls of a frame that it left to Python, as it does after a graph break: what that frame calls would
+# be compiled by itself, with the rate as a constant.
+compiler_watches: Callable[[], object] = torch._C._dynamo.eval_frame.get_eval_frame_callback
+
+
+@torch._compile._disable_dynamo  # torch.compiler.disable(), without importing the compiler before something is compiled
+def outside_the_graph(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a driven module in eager mode, where tracing stops."""
+    return type(module).forward(module, *args, **kwargs)
+
+
+outside_the_graph._torchdynamo_disable = True  # type: ignore[attr-defined]
+outside_the_graph._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+    "earlydrop: this module hands a drop rate to a kernel as a Python float, so while the rate changes it runs outside of the graph: leave "
+    "out fullgraph=True, choose other sites with sites=, or replace the module by one that calls an nn.Dropout"
+)
 
 
 class Scheduled:
@@ -190,7 +213,7 @@ def _rate_property(attribute: str) -> property:
         link: Link = self.__dict__[LINK]
         bank, index = link.rates[attribute]
         if torch.compiler.is_compiling():
-            if self.training and bank.on:
+            if self.training and (bank.on or bank.rises):
                 refuse(bank.names[index], link.name.rpartition(".")[0], f"a module that reads {link.original.__name__}.{attribute}")
             return 0.0  # not used: evaluating, or off
         if self.training and torch._C._current_graph_task_id() != -1:  # a container that reads it has no forward to check it

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from earlydrop.exact import brought_home, exact_norm
-from earlydrop.sites.find import clean
-from earlydrop.sites.unwrap import unwrap
+from earlydrop.sites.unwrap import clean, named_parameters, unwrap
 
 ModelOrState = nn.Module | Mapping[str, Tensor]
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's buffers, which are not parameters
@@ -22,15 +21,17 @@ def _parameters(model: ModelOrState) -> dict[str, Tensor]:
         model = unwrap(model)
         while isinstance(model, AveragedModel):
             model = unwrap(model.module)
-        found = {clean(name): p.detach() for name, p in model.named_parameters()}
+        found = {name: p.detach() for name, p in named_parameters(model)}
     elif isinstance(model, Mapping):
         found = {
-            name.replace("_orig_mod.", "").removeprefix("module."): value.detach()
+            clean(name): value.detach()
             for name, value in model.items()
             if isinstance(value, Tensor)
             and (value.is_floating_point() or value.is_complex())
             and name.rpartition(".")[2] not in _STATISTICS
         }
+        if all(name.startswith("module.") for name in found):  # saved with DistributedDataParallel around it
+            found = {name.removeprefix("module."): value for name, value in found.items()}
     else:
         raise ValueError(f"expected a module or a state dict, got {type(model).__name__}")
     refuse_sharded(

@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 
 from earlydrop.schedules import Schedule, check_rate
 from earlydrop.sites.bank import RateBank
-from earlydrop.sites.choose import SiteChoice, choose_sites, undriven_plain
+from earlydrop.sites.choose import SiteChoice, choose_sites, undrivable, undriven
 from earlydrop.sites.drive import drive, is_driven_by, unlink_all
 from earlydrop.sites.find import Site
+from earlydrop.sites.unwrap import renamed
 
 MASKS = ("native", "fast")
 SAVED = "earlydrop"
@@ -33,8 +34,8 @@ class DropoutScheduler:
         schedule: A schedule in steps (see `earlydrop.early` and the others), or any function from the step to a rate in [0, 1).
         kind: ``"unit"`` (dropout), ``"path"`` (stochastic depth) or ``"all"``.
         sites: Which sites of that kind: None for those that were built with a rate above 0, else names, globs or a predicate
-            ``(name, module) -> bool``. A plain float attribute that looks like a rate, above 0, in a module of another library than
-            transformers, timm and torchvision is not driven by default: a warning names it. `earlydrop.audit` tells what a model drops.
+            ``(name, module) -> bool``. What only looks like a rate above 0 (`earlydrop.find_sites` says what does) is not
+            driven by default: a warning names it. `earlydrop.audit` tells what a model drops.
         masks: ``"native"`` draws masks with torch's own kernels. ``"fast"`` draws those of nn.Dropout layers from 16-bit numbers, about
             three times as fast on a CPU: the same distribution with the rate rounded to 1/65,536, other random numbers. It is for eager
             mode, and for compiled graphs on a CPU (from torch 2.14 on). timm's fused attention then gives way to the plain path while
@@ -78,7 +79,7 @@ class DropoutScheduler:
         self._handles: list[Any] = []  # of the hooks on an attached optimizer
         self._bank.set(first)
         if sites is None:
-            _warn_of(undriven_plain(model, kind, self.sites))
+            _warn_of(undriven(model, kind, self.sites), undrivable(model, kind))
 
     @property
     def last_rate(self) -> float:
@@ -152,7 +153,8 @@ class DropoutScheduler:
         saved = state.get(SAVED)
         if not saved or not self._drives():
             return
-        ours = [each for each in saved if each.get("base_rates") == self._base_rates()]
+        here = self._base_rates()
+        ours = [each for each in saved if renamed(each.get("base_rates", {}), here) == here]
         self.load_state_dict((ours or saved)[0])  # of other sites: refused there, with the site that differs
 
     def set_step(self, step: int) -> None:
@@ -205,6 +207,7 @@ class DropoutScheduler:
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"step in the state is {step!r}: expected a number of optimizer steps, 0 or more")
         here = self._base_rates()
+        base_rates = renamed(base_rates, here)
         if here != base_rates:
             differing = sorted(n for n in here.keys() | base_rates.keys() if here.get(n) != base_rates.get(n))
             name = differing[0]
@@ -266,13 +269,30 @@ def _rises(schedule: Schedule | Callable[[int], float]) -> bool:
         return False
 
 
-def _warn_of(undriven: list[Site]) -> None:
-    if undriven:
-        found = ", ".join(f"{site.name}={site.base_rate:g}" for site in undriven[:6]) + (", ..." if len(undriven) > 6 else "")
-        patterns = sorted({f"*.{site.attribute}" if "." in site.name else site.name for site in undriven})
+def _warn_of(named: list[Site], tuples: list[str]) -> None:
+    if named:
+        found = ", ".join(f"{_spelled(site)}={site.base_rate:g}" for site in named[:6]) + (", ..." if len(named) > 6 else "")
+        patterns = sorted({_pattern(site) for site in named})
         warnings.warn(
             f"not driven, though it looks like a drop rate: {found}. sites= drives it by name, besides what is driven by default: "
             f"sites=[s.name for s in earlydrop.find_sites(model) if s.base_rate > 0] + {patterns!r}; "
             "earlydrop.audit(model, inputs) shows whether it drops",
             stacklevel=3,
         )
+    if tuples:
+        warnings.warn(
+            f"not driven, since a rate in a tuple or a list cannot be: {', '.join(tuples[:6])}{', ...' if len(tuples) > 6 else ''}. "
+            "Hold each rate in a float attribute of the layer that it is for, or build the model with rates of 0 there",
+            stacklevel=3,
+        )
+
+
+def _spelled(site: Site) -> str:
+    """A site's name with its attribute."""
+    named = site.plain or f".{site.name}".endswith(f".{site.attribute}")
+    return site.name if named else f"{site.name}.{site.attribute}"
+
+
+def _pattern(site: Site) -> str:
+    """What drives a site that has to be named: a plain rate together with those like it, a layer alone."""
+    return f"*.{site.attribute}" if site.plain and "." in site.name else site.name

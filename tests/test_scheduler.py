@@ -1,5 +1,6 @@
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -341,6 +342,109 @@ def test_a_rate_that_changes_before_the_recomputation_raises(name, rates, reentr
     scheduler.rates  # noqa: B018
     with pytest.raises(RuntimeError, match=r"step\(\) after the backward"):
         y.backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("rates", [(0.3, 0.1), (0.3, 0.0), (0.0, 0.3)])
+@pytest.mark.parametrize("name", CHECKPOINTED)
+def test_a_later_forward_does_not_hide_the_change(name, rates, reentrant):
+    model = CHECKPOINTED[name]()
+    scheduler = DropoutScheduler(model, lambda step: rates[step], sites="*.rate_to_drop" if name == "plain" else None)
+    x = torch.randn(4, 3, 6, requires_grad=True)
+
+    def forward(x):
+        y = model(x)
+        return (y[0] if isinstance(y, tuple) else y).square().sum()
+
+    first = checkpoint(forward, x, use_reentrant=reentrant)
+    scheduler.step()
+    second = checkpoint(forward, x, use_reentrant=reentrant)
+    second.backward()  # each graph has its rate
+    with pytest.raises(RuntimeError, match=r"step\(\) after the backward"):
+        first.backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_graphs_are_told_apart_whatever_their_order(reentrant):
+    rates = (0.3, 0.1, 0.3, 0.3)
+    model = CHECKPOINTED["dropout"]()
+    scheduler = DropoutScheduler(model, lambda step: rates[step])
+    x = torch.randn(4, 6, requires_grad=True)
+    graphs = []
+    for _ in rates[1:]:
+        graphs.append(checkpoint(model, x, use_reentrant=reentrant).sum())
+        scheduler.step()
+    graphs[2].backward()
+    graphs[0].backward()  # the rate is the same again
+    with pytest.raises(RuntimeError, match=r"changed from 0\.1 to 0\.3"):
+        graphs[1].backward()
+
+
+def test_a_graph_from_before_the_scheduler_is_refused_too():
+    model = CHECKPOINTED["dropout"]()
+    x = torch.randn(4, 6, requires_grad=True)
+    y = checkpoint(model, x, use_reentrant=False).sum()
+    DropoutScheduler(model, constant(0.1))
+    with pytest.raises(RuntimeError, match=r"changed from 0\.3 to 0\.1"):
+        y.backward()
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(True, True), (True, False), (False, True), (False, False)])
+def test_checkpoints_inside_checkpoints_recompute_as_they_ran(inner, outer):
+    model = CHECKPOINTED["dropout"]()
+    scheduler = DropoutScheduler(model, early(0.5, 5))
+    x = torch.randn(4, 6, requires_grad=True)
+
+    def nested(x):
+        return checkpoint(model, x, use_reentrant=inner) + 1
+
+    for _ in range(3):
+        checkpoint(nested, x, use_reentrant=outer).sum().backward()
+        scheduler.step()
+    stale = checkpoint(nested, x, use_reentrant=outer).sum()
+    scheduler.step()
+    checkpoint(nested, x, use_reentrant=outer).sum().backward()
+    with pytest.raises(RuntimeError, match=r"step\(\) after the backward"):
+        stale.backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_forwards_in_other_threads_are_not_refused_without_reason(reentrant):
+    """As in DataParallel: autograd numbers the nodes of each thread from 0."""
+    model = CHECKPOINTED["dropout"]()
+    scheduler = DropoutScheduler(model, early(0.5, 9))
+    x = torch.randn(4, 6, requires_grad=True)
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(4):
+            (x * 1).sum()  # nodes of this thread only
+            pool.submit(lambda: checkpoint(model, x, use_reentrant=reentrant).sum()).result().backward()
+            scheduler.step()
+        y = pool.submit(lambda: checkpoint(model, x, use_reentrant=reentrant).sum()).result()
+        scheduler.step()
+        with pytest.raises(RuntimeError, match=r"step\(\) after the backward"):
+            y.backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_scheduler_that_moves_to_another_thread_sees_its_graphs(reentrant):
+    model = CHECKPOINTED["dropout"]()
+    x = torch.randn(4, 6, requires_grad=True)
+    for _ in range(50):
+        x = x * 1  # this thread's numbers are above the other's
+    scheduler = DropoutScheduler(model, early(0.5, 9))
+
+    def train():
+        for _ in range(3):
+            checkpoint(model, x.detach().requires_grad_(), use_reentrant=reentrant).sum().backward()
+            scheduler.step()
+        first = checkpoint(model, x.detach().requires_grad_(), use_reentrant=reentrant).sum()
+        scheduler.step()
+        checkpoint(model, x.detach().requires_grad_(), use_reentrant=reentrant).sum().backward()
+        with pytest.raises(RuntimeError, match=r"step\(\) after the backward"):
+            first.backward()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train).result()
 
 
 @pytest.mark.parametrize("name", CHECKPOINTED)

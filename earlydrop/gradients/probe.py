@@ -19,9 +19,8 @@ from earlydrop.distance import refuse_sharded
 from earlydrop.gradients.measures import GradientReport
 from earlydrop.gradients.sums import GradientSums, MeanGradient
 from earlydrop.sites.drive import sites_off
-from earlydrop.sites.find import clean
 from earlydrop.sites.traceless import leave_no_trace
-from earlydrop.sites.unwrap import unwrap
+from earlydrop.sites.unwrap import named_modules, unwrap
 from earlydrop.sites.watch import watch
 
 if TYPE_CHECKING:
@@ -59,7 +58,8 @@ def probe(
     Raises:
         ValueError: A one-shot iterator as ``dataset``, fewer than two batches, a gradient that is zero or not finite, a loss that is not
             a scalar, sharded parameters (FSDP2).
-        RuntimeError: The model still drops with every site off, so that there is no one whole-dataset gradient; it says where.
+        RuntimeError: The model still drops with every site off, so that there is no one whole-dataset gradient; it says where. Or it
+            uses activation checkpointing with ``use_reentrant=True``.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
     >>> data = [(torch.randn(16, 4), torch.randint(2, (16,))) for _ in range(8)]
@@ -84,6 +84,7 @@ def probe(
     named = dict(unwrap(module).named_parameters())
     refuse_sharded(named, "the probe", "use DistributedDataParallel, or probe a whole copy in one process")
     count = images_in or batch_images
+    looked_at: list[Tensor] = []
 
     def gradient(batch: Any) -> tuple[Tensor | None, ...]:
         loss = loss_fn(module, batch)
@@ -91,6 +92,9 @@ def probe(
             raise ValueError(
                 f"loss_fn returned {_describe(loss)}: expected the batch's mean loss, a scalar tensor that depends on the parameters"
             )
+        if not looked_at:
+            _refuse_reentrant(loss)
+            looked_at.append(loss.detach())
         # Not backward(): no .grad is touched and no hook of DDP or of an optimizer fires.
         return torch.autograd.grad(loss.reshape(()), parameters, allow_unused=True)
 
@@ -114,6 +118,24 @@ def probe(
     return sums.report()
 
 
+def _refuse_reentrant(loss: Tensor) -> None:
+    """Refuse a graph with a checkpoint that gives gradients to backward() alone: those of its parameters would be missing."""
+    waiting = [loss.grad_fn]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            raise RuntimeError(
+                "the probe cannot measure a model with activation checkpointing of the kind use_reentrant=True, whose gradients only "
+                "backward() gives: checkpoint with use_reentrant=False (transformers: model.gradient_checkpointing_enable("
+                'gradient_checkpointing_kwargs={"use_reentrant": False})), or switch checkpointing off while probing'
+            )
+        waiting.extend(following for following, _ in node.next_functions)
+
+
 def _check_nothing_drops(module: nn.Module, loss_fn: LossFunction, batch: Any) -> None:
     """Refuse a model that drops though every site is off: its gradient would depend on the seed."""
     inner = unwrap(module)
@@ -121,7 +143,7 @@ def _check_nothing_drops(module: nn.Module, loss_fn: LossFunction, batch: Any) -
         loss = loss_fn(module, batch)
     left = [draw for draw in seen.finish(loss) if draw.module is not None or draw.rate is not None]
     if left:
-        names = {id(each): clean(name) or "the model" for name, each in inner.named_modules()}
+        names = {id(each): name or "the model" for name, each in named_modules(inner)}
         found = sorted({f"{draw.operation} in {names.get(id(draw.module), 'loss_fn')} ({draw.where})" for draw in left})
         raise RuntimeError(
             f"with every site off something still drops: {'; '.join(found[:4])}{'; ...' if len(found) > 4 else ''}. The whole-dataset "

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from earlydrop.sites.layers import released
-from earlydrop.sites.link import LINK, Link, Scheduled, check_recomputation
+from earlydrop.sites.link import LINK, Link, Scheduled, check_recomputation, compiler_watches, outside_the_graph
 
 
 class Attention(Scheduled):
@@ -24,6 +24,8 @@ class Attention(Scheduled):
         if link is None:
             return released(self, *args, **kwargs)
         if self.training and not torch.compiler.is_compiling():
+            if compiler_watches():
+                return outside_the_graph(self, *args, **kwargs)
             for rate in link.reads:
                 check_recomputation(rate.bank, rate.place)
         return super().forward(*args, **kwargs)  # type: ignore[misc]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,10 @@ from torch import nn
 
 from earlydrop.sites.choose import KINDS
 from earlydrop.sites.drive import sites_at_base
-from earlydrop.sites.find import Site, clean, find_sites
+from earlydrop.sites.find import Site, all_rates, find_sites
 from earlydrop.sites.link import banks_of, rate_of
 from earlydrop.sites.traceless import leave_no_trace
-from earlydrop.sites.unwrap import unwrap
+from earlydrop.sites.unwrap import named_modules, unwrap
 from earlydrop.sites.watch import Draw, watch
 
 
@@ -116,13 +116,14 @@ def audit(model: nn.Module, inputs: Any, kind: str = "all") -> Audit:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is {type(model).__name__}: expected a torch.nn.Module")
     inner = unwrap(model)
-    sites = find_sites(inner)
+    every = list(all_rates(inner))
+    sites = [site for site in every if not site.doubtful or site.driven]
     driven = [site for site in sites if site.driven]
     off = driven or [site for site in sites if site.base_rate > 0]
     off = [site for site in off if kind in ("all", site.kind)]
     built, left = _run(inner, inputs, None), _run(inner, inputs, off)
-    rows = _rows(inner, kind, sites, off, built, left)
-    scripted = [clean(name) for name, module in inner.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    rows = _rows(inner, kind, every, off, built, left)
+    scripted = [name for name, module in named_modules(inner) if isinstance(module, torch.jit.ScriptModule)]
     outermost = [name for name in scripted if name.rpartition(".")[0] not in scripted or name == ""]
     return Audit(type(inner).__name__, kind, rows, tuple(name or type(inner).__name__ for name in outermost))
 
@@ -161,10 +162,9 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 
 def _rows(model: nn.Module, kind: str, sites: list[Site], off: list[Site], built: list[Draw], left: list[Draw]) -> tuple[Drop, ...]:
-    names = {id(module): clean(name) for name, module in model.named_modules()}
-    by_module: dict[int, list[Site]] = {}
-    for each in sites:
-        by_module.setdefault(id(each.module), []).append(each)
+    names = {id(module): name for name, module in named_modules(model)}
+    certain = _by_module(site for site in sites if not site.doubtful or site.driven)
+    doubtful = _by_module(site for site in sites if site.doubtful and not site.driven)
 
     def key(draw: Draw) -> tuple[object, ...]:
         return id(draw.module), draw.operation, draw.where, None if draw.rate is None else round(draw.rate, 6)
@@ -174,11 +174,12 @@ def _rows(model: nn.Module, kind: str, sites: list[Site], off: list[Site], built
     rows = {}
     for draw in [*built, *left]:
         if key(draw) not in rows:
-            site = _site_of(draw, by_module)
+            site = _site_of(draw, certain)
             if site in off and key(draw) in still:
                 site = None  # it is off: this is something else
             status = "undriven" if key(draw) in still else "driven" if site is None or site.driven else "drivable"
-            if site is not None and kind not in ("all", site.kind):
+            named = _site_of(draw, doubtful) if site is None and draw.rate is not None else site
+            if kind not in ("all", _kind_of(draw, named, kind)):
                 status = "other kind"
             rate = site.base_rate if site is not None and draw.rate is None else draw.rate
             rows[key(draw)] = Drop(
@@ -193,18 +194,32 @@ def _rows(model: nn.Module, kind: str, sites: list[Site], off: list[Site], built
     return tuple(rows.values())
 
 
+def _by_module(sites: Iterable[Site]) -> dict[int, list[Site]]:
+    found: dict[int, list[Site]] = {}
+    for site in sites:
+        found.setdefault(id(site.module), []).append(site)
+    return found
+
+
+def _kind_of(draw: Draw, site: Site | None, asked: str) -> str:
+    """The kind of what was dropped, where its site or the mask tells it; else that which was asked for."""
+    if site is not None:
+        return site.kind
+    return "unit" if draw.elements and draw.rate is not None else asked
+
+
 def _site_of(draw: Draw, by_module: dict[int, list[Site]]) -> Site | None:
     """The site behind a draw: of the module that ran, or of one inside, whose rate it reads; the one at the draw's rate first."""
     if draw.module is None:
         return None
-    near = by_module.get(id(draw.module)) or [
-        site for child in draw.module.children() if not any(child.children()) for site in by_module.get(id(child), [])
-    ]
+    own = by_module.get(id(draw.module), [])
+    near = own or [site for child in draw.module.children() if not any(child.children()) for site in by_module.get(id(child), [])]
     near = [site for site in near if site.base_rate > 0] or near
     if draw.rate is None:  # a path that is dropped by hand
         near = [site for site in near if site.kind == "path"] or near
         return near[0] if near else None
-    return next((site for site in near if abs(site.base_rate - draw.rate) < 1e-6), near[0] if len(near) == 1 else None)
+    only = near[0] if own and len(near) == 1 and not near[0].plain else None  # a rate that a layer computes from its own
+    return next((site for site in near if abs(site.base_rate - draw.rate) < 1e-6), only)
 
 
 _OF = {"undriven": "nothing", "driven": "{}", "drivable": "a scheduler would: {}", "other kind": "other kind: {}"}
@@ -216,6 +231,7 @@ def _grouped(drops: tuple[Drop, ...]) -> list[tuple[str, ...]]:
     for drop in drops:
         module, site = (re.sub(r"\b\d+\b", "*", name) for name in (drop.module or "(model)", drop.site or "a rate above it"))
         rate = "?" if drop.rate is None else f"{drop.rate:.4g}"
-        row = (module, drop.operation, rate, _OF[drop.status].format(site), drop.where)
+        by = "other kind" if drop.status == "other kind" and drop.site is None else _OF[drop.status].format(site)
+        row = (module, drop.operation, rate, by, drop.where)
         groups[row] = groups.get(row, 0) + drop.calls
     return [(*row[:3], str(calls), *row[3:]) for row, calls in groups.items()]

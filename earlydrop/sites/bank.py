@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+_REMEMBERED = 1_024  # changes of the rate; a graph older than all of them is taken to be as old as the first
+
+
+class _Change(NamedTuple):
+    """A change of the rates, and when it was."""
+
+    node: int  # the number that autograd gives to the first node made after it, in this thread
+    value: float | None  # of the largest site; None: every site at its base rate
 
 
 class RateBank:
@@ -35,15 +47,22 @@ class RateBank:
         self.silent = False
         self.rises = False  # off now, but a later rate is known to be above 0
         self.fast_masks = fast_masks
+        self.thread = threading.get_ident()  # that changed the rates last: autograd numbers the nodes of each thread apart
+        self.other_thread = False  # whether a forward ran in another one since
+        self._at_base = False
+        self._changes = deque([_Change(-1, None)], maxlen=_REMEMBERED)  # before this bank the sites had their base rates
         self._vectors: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._remember()
 
     def set(self, value: float) -> None:
         """Set every site's rate to ``value``, that of the largest site, times the site's share of it."""
         if value == self.value:
             return
         self.value = value
+        self._at_base = False
         self.rates[:] = [value * share for share in self.shares]
         self.on = value > 0 and not self.silent
+        self._remember()
         for shares, vector in self._vectors.values():
             with torch.inference_mode(vector.is_inference()):
                 torch.mul(shares, value, out=vector)  # in place: compiled graphs hold this memory
@@ -52,31 +71,63 @@ class RateBank:
         """Set every site to the rate that it was built with, whatever its kind."""
         self.rates[:] = self.base_rates
         self.on = any(rate > 0 for rate in self.rates) and not self.silent
+        self._at_base = True
+        self._remember()
 
     @contextmanager
     def at_base_rates(self) -> Iterator[None]:
         """Within it eager forwards drop at the rates that the sites were built with."""
-        rates, on, forward_rates = list(self.rates), self.on, list(self.forward_rates)
+        rates, on, forward_rates, at_base = list(self.rates), self.on, list(self.forward_rates), self._at_base
         self.hold_base_rates()
         try:
             yield
         finally:
             self.rates[:], self.on, self.forward_rates[:] = rates, on, forward_rates
+            self._at_base = at_base
+            self._remember()
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
         """Within it nothing drops and every rate reads 0; the rates that are set stay known, for layers whose test arithmetic uses them."""
         before, forward_rates = (self.silent, self.on), list(self.forward_rates)
         self.silent, self.on = True, False
+        self._remember()
         try:
             yield
         finally:
             self.silent, self.on = before
+            self._remember()
             self.forward_rates[:] = forward_rates  # a backward may still be to come
 
     def rate(self, index: int) -> float:
         """The rate that a site drops at now."""
         return 0.0 if self.silent else self.rates[index]
+
+    def _remember(self) -> None:
+        """Note since which node of the autograd graph the present rates hold."""
+        value = 0.0 if self.silent else None if self._at_base else self.value
+        last = self._changes[-1].value
+        thread = threading.get_ident()
+        if thread != self.thread:
+            self.thread, self.other_thread = thread, False
+            self._changes = deque([_Change(-1, last)], maxlen=_REMEMBERED)
+        if value != last:
+            self._changes.append(_Change(torch._C._autograd._get_sequence_nr(), value))
+
+    def rate_at(self, index: int, node: int) -> float:
+        """The rate that a site had when a node of the autograd graph was made, by the thread that changes the rates.
+
+        Args:
+            index: The site's place.
+            node: The node's sequence number.
+
+        Returns:
+            Its rate then.
+        """
+        value = next((change.value for change in reversed(self._changes) if change.node <= node), self._changes[0].value)
+        if value is None:
+            return float(self.base_rates[index])
+        return value * self.shares[index]
 
     def view(self, index: int, device: torch.device) -> Tensor:
         """The rate of one site as a 0-d float32 tensor on a device; it follows `set`."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
-from earlydrop.sites.find import Site, all_rates, clean, find_sites, in_known_library
-from earlydrop.sites.unwrap import unwrap
+from earlydrop.sites.find import Site, all_rates, find_sites, tuples_of_rates
+from earlydrop.sites.unwrap import named_modules, unwrap
 
 KINDS = ("unit", "path", "all")
 SiteChoice = str | Iterable[str] | Callable[[str, nn.Module], bool]
@@ -21,8 +21,8 @@ def choose_sites(model: nn.Module, kind: str = "unit", sites: SiteChoice | None 
         model: The model.
         kind: ``"unit"`` (dropout), ``"path"`` (stochastic depth) or ``"all"``.
         sites: None for those of the kind built with a rate above 0. Else names, globs (``"blocks.*.mlp.*"``) or a predicate
-            ``(name, module) -> bool``, matched against the sites of the kind. A plain float attribute of a module of another library
-            than transformers, timm and torchvision is a site only when its own name ends a pattern (``"*.attention_dropout"``).
+            ``(name, module) -> bool``, matched against the sites of the kind. What only looks like a rate (`find_sites` leaves it
+            out) is a site when a pattern ends with its attribute (``"*.attention_dropout"``) or is the layer's name.
 
     Returns:
         The chosen sites, at least one.
@@ -44,7 +44,7 @@ def choose_sites(model: nn.Module, kind: str = "unit", sites: SiteChoice | None 
     if callable(sites):
         chosen = [site for site in found if sites(site.name, site.module)]
         if not chosen:
-            raise ValueError(f"sites: the predicate chose none of the {len(found)} {kind} sites: {_some(found)}")
+            raise ValueError(f"sites: the predicate chose none of the {len(found)} {_called(kind)}sites: {_some(found)}")
     else:
         patterns = [sites] if isinstance(sites, str) else list(sites)
         chosen = _without_plain_zeros(_match(model, kind, found, patterns), patterns)
@@ -52,8 +52,8 @@ def choose_sites(model: nn.Module, kind: str = "unit", sites: SiteChoice | None 
     return chosen
 
 
-def undriven_plain(model: nn.Module, kind: str, chosen: list[Site]) -> list[Site]:
-    """Plain rates above 0 of a kind, in libraries where they are sites only when named, that a choice leaves out.
+def undriven(model: nn.Module, kind: str, chosen: list[Site]) -> list[Site]:
+    """What looks like a rate above 0 and is a site only when named, that a choice leaves out.
 
     Args:
         model: The model.
@@ -61,19 +61,37 @@ def undriven_plain(model: nn.Module, kind: str, chosen: list[Site]) -> list[Site
         chosen: The sites that are driven.
 
     Returns:
-        What looks like a rate and is not driven.
+        Those of the kind, and those beside a driven site whose name does not tell their kind.
     """
     driven = {(id(site.module), site.attribute) for site in chosen}
+    driven_layers = {id(site.module) for site in chosen}
+
+    def may_be_of_kind(site: Site) -> bool:
+        beside = any(id(unwrap(child)) in driven_layers for child in site.module.children())
+        return kind in ("all", site.kind) or (beside and "dropout" not in site.attribute)
+
     return [
         site
         for site in all_rates(model)
-        if site.plain
+        if site.doubtful
         and site.base_rate > 0
-        and kind in ("all", site.kind)
+        and may_be_of_kind(site)
         and not site.driven
         and (id(site.module), site.attribute) not in driven
-        and not in_known_library(site.module)
     ]
+
+
+def undrivable(model: nn.Module, kind: str) -> list[str]:
+    """Rates of a kind in tuples and lists, which nothing can drive, each as ``name=rates``.
+
+    Args:
+        model: The model.
+        kind: ``"unit"``, ``"path"`` or ``"all"``.
+
+    Returns:
+        What to print of them.
+    """
+    return [f"{name}={rates}" for name, each, rates in tuples_of_rates(model) if kind in ("all", each)]
 
 
 def _without_plain_zeros(chosen: list[Site], patterns: list[str]) -> list[Site]:
@@ -96,15 +114,14 @@ def _check_proportions(chosen: list[Site]) -> None:
 
 
 def _match(model: nn.Module, kind: str, found: list[Site], patterns: list[str]) -> list[Site]:
-    others = [site for site in all_rates(model) if site.plain and kind in ("all", site.kind) and not in_known_library(site.module)]
+    doubtful = [site for site in all_rates(model) if site.doubtful and kind in ("all", site.kind)]
     chosen: dict[str, Site] = {}
     for pattern in patterns:
-        attribute = pattern.rpartition(".")[2]
         matches = [site for site in found if _matches(site, pattern)]
-        matches += [site for site in others if site.attribute == attribute and fnmatch.fnmatchcase(site.name, pattern)]
+        matches += [site for site in doubtful if _asks_for(site, pattern)]
         if not matches:
             raise ValueError(
-                f"sites: {pattern!r} matches none of the {len(found)} {kind} sites: {_some(found + others)}"
+                f"sites: {pattern!r} matches none of the {len(found)} {_called(kind)}sites: {_some(found + doubtful)}"
                 + _second_name(model, found, pattern)
             )
         chosen |= {site.name: site for site in matches}
@@ -116,17 +133,30 @@ def _match(model: nn.Module, kind: str, found: list[Site], patterns: list[str]) 
 def _matches(site: Site, pattern: str) -> bool:
     if fnmatch.fnmatchcase(site.name, pattern):
         return True
-    return not site.plain and fnmatch.fnmatchcase(site.name.removesuffix("." + site.attribute), pattern)
+    layer = site.name.removesuffix("." + site.attribute)
+    return not site.plain and any(fnmatch.fnmatchcase(name, pattern) for name in (layer, f"{layer}.{site.attribute}"))
+
+
+def _asks_for(site: Site, pattern: str) -> bool:
+    """Whether a pattern names a doubtful site itself: a glob that ends with its attribute, or a layer's own name."""
+    if not site.plain and pattern == site.name:
+        return True
+    return pattern.rpartition(".")[2] == site.attribute and _matches(site, pattern)
 
 
 def _second_name(model: nn.Module, found: list[Site], pattern: str) -> str:
     """What to say of a pattern that names a shared module by another name than its first."""
     sites = {id(site.module): site for site in found}
-    for name, module in unwrap(model).named_modules(remove_duplicate=False):
-        if id(module) in sites and fnmatch.fnmatchcase(clean(name), pattern):
+    for name, module in named_modules(unwrap(model), remove_duplicate=False):
+        if id(module) in sites and fnmatch.fnmatchcase(name, pattern):
             first = sites[id(module)].name
-            return f". {clean(name)!r} is the same module as {first!r}, used a second time: one module has one rate, so name it {first!r}"
+            return f". {name!r} is the same module as {first!r}, used a second time: one module has one rate, so name it {first!r}"
     return ""
+
+
+def _called(kind: str) -> str:
+    """What a kind's sites are called: ``"unit "``, ``"path "``, or nothing."""
+    return "" if kind == "all" else f"{kind} "
 
 
 def _some(sites: list[Site]) -> str:
@@ -143,15 +173,18 @@ def _nothing_to_drive(model: nn.Module, kind: str, found: list[Site]) -> str:
     remedy = "; ".join(text for key, text in build.items() if kind in (key, "all"))
     if found:
         return (
-            f"all {len(found)} {kind} sites of {name} were built with rate 0, so nothing says which to drive: build the model with "
+            f"all {len(found)} {_called(kind)}sites of {name} were built with rate 0, so nothing says which to drive: build the model with "
             f"the peak rate ({remedy}), or choose sites yourself: sites='*' drives all of them ({_some(found)})"
         )
     other = sorted({site.kind for site in find_sites(model)})
     hint = f" It has {other[0]} sites: kind={other[0]!r} drives those." if other else ""
-    plain = undriven_plain(model, kind, [])
-    if plain:
-        hint += f" A plain attribute may hold a rate, {plain[0].name}={plain[0].base_rate:g}: sites={plain[0].name!r} drives it."
+    named = undriven(model, kind, [])
+    if named:
+        hint += f" This may be a rate, {named[0].name}={named[0].base_rate:g}: sites={named[0].name!r} drives it."
+    tuples = undrivable(model, kind)
+    if tuples:
+        hint += f" {tuples[0]} are rates in a tuple, which cannot be driven: hold each in an attribute of the layer that it is for."
     return (
-        f"{name} has no {kind} site to drive (a layer built with rate 0 may be an nn.Identity, which can never drop): "
+        f"{name} has no {_called(kind)}site to drive (a layer built with rate 0 may be an nn.Identity, which can never drop): "
         f"build the model with the peak rate ({remedy}).{hint}"
     )

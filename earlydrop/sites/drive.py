@@ -11,11 +11,11 @@ from torch import nn
 
 from earlydrop.sites.attention import Attention
 from earlydrop.sites.bank import RateBank
-from earlydrop.sites.find import Site, clean, find_sites
+from earlydrop.sites.find import Site, find_sites
 from earlydrop.sites.layers import EagerOnly
 from earlydrop.sites.link import Rate, banks_of, is_scheduled, link, original_class, rate_of, unlink
 from earlydrop.sites.reads import reads
-from earlydrop.sites.unwrap import unwrap
+from earlydrop.sites.unwrap import named_modules, unwrap
 
 
 class _Plan(NamedTuple):
@@ -49,7 +49,7 @@ def drive(model: nn.Module, sites: list[Site], fast_masks: bool) -> RateBank:
     bank = RateBank([s.name for s in sites], [s.base_rate for s in sites], [s.kind for s in sites], fast_masks)
     inner = unwrap(model)
     devices = _devices(inner)
-    names = {module: clean(name) for name, module in inner.named_modules()}
+    names = {module: name for name, module in named_modules(inner)}
     try:
         for module, planned in _plan(inner, sites, bank).items():
             link(module, names[module], tuple(planned.drivers), planned.rates, devices[module], planned.reads)
@@ -67,12 +67,14 @@ def _plan(model: nn.Module, sites: list[Site], bank: RateBank) -> dict[nn.Module
         planned.rates[site.attribute] = Rate(bank, index)
     driven = {module: planned.rates for module, planned in plan.items()}
     for module in model.modules():
-        for key, child in module._modules.items():
-            if child not in driven or isinstance(module, torch.jit.ScriptModule):
+        for key, held in module._modules.items():
+            child = unwrap(held) if held is not None else None
+            if child is None or child not in driven or unwrap(module) is not module or isinstance(module, torch.jit.ScriptModule):
                 continue
             timm_attention = key == "attn_drop" and "fused_attn" in module.__dict__
             used = reads(original_class(module))
-            read = [rate for attribute, rate in driven[child].items() if f"{key}.{attribute}" in used]
+            container = original_class(child).forward is nn.Module.forward  # it drops while the module around it goes through it
+            read = [rate for attribute, rate in driven[child].items() if container or f"{key}.{attribute}" in used]
             if read or timm_attention:
                 planned = plan.setdefault(module, _Plan([], {}, []))
                 planned.reads.extend(read or driven[child].values())

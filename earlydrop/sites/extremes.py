@@ -50,7 +50,8 @@ def _span(name: str, values: Mapping[str, Any], drawn: Tensor) -> tuple[float, f
     """The smallest and the largest number that an operation draws."""
     if name in ("rand", "rand_like", "uniform_"):
         low, high = float(values.get("from", 0.0)), float(values.get("to", 1.0))
-        return low, high - (high - low) * torch.finfo(drawn.dtype).eps
+        # Not low itself, which is drawn once in 2 ** 24 times: "draw > rate" at rate 0 is no dropout.
+        return low + (high - low) * 2.0**-24, high - (high - low) * torch.finfo(drawn.dtype).eps
     if name in ("randn", "randn_like", "normal_", "normal"):
         mean, deviation = values.get("mean", 0.0), values.get("std", 1.0)
         if isinstance(mean, Tensor) or isinstance(deviation, Tensor):

@@ -19,6 +19,7 @@ class Family(NamedTuple):
     kind: str
     attributes: tuple[str, ...]
     driver: type  # the mixin that drives it
+    by_name: bool = False  # nothing is known but the class's name, which says that it drops
 
 
 FAMILIES: dict[tuple[str, str], Family] = {
@@ -51,7 +52,8 @@ FAMILIES |= {
 
 
 PLAIN_LIBRARIES = ("transformers", "transformers_modules", "timm", "torchvision")  # their plain float rates are sites
-PATH_NAMES = ("path", "layerdrop", "layer_drop", "stochastic_depth")  # in the names of plain rates that drop whole layers
+RATE_NAMES = ("p", "prob", "rate", "drop_prob", "drop_rate")  # of the rate in a class that is known by its name only
+_PATH_NAMES = ("path", "layerdrop", "layer_drop", "stochastic_depth", "stochasticdepth")  # in names of what drops whole layers
 
 
 def family_of(module: nn.Module) -> Family | None:
@@ -69,7 +71,28 @@ def family_of(module: nn.Module) -> Family | None:
             if own_forward and family.driver is not layers.Recurrent:
                 return family._replace(driver=layers.EagerOnly)  # a subclass with arithmetic of its own
             return family
-    return None
+    return _by_name(module, own)
+
+
+def _by_name(module: nn.Module, own: type[nn.Module]) -> Family | None:
+    """The family of a class of somebody's own: its name says that it drops, and a float in it is called like a rate."""
+    names = [cls.__name__ for cls in own.__mro__[: own.__mro__.index(nn.Module)] if not cls.__module__.startswith("torch.")]
+    said = [name for name in names if "Drop" in name or "dropout" in name or "drop_" in name]
+    attributes = tuple(a for a in RATE_NAMES if isinstance(module.__dict__.get(a), float))
+    if not said or not attributes or in_known_library(own):  # a known library's own classes are listed, or hold plain rates
+        return None
+    kind = "path" if any(drops_paths(name) for name in said) else "unit"
+    return Family(kind, attributes, layers.EagerOnly, by_name=True)
+
+
+def in_known_library(own: type[nn.Module]) -> bool:
+    """Whether a class, or one that it extends, is of a library whose plain rates are sites without being named."""
+    return any(cls.__module__.partition(".")[0] in PLAIN_LIBRARIES for cls in own.__mro__)
+
+
+def drops_paths(name: str) -> bool:
+    """Whether the name of a class or of a rate says that it drops whole layers."""
+    return any(part in name.lower() for part in _PATH_NAMES)
 
 
 def covered(module: nn.Module, attribute: str) -> bool:

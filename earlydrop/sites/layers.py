@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from earlydrop.sites import masks
 from earlydrop.sites.bank import RateBank
-from earlydrop.sites.link import LINK, RATE, Link, Scheduled, check_recomputation, original_class, refuse
+from earlydrop.sites.link import (
+    LINK,
+    RATE,
+    Link,
+    Scheduled,
+    check_recomputation,
+    compiler_watches,
+    original_class,
+    outside_the_graph,
+)
 
 
 def released(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -36,6 +45,8 @@ class MaskLayer(Scheduled):
         bank = link.bank
         if torch.compiler.is_compiling():
             return self._masked(x, self.__dict__[RATE]) if bank.on else x
+        if compiler_watches():
+            return outside_the_graph(self, x)  # type: ignore[no-any-return]
         check_recomputation(bank, link.index)
         return self._eager(x, bank, bank.rates[link.index]) if bank.on else x
 
@@ -59,6 +70,10 @@ class ElementDropout(MaskLayer):
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
         link: Link = self.__dict__[LINK]
+        if x.is_nested:
+            if link.bank.fast_masks:
+                masks.refuse_nested(x)
+            return self._in_place(x, masks.nested(x, rate))
         if link.bank.fast_masks and masks.COMPILED and x.device.type == "cpu":
             return self._in_place(x, masks.fast_inverted(x, rate))
         return self._in_place(x, masks.inverted(x, rate, x.shape))
@@ -141,6 +156,8 @@ class StandardDropout(Scheduled):
             if testing:
                 return (x * (1.0 - rate)).to(x.dtype)  # not asking whether the bank is on: one graph for all evaluations
             return masks.inverted(x, rate, x.shape, scale=False) if bank.on else x
+        if compiler_watches():
+            return outside_the_graph(self, x)  # type: ignore[no-any-return]
         if testing:
             return x * (1.0 - bank.rates[link.index])
         check_recomputation(bank, link.index)
@@ -162,8 +179,10 @@ class GaussianDropout(MaskLayer):
 
 
 class EagerOnly(Scheduled):
-    """A module that hands rates, its own or those of modules inside, to kernels as Python floats: live in eager mode, refused under
-    torch.compile while they are on or will be.
+    """A module that hands rates, its own or those of modules inside, to kernels as Python floats.
+
+    Under torch.compile it runs in eager mode while they are on or will be: the graph breaks around it, since every new rate would
+    otherwise compile a new graph. Under ``fullgraph=True`` torch refuses that, with the reason.
     """
 
     training: bool
@@ -172,23 +191,15 @@ class EagerOnly(Scheduled):
         link: Link | None = self.__dict__.get(LINK)
         if link is None:
             return released(self, *args, **kwargs)
-        if self.training:
-            if torch.compiler.is_compiling():
-                refused = _changing(link)
-                if refused is not None:  # not inside a loop: torch.compile would then run this frame in eager mode
-                    refuse(refused, link.name, link.original.__name__)
-            else:
-                for rate in link.all_rates:
-                    check_recomputation(rate.bank, rate.place)
+        if not self.training:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        if torch.compiler.is_compiling():
+            return outside_the_graph(self, *args, **kwargs) if link.changing() else super().forward(*args, **kwargs)  # type: ignore[misc]
+        if compiler_watches():
+            return outside_the_graph(self, *args, **kwargs)
+        for rate in link.all_rates:
+            check_recomputation(rate.bank, rate.place)
         return super().forward(*args, **kwargs)  # type: ignore[misc]
-
-
-def _changing(link: Link) -> str | None:
-    """The first of a module's rates that is on or will be."""
-    for rate in link.all_rates:
-        if rate.bank.on or rate.bank.rises:
-            return rate.bank.names[rate.place]
-    return None
 
 
 class Recurrent(Scheduled):
@@ -201,5 +212,7 @@ class Recurrent(Scheduled):
         if link is None:
             return released(self, *args, **kwargs)
         if self.training and not torch.compiler.is_compiling():
+            if compiler_watches():
+                return outside_the_graph(self, *args, **kwargs)
             check_recomputation(link.bank, link.index)
         return super().forward(*args, **kwargs)  # type: ignore[misc]

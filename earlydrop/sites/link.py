@@ -10,6 +10,8 @@ import copy
 import copyreg
 import functools
 import inspect
+import sys
+import threading
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +19,8 @@ from functools import cache
 from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
+import torch._compile
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from earlydrop.sites.bank import RateBank
@@ -56,6 +60,10 @@ class Link:
     def all_rates(self) -> tuple[Rate, ...]:
         return (*self.rates.values(), *self.reads)
 
+    def changing(self) -> bool:
+        """Whether one of its rates is on, or will be."""
+        return any(rate.bank.on or rate.bank.rises for rate in self.all_rates)
+
 
 def refuse(rate: str, module: str, layer: str) -> NoReturn:
     path = f"model.get_submodule({module!r})" if module else "model"
@@ -70,6 +78,24 @@ def refuse(rate: str, module: str, layer: str) -> NoReturn:
 # What torch.compiler.disable() would set, without importing the compiler for it: tracing stops here, so that the error is raised.
 refuse._torchdynamo_disable = True  # type: ignore[attr-defined]
 refuse._torchdynamo_disable_msg = "earlydrop: this drop rate cannot change inside a compiled graph"  # type: ignore[attr-defined]
+
+
+# Whether torch.compile watches the calls of a frame that it left to Python, as it does after a graph break: what that frame calls would
+# be compiled by itself, with the rate as a constant.
+compiler_watches: Callable[[], object] = torch._C._dynamo.eval_frame.get_eval_frame_callback
+
+
+@torch._compile._disable_dynamo  # torch.compiler.disable(), without importing the compiler before something is compiled
+def outside_the_graph(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a driven module in eager mode, where tracing stops."""
+    return type(module).forward(module, *args, **kwargs)
+
+
+outside_the_graph._torchdynamo_disable = True  # type: ignore[attr-defined]
+outside_the_graph._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+    "earlydrop: this module hands a drop rate to a kernel as a Python float, so while the rate changes it runs outside of the graph: leave "
+    "out fullgraph=True, choose other sites with sites=, or replace the module by one that calls an nn.Dropout"
+)
 
 
 class Scheduled:
@@ -144,11 +170,42 @@ def check_recomputation(bank: RateBank, index: int) -> None:
     rate = bank.rate(index)
     if torch._C._current_graph_task_id() == -1:
         bank.forward_rates[index] = rate
-    elif bank.forward_rates[index] != rate:
+        if threading.get_ident() != bank.thread:
+            bank.other_thread = True
+        return
+    then = _rate_of_graph(bank, index)
+    if then != rate:
         raise RuntimeError(
-            f"the rate of site {bank.names[index]!r} changed from {bank.forward_rates[index]:g} to {rate:g} between a "
+            f"the rate of site {bank.names[index]!r} changed from {then:g} to {rate:g} between a "
             "forward and its recomputation in the backward: call scheduler.step() after the backward, once per optimizer step"
         )
+
+
+def _rate_of_graph(bank: RateBank, index: int) -> float:
+    """The rate that a site had when the graph was made whose backward is running.
+
+    The node that is running was made by the forward that is now computed again, so its number tells when that was.
+    """
+    node = torch._C._current_autograd_node()
+    if bank.other_thread or node is None:  # numbers of another thread: what is known is the rate of the last forward
+        return bank.forward_rates[index]
+    then = bank.rate_at(index, node._sequence_nr())
+    if then != bank.rate(index) and _recomputing_twice():  # the node was made by a recomputation, which was checked itself
+        return bank.rate(index)
+    return then
+
+
+def _recomputing_twice() -> bool:
+    """Whether a recomputation runs inside another one, as in nested checkpoints with ``use_reentrant=True``."""
+    found = 0
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and found < 2:
+        found += frame.f_code is _RECOMPUTING
+        frame = frame.f_back
+    return found == 2
+
+
+_RECOMPUTING = torch.utils.checkpoint.CheckpointFunction.backward.__code__
 
 
 def _rate_property(attribute: str) -> property:
@@ -156,9 +213,11 @@ def _rate_property(attribute: str) -> property:
         link: Link = self.__dict__[LINK]
         bank, index = link.rates[attribute]
         if torch.compiler.is_compiling():
-            if self.training and bank.on:
+            if self.training and (bank.on or bank.rises):
                 refuse(bank.names[index], link.name.rpartition(".")[0], f"a module that reads {link.original.__name__}.{attribute}")
             return 0.0  # not used: evaluating, or off
+        if self.training and torch._C._current_graph_task_id() != -1:  # a container that reads it has no forward to check it
+            check_recomputation(bank, index)
         return bank.rate(index)
 
     def write(self: nn.Module, value: float) -> None:

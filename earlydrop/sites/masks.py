@@ -44,6 +44,20 @@ def inverted(x: Tensor, rate: Tensor, shape: tuple[int, ...] | torch.Size, scale
     return (x * (keep / (1.0 - rate).clamp_min(_SMALLEST_KEEP))).to(x.dtype)
 
 
+def nested(x: Tensor, rate: Tensor) -> Tensor:
+    """`inverted` for a nested tensor, one draw for each entry that it holds.
+
+    Args:
+        x: Input, a nested tensor.
+        rate: Drop rate, 0-d.
+
+    Returns:
+        The input with its dropped entries set to 0.
+    """
+    keep = torch.rand_like(x, dtype=torch.float32) >= rate
+    return (x * (keep / (1.0 - rate).clamp_min(_SMALLEST_KEEP))).to(x.dtype)
+
+
 def gaussian(x: Tensor, rate: Tensor) -> Tensor:
     """Multiplicative Gaussian noise (Srivastava et al. 2014, section 10): x · N(1, rate/(1 − rate)).
 
@@ -157,12 +171,19 @@ def fast_dropout(x: Tensor, rate: float) -> Tensor:
         The input with its dropped entries set to 0.
 
     Raises:
-        RuntimeError: Under torch.func.vmap.
+        RuntimeError: Under torch.func.vmap, or for a nested tensor.
     """
+    refuse_nested(x)
     if torch._C._functorch.is_batchedtensor(x):
         _refuse_vmap()
     dropped_of_65536 = min(round(rate * 65_536), 65_535)
-    keep = _draw_bits(x.shape, x.device) >= dropped_of_65536 - 32_768
+    try:
+        bits = _draw_bits(x.shape, x.device)
+    except RuntimeError:
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # an input that is the same for all models
+            _refuse_vmap()
+        raise
+    keep = bits >= dropped_of_65536 - 32_768
     scale = 65_536 / (65_536 - dropped_of_65536)
     if x.dtype == torch.float32:
         return x * keep.to(x.dtype).mul_(scale)
@@ -184,6 +205,12 @@ def fast_inverted(x: Tensor, rate: Tensor) -> Tensor:
     dropped_of_65536 = (rate * 65_536.0).round().clamp_max(65_535.0)
     keep = torch.ops.earlydrop.random_bits(x.shape, x.device) >= dropped_of_65536 - 32_768.0
     return (torch.where(keep, x, 0.0) * (65_536.0 / (65_536.0 - dropped_of_65536))).to(x.dtype)
+
+
+def refuse_nested(x: Tensor) -> None:
+    """Refuse a nested tensor where 16-bit masks were asked for."""
+    if x.is_nested:
+        raise RuntimeError("masks='fast' does not take nested tensors: make the scheduler with masks='native'")
 
 
 def _refuse_vmap(*arguments: object) -> Tensor:

@@ -1,12 +1,31 @@
-"""Looking through the wrappers that other libraries put around a model."""
+"""Looking through the wrappers that other libraries put around a model or its parts, and names without them."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
+from typing import TypeVar
+
 from torch import nn
+
+_T = TypeVar("_T")
+
+# What torch.compile, activation checkpointing and offloading, and FSDP call the module inside.
+_INSIDE = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_HOLDS_MODULE = ("DistributedDataParallel", "DataParallel", "DeepSpeedEngine")  # classes that call it "module"
+
+
+def _key_inside(module: nn.Module) -> str | None:
+    """The name under which a wrapper holds what it wraps; None for a module that is no wrapper."""
+    held = module._modules  # a scripted module's has no get()
+    for key in _INSIDE:
+        if key in held:
+            return key
+    holds = "module" in held and any(cls.__name__ in _HOLDS_MODULE for cls in type(module).__mro__)
+    return "module" if holds else None
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile's, DistributedDataParallel's and DataParallel's wrappers.
+    """The module inside the wrappers of torch.compile, DistributedDataParallel, DataParallel, FSDP and checkpointing.
 
     Args:
         model: A module, wrapped or not.
@@ -14,10 +33,83 @@ def unwrap(model: nn.Module) -> nn.Module:
     Returns:
         The innermost wrapped module.
     """
-    while True:
-        if "_orig_mod" in model._modules:
-            model = model.get_submodule("_orig_mod")
-        elif isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        else:
-            return model
+    while (key := _key_inside(model)) is not None:
+        model = model.get_submodule(key)
+    return model
+
+
+def clean(name: str) -> str:
+    """A dotted name without what wrappers put into it, as far as the name alone tells.
+
+    Args:
+        name: A dotted name of a module or a parameter.
+
+    Returns:
+        The name in the model as it was built.
+    """
+    return ".".join(part for part in name.split(".") if part not in _INSIDE)
+
+
+def named_modules(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
+    """A model's modules with their names in the model as it was built: no wrapper is in a name.
+
+    Args:
+        model: Any module.
+        remove_duplicate: Whether a module that is used twice comes once.
+
+    Yields:
+        Names and modules in the order of ``model.named_modules()``. A wrapper has the name of what it wraps.
+    """
+    seen: set[int] = set()
+
+    def visit(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        if remove_duplicate:
+            if id(module) in seen:
+                return
+            seen.add(id(module))
+        yield name, module
+        inside = _key_inside(module)
+        for key, child in module._modules.items():
+            if child is not None:
+                below = f"{name}.{key}" if name else key
+                yield from visit(name if key == inside else below, child)
+
+    yield from visit("", model)
+
+
+def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A model's parameters with their names in the model as it was built, each once.
+
+    Args:
+        model: Any module.
+
+    Yields:
+        Names and parameters in the order of ``model.named_parameters()``.
+    """
+    seen: set[int] = set()
+    for name, module in named_modules(model):
+        for key, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{name}.{key}" if name else key, parameter
+
+
+def renamed(saved: Mapping[str, _T], here: Collection[str]) -> dict[str, _T]:
+    """Values by name, saved where a model was wrapped otherwise, under the names that they have here.
+
+    Args:
+        saved: Values by name.
+        here: The names in this model.
+
+    Returns:
+        The values. A name that has no counterpart here, or one that another name has too, is left as it was.
+    """
+    counterpart = {name: name if name in here else _without_wrappers(name, here) for name in saved}
+    taken = list(counterpart.values())
+    return {(new if taken.count(new) == 1 else old): saved[old] for old, new in counterpart.items()}
+
+
+def _without_wrappers(name: str, here: Collection[str]) -> str:
+    cleaned = clean(name)
+    unwrapped = ".".join(part for part in cleaned.split(".") if part != "module")
+    return next((each for each in (cleaned, unwrapped) if each in here), name)

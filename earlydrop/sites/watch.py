@@ -43,6 +43,7 @@ class Draw:
         rate: The rate that the operation was given, if it was given one.
         matters: Whether the result depends on what was drawn.
         followed: Whether something was computed from the numbers.
+        elements: Whether the numbers of one sample differ, so that units are dropped and not the whole sample.
     """
 
     module: nn.Module | None
@@ -51,6 +52,7 @@ class Draw:
     rate: float | None = None
     matters: bool = False
     followed: bool = False
+    elements: bool = False
 
 
 @dataclass
@@ -109,6 +111,7 @@ class Watch(TorchDispatchMode):
         if not drops:
             return
         draw = self.note(name.strip("_"), rate)
+        draw.elements = any(size > 1 for tensor in _tensors(result) for size in tensor.shape[1:])
         values_of = extremes(name, values, result) if rate is None else None
         if values_of is None:
             draw.matters = True
@@ -151,6 +154,10 @@ class Watch(TorchDispatchMode):
                 self._followed.pop(tensor, None)
         elif results and not others and isinstance(result, Tensor):
             self._followed[result] = _Followed(results, list(draws))
+        elif results and not others and isinstance(result, (list, tuple)) and len(_tensors(result)) == len(result):
+            # taken apart, as by a loop over them
+            for each, values in zip(result, zip(*results, strict=True), strict=True):
+                self._followed[each] = _Followed(list(values), list(draws))
         else:
             for draw in draws:
                 draw.matters = True

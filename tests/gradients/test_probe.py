@@ -196,3 +196,20 @@ def test_a_complex_parameter_counts_as_two_real_ones():
     one, other = (earlydrop.probe(m, square, data, dataset=data) for m in (model, Real(model.w)))
     assert one.gdv == pytest.approx(other.gdv, rel=1e-5)
     assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_checkpoints_that_only_backward_can_pass_are_refused(first):
+    class Checkpointed(nn.Module):
+        def __init__(self, reentrant):
+            super().__init__()
+            self.first, self.second, self.reentrant = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1)), reentrant
+
+        def forward(self, x):
+            x = self.first(x) if first else x
+            return torch.utils.checkpoint.checkpoint(self.second, x, use_reentrant=self.reentrant)
+
+    batches = [torch.randn(4, 4, requires_grad=True) for _ in range(3)]
+    with pytest.raises(RuntimeError, match=r"the probe cannot measure .*use_reentrant=True.*use_reentrant=False"):
+        earlydrop.probe(Checkpointed(True), lambda m, b: m(b).square().mean(), batches)
+    assert earlydrop.probe(Checkpointed(False), lambda m, b: m(b).square().mean(), batches).gradient_norm > 0

@@ -359,11 +359,11 @@ def _torchvision_inputs(name, device):
 # A few by hand, for the tests that need one.
 
 
-def bert(cls="BertModel", **options):
+def bert(cls="BertModel", depth=2, **options):
     import transformers
 
     config = transformers.BertConfig(
-        vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, **options
+        vocab_size=60, hidden_size=16, num_hidden_layers=depth, num_attention_heads=2, intermediate_size=16, **options
     )
     torch.manual_seed(0)
     return getattr(transformers, cls)(config).train()

@@ -53,6 +53,7 @@ def one(function, x=None, rate=0.2):
         (lambda x, p: x * torch.empty_like(x).exponential_(), [("exponential", None)]),
         (lambda x, p: x[torch.multinomial(torch.ones(64), 8)], [("multinomial", None)]),
         (lambda x, p: x if torch.rand([]) < p else 2 * x, [("rand", None)]),
+        (lambda x, p: sum(x for draw in torch.rand(4) if draw > p), [("rand", None)]),
         (lambda x, p: x if torch.rand(1).item() < p else 2 * x, [("rand", None)]),
         (lambda x, p: x if random.random() < p else 2 * x, [("random.random", None)]),
         (lambda x, p: x if random.uniform(0, 1) < p else 2 * x, [("random.uniform", None)]),
@@ -71,6 +72,8 @@ def test_whatever_drops_is_seen(function, found):
         lambda x, p: nn.functional.dropout(x, p),
         lambda x, p: x * torch.empty_like(x).bernoulli_(1 - p),
         lambda x, p: x * (torch.rand_like(x) >= p),
+        lambda x, p: x * (torch.rand_like(x) > p),
+        lambda x, p: sum(x for draw in torch.rand(4) if draw > p),
         lambda x, p: x * torch.floor(1 - p + torch.rand(len(x), 1)),
         lambda x, p: x * torch.empty(64, 1).uniform_().gt_(p).add_(0) if p else x,
         lambda x, p: x if torch.rand([]) < p else 2 * x,
@@ -126,6 +129,36 @@ def test_before_a_scheduler_after_it_and_by_kind():
     some = DropoutScheduler(model, constant(0.1), sites="blocks.0.*")
     assert all(drop.module.startswith("blocks.1") for drop in audit(model, X, kind="unit").undriven)
     assert some.last_rate == 0.1
+
+
+class Plain(nn.Module):
+    """Unit dropout that no scheduler drives by default, beside a drop path."""
+
+    def __init__(self, by_hand=False):
+        super().__init__()
+        self.hidden_dropout, self.by_hand = 0.2, by_hand
+        self.path = timm.layers.DropPath(0.3)
+
+    def forward(self, x):
+        if self.by_hand:
+            x = x * x.new_empty(len(x), *(1,) * (x.dim() - 1)).bernoulli_(0.6)
+        x = nn.functional.dropout(nn.functional.dropout(x, self.hidden_dropout, self.training), 0.4, self.training)
+        x = nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.15)
+        return self.path(x)
+
+
+def test_unit_dropout_is_listed_apart_when_paths_are_asked_for():
+    model, x = Plain(), torch.randn(8, 5, 6)
+    report = audit(model, x, kind="path")
+    assert not report.undriven
+    assert [(drop.rate, drop.status) for drop in report.drops] == [
+        (0.2, "other kind"), (0.4, "other kind"), (0.15, "other kind"), (0.3, "drivable"),
+    ]  # fmt: skip
+    assert "nothing" not in str(report)
+    assert [drop.rate for drop in audit(model, x, kind="unit").undriven] == [0.2, 0.4, 0.15]
+    assert [drop.rate for drop in audit(Plain(by_hand=True), x, kind="path").undriven] == [0.4]  # one number a sample: a path
+    DropoutScheduler(model, none(), sites="hidden_dropout")
+    assert [drop.rate for drop in audit(model, x, kind="unit").undriven] == [0.4, 0.15]
 
 
 def test_it_leaves_no_trace():

@@ -70,6 +70,10 @@ def test_plain_attributes_only_when_named():
     ("model", "options", "says"),
     [
         (nn.Linear(2, 2), {}, "no unit site.*proj_drop_rate"),
+        (nn.Linear(2, 2), {"kind": "all"}, r"Linear has no site to drive .*proj_drop_rate.*drop_path_rate"),
+        (nn.Sequential(nn.Dropout(0.0)), {"kind": "all"}, "all 1 sites of Sequential were built with rate 0"),
+        (nn.Sequential(nn.Dropout(0.1)), {"kind": "all", "sites": "x"}, "'x' matches none of the 1 sites: 0"),
+        (nn.Sequential(nn.Dropout(0.1)), {"kind": "all", "sites": lambda n, m: False}, "none of the 1 sites: 0"),
         (FunctionalDropout(), {}, "attention_dropout=0.1: sites='attention_dropout' drives it"),
         (nn.Sequential(nn.Dropout(0.1)), {"kind": "path"}, "no path site.*kind='unit'"),
         (nn.Sequential(nn.Dropout(0.0)), {}, r"built with rate 0.*sites='\*'"),

@@ -179,3 +179,51 @@ def test_models_side_by_side_are_refused_not_given_the_same_masks(compiled):
     act = torch.func.vmap(forward, randomness="different")
     with pytest.raises(RuntimeError, match="make the scheduler with masks='native'"):
         (torch.compile(act) if compiled else act)(many)
+
+
+def test_an_input_that_is_the_same_for_all_models_is_refused_too():
+    layer = nn.Sequential(nn.Dropout(0.5))
+    DropoutScheduler(layer, constant(0.5), masks="fast")
+    x = torch.ones(4)
+    for act in (
+        lambda: torch.func.vmap(lambda p: layer(x) * p, randomness="different")(torch.ones(3)),
+        lambda: torch.func.vmap(torch.func.grad(lambda p: layer(p).sum()), randomness="different")(torch.ones(3, 2)),
+    ):
+        with pytest.raises(RuntimeError, match="make the scheduler with masks='native'"):
+            act()
+    assert torch.func.grad(lambda p: layer(p).sum())(x).shape == x.shape
+
+
+LAYOUTS = pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=["jagged", "strided"])
+
+
+def nested(layout):
+    return torch.nested.nested_tensor([torch.ones(300, 8), torch.ones(500, 8)], layout=layout)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nested_tensors_drop_at_the_rate(layout, compiled):
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Dropout(0.5))
+    scheduler = DropoutScheduler(model, early(0.5, cutoff=2))
+    act = torch.compile(model, backend="aot_eager") if compiled else model
+    for _ in range(3):
+        x = nested(layout).detach().requires_grad_()
+        y = act(x)
+        y.values().sum().backward()
+        values, gradient = y.values(), torch.cat([part.flatten() for part in x.grad.unbind()])
+        assert (values == 0).float().mean().item() == pytest.approx(scheduler.last_rate, abs=0.05)
+        assert values.mean().item() == pytest.approx(1, abs=0.1)
+        assert torch.equal(gradient, values.detach().flatten())
+        scheduler.step()
+
+
+@LAYOUTS
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fast_masks_say_that_they_take_no_nested_tensors(layout, compiled):
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Dropout(0.5))
+    DropoutScheduler(model, constant(0.5), masks="fast")
+    with pytest.raises(RuntimeError, match="masks='fast' does not take nested tensors: make the scheduler with masks='native'"):
+        (torch.compile(model, backend="aot_eager") if compiled else model)(nested(layout))

@@ -1,3 +1,6 @@
+import random
+
+import numpy
 import pytest
 import torch
 
@@ -7,6 +10,9 @@ from tests.analysis.made_up import make_run
 
 @pytest.fixture(autouse=True)
 def _seeded():
+    """Every test draws the same numbers, whatever ran before it."""
+    random.seed(0)
+    numpy.random.seed(0)
     torch.manual_seed(0)
 
 

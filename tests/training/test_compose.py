@@ -18,3 +18,9 @@ def test_a_foreign_configuration_is_never_interpolated(monkeypatch):
     monkeypatch.setenv("SECRET", "sesame")
     for text in ("${oc.env:SECRET}", r"\${oc.env:SECRET}", "a ${seed} b", "$x^{$", r"\\${seed}"):
         assert config_from_dict({"label": text}).label == text
+
+
+def test_nothing_in_a_list_of_a_foreign_configuration_is_interpolated(monkeypatch):
+    monkeypatch.setenv("SECRET", "sesame")
+    texts = ["${oc.env:SECRET}", r"\${oc.env:SECRET}", "a ${seed} b"]
+    assert config_from_dict({"tags": texts}).tags == texts

@@ -87,7 +87,14 @@ def test_its_header_names_source_commands_and_every_published_number(name):
     assert ("* The paper gives no rate" in text) == any(star for _, _, star in arms)
 
 
-@pytest.mark.parametrize("name", [n for n in RECIPES if not n.endswith("improved")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.endswith("base") else [])
+        for name in RECIPES
+        if not name.endswith("improved")
+    ],
+)
 def test_models_sites_profile_and_weight_decay(name):
     model_name, parameters, _, depth, _ = RECIPES[name]
     config = recipe(name, "data.root=/x")

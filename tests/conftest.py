@@ -1,16 +1,31 @@
 import os
+import random
+from collections import Counter
 
+import numpy
 import pytest
 import torch
 
 from earlydrop.training.compiler import compiler_problem
 from earlydrop.training.compose import config_from_dict
 from tests.analysis.made_up import make_run
+from tests.warm import Warm
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
+    """Every test draws the same numbers, whatever ran before it."""
+    random.seed(0)
+    numpy.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """Starts commands as processes of their own, without the seconds that their imports take."""
+    process = Warm()
+    yield process
+    process.close()
 
 
 @pytest.fixture
@@ -53,3 +68,28 @@ def config(tmp_path):
         return config_from_dict(values)
 
     return make
+
+
+LEFT_OUT = ("slow", "sweep", "gpu")
+left_out = Counter()
+
+
+def pytest_deselected(items):
+    for item in items:
+        left_out.update([mark for mark in LEFT_OUT if item.get_closest_marker(mark)][:1])
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # of pytest-xdist, whose workers all collect the same tests
+        session.config.workeroutput["left_out"] = dict(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    left_out.update(Counter(getattr(node, "workeroutput", {}).get("left_out", {})) - left_out)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if left_out:
+        parts = ", ".join(f"{count} {mark} (-m {mark})" for mark, count in left_out.items())
+        terminalreporter.write_line(f"left out: {parts}; CI runs all that need no GPU")

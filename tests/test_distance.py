@@ -62,3 +62,12 @@ def test_complex_parameters():
     a, b = (nn.ParameterDict({"w": torch.tensor([z], dtype=torch.complex64)}) for z in (3 + 4j, 0j))
     assert model_distance(a, b) == 5.0
     assert model_distance(a.state_dict(), b.state_dict()) == 5.0
+
+
+def test_a_model_with_a_compiled_part_has_the_names_of_the_plain_one():
+    plain = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 2)))
+    partly = copy.deepcopy(plain)
+    partly[1] = torch.compile(partly[1])
+    assert model_distance(partly, plain) == model_distance(plain, partly) == model_distance(partly, plain.state_dict()) == 0.0
+    partly[0].bias.data += 1
+    assert model_distance(partly, plain) == 2.0

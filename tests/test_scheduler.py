@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import earlydrop
 from earlydrop import DropoutScheduler, constant, early, late
+from earlydrop.sites.link import RATE
 
 LAYERS = {
     "dropout": (lambda: nn.Dropout(0.3), (64, 8)),
@@ -155,12 +156,12 @@ def test_the_rate_survives_dtype_and_device_moves():
     rate = torch.tensor(0.123456789)
     for move in (lambda: model.to(torch.bfloat16), lambda: model.double(), lambda: model.to("meta")):
         move()
-        assert model[2]._earlydrop_rate.dtype == torch.float32
-    assert model[2]._earlydrop_rate.device.type == "meta"
+        assert getattr(model[2], RATE).dtype == torch.float32
+    assert getattr(model[2], RATE).device.type == "meta"
     model.to_empty(device="cpu")
-    assert torch.equal(model[2]._earlydrop_rate, rate)
+    assert torch.equal(getattr(model[2], RATE), rate)
     scheduler.step()
-    assert model[2]._earlydrop_rate.item() == pytest.approx(scheduler.last_rate, rel=1e-6)
+    assert getattr(model[2], RATE).item() == pytest.approx(scheduler.last_rate, rel=1e-6)
 
 
 def test_a_second_scheduler_on_the_same_sites_is_refused():

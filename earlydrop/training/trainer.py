@@ -161,14 +161,14 @@ class Trainer:
         plan, trainer = self.plan, self.plan.config.trainer
         self.model.train()
         if self.step == 0 and 0 in plan.probe_steps:
-            self._record(self._probe())
+            self.record(self._probe())
         saved = began = logged = time.perf_counter()
         logged_step = first = self.step
         for parts in self.batches() if not self._out_of_patience() else ():
             self.train_step(parts)
             metrics = {}
             if self.step % trainer.log_every == 0 or self.step == plan.total_steps:
-                metrics = self._read_window()
+                metrics = self.read_window()
                 now = time.perf_counter()
                 rate = (self.step - logged_step) * trainer.batch_size / (now - logged)
                 if self.group.main:
@@ -189,7 +189,7 @@ class Trainer:
             if last and trainer.mc_passes is not None:
                 metrics |= self._monte_carlo(trainer.mc_passes)
             if metrics:
-                self._record(metrics)
+                self.record(metrics)
                 logged, logged_step = time.perf_counter(), self.step
             if last:
                 break
@@ -286,7 +286,7 @@ class Trainer:
         context: AbstractContextManager[None] = self.called.no_sync()
         return context
 
-    def _read_window(self) -> dict[str, float]:
+    def read_window(self) -> dict[str, float]:
         """The training metrics since the last logged step: the one moment that waits for the device."""
         values = self._check_finite()
         self.window = []
@@ -321,7 +321,12 @@ class Trainer:
         except ValueError as error:
             raise TrainingFailed(f"the probe at step {self.step}: {error}") from error
 
-    def _record(self, metrics: dict[str, float]) -> None:
+    def record(self, metrics: dict[str, float]) -> None:
+        """Write a line of ``metrics.jsonl`` for the step reached, and pass it on.
+
+        Raises:
+            TrainingFailed: A metric is not finite.
+        """
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise TrainingFailed(

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from earlydrop.claims.declare import Comparison, LossWindow
-from earlydrop.claims.judge import difference, judge, regime
+from earlydrop.claims.judge import difference, judge, judge_all, regime
 from earlydrop.claims.measured import windowed
 from earlydrop.claims.summaries import Summaries
 from tests.claims.made_up import ARMS, LOSS, SAME, declaration, made_up, study, verdict
@@ -258,3 +258,137 @@ def test_a_claim_of_a_time_reads_the_first_step_at_the_bound():
     assert (found.paired.effect, found.paired.p) == (0.0, 1.0)  # every run reaches 2.0 at step 10
     never = dataclasses.replace(LOSS, test=Comparison("steps to", 1.5), smallest=5.0)
     assert verdict(never, made_up(effect=0.0)).paired.effect == 0.0  # no run reaches it: each counts its length
+
+
+def differences_of(summaries, metric="train_eval/loss", step=100):
+    """Early minus none by seed, without the code under test."""
+    rows = summaries.history[summaries.history["step"] == step].sort_values("seed")
+    arms = {arm: part[metric].to_numpy() for arm, part in rows.groupby("arm")}
+    return arms["early"] - arms["none"]
+
+
+def test_the_p_values_of_a_family_are_holms_over_two_tests_of_each_claim():
+    """Against scipy's tests and the step-down procedure written out."""
+    summaries = made_up(effect=-0.03, noise=0.03)
+    values = differences_of(summaries)
+    claims = [
+        dataclasses.replace(LOSS, id="D"),
+        dataclasses.replace(SAME, id="E", smallest=0.08),
+        dataclasses.replace(LOSS, id="N", direction="not lower", smallest=0.02),
+    ]
+    test = scipy.stats.ttest_1samp
+    two_sided = test(values, 0).pvalue
+
+    def within(margin):
+        return max(test(values, -margin, alternative="greater").pvalue, test(values, margin, alternative="less").pvalue)
+
+    beyond = min(1.0, 2 * test(-values, 0.08, alternative="greater").pvalue)
+    above = test(values, -0.02, alternative="greater").pvalue
+    plain = {"D": (two_sided, within(0.05)), "E": (within(0.08), beyond), "N": (above, two_sided)}
+    ordered = sorted(p for pair in plain.values() for p in pair)
+    adjusted = np.maximum.accumulate([min(1.0, p * (len(ordered) - i)) for i, p in enumerate(ordered)])
+    holm = dict(zip(ordered, adjusted, strict=True))
+    for found in judge(declaration(*claims), "toy", "first", summaries.of("toy")):
+        first, second = (holm[p] for p in plain[found.claim.id])
+        assert found.p in (pytest.approx(first), pytest.approx(second))
+        decided = found.p == pytest.approx(second) and second < 0.05
+        assert (found.verdict == "not resolved") == (not decided and first >= 0.05)
+
+
+@pytest.mark.parametrize(("direction", "effect", "expected"), [
+    ("lower", -0.2, "reproduced"), ("lower", 0.2, "opposite"), ("lower", 0.0, "absent"),
+    ("higher", -0.2, "opposite"), ("higher", 0.2, "reproduced"), ("higher", 0.0, "absent"),
+    ("equivalent", -0.2, "opposite"), ("equivalent", 0.2, "opposite"), ("equivalent", 0.0, "reproduced"),
+    ("not lower", -0.2, "opposite"), ("not lower", 0.2, "reproduced"), ("not lower", 0.0, "reproduced"),
+])  # fmt: skip
+def test_every_direction_against_every_effect(direction, effect, expected):
+    assert verdict(dataclasses.replace(LOSS, direction=direction), made_up(effect=effect)).verdict == expected
+
+
+def test_what_a_verdict_holds():
+    summaries = made_up(effect=-0.1, seeds=range(10, 16))
+    summaries.runs["seconds"] = np.where(summaries.runs["arm"] == "early", 10.0, 100.0) * (summaries.runs["seed"] - 9)
+    found = verdict(LOSS, summaries)
+    values = differences_of(summaries)
+    assert (found.study, found.round, found.claim, found.expected, found.remark) == ("toy", "first", LOSS, 6, "")
+    assert found.arms == ("early", "none")
+    assert found.fingerprints == tuple(f"toy-{arm}-{seed}" for seed in range(10, 16) for arm in ("early", "none"))
+    assert found.seconds == pytest.approx((10 * 2.25, 100 * 2.25))  # the lower quartile of 1 to 6
+    assert found.paired.seeds == tuple(range(10, 16))
+    assert found.paired.effect == pytest.approx(values.mean())
+    assert found.paired.spread == pytest.approx(values.std(ddof=1))
+    assert found.smallest == 0.05
+    assert found.price is None  # it is resolved
+
+
+def test_a_claim_that_is_not_resolved_has_a_price_and_others_have_none():
+    summaries = made_up(effect=0.0, noise=0.2, seconds=1800.0)
+    found = verdict(LOSS, summaries)
+    assert found.verdict == "not resolved"
+    assert found.price.seeds > 6
+    assert found.price.hours == pytest.approx(found.price.seeds)  # two runs of half an hour a seed
+    assert verdict(LOSS, made_up(effect=0.0)).price is None
+
+
+def test_a_relative_effect_of_a_negative_metric_is_positive():
+    claim = dataclasses.replace(LOSS, metric="test/accuracy", smallest=0.02, relative=True)
+    assert verdict(claim, made_up()).smallest == pytest.approx(0.02 * np.mean([1.0 + 0.3 * seed for seed in range(10, 16)]))
+
+
+def test_a_metric_that_nothing_measured_is_not_run():
+    found = verdict(dataclasses.replace(LOSS, metric="probe/gdv"), made_up())
+    assert (found.verdict, found.paired, found.smallest, found.p, found.fingerprints) == ("not run", None, None, None, ())
+
+
+def test_one_seed_is_incomplete_and_its_seeds_are_kept_apart():
+    found = verdict(LOSS, made_up(seeds=[10]))
+    assert (found.verdict, found.paired) == ("incomplete", None)
+    assert found.fingerprints == ("toy-early-10", "toy-none-10")
+    other = made_up(seeds=range(30, 36))
+    assert verdict(LOSS, both(made_up(), other)).fingerprints == verdict(LOSS, made_up()).fingerprints
+
+
+def test_the_difference_of_a_regime_is_standard_minus_none():
+    summaries = made_up(effect=0.1)
+    label, found = regime(summaries.of("toy"), study(first=()), ARMS["early"], range(10, 13))
+    assert label == "underfit"
+    assert found.seeds == (10, 11, 12)
+    assert found.effect == pytest.approx(differences_of(summaries, "test/accuracy")[:3].mean())
+    assert regime(summaries.of("toy"), study(first=()), ARMS["early"], []) == ("unclear", None)
+    assert regime(summaries.of("toy"), study(first=()), ARMS["early"], [10])[0] == "unclear"
+
+
+def test_rounds_and_studies_without_runs_are_left_out_but_for_the_main_ones():
+    missing = dataclasses.replace(LOSS, id="M", arm=ARMS["late"])
+    main, other = study("toy", first=range(10, 16), label=range(3), more=range(50, 56)), study("elsewhere", first=range(10, 16))
+    declared = declaration(LOSS, missing, studies=[dataclasses.replace(main, rounds={
+        "first": tuple(range(10, 16)), "label": (0, 1, 2), "more": tuple(range(50, 56))}), other])  # fmt: skip
+
+    def told(summaries):
+        return [(found.study, found.round, found.claim.id, found.verdict) for found in judge_all([declared], summaries)]
+
+    ran = made_up(seeds=[0, 1, 2, *range(10, 16), *range(50, 56)])
+    assert told(ran) == [
+        ("toy", "first", "L", "reproduced"),
+        ("toy", "first", "M", "not run"),
+        ("toy", "more", "L", "reproduced"),
+    ]
+    elsewhere = told(both(ran, made_up("elsewhere")))
+    assert elsewhere[3:] == [("elsewhere", "first", "L", "reproduced")]
+    assert told(made_up(seeds=range(50, 56)))[-1] == ("toy", "more", "L", "reproduced")
+
+
+def test_losses_that_fall_by_a_jump_and_metrics_between_the_measurements():
+    """At each of the 33 levels the metric is read where a line between the measurements first reaches it."""
+    steps = np.array([10.0, 20.0, 40.0, 80.0])
+    losses, values = np.array([6.0, 4.0, 4.5, 1.0]), np.array([1.0, 3.0, 2.0, 10.0])
+    levels = np.linspace(5.0, 2.0, 33)
+    best = np.minimum.accumulate(losses)
+    fine = np.linspace(10, 80, 700_001)
+    curve = np.interp(fine, steps, best)
+    reached = [fine[np.argmax(curve <= level + 1e-9)] for level in levels]
+    expected = np.interp(reached, steps, values).mean()
+    found = windowed(history(losses, values, tuple(steps.astype(int))), "m", LossWindow(5.0, 2.0), 80)
+    assert found == pytest.approx(expected, abs=1e-3)
+    ends = history([5.0, 4.0, 3.0, 2.0], [0.0, 1.0, 2.0, 3.0])
+    assert windowed(ends, "m", LossWindow(5.0, 2.0), 40) == pytest.approx(1.5)  # both ends are reached

@@ -1,3 +1,5 @@
+import pandas as pd
+
 from earlydrop.claims.summaries import collect, merged, read_summaries
 from tests.analysis.made_up import seal
 from tests.claims.made_up import made_up
@@ -53,3 +55,12 @@ def test_damaged_and_changed_runs_are_named_and_left_out(study, caplog):
     assert len(found.left_out) == 3
     for name in ("none-seed0/config.yaml", "none-seed1/metrics.jsonl", "none-seed2: metrics.jsonl changed after"):
         assert name in caplog.text
+
+
+def test_collected_runs_are_in_order_whatever_their_folders_are_called(study):
+    for place, run in enumerate(sorted(study.iterdir(), reverse=True)):
+        run.rename(study / f"{place}-run")
+    found = collect(study, {"study"})
+    pd.testing.assert_frame_equal(found.runs, found.runs.sort_values(["arm", "seed"]))
+    pd.testing.assert_frame_equal(found.history, found.history.sort_values(["arm", "seed", "step"]))
+    assert len(found.history) > len(found.runs) == 6

@@ -23,7 +23,7 @@ def test_the_command_that_reproduces_a_run():
     assert "out=" not in line
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 40))])
 def test_any_text_comes_back_through_the_command_line(seed):
     """Random text over everything that means something to a shell, to Hydra's grammar or to its interpolation."""
     draw = random.Random(seed)

@@ -8,10 +8,6 @@ from earlydrop.training.compose import conf_folder
 from tests.analysis.made_up import make_run
 
 
-def run(*arguments, cwd):
-    return subprocess.run([sys.executable, "-m", "earlydrop", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
-
-
 def test_every_experiment_is_listed_with_its_first_sentence():
     rows = {name: what for name, _, _, what in list_studies()}
     root = conf_folder() / "experiment"
@@ -29,18 +25,18 @@ def test_times_and_what_has_been_run_stand_beside(tmp_path):
     assert rows["findings/dynamics"][1] == ""
 
 
-def test_the_command_prints_and_refuses_what_it_does_not_take(tmp_path):
-    done = run("list", cwd=tmp_path)
+def test_the_command_prints_and_refuses_what_it_does_not_take(tmp_path, warm):
+    done = warm.run("list", cwd=tmp_path)
     assert done.returncode == 0
     assert "quickstart" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 160
-    done = run("list", "study=x", cwd=tmp_path)
+    done = warm.run("list", "study=x", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip() == "error: earlydrop list takes out=FOLDER alone, not study=x"
 
 
-def test_help_fits_a_screen_and_names_what_people_do(tmp_path):
-    done = run("--help", cwd=tmp_path)
+def test_help_fits_a_screen_and_names_what_people_do(tmp_path, warm):
+    done = warm.run("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) <= 24
     assert max(map(len, done.stdout.splitlines())) <= 140

@@ -64,18 +64,24 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize(("file", "content"), [(file, content) for file, contents in DAMAGE.items() for content in contents])
-def test_a_damaged_run_is_named_and_left_out(study, file, content):
-    if content is None:
-        (study / "none-seed0" / file).unlink()
-    else:
-        (study / "none-seed0" / file).write_bytes(content)
+def test_damaged_runs_are_named_and_left_out(study):
+    """Each run is damaged in a way of its own; one report names all of them."""
+    ways = [(file, content) for file, contents in DAMAGE.items() for content in contents]
+    for seed, (file, content) in enumerate(ways, 100):
+        make_run(study, "none", seed, 99.0)
+        damaged = study / f"none-seed{seed}" / file
+        damaged.unlink()
+        if content is not None:
+            damaged.write_bytes(content)
     table, trouble, *_ = write_report(study)
-    assert table.loc["none", "runs"] == "2"
-    (line,) = trouble
-    assert line.startswith("left out: ")
-    assert f"none-seed0/{file}" in line
-    assert file in (study / "report.html").read_text()
+    assert table.loc["none", "runs"] == "3"
+    assert table.loc["none", "train_eval loss"].startswith("0.6667")
+    assert len(trouble) == len(ways) == 21
+    page = (study / "report.html").read_text()
+    for seed, (file, content) in enumerate(ways, 100):
+        (line,) = [line for line in trouble if f"none-seed{seed}/{file}" in line]
+        assert line.startswith("left out: "), content
+        assert f"none-seed{seed}/{file}" in page, content
 
 
 def test_a_run_without_a_status_is_named(study):

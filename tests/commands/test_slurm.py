@@ -30,6 +30,7 @@ def statuses(tmp_path):
     return [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").glob("s/*/status.json"))]
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_job_for_each_run_and_ends_with_its_report(tmp_path):
     process = start(tmp_path, "schedule=none,early", "trainer.steps=4")
     output, error = process.communicate(timeout=240)
@@ -40,6 +41,7 @@ def test_a_sweep_has_a_job_for_each_run_and_ends_with_its_report(tmp_path):
     assert "report.html" in output
 
 
+@pytest.mark.slow
 def test_a_run_that_is_warned_saves_is_queued_again_and_goes_on(tmp_path):
     process = start(tmp_path, "schedule=early", "trainer.steps=4000", "trainer.log_every=1", "trainer.eval_every=100%")
     worker = None
@@ -65,11 +67,8 @@ def test_a_run_that_is_warned_saves_is_queued_again_and_goes_on(tmp_path):
     assert steps == sorted(set(steps))
 
 
-def test_the_launcher_composes(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "earlydrop", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "--cfg", "hydra"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def test_the_launcher_composes(tmp_path, warm):
+    done = warm.run("hydra/launcher=slurm", "hydra.launcher.partition=gpu", "--cfg", "hydra", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "SlurmLauncher" in done.stdout
     assert "max_num_timeout: 100" in done.stdout

@@ -31,3 +31,17 @@ def test_complete_lists_of_values():
     assert values(earlydrop.early(0.4, 0)) == [0] * 6
     assert values(earlydrop.late(0.4, 4)) == [0, 0, 0, 0, 0.4, 0.4]
     assert values(earlydrop.late(0.4, 0)) == [0.4] * 6
+
+
+def test_each_part_of_a_curve():
+    """At the start, before the end, at the end and past it; against the closed form."""
+    cosine, line = earlydrop.early(0.6, 9, "cosine"), earlydrop.early(0.6, 9)
+    for step in range(9):
+        assert cosine(step) == pytest.approx(0.3 * (1 + np.cos(np.pi * step / 8)), abs=1e-12)
+        assert line(step) == pytest.approx(0.6 * (1 - step / 8), abs=1e-12)
+    assert cosine(8) == line(8) == cosine(9) == 0.0
+    for shape in ("linear", "cosine", "constant"):
+        assert [earlydrop.early(0.6, 1, shape)(step) for step in range(3)] == [0.6, 0.0, 0.0]
+        assert earlydrop.early(0.6, 0, shape)(0) == 0.0
+        assert earlydrop.early(0.6, 2, shape)(1) == (0.6 if shape == "constant" else 0.0)
+    assert [earlydrop.late(0.6, 1)(step) for step in range(3)] == [0.0, 0.6, 0.6]

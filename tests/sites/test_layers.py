@@ -73,7 +73,14 @@ def count_graphs(model, schedule, kind="unit", steps=9, evaluate_at=(1, 3, 7)):
     return len(graphs)
 
 
-@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in KINDS.items() for kind in kinds])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=[] if (name, kind) in (("vit", "unit"), ("mlp", "unit")) else pytest.mark.slow)
+        for name, kinds in KINDS.items()
+        for kind in kinds
+    ],
+)
 def test_three_graphs_over_a_run(name, kind):
     schedules = ["piecewise"] if name == "efficientnet" else SCHEDULES  # off, on and off again; 8 s a run there
     for schedule in map(SCHEDULES.__getitem__, schedules):
@@ -99,7 +106,7 @@ def test_writing_the_attribute_by_hand_makes_a_graph_a_rate():
 
 
 @pytest.mark.usefixtures("needs_compiler")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_fraction_mean_and_gradient_when_compiled(dtype):
     torch._dynamo.reset()
     model = nn.Sequential(nn.Dropout(0.5))
@@ -391,7 +398,14 @@ TRANSFORMERS = {
 }
 
 
-@pytest.mark.parametrize("schedule", [early(0.2, 4), late(0.2, 2), lambda step: 0.05 * step], ids=["early", "late", "function"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        pytest.param(early(0.2, 4), id="early"),
+        pytest.param(late(0.2, 2), id="late", marks=pytest.mark.slow),
+        pytest.param(lambda step: 0.05 * step, id="function", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_a_compiled_transformer_follows_its_schedule(name, schedule):
     model = TRANSFORMERS[name]()

@@ -27,3 +27,9 @@ def test_every_schedule_has_a_file_with_its_own_defaults():
     points = files["piecewise"].pop("points")  # it has no default in Python: the file gives an example
     assert points
     assert files == schedule_options()
+
+
+def test_nothing_in_a_list_of_a_foreign_configuration_is_interpolated(monkeypatch):
+    monkeypatch.setenv("SECRET", "sesame")
+    texts = ["${oc.env:SECRET}", r"\${oc.env:SECRET}", "a ${seed} b"]
+    assert config_from_dict({"tags": texts}).tags == texts

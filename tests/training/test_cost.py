@@ -2,8 +2,10 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from earlydrop.training.config import ConfigError
 from earlydrop.training.cost import estimate
@@ -53,3 +55,21 @@ def test_timing_leaves_the_random_state_of_training_alone(config):
     before = run(config())
     estimate(make_plan(config(seed=3)))
     assert run(config(resume="never"))["train_eval/loss"] == before["train_eval/loss"]
+
+
+def test_timing_an_image_folder_leaves_the_number_of_threads_alone(config, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(16):
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
+    folder = {"data__name": "imagefolder", "data__root": str(tmp_path), "data__image_size": 8, "data__train_images": None}
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        cost = estimate(make_plan(config(plan__images_per_second=100.0, **folder)))
+        assert cost.input > 0
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

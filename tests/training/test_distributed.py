@@ -1,10 +1,7 @@
 """Several workers of one run give the numbers of one: gloo processes on this machine, started as torchrun starts them."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,31 +22,36 @@ def port():
         return free.getsockname()[1]
 
 
-def start(size, out, *overrides, ranks=None, happens=None):
-    """Start workers; ``happens`` is what happens to which of them before which step."""
-    program = ["-m", "earlydrop"] if happens is None else [str(Path(__file__).with_name("misfortune.py")), *happens.split()]
+@pytest.fixture(scope="module")
+def start(warm):
+    """Starts workers; ``happens`` is what happens to which of them before which step, ``each`` the overrides that one has alone."""
 
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, *program, *SMALL, f"out={out}", *overrides],
-            env=os.environ | where | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in (range(size) if ranks is None else ranks)
-    ]  # fmt: skip
+    def workers(size, out, *overrides, ranks=None, happens=None, each=lambda rank: []):
+        program = "earlydrop" if happens is None else str(Path(__file__).with_name("misfortune.py"))
+        arguments = [*(happens or "").split(), *SMALL, f"out={out}", *overrides]
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": str(size)}
+        return [
+            warm.start(*arguments, *each(rank), env=where | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, program=program)
+            for rank in (range(size) if ranks is None else ranks)
+        ]
+
+    return workers
 
 
 def finish(processes, timeout=240):
     return [(process.communicate(timeout=timeout), process.returncode) for process in processes]
 
 
-def train(size, out, *overrides):
-    ended = finish(start(size, out, *overrides))
-    assert [code for _, code in ended] == [0] * size, ended
-    (folder,) = {path.parent for path in Path(out).rglob("status.json")}
-    assert sum(bool(output.strip()) for (output, _), _ in ended) == 1  # one worker speaks
-    return folder
+@pytest.fixture(scope="module")
+def train(start):
+    def workers(size, out, *overrides):
+        ended = finish(start(size, out, *overrides))
+        assert [code for _, code in ended] == [0] * size, ended
+        (folder,) = {path.parent for path in Path(out).rglob("status.json")}
+        assert sum(bool(output.strip()) for (output, _), _ in ended) == 1  # one worker speaks
+        return folder
+
+    return workers
 
 
 def lines(folder):
@@ -64,12 +66,12 @@ def assert_near(one, other, rel):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(tmp_path_factory, train):
     return train(1, tmp_path_factory.mktemp("alone"), *MIXED)
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_the_numbers_do_not_depend_on_the_number_of_workers(size, alone, tmp_path):
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_numbers_do_not_depend_on_the_number_of_workers(size, alone, tmp_path, train):
     """With mixing, accumulation, dropout and stochastic depth, uneven evaluation batches, and probes."""
     folder = train(size, tmp_path, *MIXED)
     assert folder.name == alone.name  # the same fingerprint
@@ -87,8 +89,9 @@ def test_the_numbers_do_not_depend_on_the_number_of_workers(size, alone, tmp_pat
     assert json.loads((folder / "provenance.json").read_text())["environment"]["workers"] == size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("happens", ["stop 0 5", "warn 3 5"])
-def test_a_run_goes_on_with_another_number_of_workers_when_told(alone, tmp_path, happens):
+def test_a_run_goes_on_with_another_number_of_workers_when_told(alone, tmp_path, happens, start, train):
     """Whichever worker is asked to stop, all of them save and stop."""
     first = finish(start(4, tmp_path, *MIXED, happens=happens))
     assert [code for _, code in first] == [130] * 4, first
@@ -102,7 +105,8 @@ def test_a_run_goes_on_with_another_number_of_workers_when_told(alone, tmp_path,
                 [{k: line[k] for k in ("step", "train/loss")} for line in lines(alone) if "train/loss" in line], rel=1e-5)  # fmt: skip
 
 
-def test_a_worker_that_dies_ends_the_others_and_the_run_goes_on_from_its_checkpoint(alone, tmp_path):
+@pytest.mark.slow
+def test_a_worker_that_dies_ends_the_others_and_the_run_goes_on_from_its_checkpoint(alone, tmp_path, start, train):
     ended = finish(start(2, tmp_path, *MIXED, "trainer.checkpoint_seconds=0", happens="die 1 5"), timeout=120)
     assert ended[1][1] == -9
     (_, error), code = ended[0]
@@ -124,8 +128,8 @@ def test_a_worker_that_dies_ends_the_others_and_the_run_goes_on_from_its_checkpo
         (["probe.dataset_limit=64"], "2 workers need 2 of each"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_on_every_worker(overrides, message, tmp_path):
-    ended = finish(start(2, tmp_path, *overrides), timeout=60)
+def test_bad_input_is_one_line_on_every_worker(overrides, message, tmp_path, start):
+    ended = finish(start(2, tmp_path, *overrides))
     for (_, error), code in ended:
         assert code == 1
         assert message in error
@@ -133,25 +137,25 @@ def test_bad_input_is_one_line_on_every_worker(overrides, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_only_the_first_worker_finds_locked_is_refused_on_all(tmp_path, alone):
+def test_a_folder_that_only_the_first_worker_finds_locked_is_refused_on_all(tmp_path, alone, start):
     import filelock
 
     folder = tmp_path / "default" / alone.name
     folder.mkdir(parents=True)
     with filelock.FileLock(folder / ".lock"):
-        ended = finish(start(2, tmp_path, *MIXED), timeout=60)
+        ended = finish(start(2, tmp_path, *MIXED))
     assert all(code == 1 and "another process is working in" in error for (_, error), code in ended), ended
 
 
-def test_a_rendezvous_that_nobody_joins_ends_in_time(tmp_path):
+def test_a_rendezvous_that_nobody_joins_ends_in_time(tmp_path, start):
     ((_, error), code) = finish(start(2, tmp_path, "distributed.timeout=3", ranks=[0]), timeout=90)[0]
     assert code == 1
     assert "worker 0 of 2 did not meet the others at 127.0.0.1" in error
     assert len(error.strip().splitlines()) <= 2, error
 
 
-def test_a_sweep_is_not_started_by_torchrun(tmp_path):
-    ended = finish(start(2, tmp_path, "-m", "seed=0,1"), timeout=60)
+def test_a_sweep_is_not_started_by_torchrun(tmp_path, start):
+    ended = finish(start(2, tmp_path, "-m", "seed=0,1"))
     assert all(code == 1 and "a sweep starts its own jobs" in error for (_, error), code in ended), ended
 
 
@@ -177,27 +181,18 @@ def test_the_counts_that_fit_are_named():
         check_parts(4, 64, 8)
 
 
-def test_workers_that_do_not_see_the_same_run_are_refused(tmp_path):
+def test_workers_that_do_not_see_the_same_run_are_refused(tmp_path, start):
     """Such as nodes whose copies of the data differ."""
-    number = str(port())
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": number, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "earlydrop", *SMALL, f"out={tmp_path}", "probe=none", f"data.train_images={330 + rank}"],
-            env=os.environ | where | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for (_, error), code in finish(processes, timeout=60):
+    processes = start(2, tmp_path, "probe=none", each=lambda rank: [f"data.train_images={330 + rank}"])
+    for (_, error), code in finish(processes):
         assert code == 1
         assert "not all of them have the same configuration and data" in error
     assert not list(tmp_path.iterdir())
 
 
-def test_batch_norm_is_not_shared(tmp_path):
+def test_batch_norm_is_not_shared(tmp_path, start):
     small = ["model=convnet_micro", "model.width=8", "model.depth=null", "model.heads=null"]
-    for (_, error), code in finish(start(2, tmp_path, *small), timeout=60):
+    for (_, error), code in finish(start(2, tmp_path, *small)):
         assert code == 1
         assert "stem.1 is a BatchNorm, whose statistics 2 workers cannot share; train it in one process" in error
     assert not list(tmp_path.iterdir())

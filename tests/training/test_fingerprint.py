@@ -79,6 +79,12 @@ def test_keys_of_image_folders_are_left_out_for_data_in_memory():
     assert plain == make_plan(config_of({"augment.crop": True, "augment.randaugment": "rand-m9"})).fingerprint
 
 
+@pytest.mark.parametrize("mixing", [{}, {"augment.mixup": 0.8}, {"augment.cutmix": 1.0}])
+def test_the_switch_probability_counts_only_where_both_mixes_are_on(mixing):
+    one, other = (make_plan(config_of(mixing | {"augment.switch": share})).fingerprint for share in (0.25, 0.75))
+    assert one == other
+
+
 def test_keys_of_images_in_memory_are_left_out_for_endless_images_and_text():
     for base in ({"data.name": "glyphs"}, {"data.name": "text", "model.name": "gpt_micro"}):
         more = {"augment.shift": 1, "augment.flip": False, "augment.erasing": 0.25}

@@ -4,6 +4,10 @@ from pathlib import Path
 import pytest
 
 from earlydrop.training.config import ConfigError
+from earlydrop.training.data.objective import Objective
+from earlydrop.training.plan import make_plan
+from earlydrop.training.prepare import scheduled_model
+from earlydrop.training.probes import probe_gradients
 from earlydrop.training.run import run
 from tests.training.states import assert_same, final_state
 
@@ -23,9 +27,11 @@ def probes(result):
 def test_comparing_on_and_off_changes_no_weights_and_repeats_the_plain_probe(config):
     plain, compared = run(config()), run(config(probe__compare=True))
     assert_same(final_state(plain["folder"])["model"], final_state(compared["folder"])["model"])
+    cutoff = 9  # dropout is off from there on, the step itself included
+    assert [line["step"] for line in probes(compared)] == [0, cutoff, 2 * cutoff]
     for without, both in zip(probes(plain), probes(compared), strict=True):
-        on = both["dropout/unit_rate"] > 0 if "dropout/unit_rate" in both else True
-        assert without["probe/gdv"] == both["probe/gdv"] == both["probe_on/gdv" if both["step"] == 0 else "probe_off/gdv"] or on
+        now = "probe_on/gdv" if both["step"] < cutoff else "probe_off/gdv"
+        assert without["probe/gdv"] == both["probe/gdv"] == both[now]
         assert both["probe_on/gdv"] != both["probe_off/gdv"]
         assert both["probe_off/gde"] > 0
 
@@ -52,3 +58,30 @@ def test_at_one_set_of_weights_on_is_what_a_run_with_dropout_measures(config):
 def test_a_comparison_without_a_rate_is_refused(config):
     with pytest.raises(ConfigError, match=r"probe\.compare is true: schedule\.rate is 0, expected the rate to compare with"):
         run(config(schedule__name="none", schedule__rate=0.0, probe__compare=True))
+
+
+def dataset_indices(plan, step):
+    """The training images that the whole-dataset gradient is taken from, in the order in which they are asked for."""
+    objective, asked = Objective(plan.source, plan.config.augment), []
+    give = objective.batches
+
+    def batches(keyed, seed, purpose):
+        keyed = list(keyed)
+        if purpose == "probe-dataset":
+            asked.append([int(index) for _, indices in keyed for index in indices])
+        return give(keyed, seed, purpose)
+
+    objective.batches = batches
+    probe_gradients(scheduled_model(plan)[0], objective, plan, step)
+    assert all(each == asked[0] for each in asked)
+    return asked[0]
+
+
+def test_the_whole_dataset_gradient_is_of_a_fixed_random_part_of_the_images(config):
+    plan = make_plan(config())
+    found = dataset_indices(plan, 0)
+    assert len(set(found)) == len(found) == 64
+    assert set(found) <= set(range(300))
+    assert max(found) > 200  # not the first ones
+    assert found == dataset_indices(plan, 9) == dataset_indices(make_plan(config(seed=1)), 0)
+    assert sorted(dataset_indices(make_plan(config(probe__dataset_limit=300)), 0)) == list(range(300))

@@ -89,7 +89,14 @@ def test_its_header_names_source_commands_and_every_published_number(name):
     assert ("* The paper gives no rate" in text) == any(star for _, _, star in arms)
 
 
-@pytest.fixture(scope="module", params=[name for name in RECIPES if not name.endswith("improved")])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if name.endswith("base") else [])
+        for name in RECIPES
+        if not name.endswith("improved")
+    ],
+)
 def built(request):
     """A recipe's name, configuration and model."""
     config = recipe(request.param, "data.root=/x")

@@ -284,3 +284,19 @@ def test_only_the_splits_that_are_asked_for_are_read(tmp_path):
         make_source(options, AugmentConfig(), CPU)
     with pytest.raises(ConfigError, match=r"expected a folder with train/, one folder a class in each"):
         make_source(options, AugmentConfig(), CPU, ["train"])
+
+
+def test_training_images_are_augmented_and_test_images_are_not(tmp_path):
+    """With flips alone each training image is the clean one or its mirror image, and both come."""
+    make_folder(tmp_path)
+    config = DataConfig(name="imagefolder", root=str(tmp_path), image_size=32)
+    source = make_source(config, AugmentConfig(shift=0, flip=True), CPU)
+    for split, count in source.sizes.items():
+        every = torch.arange(count)
+        ((clean, _),) = source.batches([(0, every)], split, None)
+        drawn = torch.stack([images for images, _ in source.batches([(key, every) for key in range(8)], split, (0, "augment"))])
+        as_it_is = (drawn == clean).flatten(2).all(2)
+        mirrored = (drawn == clean.flip(-1)).flatten(2).all(2)
+        assert (as_it_is ^ mirrored).all()
+        assert as_it_is.any(0).all()
+        assert mirrored.any(0).all()

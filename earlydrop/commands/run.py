@@ -207,7 +207,7 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from earlydrop.commands.overrides import mistake
+    from earlydrop.commands.overrides import mistake, with_own_keys
     from earlydrop.training.compose import conf_folder, register_schema
 
     if sys.argv[1:2] == ["list"]:
@@ -217,6 +217,7 @@ def main() -> None:
     wrong = mistake(sys.argv[1:])
     if wrong is not None:
         raise SystemExit(f"error: {wrong}")
+    sys.argv[1:] = with_own_keys(sys.argv[1:])
     register_schema()
     application = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(_job)
     code: int | str | None = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from earlydrop.training.config import BOUNDS, SPLITS, Config, ConfigError, drops, keys
+from earlydrop.training.config import BOUNDS, OPEN, SPLITS, Config, ConfigError, drops, keys
 
 
 def check(config: Config) -> None:
@@ -15,7 +15,7 @@ def check(config: Config) -> None:
     """
     for name, key in keys().items():
         value = key.of(config)
-        if key.choices and value not in key.choices:
+        if key.choices and value not in key.choices and name != "schedule.name":  # which may be somebody's own; the plan says so
             raise ConfigError(f"{name} is {value!r}: expected one of {', '.join(str(c) for c in key.choices if c is not None)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{name} is {value!r}: expected a finite number")
@@ -24,6 +24,7 @@ def check(config: Config) -> None:
             if not inside(value):
                 raise ConfigError(f"{name} is {value!r}: expected {expected}")
     _check_names(config)
+    _check_arguments(config)
     if config.checkpoint is not None and config.mode != "eval":
         raise ConfigError(
             f"checkpoint is {config.checkpoint!r}: it says what mode=eval evaluates; a run goes on from its own checkpoints"
@@ -49,6 +50,16 @@ def check(config: Config) -> None:
             f"trainer.accumulate is {config.trainer.accumulate}: expected a divisor of trainer.batch_size "
             f"({config.trainer.batch_size}), which counts the images of one optimizer step"
         )
+
+
+def _check_arguments(config: Config) -> None:
+    """The arguments of somebody's own code are plain values under plain names."""
+    for key in OPEN:
+        for name, value in keys()[key].of(config).items():
+            if not str(name).isidentifier():
+                raise ConfigError(f"{key} has {name!r}: expected the name of an argument, such as {key}.width")
+            if isinstance(value, dict):
+                raise ConfigError(f"{key}.{name} is {value!r}: expected a number, a text, true, false, null, or a list of them")
 
 
 _NOT_IN_PROJECTS = "/\\#?%:"  # what W&B refuses in the name of a project

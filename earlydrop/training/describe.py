@@ -11,8 +11,9 @@ import torch
 from earlydrop.sites import find_sites
 from earlydrop.training.cost import Cost, estimate, workers_of
 from earlydrop.training.distributed import check_parts
+from earlydrop.training.models import in_words
 from earlydrop.training.plan import Plan
-from earlydrop.training.prepare import scheduled_model, try_forward
+from earlydrop.training.prepare import scheduled_model, task_of, try_forward
 
 
 def print_plan(plan: Plan) -> None:
@@ -30,12 +31,22 @@ def print_plan(plan: Plan) -> None:
     print(f"folder       {plan.folder}")
     print(f"fingerprint  {plan.fingerprint}")
     print(f"model        {config.model.name}, {parameters:,} parameters, on {plan.device}, {_threads()}")
+    for key, code in plan.code.items():
+        files = ", ".join(path.name for path in code.paths)
+        print(f"own code     {key.removesuffix('.' + code.label)}={code.name}: {files}, SHA-256 {code.digest[:12]}")
+    for heading, lines in in_words(config.model, task_of(plan)).items():
+        for i, line in enumerate(lines):
+            print(f"{'' if i else heading:<13}{line}")
     what = "images" if source.context is None else f"contexts of {source.context} bytes"
     skipped = f"; {source.skipped:,} that cannot be read are left out" if source.skipped else ""
     classes = f", {source.classes:,} classes" if source.context is None else ""
     print(
         f"data         {config.data.name}: {source.sizes['train']:,} training and {source.sizes['test']:,} test {what}{classes}{skipped}"
     )
+    if source.absent:
+        print(
+            "             (not on this machine: these are its published sizes, so the fingerprint is not the run's; see data.download)"
+        )
     print(f"length       {total} steps ({plan.steps_per_epoch} an epoch), warm-up {plan.warmup_steps} steps")
     parts = config.trainer.accumulate
     shared = f", {parts // workers} for each of {workers} workers" if workers > 1 else ""

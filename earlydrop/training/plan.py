@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from earlydrop.schedules import Schedule
+from earlydrop.schedules import MAKERS, Schedule
 from earlydrop.schedules.durations import duration_to_steps
 from earlydrop.training.checks import check
 from earlydrop.training.config import Config, ConfigError, describe_schedule, parse_schedule
 from earlydrop.training.data import Source, make_source
 from earlydrop.training.fingerprint import fingerprint
+from earlydrop.training.models.pretrained import pretrained_digest
 from earlydrop.training.names import slug, study_folder
+from earlydrop.training.outside import code_of
+from earlydrop.training.own_schedule import own_schedule
+from earlydrop.training.plugins import Code
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Plan:
         fingerprint: Hash of what determines the numbers.
         name: What the run is called: its label, or its schedule in words.
         folder: ``<out>/<study>/<label>-<fingerprint>``.
+        code: What it computes with that is somebody's own, by the key that names it.
+        configuration: The fingerprint without that code: the same for a run whose code was changed, and nothing else.
     """
 
     config: Config
@@ -48,6 +55,8 @@ class Plan:
     fingerprint: str
     name: str
     folder: Path
+    code: Mapping[str, Code] = field(default_factory=dict)
+    configuration: str = ""
 
     @property
     def compares(self) -> bool:
@@ -64,7 +73,8 @@ def make_plan(config: Config) -> Plan:
     check(config)
     device = choose_device(config.device)
     schedule = _schedule(config)  # before the data is read
-    source = make_source(config.data, config.augment, device)
+    code = code_of(config)
+    source = make_source(config.data, config.augment, device, planning=config.mode == "plan")
     images, batch = source.sizes["train"], config.trainer.batch_size
     if batch > images:
         raise ConfigError(f"trainer.batch_size is {batch}: the training set has only {images} images")
@@ -79,6 +89,8 @@ def make_plan(config: Config) -> Plan:
 
     try:
         schedule = schedule.resolve(total, steps_per_epoch)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"schedule: {error}") from error
     if config.trainer.mc_passes is not None and schedule(total) == 0:
@@ -90,15 +102,37 @@ def make_plan(config: Config) -> Plan:
     eval_steps = tuple(sorted({*range(every, total + 1, every), total}))
     probe_steps = tuple(sorted({steps(duration, "a position in probe.at") for duration in config.probe.at}))
     warmup = steps(config.optim.warmup, "optim.warmup")
-    digest = fingerprint(config, source, schedule, total, warmup, eval_steps, probe_steps)
+    pretrained = pretrained_digest(config.model.pretrained) if config.model.pretrained is not None else None
+
+    def hashed(own: Mapping[str, str]) -> str:
+        return fingerprint(config, source, schedule, total, warmup, eval_steps, probe_steps, own, pretrained)
+
+    digest = hashed({key: each.digest for key, each in code.items()})
     name = config.label or describe_schedule(config.schedule)
     label = slug(name) if config.label else slug(f"{name}-seed{config.seed}")
     folder = study_folder(config.out, config.study) / f"{label}-{digest}"
-    return Plan(config, source, device, schedule, steps_per_epoch, total, warmup, eval_steps, probe_steps, digest, name, folder)
+    return Plan(
+        config,
+        source,
+        device,
+        schedule,
+        steps_per_epoch,
+        total,
+        warmup,
+        eval_steps,
+        probe_steps,
+        digest,
+        name,
+        folder,
+        code,
+        hashed({}),
+    )
 
 
 def _schedule(config: Config) -> Schedule:
     try:
+        if config.schedule.name not in MAKERS:
+            return own_schedule(config.schedule)
         return parse_schedule(config.schedule)
     except ConfigError:
         raise

@@ -25,6 +25,7 @@ class Source(Protocol):
         digest: Hash of the content; part of the fingerprint.
         reads_files: Whether every batch is read from files, so that the input path may be what limits a run.
         skipped: Images that were left out since they cannot be read.
+        absent: Whether these are published sizes of a dataset that is not on this machine.
     """
 
     classes: int
@@ -35,6 +36,7 @@ class Source(Protocol):
     digest: str
     reads_files: bool = False
     skipped: int = 0
+    absent: bool = False
 
     def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
         """Images and labels for batches of indices, in order.

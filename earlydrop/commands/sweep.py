@@ -35,6 +35,10 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise SystemExit("error: a sweep starts its own jobs: give each run to torchrun, or use hydra/launcher=slurm")
+        if config.mode == "plan":
+            from earlydrop.commands.grid import plan_grid
+
+            raise SystemExit(plan_grid(config))  # no job starts, and no folder is made
         folder = Path(config.hydra.sweep.dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,10 +90,10 @@ def note_done(job: int, done: Done) -> str | None:
     (notes / f"{job}.tmp").replace(notes / f"{job}.json")
     total, ended, elapsed = sweep["jobs"], len(list(notes.glob("*.json"))), time.time() - sweep["start"]
     if total is None:
-        return f"sweep: {ended} jobs done in {_duration(elapsed)}"
+        return f"sweep: {ended} jobs done in {duration(elapsed)}"
     left = elapsed / ended * (total - ended)
-    return f"sweep: {ended} of {total} jobs done in {_duration(elapsed)}" + (
-        f", about {_duration(left)} left" if ended < total else ""
+    return f"sweep: {ended} of {total} jobs done in {duration(elapsed)}" + (
+        f", about {duration(left)} left" if ended < total else ""
     )
 
 
@@ -116,7 +120,8 @@ def end_workers(kill: bool) -> None:
         executor.shutdown(wait=False, kill_workers=kill)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 

@@ -66,18 +66,18 @@ def print_plan(plan: Plan) -> None:
 def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
     config = plan.config
     sizes = {"weights and gradients": cost.weights, "optimizer": cost.optimizer, "activations": cost.activations}
-    said = ", ".join(f"{_bytes(size)} {name}" for name, size in sizes.items())
-    print(f"memory       {_bytes(sum(sizes.values()))} for each worker ({said} of a part in float32)")
+    said = ", ".join(f"{in_bytes(size)} {name}" for name, size in sizes.items())
+    print(f"memory       {in_bytes(sum(sizes.values()))} for each worker ({said} of a part in float32)")
     if cost.input is not None:
         needed = cost.images_per_second / cost.input
         print(
             f"input        {cost.input:.0f} images/s from one core here; {needed:.1f} cores feed a worker, which has data.workers="
             f"{config.data.workers}" + (": too few" if needed > max(config.data.workers, 1) else "")
         )
-    free = shutil.disk_usage(_existing(Path(config.out).expanduser())).free
+    free = shutil.disk_usage(existing(Path(config.out).expanduser())).free
     print(
-        f"checkpoints  {_bytes(cost.checkpoint)} each, two kept and one being written, every {config.trainer.checkpoint_seconds:g} s; "
-        f"{_bytes(free)} free" + (": too little" if free < 3 * cost.checkpoint else "")
+        f"checkpoints  {in_bytes(cost.checkpoint)} each, two kept and one being written, every {config.trainer.checkpoint_seconds:g} s; "
+        f"{in_bytes(free)} free" + (": too little" if free < 3 * cost.checkpoint else "")
     )
     parts = {"training": cost.training, "evaluation": cost.evaluation, "probes": cost.probes}
     total = sum(parts.values())
@@ -94,7 +94,8 @@ def _some(steps: tuple[int, ...]) -> str:
     return f"{', '.join(map(str, steps[:3]))}, ..., {steps[-1]} ({len(steps)} times)"
 
 
-def _bytes(count: float) -> str:
+def in_bytes(count: float) -> str:
+    """A size in words."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.3g} {unit}"
@@ -102,7 +103,8 @@ def _bytes(count: float) -> str:
     return ""
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path if os.access(path, os.R_OK) else Path()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from earlydrop import schedules
@@ -31,7 +31,7 @@ def code_of(config: Config) -> dict[str, Code]:
 
 def names_of(config: Config) -> list[str]:
     """The keys of a configuration that name code from outside earlydrop, with their values. Imports nothing."""
-    named = [
+    named: list[tuple[str, str, str, Container[str]]] = [
         ("model.name", config.model.name, "model", BUILDERS),
         ("data.name", config.data.name, "data", DATASETS),
         ("schedule.name", config.schedule.name, "schedule", schedules.MAKERS),

@@ -52,7 +52,8 @@ def own_source(code: Code, config: DataConfig, options: AugmentConfig, device: t
         found = code.value(**values)
         if _is_source(found):
             _check_source(said, found)
-            return found
+            source: Source = found
+            return source
         return OwnImages(_pair(said, found), config, options, device, shown="train_images" not in known)
     except ConfigError:
         raise

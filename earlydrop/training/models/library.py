@@ -66,7 +66,7 @@ def is_known(name: str) -> bool:
     """Whether there is a model of this name."""
     if name.startswith(TORCHVISION):
         return name.removeprefix(TORCHVISION) in _torchvision_names()
-    return timm.is_model(name)
+    return bool(timm.is_model(name))
 
 
 def named(name: str) -> Callable[..., nn.Module]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earlydrop.commands.sweep import duration
+from earlydrop.commands import duration
 
 if TYPE_CHECKING:
     from earlydrop.training.cost import Cost

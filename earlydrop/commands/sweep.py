@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 
+from earlydrop.commands import duration
+
 _SWEEP = "EARLYDROP_SWEEP"
 """In the environment of a sweep's processes, as JSON: its process, number of jobs, start, and the folder where done jobs are noted."""
 _HEARTBEAT, _GRACE = 1.0, 8.0  # seconds
@@ -118,11 +120,6 @@ def end_workers(kill: bool) -> None:
     executor = getattr(loky, "_executor", None)
     if executor is not None:
         executor.shutdown(wait=False, kill_workers=kill)
-
-
-def duration(seconds: float) -> str:
-    """A time in words."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def end_with_parent() -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from earlydrop.claims.summaries import collect
 from earlydrop.commands import cite, reproduce
+from earlydrop.commands.list import list_studies
 from earlydrop.commands.report import write_report
 from earlydrop.training import models, plugins
 from earlydrop.training.config import ConfigError
@@ -216,6 +218,8 @@ def test_reading_a_folder_from_elsewhere_imports_nothing_that_it_names(own, here
     for name in ("mymodels", "mydata", "myschedules"):
         sys.modules.pop(name)
     write_report(folder.parent)
+    collect(folder.parent, {"default"})
+    list_studies(str(folder.parent.parent))
     assert "with mymodels:build (SHA-256" in cite.citation(folder)
     assert "+schedule.args.peak=0.25" in cite.citation(folder)
     with pytest.raises(ConfigError, match=r"model.name=mymodels:build.*look at it first, then say --trust"):

@@ -23,8 +23,8 @@ def list_studies(out: str = "runs", folders: Iterable[Path] = ()) -> list[tuple[
     """
     rows = []
     roots = [folder / "experiment" for folder in (conf_folder(), *folders)]
-    found = [(root, path) for root in roots for path in sorted(root.rglob("*.yaml"))]
-    for root, path in found:
+    files = [(root, path) for root in roots for path in sorted(root.rglob("*.yaml"))]
+    for root, path in files:
         text = path.read_text(encoding="utf-8")
         words = " ".join(line[1:].strip() for line in _header(text))
         found = _FIELD.search(text)

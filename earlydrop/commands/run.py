@@ -188,7 +188,7 @@ def _list(arguments: list[str]) -> None:
     count = len(arguments) - sum(argument in ("--config-dir", "-cd") for argument in arguments)
     if len(out) > 1 or len(out) + len(folders) != count or any(not folder.is_dir() for folder in folders):
         raise SystemExit(f"error: earlydrop list takes out=FOLDER and --config-dir FOLDER alone, not {' '.join(arguments)}")
-    command(lambda: show(*out, folders=folders))()
+    command(lambda: show(out[0] if out else "runs", folders))()
 
 
 def _wait_briefly() -> None:

@@ -112,6 +112,11 @@ WATCHED = tuple(name for name, metric in METRICS.items() if metric.watched)
 """What every evaluation measures."""
 
 
+def is_own(name: str) -> bool:
+    """Whether a metric of a run is a measure of somebody's own, taken at the probes."""
+    return name not in METRICS and name.startswith("probe/") and name.removeprefix("probe/").isidentifier()
+
+
 def improved(name: str, value: float, best: float) -> bool:
     """Whether a metric's value is better than the best so far."""
     return value > best if METRICS[name].better == "higher" else value < best

@@ -41,6 +41,8 @@ PARTS = {
         "training/models/convnet.py",
         "training/models/gpt.py",
     ],
+    "library_models": ["training/models/library.py", "training/models/pretrained.py"],
+    "own_data": ["training/data/own.py"],
     "optimizer": ["training/optim.py", "training/trainer.py", "classic/max_norm.py", "distance.py"],
     "parts": ["training/distributed.py"],
     "swin": ["training/optim.py"],

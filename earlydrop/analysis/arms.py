@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from earlydrop.training.config import Config, describe_schedule, drops, keys
+from earlydrop.training.config import Config, describe_schedule, drops, key_of, keys
 from earlydrop.training.fingerprint import settings
 
 _SCHEDULE = "schedule."
@@ -80,14 +80,25 @@ def config_of(values: Mapping[str, Any]) -> Config:
     """
     config = Config()
     for name, value in values.items():
-        if name not in keys():
+        if key_of(name) is None:
             raise ValueError(f"{name!r} is no key of the configuration; see earlydrop --cfg job")
         node: Any = config
+        if name not in keys():
+            _set_own(config, name, value)
+            continue
         *parents, leaf = name.split(".")
         for parent in parents:
             node = getattr(node, parent)
         setattr(node, leaf, _plain(value, keys()[name].kinds))
     return config
+
+
+def _set_own(config: Config, name: str, value: Any) -> None:
+    """Set a key below an open one, such as ``model.args.width``; one that a table has for other runs alone is left out."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return
+    group, _, key = name.split(".", 2)
+    getattr(config, group).args[key] = yaml.safe_load(value) if isinstance(value, str) else value
 
 
 def _plain(value: Any, kinds: tuple[Any, ...]) -> Any:
@@ -145,7 +156,12 @@ def _differing(arms: list[Arm], among: Any) -> list[str]:
             if among(key):
                 found.setdefault(key, set()).add(value)
     using = {key: sum(key in dict(arm.values) for arm in arms) for key in found}
-    return sorted(key for key, values in found.items() if len(values) > 1 or (using[key] < len(arms) and key.startswith(_SCHEDULE)))
+    return sorted(key for key, values in found.items() if len(values) > 1 or (using[key] < len(arms) and _may_lack(key)))
+
+
+def _may_lack(key: str) -> bool:
+    """Whether an arm that does not have a key differs by that from one that has it."""
+    return key.startswith(_SCHEDULE) or ".args." in key
 
 
 def _named(arm: Arm, keys_: list[str]) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from earlydrop.analysis.runs import DAMAGED, runs_of
 from earlydrop.analysis.stats import Paired, interval, paired
-from earlydrop.metrics import METRICS
+from earlydrop.metrics import METRICS, is_own
 from earlydrop.training.record.failures import failure_lines, failures
 from earlydrop.training.record.folder import STATUS
 
@@ -20,13 +20,19 @@ COLUMNS = {f"{m.column}/{name}": (m.heading or name, m.digits) for name, m in ME
 """Column of `earlydrop.analysis.load_runs`: its heading and digits."""
 
 
+def columns(runs: pd.DataFrame) -> dict[str, tuple[str, int]]:
+    """`COLUMNS`, and the early mean of every measure of somebody's own that the runs have."""
+    own = [name for name in runs if str(name).startswith("early/") and is_own(str(name).removeprefix("early/"))]
+    return COLUMNS | {name: (f"early {name.removeprefix('early/probe/')}", 4) for name in own}
+
+
 def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row an arm, in text: the mean over its finished runs, a seed counting once, with its 95% interval where there are several."""
     rows = {}
     for arm, group in runs.groupby("arm", sort=True):
         done = group[group["state"] == "finished"]
         row = {"runs": f"{len(done)}" if len(done) == len(group) else f"{len(done)} of {len(group)}"}
-        for column, (heading, digits) in COLUMNS.items():
+        for column, (heading, digits) in columns(runs).items():
             if column in runs and runs[column].notna().any():
                 row[heading] = _number(done.groupby("seed")[column].mean().dropna().to_numpy(float), digits)
         rows[str(arm)] = row
@@ -45,7 +51,7 @@ def differences_to_none(runs: pd.DataFrame) -> dict[str, dict[str, Paired]]:
         if settings.without_dropout or group["seed"].duplicated().any() or base["seed"].duplicated().any():
             continue
         joined = group.merge(base, on="seed", suffixes=("", "|none"))
-        for column, (heading, _) in COLUMNS.items():
+        for column, (heading, _) in columns(runs).items():
             if column in runs and runs[column].notna().any() and column != "seconds":
                 values = (joined[column] - joined[f"{column}|none"]).set_axis(joined["seed"]).dropna()
                 summary = paired({int(seed): float(value) for seed, value in values.items()})  # type: ignore[call-overload]
@@ -56,7 +62,7 @@ def differences_to_none(runs: pd.DataFrame) -> dict[str, dict[str, Paired]]:
 
 def paired_table(runs: pd.DataFrame) -> pd.DataFrame:
     """`differences_to_none` in text: mean difference ± the half-width of its 95% interval. Empty if there is none."""
-    digits = dict(COLUMNS.values())
+    digits = dict(columns(runs).values())
     rows = {}
     for arm, by_heading in differences_to_none(runs).items():
         seeds = max(len(point.seeds) for point in by_heading.values())

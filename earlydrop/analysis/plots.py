@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from earlydrop.analysis.runs import load_history
 from earlydrop.analysis.stats import Paired, interval
-from earlydrop.metrics import METRICS
+from earlydrop.metrics import METRICS, is_own
+from earlydrop.schedules import MAKERS
 
 FIGURES: dict[str, list[str]] = {}
 """File name of a figure: its metrics, of which the first that was measured is drawn."""
@@ -48,7 +49,8 @@ def cutoffs(runs: pd.DataFrame) -> dict[str, float]:
     found = {}
     for row in runs.to_dict("records"):
         cutoff = row["settings"].get("schedule.cutoff")
-        if cutoff is not None and row.get("total_steps") and str(cutoff).endswith("%"):
+        ours = row["settings"].get("schedule.name") in MAKERS
+        if ours and cutoff is not None and row.get("total_steps") and str(cutoff).endswith("%"):
             found[str(row["arm"])] = float(str(cutoff)[:-1]) / 100 * row["total_steps"]
     return found
 
@@ -64,6 +66,10 @@ def draw_all(runs: pd.DataFrame, folder: Path) -> list[Path]:
             path = folder / f"{name}.png"
             draw_metric(history, metric, METRICS[metric].label, path, marks=marks)
             files.append(path)
+    for metric in sorted(str(name) for name in history if is_own(str(name))):
+        path = folder / f"{metric.replace('/', '_')}.png"
+        draw_metric(history, metric, metric.removeprefix("probe/"), path, marks=marks)
+        files.append(path)
     return files
 
 

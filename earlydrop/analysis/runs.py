@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from earlydrop.analysis.arms import Arm, flat, label_arms
-from earlydrop.training.config import Config, keys
+from earlydrop.training.config import Config, key_of
 from earlydrop.training.record.folder import (
     STATES,
     STATUS,
@@ -115,7 +115,7 @@ def _row(path: Path) -> dict[str, Any]:
         raise DamagedFileError(f"{path / 'provenance.json'} is missing or damaged: it has no fingerprint")
     try:
         config = _complete(read_config(path))
-        settings = Arm.of({key: value for key, value in config.items() if key in keys()})
+        settings = Arm.of({key: value for key, value in config.items() if key_of(key) is not None})
     except ValueError as error:  # a value that cannot be, or a key of another version
         raise DamagedFileError(f"{path / 'config.yaml'} is damaged: {error}") from error
     _check_status(path / STATUS, status, config["trainer.stop_metric"] is not None)
@@ -162,10 +162,10 @@ def _last(values: pd.Series) -> float:
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration by dotted key, with the defaults of keys that its version did not have, and null where a key is not used."""
     values = flat(config)
-    foreign = [key for key, value in values.items() if key not in keys() and value is not None]
+    foreign = [key for key, value in values.items() if key_of(key) is None and value is not None]
     if foreign:
         raise ValueError(f"its config.yaml has keys that this version does not know: {', '.join(foreign)}")
-    whole = flat(dataclasses.asdict(Config())) | {key: value for key, value in values.items() if key in keys()}
+    whole = flat(dataclasses.asdict(Config())) | {key: value for key, value in values.items() if key_of(key) is not None}
     if whole["trainer.stop_metric"] is None:
         whole["trainer.stop_patience"] = None
     return whole

@@ -12,7 +12,7 @@ import pandas as pd
 from earlydrop.analysis.arms import Arm
 from earlydrop.analysis.runs import DAMAGED, load_history, load_runs, named
 from earlydrop.claims.declare import Declaration
-from earlydrop.training.config import CADENCE, NUMBERS, keys
+from earlydrop.training.config import CADENCE, NUMBERS, key_of
 from earlydrop.training.record.folder import STATUS, read_json
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def read_summaries(folder: Path) -> Summaries:
     """Read what `Summaries.write` wrote."""
     text = {"arm": str, "study": str, "fingerprint": str}
     runs = pd.read_csv(folder / RUNS, dtype=text)
-    columns = {column.removeprefix(_CONFIG): column for column in runs if column.removeprefix(_CONFIG) in keys()}
+    columns = {column.removeprefix(_CONFIG): column for column in runs if key_of(column.removeprefix(_CONFIG)) is not None}
     settings = [
         Arm.of({key: row[column] for key, column in columns.items() if said(key, row[column])}) for row in runs.to_dict("records")
     ]
@@ -70,7 +70,8 @@ def read_summaries(folder: Path) -> Summaries:
 
 def said(key: str, value: object) -> bool:
     """Whether a cell says something: empty is null, or, of a key that cannot be null, a run from before there was the key."""
-    return value == value or type(None) in keys()[key].kinds
+    known = key_of(key)
+    return value == value or (known is not None and type(None) in known.kinds)
 
 
 def collect(folder: Path, studies: set[str]) -> Summaries:
@@ -154,5 +155,6 @@ def _exact(value: float) -> str | None:
 
 def _kept(column: str) -> bool:
     if column.startswith(_CONFIG):
-        return keys()[column.removeprefix(_CONFIG)].role in (NUMBERS, CADENCE)
+        known = key_of(column.removeprefix(_CONFIG))
+        return known is not None and known.role in (NUMBERS, CADENCE)
     return column.startswith(("final/", "early/"))

@@ -31,3 +31,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             raise SystemExit(f"error: {error}") from None
 
     return run
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -12,7 +12,7 @@ from earlydrop.analysis.arms import flat
 from earlydrop.analysis.runs import find_runs
 from earlydrop.commands import command
 from earlydrop.training.compose import compose, literal
-from earlydrop.training.config import keys
+from earlydrop.training.config import key_of
 from earlydrop.training.record.folder import STATUS, DamagedFileError, changed_files, read_config, read_provenance
 
 PAPER = """@inproceedings{liu2023dropout,
@@ -27,16 +27,19 @@ PAPER = """@inproceedings{liu2023dropout,
 def command_line(config: dict[str, Any]) -> str:
     """The command line that makes a run with this configuration's numbers: an override for every value that is not the default."""
     default = flat(compose())
-    known = keys()
-    overrides = [
-        f"{key}={_plain(value)}"
-        for key, value in flat(config).items()
-        if value != default.get(key) and (key not in known or known[key].cited)
-    ]
+    overrides = []
+    for key, value in flat(config).items():
+        known = key_of(key)
+        if value != default.get(key) and (known is None or known.cited):
+            added = "+" if known is not None and key != known.name else ""  # a key of somebody's own code
+            overrides.append(f"{added}{key}={_plain(value)}")
     return shlex.join(["earlydrop", *overrides])
 
 
-_PLAIN = re.compile(r"(?!(?:null|true|false|inf|nan|none|on|off|yes|no)$)[A-Za-z][\w./-]*|\d+(?:\.\d+)?(?:%|ep)", re.IGNORECASE)
+_PLAIN = re.compile(
+    r"(?!(?:null|true|false|inf|nan|none|on|off|yes|no)$)[A-Za-z][\w./-]*(?::[A-Za-z]\w*)?|\d+(?:\.\d+)?(?:%|ep)",
+    re.IGNORECASE,
+)
 """Strings that need no quotes in Hydra's grammar, and cannot be taken for anything but strings."""
 
 
@@ -82,13 +85,28 @@ def citation(run: Path) -> str:
   version = {{{version}}},
   year    = {{2026}},
 }}"""
+    code = _own_code(provenance)
+    own = f", with {', '.join(code)}" if code else ""
     entry = f"""@misc{{earlydrop-{fingerprint},
   title  = {{{config["model"]["name"]} on {config["data"]["name"]}, {provenance["arm"]}, seed {config["seed"]}}},
   author = {{{{The earlydrop developers}}}},
-  note   = {{earlydrop run {fingerprint}, {where}}},
+  note   = {{earlydrop run {fingerprint}, {where}{own}}},
   year   = {{2026}},
 }}"""
-    return "\n\n".join([PAPER, software, entry, f"Reproduce it:\n\n  {command_line(config)}"])
+    needed = " (it needs code of the run's author, which is named above and is not part of earlydrop)" if code else ""
+    return "\n\n".join([PAPER, software, entry, f"Reproduce it{needed}:\n\n  {command_line(config)}"])
+
+
+def _own_code(provenance: dict[str, Any]) -> list[str]:
+    """The code of somebody's own that a run was made with, as its provenance names it. Imports nothing."""
+    found = provenance.get("code", {})
+    if not isinstance(found, dict):
+        return []
+    names: dict[str, list[str]] = {}
+    for each in found.values():
+        if isinstance(each, dict) and {"name", "digest"} <= each.keys():
+            names.setdefault(str(each["digest"])[:12], []).append(str(each["name"]))
+    return [f"{' and '.join(each)} (SHA-256 {digest})" for digest, each in names.items()]
 
 
 @command

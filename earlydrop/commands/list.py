@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -15,11 +16,15 @@ from earlydrop.training.record.folder import STATUS, read_status
 _FIELD = re.compile(r"^# (Time|Cost)\s+(.+)$", re.MULTILINE)
 
 
-def list_studies(out: str = "runs") -> list[tuple[str, str, str, str]]:
-    """Name, time or cost, what has been run below ``out``, and the first sentence of every experiment's header."""
+def list_studies(out: str = "runs", folders: Iterable[Path] = ()) -> list[tuple[str, str, str, str]]:
+    """Name, time or cost, what has been run below ``out``, and the first sentence of every experiment's header.
+
+    ``folders`` are further folders of configurations.
+    """
     rows = []
-    root = conf_folder() / "experiment"
-    for path in sorted(root.rglob("*.yaml")):
+    roots = [folder / "experiment" for folder in (conf_folder(), *folders)]
+    files = [(root, path) for root in roots for path in sorted(root.rglob("*.yaml"))]
+    for root, path in files:
         text = path.read_text(encoding="utf-8")
         words = " ".join(line[1:].strip() for line in _header(text))
         found = _FIELD.search(text)
@@ -51,9 +56,9 @@ def _header(text: str) -> list[str]:
     return lines
 
 
-def main(out: str = "runs") -> None:
+def main(out: str = "runs", folders: Iterable[Path] = ()) -> None:
     """Print the list."""
-    rows = [("experiment=", "time", f"in {Path(out)}/", "what"), *list_studies(out)]
+    rows = [("experiment=", "time", f"in {Path(out)}/", "what"), *list_studies(out, folders)]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]

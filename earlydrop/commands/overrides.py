@@ -8,13 +8,15 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from hydra.conf import HydraConf
 
 from earlydrop.training.compose import conf_folder
-from earlydrop.training.config import Config, keys, schedule_options
+from earlydrop.training.config import OPEN, Config, key_of, keys, schedule_options
 from earlydrop.training.names import printable
+from earlydrop.training.plugins import installed
 
 _FLAGS = {  # of Hydra's command line: whether a value follows
     **dict.fromkeys(("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"), False),
@@ -27,13 +29,19 @@ _ONE_OF = {  # of these Hydra does one at a time
     "-m": ("-m", "--multirun"), "--cfg": ("--cfg", "-c"), "--info": ("--info", "-i"), "--run": ("--run", "-r"),
     "--shell-completion": ("--shell-completion", "-sc"),
 }  # fmt: skip
+_CONFIG_DIR = ("--config-dir", "-cd")
+_OWN_NAMES = {  # groups whose name may be somebody's own: what to say of them
+    "model": "model.name= takes any model of timm or torchvision, or module:function",
+    "data": "data.name= takes module:function too",
+    "schedule": "schedule.name= takes module:function too",
+}
 _OVERRIDE = re.compile(r"(\+\+|\+|~)?([^=]+)=(.*)", re.DOTALL)
 
 
 def mistake(arguments: Iterable[str]) -> str | None:
     """The first argument that names a flag, a key or an option that there is not, in a line; None if there is none."""
     arguments = list(arguments)
-    groups = options()
+    groups = options(config_dirs(arguments))
     given = [name for name, flags in _ONE_OF.items() if any(argument.partition("=")[0] in flags for argument in arguments)]
     if len(given) > 1:
         return f"{' and '.join(given)} do not go together: give one of them"
@@ -51,6 +59,25 @@ def mistake(arguments: Iterable[str]) -> str | None:
             if wrong is not None:
                 return wrong
     return None
+
+
+def config_dirs(arguments: Iterable[str]) -> list[Path]:
+    """The folders of configurations that a command line adds with ``--config-dir``."""
+    found, follows = [], False
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if follows:
+            found.append(Path(argument))
+        follows = not follows and not equals and argument in _CONFIG_DIR
+        if equals and flag in _CONFIG_DIR:
+            found.append(Path(value))
+    return found
+
+
+def with_own_keys(arguments: Iterable[str]) -> list[str]:
+    """A command line on which the keys of somebody's own code, such as ``model.args.width``, are added or changed, as needed."""
+    own = re.compile(rf"\+?(?=(?:{'|'.join(map(re.escape, OPEN))})\.\w)")
+    return [own.sub("++", argument, count=1) if own.match(argument) else argument for argument in arguments]
 
 
 def unused(overrides: Iterable[str], config: Config) -> list[str]:
@@ -85,12 +112,13 @@ def _mistaken_override(argument: str, groups: Mapping[str, list[str]]) -> str | 
         )
     if "@" in key:
         return None
-    if key not in keys() and key not in groups:
+    if key_of(key) is None and key not in groups:
         return f"{prefix or ''}{key} is no key of the configuration{meant(key, [*keys(), *groups])}; earlydrop --cfg job shows them all"
     if key in groups and re.fullmatch(r"[\w./-]+(,[\w./-]+)*", value):
         for name in value.split(","):
             if name not in (*groups[key], "null"):
-                return f"{key}={name}: there is no such option{meant(name, groups[key])}; there are {', '.join(groups[key])}"
+                own = f"; {_OWN_NAMES[key]}" if key in _OWN_NAMES else ""
+                return f"{key}={name}: there is no such option{meant(name, groups[key])}; there are {', '.join(groups[key])}{own}"
     return None
 
 
@@ -117,22 +145,24 @@ def _unreadable(argument: str) -> str | None:
     return f"{argument} has characters that need quotes: write {shlex.quote(quoted)}, quotes within quotes"
 
 
-def options() -> dict[str, list[str]]:
-    """The options of each group of configurations."""
+def options(further: Iterable[Path] = ()) -> dict[str, list[str]]:
+    """The options of each group of configurations: ours, those of further folders, and the names that installed packages offer."""
     found: dict[str, list[str]] = {}
-    root = conf_folder()
-    for path in sorted(root.rglob("*.yaml")):
-        group, _, name = path.relative_to(root).with_suffix("").as_posix().partition("/")
-        if name and group != "claims":
-            found.setdefault(group, []).append(name)
-    found["schedule"] = list(schedule_options())
+    for root in (conf_folder(), *further):
+        for path in sorted(root.rglob("*.yaml")):
+            group, _, name = path.relative_to(root).with_suffix("").as_posix().partition("/")
+            if name and group != "claims" and name not in found.setdefault(group, []):
+                found[group].append(name)
+    found["schedule"] = list(dict.fromkeys([*schedule_options(), *found["schedule"]]))
+    for group in ("model", "data", "schedule"):
+        found[group] += [name for name in installed(group) if name not in found[group]]
     return found
 
 
 def unknown_keys(values: Mapping[str, Any]) -> str | None:
     """The first key of a whole configuration, by dotted name, that the schema does not have, in a line."""
     for key in values:
-        if key not in keys():
+        if key_of(key) is None:
             return f"{key} is no key of the configuration{meant(key, keys())}"
     return None
 

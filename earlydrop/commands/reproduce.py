@@ -23,13 +23,16 @@ def first_difference(ours: list[dict[str, float]], theirs: list[dict[str, float]
     return None
 
 
-def reproduce(run: Path, out: Path) -> str | None:
+def reproduce(run: Path, out: Path, trust: bool = False) -> str | None:
     """Run a run's configuration again, elsewhere, without tracking; say where the metrics part, None if they are identical.
 
+    What the configuration names of code from outside earlydrop is imported with ``trust`` alone.
+
     Raises:
-        ConfigError: The folder is not a finished run, or the configuration no longer has its fingerprint.
+        ConfigError: The folder is not a finished run, the configuration no longer has its fingerprint, or it names such code.
     """
     from earlydrop.training.compose import config_from_dict
+    from earlydrop.training.outside import names_of
     from earlydrop.training.plan import make_plan
     from earlydrop.training.run import run as train
 
@@ -39,6 +42,12 @@ def reproduce(run: Path, out: Path) -> str | None:
         print(f"warning: {run / name} is not what the run wrote, by the digest in its {STATUS}", file=sys.stderr)
     provenance = read_provenance(run)
     config = config_from_dict(read_config(run))
+    named = names_of(config)
+    if named and not trust:
+        raise ConfigError(
+            f"{run / 'config.yaml'} names code that is not earlydrop's ({', '.join(named)}), and running it again would import that "
+            "code: look at it first, then say --trust"
+        )
     config.out, config.tracking, config.mode, config.resume = str(out), "off", "train", "never"
     config.threads = provenance["environment"].get("threads")
     plan = make_plan(config)
@@ -47,8 +56,8 @@ def reproduce(run: Path, out: Path) -> str | None:
     fingerprint = plan.fingerprint
     if fingerprint != provenance["fingerprint"]:
         raise ConfigError(
-            f"the configuration's fingerprint is {fingerprint} here, {provenance['fingerprint']} there: the data or the numerics of "
-            f"earlydrop changed; install version {provenance['earlydrop']}"
+            f"the configuration's fingerprint is {fingerprint} here, {provenance['fingerprint']} there: the data, the code that it names "
+            f"or the numerics of earlydrop changed; install version {provenance['earlydrop']}"
             + (f", commit {provenance['commit']}" if provenance["commit"] else "")
         )
     result = train(config)
@@ -63,12 +72,13 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="the folder of a finished run")
     parser.add_argument("--out", type=Path, help="where the new run goes (default: a temporary folder)")
+    parser.add_argument("--trust", action="store_true", help="import the code from outside earlydrop that the configuration names")
     arguments = parser.parse_args()
     from earlydrop.training.trainer import TrainingFailed
 
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            difference = reproduce(arguments.folder, arguments.out or Path(temporary))
+            difference = reproduce(arguments.folder, arguments.out or Path(temporary), arguments.trust)
         except (ConfigError, TrainingFailed, OSError) as error:
             raise SystemExit(f"error: {error}") from None
     print(f"different: {difference}" if difference else "identical: every metric of every step")

@@ -181,13 +181,17 @@ def _end_sweep(code: int | str | None) -> int | str | None:
 
 
 def _list(arguments: list[str]) -> None:
-    """``earlydrop list [out=FOLDER]``."""
+    """``earlydrop list [out=FOLDER] [--config-dir FOLDER]``."""
     from earlydrop.commands import command
     from earlydrop.commands.list import main as show
+    from earlydrop.commands.overrides import config_dirs
 
-    if any(not argument.startswith("out=") for argument in arguments[:1]) or len(arguments) > 1:
-        raise SystemExit(f"error: earlydrop list takes out=FOLDER alone, not {' '.join(arguments)}")
-    command(lambda: show(*(argument.removeprefix("out=") for argument in arguments)))()
+    folders = config_dirs(arguments)
+    out = [argument.removeprefix("out=") for argument in arguments if argument.startswith("out=")]
+    count = len(arguments) - sum(argument in ("--config-dir", "-cd") for argument in arguments)
+    if len(out) > 1 or len(out) + len(folders) != count or any(not folder.is_dir() for folder in folders):
+        raise SystemExit(f"error: earlydrop list takes out=FOLDER and --config-dir FOLDER alone, not {' '.join(arguments)}")
+    command(lambda: show(out[0] if out else "runs", folders))()
 
 
 def _wait_briefly() -> None:
@@ -216,7 +220,7 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from earlydrop.commands.hydra_parser import accept_lazy_help
-    from earlydrop.commands.overrides import mistake
+    from earlydrop.commands.overrides import config_dirs, mistake, with_own_keys
     from earlydrop.training.compose import conf_folder, register_schema
 
     if sys.argv[1:2] == ["list"]:
@@ -226,6 +230,10 @@ def main() -> None:
     wrong = mistake(sys.argv[1:])
     if wrong is not None:
         raise SystemExit(f"error: {wrong}")
+    sys.argv[1:] = with_own_keys(sys.argv[1:])
+    if any(flag in sys.argv for flag in ("-sc", "--shell-completion")):  # what is being completed may name a folder of its own
+        typed = config_dirs(os.environ.get("COMP_LINE", "").split())
+        sys.argv += [part for folder in typed[:1] if folder.is_dir() for part in ("--config-dir", str(folder))]
     register_schema()
     accept_lazy_help()
     application = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(_job)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 
+from earlydrop.commands import duration
 from earlydrop.training.record.failures import process_runs
 from earlydrop.training.record.files import replace, why
 
@@ -38,6 +39,10 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise SystemExit("error: a sweep starts its own jobs: give each run to torchrun, or use hydra/launcher=slurm")
+        if config.mode == "plan":
+            from earlydrop.commands.grid import plan_grid
+
+            raise SystemExit(plan_grid(config))  # no job starts, and no folder is made
         folder = Path(config.hydra.sweep.dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -87,10 +92,10 @@ def note_done(job: int, done: Done) -> str | None:
     replace(notes / f"{job}.tmp", notes / f"{job}.json")
     total, ended, elapsed = sweep["jobs"], len(list(notes.glob("*.json"))), time.time() - sweep["start"]
     if total is None:
-        return f"sweep: {ended} jobs done in {_duration(elapsed)}"
+        return f"sweep: {ended} jobs done in {duration(elapsed)}"
     left = elapsed / ended * (total - ended)
-    return f"sweep: {ended} of {total} jobs done in {_duration(elapsed)}" + (
-        f", about {_duration(left)} left" if ended < total else ""
+    return f"sweep: {ended} of {total} jobs done in {duration(elapsed)}" + (
+        f", about {duration(left)} left" if ended < total else ""
     )
 
 
@@ -115,10 +120,6 @@ def end_workers(kill: bool) -> None:
     executor = getattr(loky, "_executor", None)
     if executor is not None:
         executor.shutdown(wait=False, kill_workers=kill)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def end_with_parent() -> None:

@@ -14,8 +14,8 @@ To add a measure: a function of `Moments` here, its entry in `MEASURES`, and its
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, make_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Any
 
 
@@ -130,18 +130,26 @@ if TYPE_CHECKING:
             gradients: Number of mini-batch gradients.
             images: Number of images behind them.
             dataset_images: Number of images behind the whole-dataset gradient.
+            further: Measures of the caller's own, by name; None if there were none.
         """
 
         gradients: int
         images: int
         dataset_images: int | None
+        further: Mapping[str, float | None] | None
 
         def __getattr__(self, name: str) -> Any: ...
 
 else:
     GradientReport = make_dataclass(
         "GradientReport",
-        [*((name, float | None) for name in MEASURES), ("gradients", int), ("images", int), ("dataset_images", int | None)],
+        [
+            *((name, float | None) for name in MEASURES),
+            ("gradients", int),
+            ("images", int),
+            ("dataset_images", int | None),
+            ("further", Mapping[str, float | None] | None, field(default=None)),
+        ],
         frozen=True,
     )
     GradientReport.__module__ = __name__  # so that it pickles

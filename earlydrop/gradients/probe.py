@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from earlydrop.distance import refuse_sharded
-from earlydrop.gradients.measures import GradientReport
+from earlydrop.gradients.measures import GradientReport, Moments
 from earlydrop.gradients.sums import GradientSums, MeanGradient
 from earlydrop.sites.drive import sites_off
 from earlydrop.sites.traceless import leave_no_trace
@@ -37,6 +37,7 @@ def probe(
     *,
     images_in: Callable[[Any], int] | None = None,
     group: ProcessGroup | None = None,
+    measures: Mapping[str, Callable[[Moments], float | None]] | None = None,
 ) -> GradientReport:
     """Measure the gradients of a model at its present weights: norm, direction variance and error, bias, noise scale.
 
@@ -51,6 +52,7 @@ def probe(
             direction error and the bias.
         images_in: Number of images in a batch. Default: the first dimension of the first tensor in it.
         group: Combine the gradients of these workers, each of which gives its own ``batches`` and ``dataset``.
+        measures: Measures of your own, by name: functions of the `Moments`, for the report's ``further``.
 
     Returns:
         The measures.
@@ -115,7 +117,7 @@ def probe(
             sums.add(gradient(batch), count(batch), like=parameters)
         if group is not None:
             sums.all_reduce(group)
-    return sums.report()
+    return sums.report(measures)
 
 
 def _refuse_reentrant(loss: Tensor) -> None:

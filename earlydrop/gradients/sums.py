@@ -11,7 +11,7 @@ Shape legend: P, the number of entries of a gradient (all parameters of a model,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -264,8 +264,11 @@ class GradientSums:
         self._norms, self._deviation, self._spread, self._inverse_images, count, images = scalars.tolist()
         self.count, self.images = int(count), int(images)
 
-    def report(self) -> GradientReport:
+    def report(self, measures: Mapping[str, Callable[[Moments], float | None]] | None = None) -> GradientReport:
         """Every measure from the sums so far.
+
+        Args:
+            measures: Measures of your own, by name, for the report's ``further``.
 
         Returns:
             The report.
@@ -279,6 +282,7 @@ class GradientSums:
             gradients=moments.n,
             images=self.images,
             dataset_images=self.reference_images,
+            further={name: measure(moments) for name, measure in measures.items()} if measures else None,
         )
 
     def moments(self) -> Moments:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from earlydrop.training.config import BOUNDS, SPLITS, Config, ConfigError, drops, keys
+from earlydrop.training.config import BOUNDS, OPEN, SPLITS, Config, ConfigError, drops, keys
 from earlydrop.training.names import printable, slug
 
 
@@ -16,7 +16,7 @@ def check(config: Config) -> None:
     """
     for name, key in keys().items():
         value = key.of(config)
-        if key.choices and value not in key.choices:
+        if key.choices and value not in key.choices and name != "schedule.name":  # which may be somebody's own; the plan says so
             raise ConfigError(f"{name} is {value!r}: expected one of {', '.join(str(c) for c in key.choices if c is not None)}")
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and printable(text) != text:
@@ -29,6 +29,7 @@ def check(config: Config) -> None:
                 raise ConfigError(f"{name} is {value!r}: expected {expected}")
     _check_names(config)
     _check_path_rate(config)
+    _check_arguments(config)
     if config.checkpoint is not None and config.mode != "eval":
         raise ConfigError(
             f"checkpoint is {config.checkpoint!r}: it says what mode=eval evaluates; a run goes on from its own checkpoints"
@@ -75,6 +76,16 @@ def _check_path_rate(config: Config) -> None:
         raise ConfigError(
             f"{given} and schedule.rate is 0: to drive the path sites alone, give schedule.kind=path and schedule.rate"
         )
+
+
+def _check_arguments(config: Config) -> None:
+    """The arguments of somebody's own code are plain values under plain names."""
+    for key in OPEN:
+        for name, value in keys()[key].of(config).items():
+            if not str(name).isidentifier():
+                raise ConfigError(f"{key} has {name!r}: expected the name of an argument, such as {key}.width")
+            if isinstance(value, dict):
+                raise ConfigError(f"{key}.{name} is {value!r}: expected a number, a text, true, false, null, or a list of them")
 
 
 _NOT_IN_PROJECTS = "/\\#?%:"  # what W&B refuses in the name of a project

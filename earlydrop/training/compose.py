@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from earlydrop.training.config import Config, ConfigError, schedule_options
+from earlydrop.training.plugins import installed
 
 
 def conf_folder() -> Path:
@@ -41,6 +42,10 @@ def register_schema() -> None:
     for name, values in schedule_options().items():
         if not (conf_folder() / "schedule" / f"{name}.yaml").is_file():
             store.store(group="schedule", name=name, node=values)
+    for group in ("model", "data", "schedule"):
+        for name in installed(group):
+            if name not in schedule_options() and not (conf_folder() / group / f"{name}.yaml").is_file():
+                store.store(group=group, name=name, node={"name": name})
 
 
 def _study_folder(out: str, study: str) -> str:

@@ -56,8 +56,8 @@ def _key(
     """A key of the schema. ``used`` says for which configurations it means anything; ``cited`` whether a cited command repeats it."""
     cited = role not in (MACHINE, NAME) if cited is None else cited
     metadata = {"role": role, "bounds": bounds, "choices": choices, "used": used, "cited": cited}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -69,9 +69,14 @@ def _in_memory(config: Config) -> bool:
     return not _folder(config) and config.data.name not in DRAWN
 
 
+def own_schedule(config: Config) -> bool:
+    """Whether the schedule is somebody's own: ``module:function``, or a name that an installed package offers."""
+    return config.schedule.name not in schedules.MAKERS
+
+
 def drops(config: Config) -> bool:
-    """Whether the schedule ever drops anything."""
-    return parse_schedule(config.schedule).peak > 0
+    """Whether the schedule ever drops anything; somebody's own, which is not imported to find out, counts as one that does."""
+    return own_schedule(config) or parse_schedule(config.schedule).peak > 0
 
 
 @dataclass
@@ -81,6 +86,9 @@ class ModelConfig:
     ``dropout`` is the sort of dropout layer, for ``mlp`` (inverted, standard, shared, gaussian) and ``convnet_micro`` (element, channel,
     block). ``profile`` gives the MLP's layers rates in these proportions. ``input_dropout`` is a fixed rate in front of the model that
     no schedule drives, ``none`` included.
+
+    ``name`` is one of ours, any model of timm (``resnet18``) or torchvision (``torchvision/regnet_y_400mf``), or ``module:function`` of
+    your own. ``args`` are the arguments of such a model. ``pretrained`` is a file of weights to begin with.
     """
 
     name: str = _key("vit_micro")
@@ -93,6 +101,8 @@ class ModelConfig:
     dropout: str | None = _key(used=drops)
     profile: list[float] | None = _key(used=drops)
     input_dropout: float | None = _key(bounds="rate")
+    args: dict[str, Any] = _key({})
+    pretrained: str | None = _key()
 
 
 @dataclass
@@ -101,7 +111,10 @@ class DataConfig:
 
     ``train_images`` keeps a stratified subset of the training images; of a text, its first contexts; of endless images, it is the size of
     the fixed set that stands for them. ``skip_corrupt`` reads every image of a folder once and leaves out those that cannot be decoded,
-    instead of ending the run at the first.
+    instead of ending the run at the first. ``download`` fetches what is not on this machine, into ``root``, or, where that is null, into
+    ``~/.cache/earlydrop/data``.
+
+    ``name`` is one of ours, or ``module:function`` of your own; ``args`` are the arguments of that function.
     """
 
     name: str = _key("fashion_mnist_mini")
@@ -110,13 +123,17 @@ class DataConfig:
     image_size: int | None = _key(bounds="positive")
     workers: int = _key(0, MACHINE, bounds="not negative", cited=True)
     skip_corrupt: bool = _key(False, used=_folder)
+    download: bool = _key(False, MACHINE)
+    args: dict[str, Any] = _key({})
 
 
 def _takes(parameter: str) -> Callable[[Config], bool]:
-    """Whether the named schedule has such a parameter, and drops at all."""
+    """Whether the named schedule has such a parameter, and drops at all. Somebody's own may have any."""
 
     def used(config: Config) -> bool:
-        return parameter in inspect.signature(schedules.MAKERS[config.schedule.name]).parameters and drops(config)
+        return own_schedule(config) or (
+            parameter in inspect.signature(schedules.MAKERS[config.schedule.name]).parameters and drops(config)
+        )
 
     return used
 
@@ -130,6 +147,8 @@ def _two_kinds(config: Config) -> bool:
 class _ScheduleKeys:
     """Which rate at which step. A schedule ignores the keys that it has no use for, so that sweeps over schedules work.
 
+    ``name`` is one of ours, or ``module:function`` of your own; ``args`` are the arguments of that function.
+
     ``rate`` is the peak of both kinds of sites. With ``kind=all``, ``path_rate`` gives the path sites (stochastic depth) a peak of
     their own, on the same cutoff and shape; null is the same peak.
     """
@@ -142,6 +161,7 @@ class _ScheduleKeys:
     shape: str | None = _key(used=_takes("shape"))
     points: str | None = _key(used=_takes("points"))
     gamma: float | None = _key(bounds="positive", used=_takes("gamma"))
+    args: dict[str, Any] = _key({}, used=own_schedule)
 
 
 def _further_schedule_keys() -> list[tuple[str, Any, Any]]:
@@ -224,6 +244,7 @@ class ProbeConfig:
     """When gradients are measured, and from how many batches and images.
 
     ``compare`` measures twice at the same weights and batches, with dropout on (at ``schedule.rate``, where the run's own is 0) and off.
+    ``measures`` are further ones of your own, each as ``module:function``.
     """
 
     at: list[str] = _key([], CADENCE)
@@ -231,6 +252,7 @@ class ProbeConfig:
     dataset_limit: int | None = _key(None, CADENCE, bounds="positive", used=_probed)
     clean: bool = _key(False, CADENCE, used=_probed)
     compare: bool = _key(False, CADENCE, used=_probed)
+    measures: list[str] = _key([], CADENCE, used=_probed)
 
 
 SPLITS = ("test", "train_eval", "train_clean")
@@ -362,6 +384,16 @@ def keys() -> dict[str, Key]:
     return {key.name: key for key in _walk(Config, "")}
 
 
+OPEN = ("model.args", "data.args", "schedule.args")
+"""The keys below which somebody's own code has keys of its own, such as ``model.args.width``."""
+
+
+def key_of(name: str) -> Key | None:
+    """What the schema says of a dotted name; of one below an open key, what it says of that."""
+    found = keys().get(name)
+    return found or next((keys()[key] for key in OPEN if name.startswith(f"{key}.")), None)
+
+
 def _walk(cls: Any, prefix: str) -> Iterator[Key]:
     hints = typing.get_type_hints(cls)
     for each in dataclasses.fields(cls):
@@ -410,6 +442,10 @@ def describe_schedule(config: ScheduleConfig) -> str:
 
     A key that is null by default is said only where it differs from the schedule's own default.
     """
+    if config.name not in schedules.MAKERS:
+        values = [f"{value:g}" if isinstance(value, float) else str(value) for value in config.args.values()]
+        kind = [config.kind] if config.kind != "unit" else []
+        return "-".join([config.name.rpartition(":")[2], *values, *kind])
     words = [config.name]
     defaults = {f.name: f.default for f in dataclasses.fields(ScheduleConfig)}
     for name, parameter in inspect.signature(schedules.MAKERS[config.name]).parameters.items():

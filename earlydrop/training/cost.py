@@ -59,28 +59,47 @@ def workers_of(plan: Plan) -> int:
     return plan.config.plan.workers or world_size()
 
 
-def estimate(plan: Plan) -> Cost:
-    """Time a few training passes and reads, and scale them to the whole run."""
-    config, source = plan.config, plan.source
+def estimate(plan: Plan, like: Cost | None = None) -> Cost:
+    """Time a few training passes and reads, and scale them to the whole run.
+
+    ``like`` is what a run of the same model and data costs: what was timed there is not timed again.
+    """
+    config = plan.config
     workers, batch = workers_of(plan), config.trainer.batch_size
-    model, _ = scheduled_model(plan)
-    given = config.plan.images_per_second
-    rate = given or _images_per_second(plan)
-    total = rate * workers
+    like = like or _measure(plan)
+    total = like.images_per_second * workers
     evaluated = sum(
         evaluated_images(plan, split, step == plan.total_steps) for step in plan.eval_steps for split in config.evaluation.splits
     )
     twice = 2 if plan.compares else 1
     probed = len(plan.probe_steps) * (config.probe.batches * batch + dataset_images(plan)) * twice
+    return like._replace(
+        training=plan.total_steps * batch / total,
+        evaluation=evaluated * _FORWARD / total,
+        probes=probed / total,
+    )
+
+
+def _measure(plan: Plan) -> Cost:
+    """What does not depend on the length of a run; its times are 0."""
+    config = plan.config
+    model, _ = scheduled_model(plan)
+    given = config.plan.images_per_second
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     states = {"adamw": 2, "sgd": 1, "rmsprop": 1}[config.optim.name]
-    part = batch // config.trainer.accumulate
+    part = config.trainer.batch_size // config.trainer.accumulate
     return Cost(
-        images_per_second=rate, measured=given is None, training=plan.total_steps * batch / total,
-        evaluation=evaluated * _FORWARD / total, probes=probed / total, weights=2 * weights, optimizer=states * weights,
-        activations=int(_activations(plan, model) * part), checkpoint=(1 + states) * weights,
-        input=_input_rate(plan) if source.reads_files else None,
-    )  # fmt: skip
+        images_per_second=given or _images_per_second(plan),
+        measured=given is None,
+        training=0.0,
+        evaluation=0.0,
+        probes=0.0,
+        weights=2 * weights,
+        optimizer=states * weights,
+        activations=int(_activations(plan, model) * part),
+        checkpoint=(1 + states) * weights,
+        input=_input_rate(plan) if plan.source.reads_files else None,
+    )
 
 
 def _images_per_second(plan: Plan) -> float:

@@ -11,10 +11,11 @@ import torch
 from earlydrop.schedules import Schedule
 from earlydrop.sites import find_sites
 from earlydrop.training.cost import Cost, estimate, workers_of
-from earlydrop.training.data.files import in_words
+from earlydrop.training.data.files import counts_in_words
 from earlydrop.training.distributed import check_parts
+from earlydrop.training.models import in_words
 from earlydrop.training.plan import Plan
-from earlydrop.training.prepare import refuse_broken_compiler, scheduled_model, try_forward
+from earlydrop.training.prepare import refuse_broken_compiler, scheduled_model, task_of, try_forward
 
 
 def print_plan(plan: Plan) -> None:
@@ -33,11 +34,21 @@ def print_plan(plan: Plan) -> None:
     print(f"folder       {plan.folder}")
     print(f"fingerprint  {plan.fingerprint}")
     print(f"model        {config.model.name}, {parameters:,} parameters, on {plan.device}, {_threads()}")
+    for key, code in plan.code.items():
+        files = ", ".join(path.name for path in code.paths)
+        print(f"own code     {key.removesuffix('.' + code.label)}={code.name}: {files}, SHA-256 {code.digest[:12]}")
+    for heading, lines in in_words(config.model, task_of(plan)).items():
+        for i, line in enumerate(lines):
+            print(f"{'' if i else heading:<13}{line}")
     what = "images" if source.context is None else f"contexts of {source.context} bytes"
     classes = f", {source.classes:,} classes" if source.context is None else ""
     print(f"data         {config.data.name}: {source.sizes['train']:,} training and {source.sizes['test']:,} test {what}{classes}")
     if source.left_out:
-        print(f"left out     {in_words(source.left_out)}")
+        print(f"left out     {counts_in_words(source.left_out)}")
+    if source.absent:
+        print(
+            "             (not on this machine: these are its published sizes, so the fingerprint is not the run's; see data.download)"
+        )
     print(f"length       {total} steps ({plan.steps_per_epoch} an epoch), warm-up {plan.warmup_steps} steps")
     parts = config.trainer.accumulate
     shared = f", {parts // workers} for each of {workers} workers" if workers > 1 else ""
@@ -59,18 +70,18 @@ def print_plan(plan: Plan) -> None:
 def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
     config = plan.config
     sizes = {"weights and gradients": cost.weights, "optimizer": cost.optimizer, "activations": cost.activations}
-    said = ", ".join(f"{_bytes(size)} {name}" for name, size in sizes.items())
-    print(f"memory       {_bytes(sum(sizes.values()))} for each worker ({said} of a part in float32)")
+    said = ", ".join(f"{in_bytes(size)} {name}" for name, size in sizes.items())
+    print(f"memory       {in_bytes(sum(sizes.values()))} for each worker ({said} of a part in float32)")
     if cost.input is not None:
         needed = cost.images_per_second / cost.input
         print(
             f"input        {cost.input:.0f} images/s from one core here; {needed:.1f} cores feed a worker, which has data.workers="
             f"{config.data.workers}" + (": too few" if needed > max(config.data.workers, 1) else "")
         )
-    free = shutil.disk_usage(_existing(Path(config.out).expanduser())).free
+    free = shutil.disk_usage(existing(Path(config.out).expanduser())).free
     print(
-        f"checkpoints  {_bytes(cost.checkpoint)} each, two kept and one being written, every {config.trainer.checkpoint_seconds:g} s; "
-        f"{_bytes(free)} free" + (": too little" if free < 3 * cost.checkpoint else "")
+        f"checkpoints  {in_bytes(cost.checkpoint)} each, two kept and one being written, every {config.trainer.checkpoint_seconds:g} s; "
+        f"{in_bytes(free)} free" + (": too little" if free < 3 * cost.checkpoint else "")
     )
     parts = {"training": cost.training, "evaluation": cost.evaluation, "probes": cost.probes}
     total = sum(parts.values())
@@ -91,7 +102,8 @@ def _some(steps: tuple[int, ...]) -> str:
     return f"{', '.join(map(str, steps[:3]))}, ..., {steps[-1]} ({len(steps)} times)"
 
 
-def _bytes(count: float) -> str:
+def in_bytes(count: float) -> str:
+    """A size in words."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.3g} {unit}"
@@ -99,7 +111,8 @@ def _bytes(count: float) -> str:
     return ""
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path if os.access(path, os.R_OK) else Path()

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from earlydrop.training.config import CADENCE, IMAGE_FOLDERS, NUMBERS, Config, Key, drops, keys
+from earlydrop.training.config import CADENCE, IMAGE_FOLDERS, NUMBERS, OPEN, Config, Key, drops, keys
 
 if TYPE_CHECKING:
     from earlydrop.schedules import Schedule
@@ -25,6 +25,8 @@ VERSIONS = {
     "masks": 1,
     "compiled_masks": 2,  # trainer.masks=fast in compiled graphs. 2: they draw 16-bit masks on a CPU too
     "models": 1,
+    "library_models": 1,  # models that timm and torchvision build, found by their signature; weights to begin with
+    "own_data": 1,  # pairs of datasets of somebody's own, read into memory
     "swin": 3,  # 3: its tables of position biases do not decay, as in the released code (in 2 they did)
     "vit": 2,  # timm's ViTs by name. 2: the class token begins as in the released code, at std 0.02
     "optimizer": 1,
@@ -44,16 +46,22 @@ _ALWAYS = {  # keys that were hashed before new ones were left out at their defa
     "probe": ("batches", "dataset_limit", "clean"),
 }  # fmt: skip
 _ELSEWHERE = (  # hashed under other names, or as what follows from them
-    "data.name", "data.train_images", "data.image_size", "optim.warmup", "probe.at", "trainer.epochs", "trainer.steps",
+    "model.pretrained", "data.name", "data.train_images", "data.image_size", "optim.warmup", "probe.at", "trainer.epochs", "trainer.steps",
     "trainer.batch_size", "trainer.accumulate", "trainer.precision", "trainer.compile", "trainer.masks", "trainer.log_every",
     "trainer.eval_every", "trainer.stop_metric", "trainer.stop_patience", "trainer.mc_passes",
 )  # fmt: skip
+
+
+EXPLICIT_MODELS = ("vit_", "deit_", "mixer_", "swin_", "convnext_", "mlp", "convnet_micro", "gpt_micro")
+"""What the names of models begin with whose dropout is no finding of `earlydrop.training.models.library`."""
 
 
 def parts_used(config: Config) -> set[str]:
     """The parts of `VERSIONS` that a run computes with."""
     folder = config.data.name in IMAGE_FOLDERS
     used = {"models", "optimizer", "evaluation", "folder" if folder else "data"}
+    name = config.model.name
+    used |= {"library_models"} if config.model.pretrained or not (":" in name or name.startswith(EXPLICIT_MODELS)) else set()
     used |= {"mixing"} if config.augment.mixup > 0 or config.augment.cutmix > 0 else set()
     used |= {"swin"} if config.model.name.startswith("swin") else set()
     used |= {"vit"} if config.model.name.startswith("vit_") and config.model.name != "vit_micro" else set()
@@ -69,7 +77,12 @@ def settings(config: Config) -> dict[str, Any]:
 
     A run that never drops has the schedule ``none``, whatever it is called.
     """
-    acting = {name: key.of(config) for name, key in keys().items() if key.role == NUMBERS and key.used(config)}
+    acting: dict[str, Any] = {}
+    for name, key in keys().items():
+        if key.role == NUMBERS and key.used(config):
+            acting |= (
+                {f"{name}.{each}": value for each, value in key.of(config).items()} if name in OPEN else {name: key.of(config)}
+            )
     return acting if drops(config) else acting | {"schedule.name": "none"}
 
 
@@ -81,14 +94,30 @@ def fingerprint(
     warmup: int,
     eval_steps: Iterable[int],
     probe_steps: Iterable[int],
+    code: Mapping[str, str] | None = None,
+    pretrained: str | None = None,
 ) -> str:
-    """Twelve hexadecimal digits of the hash of everything that determines a run's numbers, durations in steps."""
-    content = _content(config, source, schedule, total, warmup, list(eval_steps), list(probe_steps))
+    """Twelve hexadecimal digits of the hash of everything that determines a run's numbers, durations in steps.
+
+    ``code`` holds the digests of what is somebody's own, ``pretrained`` that of the weights that a run begins with.
+    """
+    content = _content(config, source, schedule, total, warmup, list(eval_steps), list(probe_steps), code or {})
+    if code:
+        content["code"] = dict(code)
+    if pretrained is not None:
+        content["pretrained"] = pretrained
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _content(
-    config: Config, source: Source, schedule: Schedule, total: int, warmup: int, eval_steps: list[int], probe_steps: list[int]
+    config: Config,
+    source: Source,
+    schedule: Schedule,
+    total: int,
+    warmup: int,
+    eval_steps: list[int],
+    probe_steps: list[int],
+    code: Mapping[str, str],
 ) -> dict[str, Any]:
     trainer = config.trainer
     second = {} if config.schedule.path_rate is None else {"path_rate": config.schedule.path_rate}
@@ -120,7 +149,8 @@ def _content(
     if trainer.mc_passes is not None:
         content["mc_passes"] = trainer.mc_passes
     further = _further(config, keys())
-    raised = {part: VERSIONS[part] for part in sorted(parts_used(config)) if VERSIONS[part] > 1}
+    parts = parts_used(config) | ({"own_data"} if "data.name" in code else set())
+    raised = {part: VERSIONS[part] for part in sorted(parts) if VERSIONS[part] > 1}
     return content | ({"further": further} if further else {}) | ({"versions": raised} if raised else {})
 
 

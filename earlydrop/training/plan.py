@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,7 +15,11 @@ from earlydrop.training.checks import check
 from earlydrop.training.config import Config, ConfigError, describe_schedule, parse_path_schedule, parse_schedule
 from earlydrop.training.data import Source, make_source
 from earlydrop.training.fingerprint import fingerprint
+from earlydrop.training.models.pretrained import pretrained_digest
 from earlydrop.training.names import run_label, study_folder
+from earlydrop.training.outside import code_of
+from earlydrop.training.own_schedule import own_schedule
+from earlydrop.training.plugins import Code
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Plan:
         name: What the run is called: its label, or its schedule in words.
         folder: ``<out>/<study>/<label>-<fingerprint>``.
         path_schedule: The drop schedule of the path sites, in steps, where they have a peak of their own; else None.
+        code: What it computes with that is somebody's own, by the key that names it.
+        configuration: The fingerprint without that code: the same for a run whose code was changed, and nothing else.
     """
 
     config: Config
@@ -50,6 +57,8 @@ class Plan:
     name: str
     folder: Path
     path_schedule: Schedule | None = None
+    code: Mapping[str, Code] = field(default_factory=dict)
+    configuration: str = ""
 
     @property
     def compares(self) -> bool:
@@ -66,9 +75,10 @@ def make_plan(config: Config) -> Plan:
     check(config)
     device = choose_device(config.device)
     schedule, path_schedule = _schedules(config)  # before the data is read
+    code = code_of(config)
     if evaluates_alone(config):
-        return _plan_of_weights(config, device)
-    source = make_source(config.data, config.augment, device)
+        return _plan_of_weights(config, device, code)
+    source = make_source(config.data, config.augment, device, planning=config.mode == "plan")
     images, batch = source.sizes["train"], config.trainer.batch_size
     if batch > images:
         raise ConfigError(f"trainer.batch_size is {batch}: the training set has only {images} images")
@@ -84,6 +94,8 @@ def make_plan(config: Config) -> Plan:
     try:
         schedule = schedule.resolve(total, steps_per_epoch)
         path_schedule = path_schedule and path_schedule.resolve(total, steps_per_epoch)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"schedule: {error}") from error
     if config.trainer.mc_passes is not None and schedule(total) == 0:
@@ -95,7 +107,12 @@ def make_plan(config: Config) -> Plan:
     eval_steps = tuple(sorted({*range(every, total + 1, every), total}))
     probe_steps = tuple(sorted({steps(duration, "a position in probe.at") for duration in config.probe.at}))
     warmup = steps(config.optim.warmup, "optim.warmup")
-    digest = fingerprint(config, source, schedule, total, warmup, eval_steps, probe_steps)
+    pretrained = pretrained_digest(config.model.pretrained) if config.model.pretrained is not None else None
+
+    def hashed(own: Mapping[str, str]) -> str:
+        return fingerprint(config, source, schedule, total, warmup, eval_steps, probe_steps, own, pretrained)
+
+    digest = hashed({key: each.digest for key, each in code.items()})
     name = config.label or describe_schedule(config.schedule)
     folder = _folder(config, name, digest)
     return Plan(
@@ -112,6 +129,8 @@ def make_plan(config: Config) -> Plan:
         name=name,
         folder=folder,
         path_schedule=path_schedule,
+        code=code,
+        configuration=hashed({}),
     )
 
 
@@ -128,12 +147,12 @@ def evaluates_alone(config: Config) -> bool:
     return config.checkpoint is not None and config.model.dropout != "standard"
 
 
-def _plan_of_weights(config: Config, device: torch.device) -> Plan:
+def _plan_of_weights(config: Config, device: torch.device, code: Mapping[str, Code]) -> Plan:
     """A plan without steps, which reads the splits that are evaluated and no others."""
     read = {"test" if split == "test" else "train" for split in config.evaluation.splits}
     source = make_source(config.data, config.augment, device, [split for split in ("train", "test") if split in read])
     schedule = MAKERS["none"]()
-    digest = fingerprint(config, source, schedule, 0, 0, [], [])
+    digest = fingerprint(config, source, schedule, 0, 0, [], [], {key: each.digest for key, each in code.items()})
     name = config.label or describe_schedule(config.schedule)
     return Plan(
         config=config,
@@ -148,12 +167,20 @@ def _plan_of_weights(config: Config, device: torch.device) -> Plan:
         fingerprint=digest,
         name=name,
         folder=_folder(config, name, digest),
+        code=code,
     )
 
 
 def _schedules(config: Config) -> tuple[Schedule, Schedule | None]:
     """The schedule, and that of the path sites where they have a peak of their own."""
     try:
+        if config.schedule.name not in MAKERS:
+            if config.schedule.path_rate is not None:
+                raise ConfigError(
+                    f"schedule.path_rate is {config.schedule.path_rate:g}: a schedule of your own gives both kinds of sites one "
+                    "rate; leave it null"
+                )
+            return own_schedule(config.schedule), None
         return parse_schedule(config.schedule), parse_path_schedule(config.schedule)
     except ConfigError:
         raise

@@ -17,6 +17,7 @@ from earlydrop.training.evaluate import autocast
 from earlydrop.training.models import INPUT_DROPOUT, Task, build_model
 from earlydrop.training.peaks import Driver, TwoPeaks
 from earlydrop.training.plan import Plan
+from earlydrop.training.plugins import raised
 
 
 def scheduled_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
@@ -25,18 +26,11 @@ def scheduled_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
     Raises:
         ConfigError: The model has no site of the scheduled kind.
     """
-    config, peak = plan.config, plan.schedule.peak
+    config, task = plan.config, task_of(plan)
     kind = config.schedule.kind
-    if peak == 0 and plan.compares:
-        peak = config.schedule.rate  # a schedule that never drops, at sites that a probe switches on
-    unit, path = (peak if kind in (each, "all") else 0.0 for each in ("unit", "path"))
-    if peak > 0 and config.schedule.path_rate is not None:
-        path = config.schedule.path_rate
-    source = plan.source
-    task = Task(source.channels, source.classes, source.image_size, unit, path, source.context)
     model = build_model(config.model, task, config.seed)
     model = model.to(plan.device)
-    if peak == 0:
+    if task.unit == task.path == 0:
         return model, None
     options: dict[str, Any] = {"sites": _driven if config.model.input_dropout else None, "masks": config.trainer.masks}
     try:
@@ -46,7 +40,20 @@ def scheduled_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
         path_scheduler = DropoutScheduler(model, plan.path_schedule, kind="path", **options)
         return model, TwoPeaks(unit_scheduler, path_scheduler)
     except ValueError as error:
-        raise ConfigError(f"schedule.kind is {kind!r}, model.name is {config.model.name!r}: {error}") from error
+        raise ConfigError(
+            f"schedule.kind is {kind!r}, model.name is {config.model.name!r}: {error}; or train it without dropout, with schedule=none"
+        ) from error
+
+
+def task_of(plan: Plan) -> Task:
+    """What the model is built for."""
+    config, peak, source = plan.config, plan.schedule.peak, plan.source
+    if peak == 0 and plan.compares:
+        peak = config.schedule.rate  # a schedule that never drops, at sites that a probe switches on
+    unit, path = (peak if config.schedule.kind in (each, "all") else 0.0 for each in ("unit", "path"))
+    if peak > 0 and config.schedule.path_rate is not None:
+        path = config.schedule.path_rate
+    return Task(source.channels, source.classes, source.image_size, unit, path, source.context)
 
 
 def try_forward(model: nn.Module, plan: Plan) -> None:
@@ -57,17 +64,31 @@ def try_forward(model: nn.Module, plan: Plan) -> None:
     """
     source, name = plan.source, plan.config.model.name
     image = source.blank(1, plan.device)
+    own = plan.code.get("model.name")
     try:
         with leave_no_trace(model), torch.no_grad(), autocast(plan):
-            shape = tuple(model.eval()(image).shape)
-    except (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError) as error:
+            scores = model.eval()(image)
+    except Exception as error:
+        if own is not None:
+            raise ConfigError(
+                f"model.name is {name!r}: an input of shape {tuple(image.shape)} raised {raised(error, own.paths)}; mend the model, or "
+                "give it other data"
+            ) from error
+        if not isinstance(error, (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError, IndexError)):
+            raise
         raise ConfigError(
-            f"model.name is {name!r}: it cannot take {source.image_size}-pixel images ({str(error).splitlines()[0]}); "
-            "give another model, or other images with data.image_size"
+            f"model.name is {name!r}: it cannot take {source.image_size}-pixel images of {source.channels} channels "
+            f"({(str(error).splitlines() or ['?'])[0]}); give another model, or other images with data.image_size"
         ) from error
     expected = (1, source.classes) if source.context is None else (1, source.context, source.classes)
-    if shape != expected:
-        raise ConfigError(f"model.name is {name!r}: it gives scores of shape {shape} for one example, expected {expected}")
+    if not isinstance(scores, torch.Tensor):
+        raise ConfigError(f"model.name is {name!r}: it gives a {type(scores).__name__}, expected scores of shape {expected}")
+    if tuple(scores.shape) != expected:
+        raise ConfigError(
+            f"model.name is {name!r}: it gives scores of shape {tuple(scores.shape)} for one example, expected {expected}"
+        )
+    if not scores.isfinite().all():
+        raise ConfigError(f"model.name is {name!r}: it gives {scores[~scores.isfinite()][0]} for a blank example; mend the model")
 
 
 def refuse_broken_compiler(plan: Plan) -> None:
@@ -106,8 +127,14 @@ def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
     source = plan.source
     images = source.blank(2, plan.device)
     kind = plan.config.schedule.kind if plan.schedule.peak > 0 else "all"
-    with autocast(plan):
-        found = audit(model, images, kind=kind)
+    try:
+        with autocast(plan):
+            found = audit(model, images, kind=kind)
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:  # such as BatchNorm over a single value
+        raise ConfigError(
+            f"model.name is {plan.config.model.name!r}: in training mode it cannot take two {source.image_size}-pixel images "
+            f"({(str(error).splitlines() or ['?'])[0]}); give another model, or larger images"
+        ) from error
     left = [drop for drop in found.undriven if drop.site != INPUT_DROPOUT]
     if left:
         raise ConfigError(f"model.name is {plan.config.model.name!r}: it drops what no schedule drives\n{found}")

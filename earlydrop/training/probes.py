@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from earlydrop.gradients.measures import MEASURES, GradientReport
+from earlydrop.gradients.measures import MEASURES
 from earlydrop.gradients.probe import probe
 from earlydrop.metrics import METRICS
 from earlydrop.sites import find_sites
@@ -16,6 +16,7 @@ from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.source import Batch
 from earlydrop.training.distributed import ALONE, Group
 from earlydrop.training.evaluate import EVERYONE, autocast, fixed_subset, usual_limit
+from earlydrop.training.own_measures import needs_model, of_model, of_moments, own_measures
 from earlydrop.training.plan import Plan
 from earlydrop.training.streams import stream, stream_seed
 
@@ -55,6 +56,8 @@ def probe_gradients(model: nn.Module, objective: Objective, plan: Plan, step: in
     size, images = config.trainer.batch_size, source.sizes["train"]
     keyed = [(step * 100_000 + i, torch.randperm(images, generator=order)[:size]) for i in range(config.probe.batches)]
     clean, mine = config.probe.clean, group.share(list(enumerate(keyed)))
+    own = own_measures(config)
+    of_gradients = {name: of_moments(code) for name, code in own.items() if not needs_model(code)}
 
     def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
         with autocast(plan):
@@ -68,15 +71,20 @@ def probe_gradients(model: nn.Module, objective: Objective, plan: Plan, step: in
             torch.manual_seed(stream_seed(config.seed, "probe-dropout", step, i))
             yield batch
 
-    def measured() -> GradientReport:
-        return probe(model, loss_fn, seeded(), dataset=_DatasetBatches(objective, plan, group), group=group.reductions)
+    def measured() -> dict[str, float | None]:
+        """Ours that are recorded, then somebody's own."""
+        dataset = _DatasetBatches(objective, plan, group)
+        report = probe(model, loss_fn, seeded(), dataset=dataset, group=group.reductions, measures=of_gradients)
+        found = {name: getattr(report, name) for name in MEASURES} | dict(report.further or {})
+        return found | {name: of_model(code, model, loss_fn, seeded()) for name, code in own.items() if needs_model(code)}
 
     report = measured()
-    taken = {f"probe/{name}": getattr(report, name) for name in MEASURES}
+    taken = {f"probe/{name}": value for name, value in report.items()}
     if config.probe.compare:
         on = any(site.rate > 0 for site in find_sites(model) if site.driven)
         with driven_off(model) if on else driven_at_base(model):
             other = measured()
         for state, found in (("on", report if on else other), ("off", other if on else report)):
-            taken |= {f"probe_{state}/{name}": getattr(found, name) for name in MEASURES}
-    return {name: value for name, value in taken.items() if name in METRICS and value is not None}
+            taken |= {f"probe_{state}/{name}": value for name, value in found.items()}
+    recorded = {name for name in taken if name in METRICS or name.partition("/")[2] in own}
+    return {name: value for name, value in taken.items() if name in recorded and value is not None}

@@ -18,11 +18,13 @@ from tqdm import tqdm
 
 from earlydrop.metrics import METRICS
 from earlydrop.training.config import Config, ConfigError
-from earlydrop.training.data.files import in_words
+from earlydrop.training.data.files import counts_in_words
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.describe import print_plan
 from earlydrop.training.distributed import Group, WorkerLostError, answered, check_parts, join, leave, world_size
 from earlydrop.training.evaluate import evaluate_all
+from earlydrop.training.models import in_words
+from earlydrop.training.own_measures import needs_model
 from earlydrop.training.peaks import Driver
 from earlydrop.training.plan import Plan, make_plan
 from earlydrop.training.prepare import (
@@ -30,11 +32,12 @@ from earlydrop.training.prepare import (
     refuse_broken_compiler,
     refuse_what_still_drops,
     scheduled_model,
+    task_of,
     try_forward,
 )
 from earlydrop.training.probes import dataset_images
 from earlydrop.training.record.checkpoint import load_best, load_checkpoint
-from earlydrop.training.record.folder import STATUS, RunFolder, changed_files, read_metrics, read_status
+from earlydrop.training.record.folder import STATUS, RunFolder, changed_files, read_json, read_metrics, read_status
 from earlydrop.training.record.foreign import foreign_weights
 from earlydrop.training.record.provenance import write_provenance
 from earlydrop.training.record.tracking import Tracker, run_id, tracking
@@ -94,8 +97,10 @@ def _life(plan: Plan, group: Group, in_sweep: bool) -> dict[str, Any]:
     """Skip a run that is finished, else train it. The first worker holds the folder."""
     config = plan.config
     check_shares(plan, group.size)
+    check_measures(plan, group.size)
     check_same(plan, group)
     refuse_broken_compiler(plan)
+    group.decide(lambda: check_same_code(plan))
     model, scheduler = scheduled_model(plan)  # before the folder: a model that cannot be used leaves nothing behind
     refuse_batch_norm(model, plan, group.size)
     try_forward(model, plan)
@@ -110,6 +115,9 @@ def _life(plan: Plan, group: Group, in_sweep: bool) -> dict[str, Any]:
     try:
         if group.decide(finished_before):
             return _skipped(plan) if group.main else {"folder": str(plan.folder), "state": "skipped"}
+        if group.main and config.model.pretrained is not None:
+            for line in in_words(config.model, task_of(plan))["begins with"]:
+                print(f"begins with {line}")
         with _log_file(plan.folder / "log.txt" if group.main else None), _stop_on_signals() as stop:
             result = _train(plan, model, scheduler, folder, stop, group)
             if stop():  # asked in the last moments: the run is whole, what comes after it is not begun
@@ -131,6 +139,41 @@ def check_shares(plan: Plan, workers: int) -> None:
         raise ConfigError(
             f"probe.batches is {plan.config.probe.batches}, and {batches} batches give the whole-dataset gradient: {workers} workers need "
             f"{workers} of each; raise probe.batches or probe.dataset_limit, or set probe=none"
+        )
+
+
+def check_measures(plan: Plan, workers: int) -> None:
+    """Refuse a measure that looks at the model where several workers share its gradients.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    key = next((key for key, code in plan.code.items() if key.startswith("probe.measures") and needs_model(code)), None)
+    if workers > 1 and key is not None:
+        raise ConfigError(
+            f"probe.measures has {plan.code[key].name!r}: it looks at the model and at batches, which {workers} workers share; "
+            "train in one process, or give a measure of the moments"
+        )
+
+
+def check_same_code(plan: Plan) -> None:
+    """Refuse to begin anew, without being told, a run that was stopped before somebody's code was changed.
+
+    Raises:
+        ConfigError: There is such a run; it says how to go on.
+    """
+    if not plan.code or plan.config.resume == "never" or (plan.folder / STATUS).is_file():
+        return
+    for other in sorted(plan.folder.parent.glob(f"*/{STATUS}")):
+        provenance = read_json(other.parent / "provenance.json")
+        stopped = read_status(other.parent)
+        if provenance.get("configuration") != plan.configuration or stopped.get("state") not in ("interrupted", "running"):
+            continue
+        there = provenance.get("code", {})
+        changed = [code.name for key, code in plan.code.items() if there.get(key, {}).get("digest") != code.digest]
+        raise ConfigError(
+            f"{', '.join(changed)} changed since {other.parent} was stopped at step {stopped.get('step', 0)}: put the code back to go on "
+            "there, or train the changed code from the start with resume=never"
         )
 
 
@@ -196,7 +239,7 @@ def _train(
                 tracker.replay(read_metrics(plan.folder / "metrics.jsonl"))
                 folder.write_status("running", trainer.step, plan.total_steps)
             if plan.source.left_out:
-                log.warning("left out of the data: %s", in_words(plan.source.left_out))
+                log.warning("left out of the data: %s", counts_in_words(plan.source.left_out))
             log.info("training %s to step %d on %s", name, plan.total_steps, trainer.environment)
             with answered(group):
                 trainer.train()

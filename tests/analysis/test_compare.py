@@ -73,3 +73,15 @@ def test_studies_side_by_side_keep_their_arms_apart(study, tmp_path):
     text = (tmp_path / "table.md").read_text()
     assert "other: early-0.1-20% minus none" in text
     assert "+0.3000" in text
+
+
+def test_a_measure_of_somebodys_own_has_its_column_and_figure(study):
+    for number, run in enumerate(sorted(path for path in study.iterdir() if path.is_dir())):
+        text = (run / "metrics.jsonl").read_text()
+        (run / "metrics.jsonl").write_text(
+            text.replace('"probe/gdv": 0.1', f'"probe/gdv": 0.1, "probe/spread": {number}, "probe/../x": 1')
+        )
+    report = write_report(study)
+    assert report.table.loc["none", "early spread"].startswith("4.0000")
+    assert {path.name for path in report.figures} >= {"probe_spread.png", "gdv.png"}
+    assert not any("x" in heading.split("/") for heading in report.table)

@@ -32,7 +32,7 @@ def test_the_command_prints_and_refuses_what_it_does_not_take(tmp_path, warm):
     assert max(map(len, done.stdout.splitlines())) <= 160
     done = warm.run("list", "study=x", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.strip() == "error: earlydrop list takes out=FOLDER alone, not study=x"
+    assert done.stderr.strip() == "error: earlydrop list takes out=FOLDER and --config-dir FOLDER alone, not study=x"
 
 
 def test_help_fits_a_screen_and_names_what_people_do(tmp_path, warm):

@@ -148,3 +148,14 @@ def infinite_mean():
 def test_bad_input(act, says):
     with pytest.raises(ValueError, match=says):
         act()
+
+
+def test_measures_of_the_callers_own_stand_beside_ours():
+    torch.manual_seed(0)
+    sums = GradientSums()
+    gradients = [torch.randn(5) for _ in range(3)]
+    for gradient in gradients:
+        sums.add([gradient])
+    report = sums.report({"mean": lambda moments: moments.norms / moments.n, "absent": lambda moments: None})
+    assert report.further == {"mean": pytest.approx(float(torch.stack(gradients).norm(dim=1).mean())), "absent": None}
+    assert sums.report().further is None

@@ -7,8 +7,34 @@ from PIL import Image
 from earlydrop.analysis.arms import config_of
 from earlydrop.claims.summaries import read_summaries, said
 from earlydrop.training.config import CADENCE, NUMBERS, SEED, keys
-from earlydrop.training.fingerprint import VERSIONS, parts_used, settings
+from earlydrop.training.fingerprint import EXPLICIT_MODELS, VERSIONS, parts_used, settings
+from earlydrop.training.models import BUILDERS
+from earlydrop.training.models.timm import ARCHITECTURES
 from earlydrop.training.plan import make_plan
+
+OWN = """
+from torch import nn
+
+def build(task, size: int = 3):
+    return nn.Sequential(nn.Flatten(), nn.Dropout(task.unit), nn.LazyLinear(task.classes))
+
+def data(size: int = 12):
+    return [[([[i, j], [j, 2 * i]], j % 2) for j in range(size) for i in range(2)]] * 2
+
+def rise(top: float = 0.1):
+    return lambda step: top * step / (1 + step)
+
+def steepness(moments):
+    return moments.norms
+"""
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "of_the_fingerprint.py").write_text(OWN)
+    (folder / "weights.pth").write_bytes(b"weights")
+    monkeypatch.chdir(folder)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +56,8 @@ CHANGED = {  # a valid value beside the default, where the type alone does not g
     "trainer.masks": "native", "trainer.eval_every": "10%", "trainer.stop_metric": "test/loss", "mode": "plan", "resume": "force",
     "tracking": "online", "device": "cpu", "schedule.rate": 0.3, "optim.momentum": 0.5, "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.min_lr": 1e-4,
     "evaluation.splits": ["test"], "evaluation.batch_size": 4,
-    "trainer.batch_size": 4, "trainer.accumulate": 2, "trainer.steps": 7,
+    "trainer.batch_size": 4, "trainer.accumulate": 2, "trainer.steps": 7, "model.pretrained": "weights.pth",
+    "model.args": {"size": 4}, "data.args": {"size": 14}, "schedule.args": {"top": 0.2}, "probe.measures": ["of_the_fingerprint:steepness"],
 }  # fmt: skip
 NEEDS = {  # what makes a key mean something
     "schedule.path_rate": {"schedule.kind": "all"},
@@ -38,7 +65,9 @@ NEEDS = {  # what makes a key mean something
     "optim.momentum": {"optim.name": "sgd"}, "augment.switch": {"augment.mixup": 0.8, "augment.cutmix": 1.0},
     "trainer.stop_patience": {"trainer.stop_metric": "test/loss"}, "trainer.mc_passes": {"schedule.name": "constant"},
     "model.dropout": {"model.name": "mlp"}, "model.profile": {"model.name": "mlp"}, "model.hidden": {"model.name": "mlp"},
-    **{f"probe.{name}": {"probe.at": ["0%"]} for name in ("batches", "dataset_limit", "clean", "compare")},
+    **{f"probe.{name}": {"probe.at": ["0%"]} for name in ("batches", "dataset_limit", "clean", "compare", "measures")},
+    "model.args": {"model.name": "of_the_fingerprint:build"}, "schedule.args": {"schedule.name": "of_the_fingerprint:rise"},
+    "data.args": {"data.name": "of_the_fingerprint:data", "augment.shift": 0},
     **{name: {"data.train_images": 300} for name in ("data.train_images",)},
 }  # fmt: skip
 
@@ -153,3 +182,17 @@ def test_choices_that_mean_nothing_without_dropout_share_a_fingerprint(config):
     prints = {make_plan(config(schedule__name="none", model__dropout=d)).fingerprint for d in (None, "standard", "gaussian")}
     assert len(prints) == 1
     assert make_plan(config(model__dropout="standard")).fingerprint != make_plan(config()).fingerprint
+
+
+def test_the_names_of_models_with_an_explicit_map_are_all_known():
+    prefixes = [f"{name}_" for name in ARCHITECTURES]
+    assert all(name.startswith(EXPLICIT_MODELS) for name in [*BUILDERS, *prefixes])
+
+
+def test_weights_to_begin_with_count_by_their_content(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"weights")
+    (tmp_path / "b.pth").write_bytes(b"others")
+    names = ("weights.pth", str(tmp_path / "a.pth"), str(tmp_path / "b.pth"))
+    prints = [make_plan(config_of({"model.pretrained": name})).fingerprint for name in names]
+    assert prints[0] == prints[1] != prints[2]
+    assert make_plan(config_of({})).fingerprint not in prints

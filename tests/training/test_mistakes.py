@@ -61,7 +61,7 @@ MISTAKES = [
     ({"data.name": "imagenet"}, "data.name is 'imagenet': expected one of fashion_mnist_mini"),
     ({"data.root": "/nowhere/at/all"}, "data.root is '/nowhere/at/all': there is no such folder"),
     ({"data.train_images": 4}, "data.train_images is 4: fashion_mnist_mini has 10000 training images of 10 classes"),
-    ({"model.name": "resnet50"}, "model.name is 'resnet50': expected vit_micro"),
+    ({"model.name": "resnet5O"}, "model.name is 'resnet5O': expected vit_micro"),
     ({"model.width": 8}, "model.width is 8: model.name=mlp has no such key; leave it null"),
     ({"model.hidden": []}, r"model.hidden is \[\]: expected the widths"),
     ({"model.dropout": "channel"}, "model.dropout is 'channel': model.name=mlp takes inverted, standard"),

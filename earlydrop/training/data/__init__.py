@@ -1,22 +1,26 @@
 """Datasets by name.
 
 To add one: a file here with a class that meets `earlydrop.training.data.source.Source`, its line in `DATASETS`, and a file in
-``conf/data/``.
+``conf/data/``. Data of somebody's own is named as ``module:function`` (`earlydrop.training.data.own`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
-from earlydrop.training.data.arrays import ARRAYS, ArraySource
+from earlydrop.training.data.arrays import ARRAYS, AbsentDataError, ArraySource
 from earlydrop.training.data.folder import FolderSource
 from earlydrop.training.data.glyphs import GlyphSource
+from earlydrop.training.data.own import own_source
+from earlydrop.training.data.published import PublishedSource
 from earlydrop.training.data.source import Source as Source
 from earlydrop.training.data.text import TextSource
+from earlydrop.training.plugins import Code, is_own, load, nearest, registered
 
 DATASETS: dict[str, Callable[[DataConfig, AugmentConfig, torch.device], Source]] = {
     **dict.fromkeys(ARRAYS, ArraySource),
@@ -28,17 +32,48 @@ DATASETS: dict[str, Callable[[DataConfig, AugmentConfig, torch.device], Source]]
 
 
 def make_source(
-    config: DataConfig, options: AugmentConfig, device: torch.device, splits: Sequence[str] = ("train", "test")
+    config: DataConfig,
+    options: AugmentConfig,
+    device: torch.device,
+    splits: Sequence[str] = ("train", "test"),
+    planning: bool = False,
 ) -> Source:
-    """Open a dataset. Of an image folder only the ``splits`` are read, so that the others need not be there.
+    """Open a dataset.
+
+    Of an image folder only the ``splits`` are read, so that the others need not be there. While ``planning`` nothing is fetched, and
+    published sizes stand for a dataset that is not here.
 
     Raises:
         ConfigError: The dataset is unknown or not there.
     """
-    if config.name not in DATASETS:
-        raise ConfigError(f"data.name is {config.name!r}: expected one of {', '.join(DATASETS)}")
+    code = _own(config.name)
+    if code is not None:
+        return own_source(code, config, options, device)
+    if config.args:
+        name = next(iter(config.args))
+        raise ConfigError(f"data.args.{name} is {config.args[name]!r}: data.name={config.name} takes no arguments; leave it out")
     if config.root is not None and config.name != "text" and not Path(config.root).expanduser().is_dir():
         raise ConfigError(f"data.root is {config.root!r}: there is no such folder")
     if DATASETS[config.name] is FolderSource:
         return FolderSource(config, options, device, splits)
-    return DATASETS[config.name](config, options, device)
+    if not planning:
+        return DATASETS[config.name](config, options, device)
+    try:
+        return DATASETS[config.name](replace(config, download=False), options, device)
+    except AbsentDataError:
+        return PublishedSource(config, device)
+
+
+def code_of_data(name: str) -> Code | None:
+    """The code of somebody's own that opens a dataset; None if it is earlydrop's."""
+    return _own(name) or registered(name, DATASETS[name])
+
+
+def _own(name: str) -> Code | None:
+    if name in DATASETS:
+        return None
+    if not is_own("data", name):
+        raise ConfigError(
+            f"data.name is {name!r}: expected one of {', '.join(DATASETS)}, or module:function of your own{nearest(name, DATASETS)}"
+        )
+    return load("data.name", "data", name)

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import lzma
 import math
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,9 +27,15 @@ from earlydrop.training.streams import stream
 EMBEDDED = Path(__file__).parent / "fashion_mnist_mini.xz"
 EMBEDDED_SHA256 = "5e8d0c078385f6bdda2fd863bc57fc1b11a43a93dd6995ffd2dcc8c90c0bdff2"
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+DOWNLOADS = Path("~/.cache/earlydrop/data")
+"""Where datasets are downloaded to, and looked for, where ``data.root`` is null."""
 
 Array = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
+
+
+class AbsentDataError(ConfigError):
+    """A dataset is not on this machine; the message says how to get it."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ def _existing_root(config: DataConfig) -> Path:
 
 
 def _torchvision(config: DataConfig) -> ImageArrays:
-    """MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 by torchvision, downloaded to ``data.root`` if they are not there."""
+    """MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 by torchvision, from `data_folder`; downloaded to it with ``data.download`` alone."""
     import torchvision.datasets
 
     makers: dict[str, tuple[Callable[..., object], int]] = {
@@ -149,29 +156,37 @@ def _torchvision(config: DataConfig) -> ImageArrays:
         "cifar100": (torchvision.datasets.CIFAR100, 100),
     }
     make, classes = makers[config.name]
-    root = str(_existing_root(config)) if config.root is not None else None
+    root = _existing_root(config) if config.root is not None else DOWNLOADS.expanduser()
     parts: list[Any] = []
     for train in (True, False):
         try:
-            if root is None:
-                raise RuntimeError("data.root is not set")
             try:
-                dataset = make(root, train=train, download=False)
-            except RuntimeError:
-                dataset = make(root, train=train, download=True)
+                dataset = make(str(root), train=train, download=False)
+            except (RuntimeError, OSError):
+                if not config.download:
+                    raise
+                print(f"downloading {config.name} into {root}", file=sys.stderr)
+                dataset = make(str(root), train=train, download=True)
         except (RuntimeError, OSError) as error:
-            raise ConfigError(_how_to_get(config, error)) from error
+            raise AbsentDataError(_how_to_get(config, root, error)) from error
         images, labels = np.asarray(dataset.data), np.asarray(dataset.targets)  # type: ignore[attr-defined]
         parts += [images.transpose(0, 3, 1, 2) if images.ndim == 4 else images, labels]
     return image_arrays(parts[0], parts[1], parts[2], parts[3], classes)
 
 
-def _how_to_get(config: DataConfig, error: Exception) -> str:
-    ways = [f"set data.root to a folder where torchvision has {config.name} or can download it to (it needs a network)"]
+def _how_to_get(config: DataConfig, root: Path, error: Exception) -> str:
+    if config.download:
+        return (
+            f"data.name is {config.name!r}: it could not be downloaded into {root} ({error}); fetch it elsewhere and set data.root"
+        )
+    ways = [
+        f"fetch it with data.download=true, into {root if config.root is not None else DOWNLOADS}",
+        f"set data.root to a folder where torchvision has {config.name}",
+    ]
     if config.name == "fashion_mnist":
         ways.insert(0, "install Debian's package dataset-fashion-mnist")
     ways.append("use data=fashion_mnist_mini, which comes with earlydrop")
-    return f"data.name is {config.name!r}, which is not on this machine ({error}). Either {', or '.join(ways)}"
+    return f"data.name is {config.name!r}, which is not on this machine, nor in {root}. Either {', or '.join(ways)}"
 
 
 ARRAYS: dict[str, Callable[[DataConfig], ImageArrays]] = {

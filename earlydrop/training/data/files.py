@@ -151,7 +151,7 @@ def _type(name: str) -> str:
     return f"files that end in {printable(ending)}" if ending else "files without an ending"
 
 
-def in_words(left_out: Mapping[str, int]) -> str:
+def counts_in_words(left_out: Mapping[str, int]) -> str:
     """What is left out, such as ``files that end in .avif: 2; hidden files and folders: 1``; of types, the most frequent ones by name."""
     counts = Counter(left_out)
     types = [reason for reason in counts if reason not in (HIDDEN, OUTSIDE, READ_ALREADY, UNREADABLE)]
@@ -161,4 +161,4 @@ def in_words(left_out: Mapping[str, int]) -> str:
 
 
 def _in_brackets(left_out: Mapping[str, int]) -> str:
-    return f" (left out: {in_words(left_out)})" if left_out else ""
+    return f" (left out: {counts_in_words(left_out)})" if left_out else ""

@@ -27,6 +27,7 @@ class Source(Protocol):
         digest: Hash of the content; part of the fingerprint.
         reads_files: Whether every batch is read from files, so that the input path may be what limits a run.
         left_out: How many files, folders and links of the data are not used, by reason.
+        absent: Whether these are published sizes of a dataset that is not on this machine.
     """
 
     classes: int
@@ -37,6 +38,7 @@ class Source(Protocol):
     digest: str
     reads_files: bool = False
     left_out: Mapping[str, int] = MappingProxyType({})
+    absent: bool = False
 
     def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
         """Images and labels for batches of indices, in order.

@@ -1,23 +1,29 @@
 """Models by name, built for their schedule: the scheduled kind of dropout at the schedule's peak, the other kind and the head at 0.
 
 To add one: a builder here whose first argument is the `Task` and whose keyword arguments are the keys of ``model`` that it takes, its line
-in `BUILDERS`, and a file in ``conf/model/``. Keys that it does not take are refused for it.
+in `BUILDERS`, and a file in ``conf/model/``. Keys that it does not take are refused for it. A builder of somebody's own, named as
+``module:function``, is called in the same way; its further arguments are the keys of ``model.args``.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from earlydrop.training.arguments import arguments
 from earlydrop.training.config import ConfigError, ModelConfig, keys
-from earlydrop.training.models import timm
+from earlydrop.training.models import library, timm
 from earlydrop.training.models.build import Task as Task
 from earlydrop.training.models.convnet import convnet_micro
 from earlydrop.training.models.gpt import gpt_micro
 from earlydrop.training.models.mlp import mlp
+from earlydrop.training.models.pretrained import load_pretrained
+from earlydrop.training.plugins import Code, installed, is_reference, load, nearest, raised, registered
 from earlydrop.training.streams import stream_seed
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
@@ -28,7 +34,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "swin_femto": timm.swin_femto,
     "gpt_micro": gpt_micro,
 }
-"""What builds each model that has a name of ours; any other name is timm's."""
+"""What builds each model that has a name of ours; any other name is timm's, torchvision's, or somebody's own."""
 
 READS_TEXT = ("gpt_micro",)
 """The models for text; every other one is for images."""
@@ -36,7 +42,7 @@ READS_TEXT = ("gpt_micro",)
 INPUT_DROPOUT = "input_dropout"
 """The site that no schedule drives."""
 
-_EVERY_MODEL = ("name", "attention", "input_dropout")  # keys of `model` that are not for the builders
+_EVERY_MODEL = ("name", "attention", "input_dropout", "args", "pretrained")  # keys of `model` that are not for the builders
 
 
 class WithInputDropout(nn.Module):
@@ -60,33 +66,23 @@ class WithInputDropout(nn.Module):
 def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
     """Build a model on the CPU.
 
-    The initial weights depend on the seed and the architecture alone, not on the rates. Nothing of the caller's random state is used.
+    The initial weights depend on the seed and the architecture alone, not on the rates; or they are those of ``model.pretrained``. Nothing
+    of the caller's random state is used.
 
     Raises:
         ConfigError: Unknown model, a key that it does not take, or sizes that do not fit.
     """
-    build = BUILDERS.get(config.name) or timm.named(config.name)
-    if build is None:
-        raise ConfigError(
-            f"model.name is {config.name!r}: expected {', '.join(BUILDERS)}, or a timm model of the architectures "
-            f"{', '.join(timm.ARCHITECTURES)} (such as vit_tiny_patch16_224)"
-        )
-    if (config.name in READS_TEXT) != (task.context is not None):
+    build, own = _builder(config.name)
+    if own is None and (config.name in READS_TEXT) != (task.context is not None):
         wanted, given = ("text", "images") if config.name in READS_TEXT else ("images", "text")
         other = "data=text" if wanted == "text" else f"model={READS_TEXT[0]}"
         raise ConfigError(f"model.name is {config.name!r}: it reads {wanted}, and the data is {given}; did you mean {other}?")
-    takes = list(inspect.signature(build).parameters)[1:]
-    for name in (key.removeprefix("model.") for key in keys() if key.startswith("model.")):
-        if name not in (*_EVERY_MODEL, *takes) and getattr(config, name) is not None:
-            raise ConfigError(f"model.{name} is {getattr(config, name)!r}: model.name={config.name} has no such key; leave it null")
+    values = _values(config, build, own is not None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "init"))
-        try:
-            model = build(task, **{name: getattr(config, name) for name in takes})
-        except (AssertionError, TypeError, RuntimeError) as error:
-            raise ConfigError(
-                f"model.name is {config.name!r}: it cannot be built for {task.image_size}-pixel images ({error})"
-            ) from error
+        model = _built(config, build, own, task, values)
+    if config.pretrained is not None:
+        load_pretrained(config.pretrained, config.name, model, task.classes)
     if config.input_dropout:
         model = WithInputDropout(config.input_dropout, model)
     fusable = [module for module in model.modules() if "fused_attn" in module.__dict__]
@@ -94,4 +90,83 @@ def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
         raise ConfigError(f"model.attention is 'fused': model.name={config.name} has no attention; leave it plain")
     for module in fusable:
         module.fused_attn = config.attention == "fused"  # type: ignore[assignment]
+    return model
+
+
+def in_words(config: ModelConfig, task: Task) -> dict[str, list[str]]:
+    """What is worth saying of how a model is built, beside its name: lines by heading."""
+    found = {}
+    if config.name not in BUILDERS and timm.named(config.name) is None and library.is_known(config.name):
+        found["arguments"] = library.in_words(config.name, task)
+    if config.pretrained is not None:
+        plain = build_model(replace(config, pretrained=None, input_dropout=None), task, 0)
+        found["begins with"] = [load_pretrained(config.pretrained, config.name, plain, task.classes)]
+    return found
+
+
+def code_of_model(name: str) -> Code | None:
+    """The code of somebody's own that builds a model; None if earlydrop or a library builds it."""
+    if name in BUILDERS:
+        return registered(name, BUILDERS[name])
+    if is_reference(name) or (not library.is_known(name) and name in installed("model")):
+        return load("model.name", "model", name)
+    return None
+
+
+def _builder(name: str) -> tuple[Callable[..., nn.Module], Code | None]:
+    """What builds a model, and the code behind it, if it is somebody's own."""
+    if name in BUILDERS:
+        return BUILDERS[name], None
+    own = code_of_model(name)
+    if own is not None:
+        return own.value, own
+    build = timm.named(name)
+    if build is None and library.is_known(name):
+        build = library.named(name)
+    if build is None:
+        raise ConfigError(
+            f"model.name is {name!r}: expected {', '.join(BUILDERS)}, a model of timm or torchvision (such as resnet18 or "
+            f"torchvision/regnet_y_400mf), or module:function of your own{nearest(name, [*BUILDERS, *library.names()])}"
+        )
+    return build, None
+
+
+def _values(config: ModelConfig, build: Callable[..., nn.Module], own: bool) -> dict[str, Any]:
+    """The arguments behind the task: the keys of ``model`` that a builder takes, and those of ``model.args``.
+
+    Somebody's own builder keeps its defaults where a key of ``model`` is null.
+    """
+    takes = list(inspect.signature(build).parameters)[1:]
+    offered = {}
+    for name in (key.removeprefix("model.") for key in keys() if key.startswith("model.")):
+        value = getattr(config, name)
+        if name in takes and name not in _EVERY_MODEL:
+            if name in config.args and (value is not None or not own):
+                raise ConfigError(f"model.args.{name} is {config.args[name]!r}: model.{name} is a key by itself; give that alone")
+            if value is not None or not own:
+                offered[name] = value
+        elif name not in _EVERY_MODEL and value is not None:
+            raise ConfigError(f"model.{name} is {value!r}: model.name={config.name} has no such key; leave it null")
+    return arguments("model", config.name, build, config.args, offered, positional=1)
+
+
+def _built(config: ModelConfig, build: Callable[..., nn.Module], own: Code | None, task: Task, values: dict[str, Any]) -> nn.Module:
+    """Call a builder. What goes wrong in it is a line."""
+    try:
+        model = build(task, **values)
+    except ConfigError:
+        raise
+    except (AssertionError, TypeError, RuntimeError) as error:
+        if own is None:
+            raise ConfigError(
+                f"model.name is {config.name!r}: it cannot be built for {task.image_size}-pixel images ({error})"
+            ) from error
+        raise ConfigError(f"model.name is {config.name!r}: building it raised {raised(error, own.paths)}") from error
+    except Exception as error:
+        if own is None and config.name in BUILDERS:
+            raise
+        files = own.paths if own is not None else ()
+        raise ConfigError(f"model.name is {config.name!r}: building it raised {raised(error, files)}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model.name is {config.name!r}: it returned a {type(model).__name__}, expected a torch.nn.Module")
     return model

@@ -40,8 +40,7 @@ def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, d
     """
     file = _file(Path(path).expanduser(), path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the one class in the released files; no other is made
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        content = read_weights(file)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ConfigError(
             f"checkpoint is {path!r}: {file.name} cannot be read as weights ({str(error).splitlines()[0]}); expected a run's checkpoint, "
@@ -57,6 +56,16 @@ def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, d
             step = f", step {content['step']}" if "step" in content else f", epoch {content['epoch']}" if "epoch" in content else ""
             found.append((f"{words} of {file}{step}", {"model": weights, "scheduler": content.get("scheduler")}))
     return found
+
+
+def read_weights(file: Path) -> Any:
+    """What a file of weights holds, on the CPU. Nothing in it is run."""
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the one class in the released files; no other is made
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _file(path: Path, given: str) -> Path:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import earlydrop
+from earlydrop.training.models.pretrained import pretrained_digest
+from earlydrop.training.outside import in_provenance
 from earlydrop.training.record.files import write_atomically
 from earlydrop.training.record.folder import RunFolder
 
@@ -76,6 +78,13 @@ def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
         folder.write_config(plan.config)
     if not (folder.path / "provenance.json").is_file():
         content = collect(plan.device, plan.fingerprint, plan.source.digest, workers) | {"arm": plan.name}
+        if plan.code:
+            content |= {"code": in_provenance(plan.code), "configuration": plan.configuration}
+        if plan.config.model.pretrained is not None:
+            content["pretrained"] = {
+                "file": plan.config.model.pretrained,
+                "sha256": pretrained_digest(plan.config.model.pretrained),
+            }
         write_atomically(folder.path / "provenance.json", (json.dumps(content, indent=1) + "\n").encode())
 
 

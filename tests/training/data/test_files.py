@@ -6,7 +6,7 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from earlydrop.training.config import ConfigError
-from earlydrop.training.data.files import HIDDEN, OTHER, OUTSIDE, READ_ALREADY, find_images, in_words
+from earlydrop.training.data.files import HIDDEN, OTHER, OUTSIDE, READ_ALREADY, counts_in_words, find_images
 
 
 def make(root, *files):
@@ -66,9 +66,9 @@ def test_files_of_other_types_are_counted_by_type(tmp_path):
     found = find_images(tmp_path)
     assert below(tmp_path, found) == [("cat/1.png", 0)]
     assert found.left_out == counted
-    assert in_words(found.left_out) == "files that end in .avif: 1; files that end in .jfif: 2; files without an ending: 1"
+    assert counts_in_words(found.left_out) == "files that end in .avif: 1; files that end in .jfif: 2; files without an ending: 1"
     make(tmp_path, *(f"cat/1.{number}" for number in range(2_000)))
-    words = in_words(find_images(tmp_path).left_out).split("; ")
+    words = counts_in_words(find_images(tmp_path).left_out).split("; ")
     assert len(words) == 6
     assert f"{OTHER}: 1,998" in words
 

@@ -60,7 +60,9 @@ def test_initial_weights_depend_on_the_seed_alone():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"name": "resnet50"}, "'resnet50'.*vit_micro.*architectures"),
+        ({"name": "resnet5O"}, r"'resnet5O'.*vit_micro.*timm or torchvision.*module:function of your own: did you mean resnet50\?"),
+        ({"name": "vit_micro", "args": {"widht": 3}}, r"model.args.widht is 3.*it takes width, .*did you mean width\?"),
+        ({"name": "vit_micro", "args": {"width": 3}}, r"model.args.width is 3: model.width is a key by itself"),
         ({"name": "vit_enormous"}, "'vit_enormous'.*no such model"),
         ({"name": "vit_micro", "patch": 5}, "model.patch is 5.*28"),
         ({"name": "vit_micro", "heads": 3}, "model.heads is 3.*64"),

@@ -1,0 +1,163 @@
+"""The arguments of somebody's function from the keys of a configuration: typed by its annotations, unknown ones refused by name."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from earlydrop.training.config import ConfigError
+from earlydrop.training.plugins import nearest
+
+_IN_FRONT = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def arguments(
+    group: str,
+    name: str,
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    offered: Mapping[str, Any],
+    positional: int = 0,
+) -> dict[str, Any]:
+    """The keyword arguments to call a function with.
+
+    Args:
+        group: ``model``, ``data`` or ``schedule``; the keys are those of ``<group>.args``.
+        name: What the configuration calls the function.
+        function: The function or class.
+        given: ``<group>.args``.
+        offered: Further values that a parameter takes if it has this name.
+        positional: How many leading parameters the caller fills in itself.
+
+    Raises:
+        ConfigError: An argument that it does not take, one of another type, or one that it needs and nobody gave.
+    """
+    in_front = [each for each in _parameters(group, name, function)[:positional] if each.kind in _IN_FRONT]
+    if len(in_front) < positional:
+        raise ConfigError(f"{group}.name is {name!r}: it takes no argument for the Task; expected a function build(task, ...)")
+    values = typed(group, name, function, given, positional)
+    for key, parameter in _takes(_parameters(group, name, function)[positional:]).items():
+        if key in values:
+            continue
+        if key in offered:
+            values[key] = offered[key]
+        elif parameter.default is parameter.empty:
+            raise ConfigError(f"{group}.name is {name!r}: it needs {key!r}; give it with +{group}.args.{key}=")
+    return values
+
+
+def typed(group: str, name: str, function: Callable[..., Any], given: Mapping[str, Any], positional: int = 0) -> dict[str, Any]:
+    """The given arguments in the types that the function's annotations ask for.
+
+    Raises:
+        ConfigError: An argument that it does not take, or one of another type.
+    """
+    parameters = _parameters(group, name, function)
+    takes = _takes(parameters[positional:])
+    for key, value in given.items():
+        if key not in takes and not any(each.kind == inspect.Parameter.VAR_KEYWORD for each in parameters):
+            said = f"it takes {', '.join(takes)}" if takes else "it takes none"
+            raise ConfigError(
+                f"{group}.args.{key} is {value!r}: {group}.name={name} has no such argument, {said}{nearest(key, takes)}"
+            )
+    hints = _hints(function)
+    return {key: fit(value, hints.get(key, Any), f"{group}.args.{key}") for key, value in given.items()}
+
+
+def takes(group: str, name: str, function: Callable[..., Any]) -> list[str]:
+    """The names of a function's parameters."""
+    return [each.name for each in _parameters(group, name, function)]
+
+
+def _parameters(group: str, name: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        raise ConfigError(f"{group}.name is {name!r}: it does not say which arguments it takes") from None
+
+
+def _takes(parameters: list[inspect.Parameter]) -> dict[str, inspect.Parameter]:
+    return {each.name: each for each in parameters if each.kind in _NAMED}
+
+
+def fit(value: Any, kind: Any, key: str) -> Any:
+    """A value in the type that an annotation asks for; as it is, where the annotation is none of the plain types.
+
+    Raises:
+        ConfigError: It is of another type.
+    """
+    found = _fitted(value, kind)
+    if found is _WRONG:
+        raise ConfigError(f"{key} is {value!r}: expected {_words(kind)}")
+    return found
+
+
+_WRONG = object()
+
+
+def _fitted(value: Any, kind: Any) -> Any:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        exact = (each for each in inner if type(value) is each)
+        for each in (*exact, *inner):
+            found = _fitted(value, each)
+            if found is not _WRONG:
+                return found
+        return _WRONG
+    if origin is typing.Literal:
+        return value if value in inner else _WRONG
+    if origin is typing.Annotated:
+        return _fitted(value, inner[0])
+    if kind in (None, type(None)):
+        return None if value is None else _WRONG
+    if kind is bool:
+        return value if isinstance(value, bool) else _WRONG
+    if kind in (int, float):
+        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        return kind(value) if number else _WRONG
+    if kind is str:
+        return value if isinstance(value, str) else _WRONG
+    if kind is Path:
+        return Path(value).expanduser() if isinstance(value, str) else _WRONG
+    if (origin or kind) in (list, tuple):
+        return _fitted_items(value, origin or kind, inner)
+    return value
+
+
+def _fitted_items(value: Any, kind: Any, inner: tuple[Any, ...]) -> Any:
+    if not isinstance(value, list):
+        return _WRONG
+    if kind is tuple and inner and inner[-1] is not ...:
+        if len(inner) != len(value):
+            return _WRONG
+        kinds = list(inner)
+    else:
+        kinds = [inner[0] if inner else Any] * len(value)
+    items = [_fitted(item, each) for item, each in zip(value, kinds, strict=True)]
+    return _WRONG if any(item is _WRONG for item in items) else kind(items)
+
+
+def _words(kind: Any) -> str:
+    """An annotation as it is written."""
+    return kind.__name__ if isinstance(kind, type) and typing.get_origin(kind) is None else str(kind).replace("typing.", "")
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    target: Any = function
+    if inspect.isclass(function):
+        target = function.__init__
+    elif not inspect.isroutine(function) and hasattr(function, "__call__"):  # noqa: B004
+        target = getattr(function, "func", type(function).__call__)
+    try:
+        return typing.get_type_hints(target)
+    except (NameError, TypeError, AttributeError):  # a name that only a type checker knows
+        return {}

@@ -1,0 +1,213 @@
+"""Data of somebody's own, named as ``module:function``: a pair of datasets, or a whole `Source`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from earlydrop.training.arguments import arguments, takes
+from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig, keys
+from earlydrop.training.data import augment
+from earlydrop.training.data.source import Batch, KeyedIndices, Source
+from earlydrop.training.plugins import Code, raised
+from earlydrop.training.streams import stream
+
+_EXPECTED = (
+    "expected a pair of datasets, for training and for test, each with a length and (image, label) at every index; "
+    "or a Source (earlydrop.training.data.source)"
+)
+_SHARED = ("name", "args", "download", "workers")  # keys of `data` that are not handed on
+
+
+def own_source(code: Code, config: DataConfig, options: AugmentConfig, device: torch.device) -> Source:
+    """Call somebody's function for its data.
+
+    Its arguments are the keys of ``data.args``; a parameter called like another key of ``data`` (``root``, ``train_images``,
+    ``image_size``) takes that one, and one called ``config``, ``options`` or ``device`` the whole group, the group ``augment``, or the
+    device.
+
+    Raises:
+        ConfigError: An argument that does not fit, an error in it, or something else than data.
+    """
+    said = f"data.name is {config.name!r}"
+    known = takes("data", config.name, code.value)
+    offered: dict[str, Any] = {"config": config, "options": options, "device": device}
+    takes_all = "config" in known
+    for name in (key.removeprefix("data.") for key in keys() if key.startswith("data.")):
+        value = getattr(config, name)
+        if name in _SHARED:
+            continue
+        if name in known:
+            offered[name] = value
+        elif not takes_all and value not in (None, False) and name != "train_images":
+            raise ConfigError(f"data.{name} is {value!r}: data.name={config.name} has no such argument; leave it null")
+    values = arguments("data", config.name, code.value, config.args, offered)
+    try:
+        found = code.value(**values)
+        if _is_source(found):
+            _check_source(said, found)
+            source: Source = found
+            return source
+        return OwnImages(_pair(said, found), config, options, device, shown="train_images" not in known)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{said}: reading it raised {raised(error, code.paths)}") from error
+
+
+def _is_source(found: Any) -> bool:
+    return Source in type(found).__mro__ or all(hasattr(found, name) for name in ("batches", "sizes"))
+
+
+def _check_source(said: str, source: Any) -> None:
+    """Refuse a source that lacks something, or whose first images cannot be trained on."""
+    if Source not in type(source).__mro__:
+        raise ConfigError(
+            f"{said}: {type(source).__name__} is no Source; make it a subclass of earlydrop.training.data.source.Source"
+        )
+    lacking = [name for name in ("classes", "channels", "image_size", "sizes", "digest") if not hasattr(source, name)]
+    if lacking:
+        raise ConfigError(f"{said}: its Source has no {', '.join(lacking)}; see earlydrop.training.data.source.Source")
+    for split in ("train", "test"):
+        if source.sizes.get(split, 0) < 1:
+            raise ConfigError(f"{said}: its Source has no length for {split!r}: sizes is {source.sizes}")
+        keyed = [(0, torch.arange(min(2, source.sizes[split])))]
+        for images, labels in source.batches(keyed, split, None):
+            expected = tuple(source.blank(len(keyed[0][1]), images.device).shape)
+            if tuple(images.shape) != expected:
+                raise ConfigError(f"{said}: its {split} images have shape {tuple(images.shape)}, expected {expected}")
+            if images.is_floating_point() and not images.isfinite().all():
+                raise ConfigError(f"{said}: its first {split} images hold NaN or infinity; mend the data")
+            if labels.dtype != torch.int64 or (labels.numel() and (labels.min() < 0 or labels.max() >= source.classes)):
+                raise ConfigError(f"{said}: its {split} labels are {labels.tolist()}: expected int64, 0 to {source.classes - 1}")
+
+
+def _pair(said: str, found: Any) -> dict[str, Any]:
+    """The training and the test set."""
+    if isinstance(found, Mapping) and {"train", "test"} <= found.keys():
+        found = (found["train"], found["test"])
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise ConfigError(f"{said}: it returned a {type(found).__name__}; {_EXPECTED}")
+    splits = {"train": found[0], "test": found[1]}
+    for split, dataset in splits.items():
+        if not hasattr(dataset, "__len__"):
+            raise ConfigError(f"{said}: its {split} set, a {type(dataset).__name__}, has no length; {_EXPECTED}")
+        if not hasattr(dataset, "__getitem__"):
+            raise ConfigError(f"{said}: its {split} set, a {type(dataset).__name__}, has no index; {_EXPECTED}")
+        if len(dataset) == 0:
+            raise ConfigError(f"{said}: its {split} set is empty")
+    return splits
+
+
+def _read(said: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
+    """A dataset's images, (N, C, H, H), bytes or float32, and labels, (N,)."""
+    images, labels = [], []
+    for index in range(len(dataset)):
+        item = dataset[index]
+        if not isinstance(item, (tuple, list)) or len(item) < 2:
+            raise ConfigError(f"{said}: {split}[{index}] is a {type(item).__name__}, expected (image, label)")
+        images.append(_as_image(said, f"{split}[{index}]", item[0]))
+        labels.append(_as_label(said, f"{split}[{index}]", item[1]))
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        raise ConfigError(f"{said}: its {split} images have different shapes, such as {min(shapes)} and {max(shapes)}; resize them")
+    stacked = torch.stack(images)
+    if stacked.shape[-1] != stacked.shape[-2]:
+        raise ConfigError(f"{said}: its {split} images have shape {tuple(stacked.shape[1:])}, expected square ones; crop them")
+    if not stacked.float().isfinite().all():
+        bad = next(i for i, image in enumerate(images) if not image.float().isfinite().all())
+        raise ConfigError(f"{said}: {split}[{bad}] holds NaN or infinity; mend the data")
+    return stacked, torch.tensor(labels)
+
+
+def _as_image(said: str, where: str, image: Any) -> Tensor:
+    """An image as (C, H, W): a tensor in this order, an array or picture with its channels last or without any."""
+    if isinstance(image, Tensor):
+        tensor = image.detach().cpu()
+    else:
+        array = np.array(image)
+        if array.dtype == object or array.ndim not in (2, 3):
+            raise ConfigError(f"{said}: the image of {where} is a {type(image).__name__}, expected a tensor, an array or a picture")
+        tensor = torch.from_numpy(array)
+        if tensor.dim() == 3 and tensor.shape[-1] in (1, 3, 4) and tensor.shape[0] not in (1, 3, 4):
+            tensor = tensor.permute(2, 0, 1)
+    if tensor.dim() == 2:
+        tensor = tensor.unsqueeze(0)
+    if tensor.dim() != 3:
+        raise ConfigError(f"{said}: the image of {where} has shape {tuple(tensor.shape)}, expected (C, H, W)")
+    return tensor if tensor.dtype == torch.uint8 else tensor.float()
+
+
+def _as_label(said: str, where: str, label: Any) -> int:
+    value = label.item() if hasattr(label, "item") else label
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"{said}: the label of {where} is {label!r}, expected a class from 0 on")
+    return value
+
+
+class OwnImages(Source):
+    """Images of a pair of datasets, read once into memory, normalised by the training images' mean and spread; shifted and flipped."""
+
+    def __init__(
+        self, splits: Mapping[str, Any], config: DataConfig, options: AugmentConfig, device: torch.device, shown: bool
+    ) -> None:
+        said = f"data.name is {config.name!r}"
+        read = {split: _read(said, split, dataset) for split, dataset in splits.items()}
+        if shown and config.train_images is not None:
+            read["train"] = _first(config.train_images, *read["train"])
+        if read["train"][0].shape[1:] != read["test"][0].shape[1:]:
+            shapes = " and ".join(str(tuple(images.shape[1:])) for images, _ in read.values())
+            raise ConfigError(f"{said}: its training and test images have shapes {shapes}, expected the same")
+        count, self.channels, self.image_size, _ = read["train"][0].shape
+        if options.shift >= self.image_size:
+            raise ConfigError(f"augment.shift is {options.shift}: expected less than the image's {self.image_size} pixels")
+        self.options = options
+        self.classes = int(max(labels.max() for _, labels in read.values())) + 1
+        self.sizes = {split: len(labels) for split, (_, labels) in read.items()}
+        self.digest = _digest(read)
+        unit = 255 if read["train"][0].dtype == torch.uint8 else 1
+        pixels = read["train"][0].double() / unit
+        mean, spread = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)
+        if not spread.all():
+            raise ConfigError(f"{said}: a channel of its {count} training images is the same everywhere; there is nothing to learn")
+        self._scale = (1 / (unit * spread)).float().view(1, -1, 1, 1).to(device)
+        self._offset = (mean / spread).float().view(1, -1, 1, 1).to(device)
+        pad = [options.shift] * 4
+        self._images = {split: F.pad(images, pad).to(device) for split, (images, _) in read.items()}
+        self._labels = {split: labels.to(device) for split, (_, labels) in read.items()}
+
+    def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
+        for key, indices in keyed:
+            generator = stream(*augmented, key) if augmented is not None else None
+            images = augment.shift_and_flip(self._images[split], indices, self.options.shift, self.options.flip, generator)
+            images = images * self._scale - self._offset
+            if generator is not None and self.options.erasing > 0:
+                images = augment.erase(images, self.options.erasing, generator)
+            yield images, self._labels[split][indices.to(self._labels[split].device)]
+
+
+def _first(count: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The first images of each class, as equally many as ``count`` allows, in their own order."""
+    classes = int(labels.max()) + 1
+    if not classes <= count <= len(labels):
+        raise ConfigError(
+            f"data.train_images is {count}: there are {len(labels)} training images of {classes} classes; expected a number between"
+        )
+    each = [count // classes + (label < count % classes) for label in range(classes)]
+    keep = torch.cat([torch.nonzero(labels == label).flatten()[:most] for label, most in enumerate(each)]).sort().values
+    return images[keep], labels[keep]
+
+
+def _digest(read: Mapping[str, tuple[Tensor, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for split, (images, labels) in sorted(read.items()):
+        digest.update(f"{split} {tuple(images.shape)} {images.dtype}".encode())
+        digest.update(images.contiguous().numpy().tobytes())
+        digest.update(labels.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,99 @@
+"""Gradient measures of somebody's own, each named as ``module:function`` in ``probe.measures``.
+
+A measure of one parameter is called with the probe's `earlydrop.gradients.measures.Moments`. One with parameters called ``model``,
+``loss_fn`` or ``batches`` is called with these: the model at its weights of the moment and in training mode, the loss, and the probe's
+batches as a list. Nothing that it does to the model's buffers, modes and gradients or to random state stays.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from earlydrop.gradients.measures import MEASURES, Moments
+from earlydrop.sites.traceless import leave_no_trace
+from earlydrop.training.config import Config, ConfigError
+from earlydrop.training.plugins import Code, is_own, load, nearest, raised
+
+_OFFERED = ("model", "loss_fn", "batches")
+
+
+def own_measures(config: Config) -> dict[str, Code]:
+    """The measures that a configuration names, by the name under which each is recorded.
+
+    Raises:
+        ConfigError: There is no such measure, two have one name, or one takes something else.
+    """
+    found: dict[str, Code] = {}
+    for name in config.probe.measures if config.probe.at else ():
+        if not is_own("measure", name):
+            known = "all of earlydrop's are taken anyway" if name in MEASURES else "expected module:function of your own"
+            raise ConfigError(f"probe.measures has {name!r}: {known}{nearest(name, MEASURES)}")
+        code = load("probe.measures", "measure", name)
+        label = code.label
+        if label in MEASURES or label in found:
+            raise ConfigError(f"probe.measures has {name!r}: there is a measure {label!r} already; give yours another name")
+        needed = _needed(code)
+        further = [each for each in needed if each not in _OFFERED]
+        if needs_model(code) if further else not needed:
+            raise ConfigError(
+                f"probe.measures has {name!r}: it takes {', '.join(needed) or 'nothing'}; expected one parameter (the moments of the "
+                f"gradients), or some of {', '.join(_OFFERED)}"
+            )
+        if len(further) > 1:
+            raise ConfigError(f"probe.measures has {name!r}: it takes {', '.join(needed)}; expected one parameter, the moments")
+        found[label] = code
+    return found
+
+
+def needs_model(code: Code) -> bool:
+    """Whether a measure looks at the model itself, not only at the moments of its gradients."""
+    return bool(set(_OFFERED) & set(inspect.signature(code.value).parameters))
+
+
+def of_moments(code: Code) -> Callable[[Moments], float | None]:
+    """A measure of the moments; what goes wrong in it is a `ValueError`."""
+
+    def measure(moments: Moments) -> float | None:
+        return _called(code, moments)
+
+    return measure
+
+
+def of_model(code: Code, model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], batches: Iterable[Any]) -> float | None:
+    """The value of a measure of the model.
+
+    Raises:
+        ValueError: It raised, or gave no number.
+    """
+    takes = inspect.signature(code.value).parameters
+    with leave_no_trace(model, loss_fn), torch.enable_grad():
+        values = {"model": model, "loss_fn": loss_fn, "batches": list(batches) if "batches" in takes else None}
+        model.train()
+        return _called(code, **{name: values[name] for name in _OFFERED if name in takes})
+
+
+def _called(code: Code, *arguments: Any, **keywords: Any) -> float | None:
+    try:
+        value = code.value(*arguments, **keywords)
+    except Exception as error:
+        raise ValueError(f"the measure {code.name} raised {raised(error, code.paths)}") from error
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"the measure {code.name} gave a {type(value).__name__}, expected a number or None") from None
+    if not math.isfinite(number):
+        raise ValueError(f"the measure {code.name} gave {number}; return None where it cannot be taken")
+    return number
+
+
+def _needed(code: Code) -> list[str]:
+    parameters = inspect.signature(code.value).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

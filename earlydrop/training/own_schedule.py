@@ -1,0 +1,111 @@
+"""A schedule of somebody's own: what ``module:function`` returns, a function of the step or a `Schedule`, as a schedule of a run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from earlydrop import schedules
+from earlydrop.schedules import Schedule, check_rate
+from earlydrop.training.arguments import arguments
+from earlydrop.training.config import ConfigError, ScheduleConfig, keys
+from earlydrop.training.plugins import Code, is_own, load, nearest, raised, registered
+
+_OF_THE_RUN = ("total_steps", "steps_per_epoch")  # what a function may ask for by the names of its parameters
+
+
+@dataclass(frozen=True, repr=False)
+class OwnSchedule(Schedule):
+    """Somebody's schedule; once it is resolved, its rate at every step is known and checked.
+
+    Attributes:
+        code: What makes it.
+        arguments: What it is called with, beside the length of the run.
+        rates: The rate at every step of the run, and at its end.
+    """
+
+    name: ClassVar[str] = "own"
+    code: Code = field(compare=False)
+    arguments: tuple[tuple[str, Any], ...]
+    rates: tuple[float, ...] = ()
+
+    @property
+    def resolved(self) -> bool:
+        return bool(self.rates)
+
+    @property
+    def peak(self) -> float:
+        return max(self.rates, default=0.0)
+
+    def _rate(self, step: int) -> float:
+        return self.rates[min(step, len(self.rates) - 1)]
+
+    def resolve(self, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:
+        if self.resolved:
+            return self
+        said = f"schedule.name is {self.code.name!r}"
+        length = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+        asked = {key: length[key] for key in _OF_THE_RUN if key in _parameters(self.code)}
+        try:
+            made = self.code.value(**(dict(self.arguments) | asked))
+            made = made.resolve(total_steps, steps_per_epoch) if isinstance(made, Schedule) else made
+        except Exception as error:
+            raise ConfigError(f"{said}: making it raised {raised(error, self.code.paths)}") from error
+        if not callable(made):
+            raise ConfigError(f"{said}: it returned a {type(made).__name__}, expected a function of the step, or a Schedule")
+        return replace(self, rates=tuple(_rate_at(said, made, step, self.code) for step in range(total_steps + 1)))
+
+    def to_config(self) -> dict[str, Any]:
+        return {"name": self.code.name, "args": dict(self.arguments)}
+
+    def __repr__(self) -> str:
+        return f"{self.code.name}({', '.join(f'{key}={value!r}' for key, value in self.arguments)})"
+
+
+def own_schedule(config: ScheduleConfig) -> OwnSchedule:
+    """The schedule that a configuration names, if it is none of earlydrop's.
+
+    Its arguments are the keys of ``schedule.args``; a parameter called like another key of ``schedule`` (``rate``, ``cutoff``) takes that
+    one, and one called ``total_steps`` or ``steps_per_epoch`` the length of the run.
+
+    Raises:
+        ConfigError: There is no such schedule, or an argument does not fit.
+    """
+    if not is_own("schedule", config.name):
+        known = ", ".join(schedules.MAKERS)
+        raise ConfigError(
+            f"schedule.name is {config.name!r}: expected one of {known}, or module:function of your own"
+            f"{nearest(config.name, schedules.MAKERS)}"
+        )
+    code = load("schedule.name", "schedule", config.name)
+    names = [key.removeprefix("schedule.") for key in keys() if key.startswith("schedule.")]
+    offered = {name: getattr(config, name) for name in names if name not in ("name", "kind", "args")}
+    offered = {name: value for name, value in offered.items() if value is not None}
+    values = arguments("schedule", config.name, code.value, config.args, offered | dict.fromkeys(_OF_THE_RUN))
+    return OwnSchedule(code, tuple((key, value) for key, value in values.items() if key not in _OF_THE_RUN))
+
+
+def code_of_schedule(config: ScheduleConfig) -> Code | None:
+    """The code of somebody's own behind a schedule; None if it is earlydrop's."""
+    if config.name in schedules.MAKERS:
+        return registered(config.name, schedules.MAKERS[config.name])
+    return load("schedule.name", "schedule", config.name)
+
+
+def _parameters(code: Code) -> list[str]:
+    return list(inspect.signature(code.value).parameters)
+
+
+def _rate_at(said: str, made: Callable[[int], Any], step: int, code: Code) -> float:
+    try:
+        value = made(step)
+    except Exception as error:
+        raise ConfigError(f"{said}: at step {step} it raised {raised(error, code.paths)}") from error
+    if hasattr(value, "item"):
+        value = value.item()
+    try:
+        return check_rate(value)
+    except ValueError as error:
+        raise ConfigError(f"{said}: at step {step} its {error}") from None

@@ -1,0 +1,279 @@
+"""Somebody else's code by name: ``module:function``, or a name that an installed package offers.
+
+`load` alone imports such code, and it is called only while a run is planned or built. What reads runs (report, cite, findings, list) calls
+nothing here that imports: a configuration that came from elsewhere never runs code.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.metadata
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from earlydrop.training.config import ConfigError
+
+GROUPS = {
+    "model": "earlydrop.models",
+    "data": "earlydrop.data",
+    "schedule": "earlydrop.schedules",
+    "measure": "earlydrop.measures",
+}
+"""The entry-point group through which an installed package offers names of each kind."""
+
+_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_PACKAGES = {"site-packages", "dist-packages"}  # folders of installed packages
+
+_loaded: dict[str, str] = {}
+"""The modules that were imported here, each with the digest of its source at that moment."""
+
+
+class Code(NamedTuple):
+    """Code from outside earlydrop.
+
+    Attributes:
+        name: ``module:function``, or the name that an installed package offers.
+        value: The function or class.
+        files: The SHA-256 of each source file that it is made of, by the name of its module.
+        digest: SHA-256 of them all.
+        paths: The files themselves.
+    """
+
+    name: str
+    value: Callable[..., Any]
+    files: Mapping[str, str]
+    digest: str
+    paths: tuple[Path, ...]
+
+    @property
+    def label(self) -> str:
+        """The function's own name."""
+        return getattr(self.value, "__name__", self.name)
+
+
+def installed(kind: str) -> dict[str, str]:
+    """The names of a kind that installed packages offer, each with its ``module:function``. Imports nothing."""
+    return {point.name: point.value.partition(" ")[0] for point in importlib.metadata.entry_points(group=GROUPS[kind])}
+
+
+def is_reference(name: str) -> bool:
+    """Whether a name is meant as ``module:function``."""
+    return ":" in name
+
+
+def is_own(kind: str, name: str) -> bool:
+    """Whether a name that is none of earlydrop's stands for code of somebody's. Imports nothing."""
+    return is_reference(name) or name in installed(kind)
+
+
+def load(key: str, kind: str, name: str) -> Code:
+    """Import code that the person at the keyboard named.
+
+    The module is looked for in the folder where the command runs, then on the Python path. One whose source changed since it was imported
+    is imported again.
+
+    Raises:
+        ConfigError: There is no such module or name in it, or its import fails.
+    """
+    said = f"{key} is {name!r}"
+    reference = name if is_reference(name) else installed(kind).get(name, "")
+    if not _REFERENCE.fullmatch(reference):
+        example = "expected module:function, such as mymodels:build for the function build of mymodels.py"
+        raise ConfigError(f"{said}: {example}")
+    module_name, _, attribute = reference.partition(":")
+    with _from_here():
+        files = source_files(module_name)
+        if module_name not in files:
+            raise ConfigError(
+                f"{said}: there is no module {module_name!r} in this folder ({Path.cwd()}) or on the Python path; "
+                "give its name without .py, or run the command where it is"
+            )
+        module = _imported(said, module_name, files)
+        value: Any = module
+        for part in attribute.split("."):
+            if not hasattr(value, part):
+                raise ConfigError(f"{said}: {files[module_name].name} has no {attribute!r}{nearest(attribute, _names(module))}")
+            value = getattr(value, part)
+    if not callable(value):
+        raise ConfigError(f"{said}: {attribute} is a {type(value).__name__}, expected a function or a class")
+    return Code(name, value, _digests(files), _digest(files), tuple(files.values()))
+
+
+def registered(name: str, value: Callable[..., Any]) -> Code | None:
+    """The code behind a function that somebody put into a registry of ours; None if it is earlydrop's own.
+
+    Raises:
+        ConfigError: Its source cannot be found, so that a change of it would not be noticed.
+    """
+    inner = getattr(value, "func", value)
+    module_name = getattr(inner, "__module__", None) or type(inner).__module__
+    if module_name.partition(".")[0] == "earlydrop":
+        return None
+    with _from_here():
+        files = source_files(module_name)
+    if not files:
+        file = getattr(sys.modules.get(module_name), "__file__", None)
+        if file is None or not Path(file).is_file():
+            raise ConfigError(f"{name!r} is registered from {module_name}, which has no source file: put it into a module")
+        files = {module_name: Path(file)}
+    return Code(
+        f"{module_name}:{getattr(inner, '__qualname__', name)}", value, _digests(files), _digest(files), tuple(files.values())
+    )
+
+
+def source_files(module: str) -> dict[str, Path]:
+    """The source of a module, and of every module beside it that it imports, by name. Imports nothing.
+
+    Beside it: of the same package, or, where the module is in no folder of installed packages, below the folder that holds it. What code
+    imports by a computed name is not seen.
+    """
+    first = _spec(module.partition(".")[0])
+    if first is None:
+        return {}
+    root = _root(first)
+    if root is None:
+        return {}
+    found: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name.partition(".")[0] == "earlydrop":
+            continue
+        spec = _spec(name)
+        if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+            continue
+        path = Path(spec.origin).resolve()
+        if not path.is_relative_to(root) or _PACKAGES & set(path.relative_to(root).parts):
+            continue
+        found[name] = path
+        parents = name.split(".")[:-1]
+        waiting += [".".join(parents[:count]) for count in range(1, len(parents) + 1)]
+        if path.suffix == ".py":
+            waiting += _imports(path, name, is_package=spec.submodule_search_locations is not None)
+    return found
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question with the nearest known word; empty if none is near."""
+    near = difflib.get_close_matches(word, list(known), 1, 0.6)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def raised(error: BaseException, files: Iterable[str | Path] = ()) -> str:
+    """An error of somebody's code in a line: what it is, and where in their files it happened."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    ours = {str(file) for file in files}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if str(Path(frame.filename).resolve()) in ours:
+            return f"{text} ({Path(frame.filename).name}, line {frame.lineno})"
+    return text
+
+
+def _names(module: Any) -> list[str]:
+    return [name for name in vars(module) if not name.startswith("_")]
+
+
+@contextmanager
+def _from_here() -> Iterator[None]:
+    """The folder where the command runs comes first while a module is looked for, and last afterwards, for imports to come.
+
+    No bytecode is written: a file that is changed twice within a second must not be mistaken for what it was.
+    """
+    here, writes_none = os.getcwd(), sys.dont_write_bytecode
+    sys.path.insert(0, here)
+    sys.dont_write_bytecode = True
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+        sys.dont_write_bytecode = writes_none
+        if here not in sys.path and "" not in sys.path:
+            sys.path.append(here)
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Where a module is, without importing it or what it is in."""
+    path: Any = None
+    found: ModuleSpec | None = None
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        whole = ".".join(parts[:count])
+        specs = (finder.find_spec(whole, path) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        found = next((spec for spec in specs if spec is not None), None)
+        if found is None:
+            return None
+        path = found.submodule_search_locations
+        if path is None and count < len(parts):
+            return None
+    return found
+
+
+def _root(spec: ModuleSpec) -> Path | None:
+    """The folder below which a module's own code is, from the place of its outermost package."""
+    locations = list(spec.submodule_search_locations or [])
+    if locations:
+        folder = Path(locations[0]).resolve()
+        return folder if _PACKAGES & set(folder.parts) else folder.parent
+    if spec.origin is None or not Path(spec.origin).is_file():
+        return None
+    path = Path(spec.origin).resolve()
+    return path if _PACKAGES & set(path.parts) else path.parent
+
+
+def _imports(path: Path, name: str, is_package: bool) -> list[str]:
+    """The names that a file imports, and what a ``from`` takes out of each, which may be a module too."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # its import will say so
+        return []
+    package = name.split(".") if is_package else name.split(".")[:-1]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found += [base] * bool(base)
+            found += [f"{base}.{alias.name}" if base else alias.name for alias in node.names if alias.name != "*"]
+    return found
+
+
+def _digests(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: hashlib.sha256(files[name].read_bytes()).hexdigest() for name in sorted(files)}
+
+
+def _digest(files: Mapping[str, Path]) -> str:
+    return hashlib.sha256(repr(sorted(_digests(files).items())).encode()).hexdigest()
+
+
+def _imported(said: str, name: str, files: Mapping[str, Path]) -> Any:
+    """Import a module, or take it as it was imported, if its source is still the same."""
+    digest = _digest(files)
+    there = getattr(sys.modules.get(name), "__file__", None)
+    if there is not None and name not in _loaded and Path(there).resolve() != files[name]:
+        raise ConfigError(f"{said}: another module {name!r} is imported already ({there}); give yours another name")
+    if name in _loaded and _loaded[name] != digest:
+        for each in files:
+            sys.modules.pop(each, None)
+    try:
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        raise ConfigError(
+            f"{said}: importing {name} raised {raised(error, files.values())}; mend it, then give the same command"
+        ) from error
+    _loaded[name] = digest
+    return module

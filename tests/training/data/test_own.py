@@ -1,0 +1,98 @@
+"""Data of somebody's own: a pair of datasets as images in memory, and a whole source."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.data import make_source
+
+MODULE = """
+import numpy as np
+import torch
+from earlydrop.training.data.source import Source
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 3), dtype=np.uint8)
+
+def pictures():
+    return [(image, i % 4) for i, image in enumerate(IMAGES)], [(image, 0) for image in IMAGES[:8]]
+
+def tensors():
+    return [(torch.from_numpy(image).permute(2, 0, 1) / 255, torch.tensor(i % 4)) for i, image in enumerate(IMAGES)], [
+        (torch.from_numpy(image).permute(2, 0, 1) / 255, 0) for image in IMAGES[:8]
+    ]
+
+class Whole(Source):
+    def __init__(self, config, options, device, classes: int = 3):
+        self.classes, self.channels, self.image_size = classes, 1, 4
+        self.sizes, self.digest = {"train": config.train_images or 30, "test": 6}, "mine"
+
+    def batches(self, keyed, split, augmented):
+        for _, indices in keyed:
+            yield indices.float().view(-1, 1, 1, 1).expand(-1, 1, 4, 4), indices % self.classes
+
+class Short(Whole):
+    def batches(self, keyed, split, augmented):
+        for _, indices in keyed:
+            yield torch.zeros(len(indices), 1, 3, 3), indices % 3
+
+def stranger():
+    class Other:
+        sizes, batches = {}, None
+    return Other()
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    (tmp_path / "ownpictures.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("ownpictures", None)
+
+
+def source(name, **keys):
+    return make_source(DataConfig(name=f"ownpictures:{name}", **keys), AugmentConfig(shift=0, flip=False), torch.device("cpu"))
+
+
+def all_of(source, split):
+    return next(iter(source.batches([(0, torch.arange(source.sizes[split]))], split, None)))
+
+
+@pytest.mark.parametrize("name", ["pictures", "tensors"])
+def test_images_are_normalised_by_the_training_images(name):
+    found = source(name)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 3), dtype=np.uint8).transpose(0, 3, 1, 2) / 255
+    mean, spread = (getattr(pixels, what)((0, 2, 3), keepdims=True) for what in ("mean", "std"))
+    images, labels = all_of(found, "train")
+    np.testing.assert_allclose(images.numpy(), (pixels - mean) / spread, atol=1e-5)
+    assert labels.tolist() == [i % 4 for i in range(40)]
+    np.testing.assert_allclose(all_of(found, "test")[0].numpy(), ((pixels - mean) / spread)[:8], atol=1e-5)
+    assert (found.classes, found.channels, found.image_size, found.sizes) == (4, 3, 6, {"train": 40, "test": 8})
+
+
+def test_part_of_the_training_images_is_stratified_and_has_another_digest():
+    few = source("pictures", train_images=10)
+    assert all_of(few, "train")[1].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    assert few.digest != source("pictures").digest == source("pictures").digest
+    with pytest.raises(ConfigError, match=r"data.train_images is 41: there are 40 training images of 4 classes"):
+        source("pictures", train_images=41)
+
+
+def test_a_whole_source_is_taken_as_it_is():
+    found = source("Whole", train_images=12, args={"classes": 2})
+    assert (found.sizes["train"], found.classes) == (12, 2)
+    for name, says in (
+        ("Short", r"its train images have shape \(2, 1, 3, 3\), expected \(2, 1, 4, 4\)"),
+        ("stranger", "is no Source"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            source(name)
+
+
+def test_a_dataset_of_ours_takes_no_arguments():
+    with pytest.raises(ConfigError, match=r"data.args.count is 3: data.name=mnist takes no arguments"):
+        make_source(DataConfig(name="mnist", args={"count": 3}), AugmentConfig(), torch.device("cpu"))

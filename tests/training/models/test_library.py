@@ -1,0 +1,109 @@
+"""Models of timm and torchvision whose dropout arguments are found from their signatures."""
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from earlydrop import DropoutScheduler, audit, early, find_sites
+from earlydrop.training.config import ConfigError, ModelConfig
+from earlydrop.training.models import Task, build_model, library
+from earlydrop.training.models import timm as explicit
+from tests.sites import small_models
+
+
+def build(name, task, **keys):
+    return build_model(ModelConfig(name=name, **keys), task, 0)
+
+
+def rates(model):
+    return {site.name: site.base_rate for site in find_sites(model) if site.base_rate > 0}
+
+
+def test_a_resnet_of_timm_has_what_its_own_arguments_give():
+    task = Task(1, 10, 28, 0.25, 0.5)
+    ours = build("resnet18", task)
+    theirs = timm.create_model("resnet18", in_chans=1, num_classes=10, drop_block_rate=0.25, drop_path_rate=0.5)
+    assert rates(ours) == rates(theirs)
+    assert ours.drop_rate == 0
+    assert ours(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    words = library.in_words("resnet18", task)
+    assert words[0] == "drop_block_rate=0.25: layer*.*.drop_block (4)"
+    assert "drop_rate=0: the classifier's head, which does not drop" in words
+
+
+def test_the_head_of_a_torchvision_model_does_not_drop():
+    model = build("torchvision/efficientnet_b0", Task(3, 10, 32, 0.25, 0.5))
+    assert model.classifier[0].p == 0
+    assert {name.rpartition(".")[2] for name in rates(model)} == {"stochastic_depth"}
+    vgg = library.look_at("torchvision/vgg11")
+    assert (vgg.unit, vgg.path, vgg.head) == ({}, {}, ("dropout",))
+
+
+def test_a_rate_that_no_argument_sets_is_set_in_its_proportions():
+    peak = 0.4
+    model = build("torchvision/swin_t", Task(3, 10, 32, 0.0, peak))
+    theirs = torchvision.models.swin_t()  # 0.2 at the last block, in its own code
+    expected = {site.name: site.base_rate * peak / 0.2 for site in find_sites(theirs) if site.kind == "path"}
+    assert {site.name: site.base_rate for site in find_sites(model) if site.kind == "path"} == pytest.approx(expected)
+    off = build("torchvision/swin_t", Task(3, 10, 32, 0.2, 0.0))
+    assert all(site.base_rate == 0 for site in find_sites(off) if site.kind == "path")
+
+
+def test_a_torchvision_model_is_adapted_to_other_channels():
+    model = build("torchvision/regnet_y_400mf", Task(1, 10, 32, 0.0, 0.0)).eval()
+    assert model.stem[0].in_channels == 1
+    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+
+
+def test_arguments_of_a_librarys_model_are_typed_and_passed_on():
+    model = build("resnet18", Task(3, 10, 32, 0.1, 0.0), args={"stem_width": 16})
+    assert model.conv1.out_channels in (16, 64)
+    with pytest.raises(ConfigError, match=r"model.args.block_reduce_frist is 2: .*did you mean block_reduce_first\?"):
+        build("resnet18", Task(3, 10, 32, 0.1, 0.0), args={"block_reduce_frist": 2})
+
+
+def test_weights_are_the_same_for_every_rate():
+    one, other = (build("test_resnet", Task(3, 5, 32, rate, rate)) for rate in (0.0, 0.3))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+NOTHING_DROPS = (
+    "convmixer_768_32", "dla46x_c", "dpn48b", "efficientvit_b0", "efficientvit_m0", "ghostnet_050", "hrnet_w18_small",
+    "inception_resnet_v2", "inception_v3", "inception_v4", "lcnetv2_small", "legacy_seresnet18", "legacy_xception", "nasnetalarge",
+    "pnasnet5large", "repghostnet_050", "repvit_m1", "selecsls42", "shvit_s1", "vgg11",
+)  # fmt: skip
+"""Models without an argument that gives a site: they train under schedule=none alone."""
+NOT_BUILT = {}
+"""Why a model does not train two steps here."""
+
+
+def smallest():
+    return [small_models.timm_smallest(module, names) for module, names in small_models.timm_modules().items()]
+
+
+@pytest.mark.sweep
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", smallest())
+def test_the_smallest_of_every_timm_module_trains_two_steps(name):
+    if name in NOT_BUILT:
+        pytest.skip(NOT_BUILT[name])
+    model = timm.create_model(name, pretrained=False)
+    size = timm.data.resolve_model_data_config(model)["input_size"][-1]
+    model = build(name, Task(3, 5, size, 0.2, 0.2))
+    if name in NOTHING_DROPS:
+        assert not rates(model)
+    else:
+        scheduler = DropoutScheduler(model, early(0.2, 2), kind="all")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    images, labels = torch.randn(2, 3, size, size), torch.tensor([1, 4])
+    for _ in range(2):
+        loss = torch.nn.functional.cross_entropy(model.train()(images), labels)
+        assert loss.isfinite()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if name not in NOTHING_DROPS:
+            scheduler.step()
+    assert not audit(model, images).undriven
+    assert explicit.named(name) is not None or library.is_known(name)

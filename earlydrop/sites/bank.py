@@ -89,13 +89,14 @@ class RateBank:
     @contextmanager
     def silenced(self) -> Iterator[None]:
         """Within it nothing drops and every rate reads 0; the rates that are set stay known, for layers whose test arithmetic uses them."""
-        before, forward_rates = (self.silent, self.on), list(self.forward_rates)
+        before, forward_rates = self.silent, list(self.forward_rates)
         self.silent, self.on = True, False
         self._remember()
         try:
             yield
         finally:
-            self.silent, self.on = before
+            self.silent = before
+            self.on = any(rate > 0 for rate in self.rates) and not before  # a rate may have been set in between
             self._remember()
             self.forward_rates[:] = forward_rates  # a backward may still be to come
 

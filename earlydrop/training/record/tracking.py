@@ -168,6 +168,8 @@ def _start(config: Config, folder: Path, name: str, identity: str, job_type: str
     """A W&B run as the configuration asks for; offline where that fails; None where even that fails."""
     import wandb
 
+    # W&B's own telemetry is shut down twice when a process ends, and warns of it behind our last line.
+    logging.getLogger("opentelemetry").setLevel(logging.ERROR)
     key = os.environ.get("WANDB_API_KEY", "")
     if key != key.strip():  # wandb refuses a key with a line break around it, even offline
         os.environ["WANDB_API_KEY"] = key.strip()

@@ -1,6 +1,7 @@
 """Tracking: what W&B is told, offline and by a server on loopback, and that no server can hold up or change a run."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -166,6 +167,15 @@ def test_an_offline_run_can_be_read_back(config):
     assert summary["best/test/accuracy"] == max(line["test/accuracy"] for line in measured)
     assert summary["best/test/loss"] == min(line["test/loss"] for line in measured)
     assert summary["state"] == "finished"
+
+
+def test_the_dashboards_own_telemetry_prints_nothing_behind_our_last_line(config, tmp_path, capfd):
+    options = {"folder": tmp_path, "name": "n", "identity": "i", "job_type": "train", "tags": [], "extra": {}}
+    with tracking(config(tracking="offline"), **options) as (_, opened):
+        assert opened is not None
+    capfd.readouterr()
+    logging.getLogger("opentelemetry.sdk.metrics._internal").warning("shutdown can only be called once")
+    assert capfd.readouterr().err == ""
 
 
 def test_best_is_the_best_and_not_the_last():

@@ -121,7 +121,7 @@ def draw_axis(points: Mapping[float, Paired], horizontal: str, vertical: str, pa
         axes = figure.subplots()
         effects = np.array([p.effect for p in points.values()])
         halves = np.array([p.effect - p.low for p in points.values()])
-        axes.errorbar(list(points), effects, halves, color=_COLOURS[0], marker="o", capsize=4, linestyle="-")
+        axes.errorbar(list(points), effects, halves, color=_COLOURS[2], marker="o", capsize=4, linestyle="-")
         axes.axhline(0, color="#999999", linewidth=1)
         if max(points) > 20 * min(points) > 0:
             axes.set_xscale("log")

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from earlydrop.analysis.arms import Arm, flat, label_arms
+from earlydrop.schedules import MAKERS
 from earlydrop.training.config import Config, key_of
 from earlydrop.training.record.folder import (
     STATES,
@@ -118,6 +119,7 @@ def _row(path: Path) -> dict[str, Any]:
         settings = Arm.of({key: value for key, value in config.items() if key_of(key) is not None})
     except ValueError as error:  # a value that cannot be, or a key of another version
         raise DamagedFileError(f"{path / 'config.yaml'} is damaged: {error}") from error
+    _check_schedule(path / "config.yaml", config, provenance)
     _check_status(path / STATUS, status, config["trainer.stop_metric"] is not None)
     row: dict[str, Any] = {
         "folder": str(path),
@@ -143,6 +145,17 @@ def _row(path: Path) -> dict[str, Any]:
         row |= {f"final/{name}": _last(history[name]) for name in metrics}
         row |= {f"early/{name}": early[name].mean() for name in metrics}
     return row
+
+
+def _check_schedule(path: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Refuse a schedule that is neither ours nor among the code of the user's own that the run recorded."""
+    name = config["schedule.name"]
+    recorded = provenance.get("code")
+    if name in MAKERS or (isinstance(recorded, Mapping) and any(key.startswith("schedule.name") for key in recorded)):
+        return
+    raise DamagedFileError(
+        f"{path} is damaged: schedule.name is {name!r}, which is no schedule of earlydrop, and the run recorded no code for it"
+    )
 
 
 def _check_status(path: Path, status: Mapping[str, Any], may_stop_early: bool) -> None:

@@ -93,8 +93,9 @@ def _weights(said: str, path: str) -> dict[str, Tensor]:
 
 
 def _renamed(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The weights under the names that the model has, by its library's own rules where they are not so already."""
-    if weights.keys() == model.state_dict().keys():
+    """The weights under the names and in the shapes that the model has, by its library's own rules where they are not so already."""
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    if {key: value.shape for key, value in weights.items()} == shapes:
         return weights
     home = type(model).__module__
     if home.partition(".")[0] != "timm":

@@ -155,6 +155,7 @@ def test_an_offline_run_can_be_read_back(config):
         "shape": None,
         "points": None,
         "gamma": None,
+        "path_rate": None,
     }
     assert whole["config"]["model"]["hidden"] == [16]
     assert whole["config"]["arm"] == "early-0.3-50%"

@@ -46,6 +46,7 @@ class RateBank:
         self.on = False
         self.silent = False
         self.rises = False  # off now, but a later rate is known to be above 0
+        self.plain_path = [False] * len(built)  # whether the module that reads the rate needs none of it while it is on
         self.fast_masks = fast_masks
         self.thread = threading.get_ident()  # that changed the rates last: autograd numbers the nodes of each thread apart
         self.other_thread = False  # whether a forward ran in another one since

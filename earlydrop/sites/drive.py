@@ -79,6 +79,8 @@ def _plan(model: nn.Module, sites: list[Site], bank: RateBank) -> dict[nn.Module
                 planned = plan.setdefault(module, _Plan([], {}, []))
                 planned.reads.extend(read or driven[child].values())
                 driver = Attention if timm_attention else EagerOnly
+                for rate in planned.reads if timm_attention else ():
+                    rate.bank.plain_path[rate.place] = True
                 if driver not in planned.drivers:
                     planned.drivers.append(driver)
     return plan

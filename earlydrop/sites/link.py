@@ -213,7 +213,7 @@ def _rate_property(attribute: str) -> property:
         link: Link = self.__dict__[LINK]
         bank, index = link.rates[attribute]
         if torch.compiler.is_compiling():
-            if self.training and (bank.on or bank.rises):
+            if self.training and (bank.on or (bank.rises and not bank.plain_path[index])):
                 refuse(bank.names[index], link.name.rpartition(".")[0], f"a module that reads {link.original.__name__}.{attribute}")
             return 0.0  # not used: evaluating, or off
         if self.training and torch._C._current_graph_task_id() != -1:  # a container that reads it has no forward to check it

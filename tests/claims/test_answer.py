@@ -22,7 +22,7 @@ def judged(*claims, summaries, studies=None):
 
 def test_a_cell_says_the_verdict_and_the_difference_in_plain_units():
     table = answer_table(*judged(F5, ACCURACY, summaries=made_up(effect=-0.2)))
-    assert list(table.index) == ["Early dropout lowers the final training loss", "Early dropout raises the final test accuracy"]
+    assert list(table.index) == ["Early dropout lowers the training loss", "Early dropout raises the test accuracy"]
     assert re.fullmatch(r"✓ confirmed: −0\.\d+ loss", table.iloc[0, -1])
     assert re.fullmatch(r"✓ confirmed: \+\d+\.\d\d points", table.iloc[1, -1])
     other = dataclasses.replace(ACCURACY, direction="lower")
@@ -85,7 +85,7 @@ def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
         declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
         assert [verdict.round for verdict in dissent(declared[0], verdicts)] == ["repeat"]
         assert dissent_line(declared, verdicts) == (
-            f'Other seeds disagree: "Early dropout lowers the final training loss" on d ({word} in the round "repeat").'
+            f'Other seeds disagree: "Early dropout lowers the training loss" on d ({word} in the round "repeat").'
         )
     both = merged(made_up(effect=-0.2, seeds=range(20, 30)), made_up(effect=-0.2, seeds=range(10, 14)))
     declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])

@@ -74,7 +74,8 @@ NOTHING_DROPS = (
     "pnasnet5large", "repghostnet_050", "repvit_m1", "selecsls42", "shvit_s1", "vgg11",
 )  # fmt: skip
 """Models without an argument that gives a site: they train under schedule=none alone."""
-NOT_BUILT = {}
+NOT_BUILT = {
+    "deepseek_vit_412m": "412 million parameters: two steps take 7 GB and minutes",}
 """Why a model does not train two steps here."""
 
 
@@ -90,6 +91,9 @@ def test_the_smallest_of_every_timm_module_trains_two_steps(name):
         pytest.skip(NOT_BUILT[name])
     model = timm.create_model(name, pretrained=False)
     size = timm.data.resolve_model_data_config(model)["input_size"][-1]
+    del model
+    if size > 384:  # attention over so many patches takes more memory than a test may
+        size = 224
     model = build(name, Task(3, 5, size, 0.2, 0.2))
     if name in NOTHING_DROPS:
         assert not rates(model)

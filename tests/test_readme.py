@@ -29,9 +29,9 @@ def test_the_blocks_of_the_page_of_integrations_run():
 
 
 def test_it_fits_its_reader():
-    """At most 190 lines; no code that a reader must scroll sideways for."""
+    """At most 205 lines; no code that a reader must scroll sideways for."""
     lines = README.splitlines()
-    assert len(lines) <= 190
+    assert len(lines) <= 205
     code = False
     for line in lines:
         code ^= line.startswith("```")

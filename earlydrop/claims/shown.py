@@ -39,7 +39,7 @@ _SENTENCES = {
 
 
 def _line(verdict: Verdict) -> str:
-    """A sentence with the verdict, and one with the measurement."""
+    """A line with the verdict, and one with the measurement."""
     claim, found = verdict.claim, verdict.paired
     if found is None:
         return f'Not measured: "{claim.claim}".'
@@ -50,4 +50,4 @@ def _line(verdict: Verdict) -> str:
     where = f", {window_words(claim.window)}" if claim.window is not None else ""
     measured = f"Measured {found.effect:+.3g} (95% interval {found.low:+.3g} to {found.high:+.3g}, {seeds} seeds{where})."
     remark = f" Its runs are not as declared: {verdict.remark}." if verdict.remark else ""
-    return f"{sentence} {measured}{remark}"
+    return f"{sentence}\n  {measured}{remark}"

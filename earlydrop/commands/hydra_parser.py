@@ -15,9 +15,10 @@ def accept_lazy_help() -> None:
     ``--shell-completion`` is an object, not a text, so the check raises ValueError
     (facebookresearch/hydra#3121). Where Hydra makes its parser without an error, nothing changes.
     """
-    module: Any = importlib.import_module("hydra.main")  # the name hydra.main is its function
-    original = module.get_args_parser
-    module.get_args_parser = lambda: build_parser(original)
+    original = importlib.import_module("hydra._internal.utils").get_args_parser
+    for name in ("hydra._internal.utils", "hydra.main"):  # the second has a name of its own for it
+        module: Any = importlib.import_module(name)
+        module.get_args_parser = lambda: build_parser(original)
 
 
 def build_parser(build: Callable[[], argparse.ArgumentParser]) -> argparse.ArgumentParser:

@@ -24,14 +24,14 @@ def runs(**made):
 
 def test_a_line_a_claim_with_its_answer_and_interval(declared):
     lower, higher = shown(runs(effect=-0.2))
-    assert re.match(r"Confirmed: lower loss\. Measured -0\.\d+ \(95% interval -0\.\d+ to -0\.\d+, 6 seeds\)\.$", lower)
-    assert higher.startswith('The opposite of "higher loss". Measured -0.2')
-    assert shown(runs(effect=0.0))[0].startswith('No effect that matters: "lower loss". Measured ')
+    assert re.match(r"Confirmed: lower loss\.\n  Measured -0\.\d+ \(95% interval -0\.\d+ to -0\.\d+, 6 seeds\)\.$", lower)
+    assert higher.startswith('The opposite of "higher loss".\n  Measured -0.2')
+    assert shown(runs(effect=0.0))[0].startswith('No effect that matters: "lower loss".\n  Measured ')
 
 
 def test_what_few_seeds_cannot_tell_says_how_many_could(declared):
     line, _ = shown(runs(effect=0.0, noise=0.3))
-    assert re.match(r'Undecided with 6 seeds \(about \d+ needed\): "lower loss"\. Measured ', line)
+    assert re.match(r'Undecided with 6 seeds \(about \d+ needed\): "lower loss"\.\n  Measured ', line)
 
 
 def test_a_window_is_named_beside_the_number(declared, monkeypatch):

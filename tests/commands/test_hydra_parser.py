@@ -76,8 +76,11 @@ def test_before_python_3_14_an_error_stays_an_error(monkeypatch):
         build_parser(fail)
 
 
-def test_hydra_makes_its_parser(monkeypatch):
-    module = importlib.import_module("hydra.main")
-    monkeypatch.setattr(module, "get_args_parser", module.get_args_parser)
+def test_hydra_makes_every_parser_so(monkeypatch, python_3_14):
+    modules = [importlib.import_module(name) for name in ("hydra.main", "hydra._internal.utils")]
+    for module in modules:
+        monkeypatch.setattr(module, "get_args_parser", module.get_args_parser)
     accept_lazy_help()
-    assert module.get_args_parser().parse_args(["--multirun", "seed=1"]).multirun
+    for module in modules:
+        assert module.get_args_parser().parse_args(["--multirun", "seed=1"]).multirun
+    assert modules[1].get_args([]).overrides == []  # what completion uses

@@ -75,7 +75,8 @@ NOTHING_DROPS = (
 )  # fmt: skip
 """Models without an argument that gives a site: they train under schedule=none alone."""
 NOT_BUILT = {
-    "deepseek_vit_412m": "412 million parameters: two steps take 7 GB and minutes",}
+    "deepseek_vit_412m": "412 million parameters: two steps take 7 GB and minutes",
+}
 """Why a model does not train two steps here."""
 
 

@@ -9,7 +9,7 @@ import lzma
 import math
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
 from earlydrop.training.data import augment
@@ -213,19 +214,58 @@ def load_arrays(config: DataConfig) -> ImageArrays:
             f"data.train_images is {config.train_images}: {config.name} has {len(arrays.train_labels)} training images of "
             f"{arrays.classes} classes; expected a number between the two"
         )
-    keep = _stratified(arrays.train_labels, config.train_images, arrays.classes)
+    keep = stratified(arrays.train_labels, config.train_images, arrays.classes)
     return image_arrays(
         arrays.train_images[keep], arrays.train_labels[keep], arrays.test_images, arrays.test_labels, arrays.classes
     )
 
 
-def _stratified(labels: Labels, count: int, classes: int) -> npt.NDArray[np.int64]:
+def stratified(labels: Labels, count: int, classes: int) -> npt.NDArray[np.int64]:
     """The first images of each class, as equally many as ``count`` allows, in their own order."""
     each = [count // classes + (c < count % classes) for c in range(classes)]
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in enumerate(each)]))
 
 
-class ArraySource(Source):
+class ImagesInMemory(Source):
+    """Images on the device that trains, normalised, shifted and flipped."""
+
+    def hold(
+        self,
+        images: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+        scale: Tensor,
+        offset: Tensor,
+        options: AugmentConfig,
+        device: torch.device,
+    ) -> None:
+        """Take the images of both splits.
+
+        Args:
+            images: Per split, of shape (count, channels, height, width).
+            labels: Per split, of shape (count,).
+            scale: One number a channel; an image times the scale minus the offset is normalised.
+            offset: One number a channel.
+            options: How training images are augmented.
+            device: Where batches are made.
+        """
+        pad = [options.shift] * 4
+        self._options = options
+        self._images = {split: F.pad(each, pad).to(device) for split, each in images.items()}
+        self._labels = {split: each.to(device) for split, each in labels.items()}
+        self._scale = scale.float().view(1, -1, 1, 1).to(device)
+        self._offset = offset.float().view(1, -1, 1, 1).to(device)
+
+    def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
+        for key, indices in keyed:
+            generator = stream(*augmented, key) if augmented is not None else None
+            images = augment.shift_and_flip(self._images[split], indices, self._options.shift, self._options.flip, generator)
+            images = images * self._scale - self._offset
+            if generator is not None and self._options.erasing > 0:
+                images = augment.erase(images, self._options.erasing, generator)
+            yield images, self._labels[split][indices.to(self._labels[split].device)]
+
+
+class ArraySource(ImagesInMemory):
     """Images in memory, on the device that trains, normalised by the training images' mean and spread; shifted and flipped."""
 
     def __init__(self, config: DataConfig, options: AugmentConfig, device: torch.device) -> None:
@@ -235,15 +275,9 @@ class ArraySource(Source):
             raise ConfigError(f"data.image_size is {config.image_size}: {config.name} has images of {size} pixels; leave it null")
         if options.shift >= size:
             raise ConfigError(f"augment.shift is {options.shift}: expected less than the image's {size} pixels")
-        self.options = options
         self.classes, self.digest = arrays.classes, arrays.digest
         self.channels, self.image_size = arrays.train_images.shape[1], size
         self.sizes = {"train": len(arrays.train_labels), "test": len(arrays.test_labels)}
-        pad = [options.shift] * 4
-        images = {"train": arrays.train_images, "test": arrays.test_images}
-        labels = {"train": arrays.train_labels, "test": arrays.test_labels}
-        self._images = {split: F.pad(torch.from_numpy(array.copy()), pad).to(device) for split, array in images.items()}
-        self._labels = {split: torch.from_numpy(array).to(device) for split, array in labels.items()}
         axes = (0, 2, 3)
         mean = arrays.train_images.mean(axes, dtype=np.float64) / 255
         spread = arrays.train_images.std(axes, dtype=np.float64) / 255
@@ -251,14 +285,13 @@ class ArraySource(Source):
             raise ConfigError(
                 f"data.name is {config.name!r}: its training images are all of one grey, so there is nothing to learn from"
             )
-        self._scale = torch.tensor(1 / (255 * spread), dtype=torch.float32).view(1, -1, 1, 1).to(device)
-        self._offset = torch.tensor(mean / spread, dtype=torch.float32).view(1, -1, 1, 1).to(device)
-
-    def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
-        for key, indices in keyed:
-            generator = stream(*augmented, key) if augmented is not None else None
-            images = augment.shift_and_flip(self._images[split], indices, self.options.shift, self.options.flip, generator)
-            images = images * self._scale - self._offset
-            if generator is not None and self.options.erasing > 0:
-                images = augment.erase(images, self.options.erasing, generator)
-            yield images, self._labels[split][indices.to(self._labels[split].device)]
+        images = {"train": arrays.train_images, "test": arrays.test_images}
+        labels = {"train": arrays.train_labels, "test": arrays.test_labels}
+        self.hold(
+            images={split: torch.from_numpy(array.copy()) for split, array in images.items()},
+            labels={split: torch.from_numpy(array) for split, array in labels.items()},
+            scale=torch.from_numpy(np.asarray(1 / (255 * spread))),
+            offset=torch.from_numpy(np.asarray(mean / spread)),
+            options=options,
+            device=device,
+        )

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from earlydrop.training.arguments import arguments, takes
 from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig, keys
-from earlydrop.training.data import augment
-from earlydrop.training.data.source import Batch, KeyedIndices, Source
+from earlydrop.training.data.arrays import ImagesInMemory, stratified
+from earlydrop.training.data.source import Source
 from earlydrop.training.plugins import Code, raised
-from earlydrop.training.streams import stream
 
 _EXPECTED = (
     "expected a pair of datasets, for training and for test, each with a length and (image, label) at every index; "
@@ -151,7 +149,7 @@ def _as_label(said: str, where: str, label: Any) -> int:
     return value
 
 
-class OwnImages(Source):
+class OwnImages(ImagesInMemory):
     """Images of a pair of datasets, read once into memory, normalised by the training images' mean and spread; shifted and flipped."""
 
     def __init__(
@@ -167,7 +165,6 @@ class OwnImages(Source):
         count, self.channels, self.image_size, _ = read["train"][0].shape
         if options.shift >= self.image_size:
             raise ConfigError(f"augment.shift is {options.shift}: expected less than the image's {self.image_size} pixels")
-        self.options = options
         self.classes = int(max(labels.max() for _, labels in read.values())) + 1
         self.sizes = {split: len(labels) for split, (_, labels) in read.items()}
         self.digest = _digest(read)
@@ -176,20 +173,14 @@ class OwnImages(Source):
         mean, spread = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)
         if not spread.all():
             raise ConfigError(f"{said}: a channel of its {count} training images is the same everywhere; there is nothing to learn")
-        self._scale = (1 / (unit * spread)).float().view(1, -1, 1, 1).to(device)
-        self._offset = (mean / spread).float().view(1, -1, 1, 1).to(device)
-        pad = [options.shift] * 4
-        self._images = {split: F.pad(images, pad).to(device) for split, (images, _) in read.items()}
-        self._labels = {split: labels.to(device) for split, (_, labels) in read.items()}
-
-    def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
-        for key, indices in keyed:
-            generator = stream(*augmented, key) if augmented is not None else None
-            images = augment.shift_and_flip(self._images[split], indices, self.options.shift, self.options.flip, generator)
-            images = images * self._scale - self._offset
-            if generator is not None and self.options.erasing > 0:
-                images = augment.erase(images, self.options.erasing, generator)
-            yield images, self._labels[split][indices.to(self._labels[split].device)]
+        self.hold(
+            images={split: images for split, (images, _) in read.items()},
+            labels={split: labels for split, (_, labels) in read.items()},
+            scale=1 / (unit * spread),
+            offset=mean / spread,
+            options=options,
+            device=device,
+        )
 
 
 def _first(count: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,8 +190,7 @@ def _first(count: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         raise ConfigError(
             f"data.train_images is {count}: there are {len(labels)} training images of {classes} classes; expected a number between"
         )
-    each = [count // classes + (label < count % classes) for label in range(classes)]
-    keep = torch.cat([torch.nonzero(labels == label).flatten()[:most] for label, most in enumerate(each)]).sort().values
+    keep = torch.from_numpy(stratified(labels.numpy(), count, classes))
     return images[keep], labels[keep]
 
 

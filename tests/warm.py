@@ -4,6 +4,7 @@ A command is a process of its own, with its folder, environment, signals and exi
 the start is the point (what is imported, what is read as torch is loaded), a test starts Python itself.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 LOADED = [
@@ -133,6 +135,35 @@ def become(request):
     sys.argv = [request["program"], *request["arguments"]]
 
 
+def run_to_its_end(program):
+    """Run a module or the file of a script, and return its exit code."""
+    try:
+        if program.endswith(".py"):
+            runpy.run_path(program, run_name="__main__")
+        else:
+            if not hasattr(sys.modules.get(program), "__path__"):
+                sys.modules.pop(program, None)  # it is run anew, under the name __main__
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+            return 1
+        return stop.code or 0
+    return 0
+
+
+def leave(code):
+    """End a fork after its threads and exit handlers, but without the teardown of what the server has loaded.
+
+    Triton (of torch 2.15) prints there that its bindings leak, which a command that starts by itself does not load.
+    """
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def serve():
     """Fork for each line of the standard input; the request in a fork, nothing in the server once its input ends."""
     running = set()
@@ -164,9 +195,4 @@ if __name__ == "__main__":
     request = serve()
     if request is not None:
         become(request)
-        if request["program"].endswith(".py"):
-            runpy.run_path(request["program"], run_name="__main__")
-        else:
-            if not hasattr(sys.modules.get(request["program"]), "__path__"):
-                sys.modules.pop(request["program"], None)  # it is run anew, under the name __main__
-            runpy.run_module(request["program"], run_name="__main__", alter_sys=True)
+        leave(run_to_its_end(request["program"]))

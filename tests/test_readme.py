@@ -19,8 +19,11 @@ PAGES = README + "".join(path.read_text() for path in sorted((ROOT / "docs").glo
 def test_the_python_blocks_run_in_order(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 3
-    exec("\n".join(blocks), {"__name__": "__main__"})
+    names = {"__name__": "__main__"}
+    exec(blocks[0], names)
     assert len(capsys.readouterr().out.split()) == 5  # the probe's five numbers
+    for block in blocks[1:]:  # other libraries may print at their import
+        exec(block, names)
 
 
 def test_the_blocks_of_the_page_of_integrations_run():

@@ -141,10 +141,11 @@ def test_workers_leave_signals_to_the_run(tmp_path, start_method):
     config = DataConfig(name="imagefolder", root=str(tmp_path), image_size=32, workers=workers)
     keyed = [(i, torch.arange(4)) for i in range(40)]
     batches = make_source(config, AugmentConfig(), CPU).batches(keyed, "train", (0, "augment"))
-    with each_started_worker(lambda worker: os.kill(worker.pid, signal.SIGTERM)):
+    started = []  # not every child: a worker of an earlier test may be on its way out
+    with each_started_worker(started.append), each_started_worker(lambda worker: os.kill(worker.pid, signal.SIGTERM)):
         given = [next(batches)]
-    for child in multiprocessing.active_children():
-        os.kill(child.pid, signal.SIGTERM)
+    for worker in started:
+        os.kill(worker.pid, signal.SIGTERM)
     given += batches
     alone = make_source(dataclasses.replace(config, workers=0), AugmentConfig(), CPU).batches(keyed, "train", (0, "augment"))
     assert torch.equal(torch.cat([images for images, _ in given]), torch.cat([images for images, _ in alone]))

@@ -206,12 +206,14 @@ def _wait_briefly() -> None:
 
 def main() -> None:
     """Train, evaluate or plan a run; or, with ``-m``, sweep over many."""
-    from earlydrop.commands import terminal
+    from earlydrop.commands import command, help_key, terminal
 
     terminal.prepare()
     if "--version" in sys.argv[1:]:
         return show_version(sys.argv[1:])
     _needs_training_extra()
+    if help_key.FLAG in sys.argv[1:]:
+        return command(lambda: help_key.show_help(sys.argv[1:]))()
     _wait_briefly()
     if threading.current_thread() is threading.main_thread():  # a shell's background job begins with Ctrl-C ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)

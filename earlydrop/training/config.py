@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import os
 import types
 import typing
@@ -81,14 +82,28 @@ def drops(config: Config) -> bool:
 
 @dataclass
 class ModelConfig:
-    """What is trained. Sizes left null take the named model's own.
+    """What is trained.
 
-    ``dropout`` is the sort of dropout layer, for ``mlp`` (inverted, standard, shared, gaussian) and ``convnet_micro`` (element, channel,
-    block). ``profile`` gives the MLP's layers rates in these proportions. ``input_dropout`` is a fixed rate in front of the model that
-    no schedule drives, ``none`` included.
-
-    ``name`` is one of ours, any model of timm (``resnet18``) or torchvision (``torchvision/regnet_y_400mf``), or ``module:function`` of
-    your own. ``args`` are the arguments of such a model. ``pretrained`` is a file of weights to begin with.
+    Attributes:
+        name: One of ours, a model of timm (``resnet18``) or torchvision (``torchvision/swin_t``),
+            or a function of your own, ``module:function``.
+        width: Width of the hidden layers or of the embedding; null is the named model's own.
+        depth: Number of blocks or hidden layers; null is the named model's own.
+        heads: Number of attention heads; null is the named model's own.
+        patch: Side of a patch in pixels; null is the named model's own.
+        hidden: Widths of the MLP's hidden layers; null is the MLP's own.
+        attention: How our models compute attention: written out (``plain``) or by torch's fused
+            kernel (``fused``).
+        dropout: The dropout layer: inverted, standard, shared or gaussian for ``mlp``; element,
+            channel or block for ``convnet_micro``.
+        profile: Proportions of the rates of the MLP's layers, such as ``[0.5,1]``; null is one
+            rate for all.
+        input_dropout: A fixed dropout rate in front of the model, which no schedule drives; null
+            is none.
+        args: Arguments of a model of timm, torchvision or your own, such as
+            ``+model.args.width=64``.
+        pretrained: A file of weights to begin with; a head for another number of classes is made
+            new.
     """
 
     name: str = _key("vit_micro")
@@ -109,12 +124,20 @@ class ModelConfig:
 class DataConfig:
     """Which images or text, and where they are.
 
-    ``train_images`` keeps a stratified subset of the training images; of a text, its first contexts; of endless images, it is the size of
-    the fixed set that stands for them. ``skip_corrupt`` reads every image of a folder once and leaves out those that cannot be decoded,
-    instead of ending the run at the first. ``download`` fetches what is not on this machine, into ``root``, or, where that is null, into
-    ``~/.cache/earlydrop/data``.
-
-    ``name`` is one of ours, or ``module:function`` of your own; ``args`` are the arguments of that function.
+    Attributes:
+        name: One of ours (``earlydrop --help`` lists them), or a function of your own,
+            ``module:function``.
+        root: Folder of the data; null is the embedded copy, or ``~/.cache/earlydrop/data``.
+        train_images: Number of training images to keep: a stratified subset; of a text, its first
+            contexts; of endless images, the size of the fixed set that stands for them. Null is
+            all.
+        image_size: Side of the images in pixels; null is the dataset's or the model's own.
+        workers: Processes that read and augment images of a folder; 0 reads in the training
+            process.
+        skip_corrupt: Read every image of a folder once and leave out those that cannot be decoded,
+            instead of ending the run at the first.
+        download: Fetch a public dataset that is not on this machine into ``data.root``.
+        args: Arguments of a dataset of your own, such as ``+data.args.noise=0.1``.
     """
 
     name: str = _key("fashion_mnist_mini")
@@ -145,12 +168,22 @@ def _two_kinds(config: Config) -> bool:
 
 @dataclass
 class _ScheduleKeys:
-    """Which rate at which step. A schedule ignores the keys that it has no use for, so that sweeps over schedules work.
+    """Which rate at which step. A schedule ignores the keys that it has no use for, so that sweeps work.
 
-    ``name`` is one of ours, or ``module:function`` of your own; ``args`` are the arguments of that function.
-
-    ``rate`` is the peak of both kinds of sites. With ``kind=all``, ``path_rate`` gives the path sites (stochastic depth) a peak of
-    their own, on the same cutoff and shape; null is the same peak.
+    Attributes:
+        name: One of ours (``none``, ``constant``, ``early``, ``late``, ...), or a function of your
+            own, ``module:function``.
+        kind: Which sites are driven: dropout (``unit``), stochastic depth (``path``) or both
+            (``all``).
+        rate: The peak drop rate, in [0, 1).
+        path_rate: With ``kind=all``, a peak of its own for stochastic depth; null is
+            ``schedule.rate``.
+        cutoff: When the early phase ends or the late phase begins: steps (``500``), epochs
+            (``50ep``) or a share of training (``20%``).
+        shape: How ``early`` falls to 0 (``linear``, ``constant`` or ``cosine``); null is ``linear``.
+        points: Of ``piecewise``: times and rates, such as ``0,0@0.2,0.5@0.5,0``.
+        gamma: How fast ``curriculum`` rises, per step; null is 10 / the number of steps.
+        args: Arguments of a schedule of your own, such as ``+schedule.args.period=100``.
     """
 
     name: str = _key("early", choices=tuple(schedules.MAKERS))
@@ -195,8 +228,22 @@ def _optimizer(*names: str) -> Callable[[Config], bool]:
 class OptimConfig:
     """Optimizer and learning rate: linear warm-up, then cosine, with the released arithmetic.
 
-    ``l1`` and ``l2`` add l1 · Σ|w| and l2 · Σw² over the weights that decay to what is minimised (not to the loss that is logged).
-    ``max_norm`` limits the norm of each unit's incoming weights after every step.
+    Attributes:
+        name: The optimizer: ``adamw``, ``sgd`` or ``rmsprop``.
+        lr: The peak learning rate, reached at the end of the warm-up.
+        min_lr: The learning rate at the end of training.
+        warmup: Length of the linear warm-up: steps, epochs (``5ep``) or a share of training
+            (``10%``).
+        weight_decay: Decoupled weight decay of matrices; biases and norms are not decayed.
+        beta1: AdamW's decay rate of the mean gradient.
+        beta2: AdamW's decay rate of the mean squared gradient.
+        eps: Added to the root of the mean squared gradient (AdamW, RMSprop).
+        momentum: SGD's momentum.
+        clip: Largest norm of the whole gradient; a longer one is scaled down to it. Null is no
+            clipping.
+        l1: Adds l1 · Σ|w| over the decayed weights to what is minimised, not to the logged loss.
+        l2: Adds l2 · Σw² over the decayed weights to what is minimised, not to the logged loss.
+        max_norm: Largest norm of each unit's incoming weights, enforced after every step.
     """
 
     name: str = _key("adamw", choices=("adamw", "sgd", "rmsprop"))
@@ -216,11 +263,21 @@ class OptimConfig:
 
 @dataclass
 class AugmentConfig:
-    """The training objective's randomness: augmentation by the sample, mixing by the batch, label smoothing.
+    """Random changes of the training images, mixing of a batch, and label smoothing.
 
-    ``shift`` is for images in memory, ``erasing`` (probability) for those and for folders. For folders alone: ``crop`` (random resized
-    crop), ``randaugment`` (timm's notation, such as ``rand-m9-mstd0.5-inc1``) and ``color_jitter`` (which timm leaves out where RandAugment
-    is on).
+    Attributes:
+        shift: Largest random shift in pixels, for images in memory.
+        flip: Flip images left to right with probability 1/2.
+        mixup: Mixup's alpha; 0 is off.
+        cutmix: CutMix's alpha; 0 is off.
+        switch: Probability of CutMix instead of mixup, where both are on.
+        smoothing: Label smoothing.
+        crop: Random resized crop, for images of a folder.
+        randaugment: RandAugment in timm's notation, such as ``rand-m9-mstd0.5-inc1``, for images
+            of a folder.
+        color_jitter: Strength of colour jitter, for images of a folder; timm leaves it out where
+            RandAugment is on.
+        erasing: Probability that a random rectangle of an image is replaced by noise.
     """
 
     shift: int = _key(2, bounds="not negative", used=_in_memory)
@@ -243,8 +300,15 @@ def _probed(config: Config) -> bool:
 class ProbeConfig:
     """When gradients are measured, and from how many batches and images.
 
-    ``compare`` measures twice at the same weights and batches, with dropout on (at ``schedule.rate``, where the run's own is 0) and off.
-    ``measures`` are further ones of your own, each as ``module:function``.
+    Attributes:
+        at: When: a list of steps, epochs or shares of training, such as ``[0,5%,50%]``; empty is
+            never.
+        batches: Number of batches whose gradients give the norm, GDV and GDE.
+        dataset_limit: Number of training images behind the full gradient of GDE; null is all.
+        clean: Measure without augmentation, mixing and label smoothing.
+        compare: Measure twice at the same weights and batches: with dropout on (at
+            ``schedule.rate`` where the run's own is 0) and off.
+        measures: Further measures of your own, each ``module:function``.
     """
 
     at: list[str] = _key([], CADENCE)
@@ -262,8 +326,14 @@ SPLITS = ("test", "train_eval", "train_clean")
 class EvaluationConfig:
     """Which splits an evaluation reads, and how much of them.
 
-    ``train_images`` bounds the training images behind ``train_eval`` and ``train_clean``: a fixed subset (default: all up to 100,000, else
-    50,000). ``interim_images`` bounds the images of every split before the last evaluation, which is on all of them.
+    Attributes:
+        splits: Of ``test``; ``train_eval``, the training objective (augmentation and mixing from
+            one fixed stream) without dropout; ``train_clean``, training images as they are.
+        train_images: Number of training images behind ``train_eval`` and ``train_clean``, a fixed
+            subset; null is all up to 100,000, else 50,000.
+        interim_images: Number of images of every split before the last evaluation, which reads
+            all.
+        batch_size: Images that are evaluated at once.
     """
 
     splits: list[str] = _key(list(SPLITS), CADENCE)
@@ -274,13 +344,25 @@ class EvaluationConfig:
 
 @dataclass
 class TrainerConfig:
-    """Length, batch, precision and cadence.
+    """Length, batch, precision, and how often things are logged.
 
-    ``batch_size`` counts the images of an optimizer step, over all workers; ``accumulate`` is the number of parts that it is computed in,
-    each with its own masks, augmentation and mixing. Workers share the parts.
-
-    ``stop_metric`` ends a run early, once this metric has not improved in ``stop_patience`` evaluations. ``mc_passes`` measures Monte
-    Carlo dropout on the test set at the end.
+    Attributes:
+        epochs: Length of training in epochs, where ``trainer.steps`` is null.
+        steps: Length of training in optimizer steps; null is ``trainer.epochs``.
+        batch_size: Images of an optimizer step, over all workers and parts.
+        accumulate: Number of parts that a step is computed in, each with its own masks,
+            augmentation and mixing. Workers share the parts.
+        precision: ``float32``, or ``bf16`` for autocast to bfloat16.
+        compile: Compile the model with torch.compile; needs a C++ compiler.
+        masks: How dropout masks are drawn: by torch (``native``) or from 16-bit numbers, faster on
+            a CPU (``fast``).
+        log_every: Optimizer steps between two logged training losses.
+        eval_every: Time between two evaluations: steps, epochs or a share of training.
+        checkpoint_seconds: Seconds between two checkpoints.
+        stop_metric: Metric whose standstill ends a run early; null is never.
+        stop_patience: Evaluations without improvement of ``trainer.stop_metric`` after which a run
+            ends.
+        mc_passes: Forwards of Monte Carlo dropout on the test set at the end; null is none.
     """
 
     epochs: int = _key(10, bounds="positive", used=lambda config: config.trainer.steps is None)
@@ -300,16 +382,22 @@ class TrainerConfig:
 
 @dataclass
 class DistributedConfig:
-    """Several workers for one run, started by torchrun. ``timeout`` is in seconds: who does not answer for so long counts as lost."""
+    """Several workers for one run, started by torchrun.
+
+    Attributes:
+        timeout: Seconds after which a worker that does not answer counts as lost.
+    """
 
     timeout: float = _key(600.0, MACHINE, bounds="positive")
 
 
 @dataclass
 class PlanConfig:
-    """What ``mode=plan`` is told of the machine that it plans for: its number of workers, and the images that one of them trains a second.
+    """What ``mode=plan`` is told of the machine that it plans for.
 
-    Left null, they are those of this machine: of torchrun's workers, and of a short timing here.
+    Attributes:
+        workers: Number of workers; null is torchrun's.
+        images_per_second: Images that one worker trains a second; null is measured here, briefly.
     """
 
     workers: int | None = _key(None, MACHINE, bounds="positive")
@@ -318,7 +406,35 @@ class PlanConfig:
 
 @dataclass
 class Config:
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+        mode: ``train``, ``eval`` (evaluate a checkpoint), or ``plan`` (sites, memory and time,
+            without training).
+        study: Name of the study: the folder of its runs, and their group in W&B.
+        label: Name of the run; null is made from its schedule and seed.
+        seed: Seed of weights, batches, augmentation and masks; runs with one seed are paired.
+        out: Folder of the studies.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
+        threads: CPU threads of the run; null is what torch chooses.
+        resume: ``auto`` goes on from the last checkpoint on the same kind of machine, ``force`` on
+            any, ``never`` begins anew.
+        checkpoint: File of weights for ``mode=eval``.
+        tracking: W&B: ``offline`` records in the run's folder, ``online`` sends, ``off`` does
+            neither.
+        project: Project in W&B.
+        tags: Tags in W&B.
+        model: What is trained.
+        data: Which images or text.
+        schedule: Which drop rate at which step.
+        optim: Optimizer and learning rate.
+        augment: Augmentation, mixing and label smoothing.
+        probe: When gradients are measured.
+        evaluation: What is evaluated.
+        distributed: Several workers for one run.
+        plan: The machine that ``mode=plan`` plans for.
+        trainer: Length, batch, precision and cadence.
+    """
 
     mode: str = _key("train", MACHINE, choices=("train", "eval", "plan"))
     study: str = _key("default", NAME)
@@ -350,6 +466,7 @@ class Key:
 
     Attributes:
         name: Dotted, such as ``optim.lr``.
+        help: What it means, in one or two sentences.
         default: Its default.
         kinds: The types that its values may have.
         role: ``numbers``, ``cadence``, ``seed``, ``machine`` or ``name``.
@@ -359,6 +476,7 @@ class Key:
     """
 
     name: str
+    help: str
     default: Any
     kinds: tuple[Any, ...]
     role: str
@@ -396,15 +514,45 @@ def key_of(name: str) -> Key | None:
 
 def _walk(cls: Any, prefix: str) -> Iterator[Key]:
     hints = typing.get_type_hints(cls)
+    texts = _described(cls, "Attributes")
     for each in dataclasses.fields(cls):
         hint = hints[each.name]
         if dataclasses.is_dataclass(hint):
             yield from _walk(hint, f"{prefix}{each.name}.")
             continue
-        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        default = each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
+        made = each.default_factory is not dataclasses.MISSING
         said = each.metadata
-        yield Key(prefix + each.name, default, kinds, said["role"], said["bounds"], said["choices"], said["cited"], said["used"])
+        yield Key(
+            name=prefix + each.name,
+            help=texts.get(each.name) or _of_a_schedule(each.name),
+            default=each.default_factory() if made else each.default,  # type: ignore[operator]
+            kinds=typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,),
+            role=said["role"],
+            bounds=said["bounds"],
+            choices=said["choices"],
+            cited=said["cited"],
+            _used=said["used"],
+        )
+
+
+def _described(thing: Any, section: str) -> dict[str, str]:
+    """The texts that a docstring's section (``Attributes``, ``Args``) gives to names."""
+    lines = (inspect.getdoc(thing) or "").partition(f"\n{section}:\n")[2].splitlines()
+    texts: dict[str, str] = {}
+    name = ""
+    for line in itertools.takewhile(lambda line: line.startswith("    "), lines):
+        if line.startswith("     "):  # it goes on
+            texts[name] += f" {line.strip()}"
+        else:
+            name, _, text = line.strip().partition(": ")
+            texts[name] = text
+    return texts
+
+
+def _of_a_schedule(parameter: str) -> str:
+    """What the schedules say of a parameter that the schema does not name."""
+    texts = (_described(maker, "Args").get(parameter) for maker in schedules.MAKERS.values())
+    return next(filter(None, texts), "")
 
 
 def parse_path_schedule(config: ScheduleConfig) -> schedules.Schedule | None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "earlydrop"
 ORDER = [  # from the top: a module imports what stands below it
     "commands", "claims", "analysis", "training", "metrics", "integrations", "scheduler", "classic", "gradients", "distance", "sites",
-    "schedules", "exact",
+    "schedules", "exact", "display",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 

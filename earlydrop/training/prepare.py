@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from earlydrop.scheduler import DropoutScheduler
-from earlydrop.sites import find_sites
+from earlydrop.sites import Kind, find_sites
 from earlydrop.sites.audit import audit
 from earlydrop.sites.traceless import leave_no_trace
 from earlydrop.training.compiler import compiler_problem
@@ -27,7 +27,7 @@ def scheduled_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
         ConfigError: The model has no site of the scheduled kind.
     """
     config, task = plan.config, task_of(plan)
-    kind = config.schedule.kind
+    kind = cast(Kind, config.schedule.kind)  # as the checks say
     model = build_model(config.model, task, config.seed)
     model = model.to(plan.device)
     if task.unit == task.path == 0:
@@ -126,7 +126,7 @@ def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
     """
     source = plan.source
     images = source.blank(2, plan.device)
-    kind = plan.config.schedule.kind if plan.schedule.peak > 0 else "all"
+    kind = cast(Kind, plan.config.schedule.kind if plan.schedule.peak > 0 else "all")
     try:
         with autocast(plan):
             found = audit(model, images, kind=kind)

@@ -136,6 +136,13 @@ def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
             f"({(str(error).splitlines() or ['?'])[0]}); give another model, or larger images"
         ) from error
     left = [drop for drop in found.undriven if drop.site != INPUT_DROPOUT]
+    fixed = [each for each in find_sites(model) if not each.driven and each.rate > 0 and each.name != INPUT_DROPOUT]
+    if fixed and "model.name" in plan.code:
+        raise ConfigError(
+            f"model.name is {plan.config.model.name!r}: {fixed[0].name} drops at {fixed[0].rate:g}, which schedule.name="
+            f"{plan.config.schedule.name} of kind {plan.config.schedule.kind} does not drive; build it with the Task's rates, task.unit "
+            "for dropout and task.path for stochastic depth"
+        )
     if left:
         raise ConfigError(f"model.name is {plan.config.model.name!r}: it drops what no schedule drives\n{found}")
 

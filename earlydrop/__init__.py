@@ -38,6 +38,7 @@ _HOME = {  # where each public name lives; every schedule of `earlydrop.schedule
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
+    from earlydrop import experiment as experiment
     from earlydrop.classic import GaussianDropout as GaussianDropout
     from earlydrop.classic import MonteCarloPrediction as MonteCarloPrediction
     from earlydrop.classic import SharedMaskDropout as SharedMaskDropout
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "experiment":  # needs earlydrop[train], which the rest does not
+        return importlib.import_module("earlydrop.experiment")
     if name not in _HOME:
         raise AttributeError(f"module 'earlydrop' has no attribute {name!r}; it has {', '.join(_HOME)}")
     home = importlib.import_module(f"earlydrop.{_HOME[name]}")
@@ -77,4 +80,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "experiment"])

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 from torch import nn
 from torch.optim import Optimizer
 
 from earlydrop.schedules import Schedule, check_rate
 from earlydrop.sites.bank import RateBank
-from earlydrop.sites.choose import SiteChoice, choose_sites, undrivable, undriven
+from earlydrop.sites.choose import Kind, SiteChoice, choose_sites, undrivable, undriven
 from earlydrop.sites.drive import drive, is_driven_by, unlink_all
 from earlydrop.sites.find import Site
 from earlydrop.sites.first_forward import FirstForward
 from earlydrop.sites.unwrap import renamed
 
-MASKS = ("native", "fast")
+Masks = Literal["native", "fast"]
+MASKS: tuple[str, ...] = get_args(Masks)
 SAVED = "earlydrop"
 """Where the state of attached schedulers stands in an optimizer's ``state_dict``."""
 
@@ -63,10 +64,10 @@ class DropoutScheduler:
         self,
         model: nn.Module,
         schedule: Schedule | Callable[[int], float],
-        kind: str = "unit",
+        kind: Kind = "unit",
         *,
         sites: SiteChoice | None = None,
-        masks: str = "native",
+        masks: Masks = "native",
     ) -> None:
         if not callable(schedule):
             raise ValueError(f"schedule is {schedule!r}: expected a schedule such as earlydrop.early(0.1, cutoff=1_000)")

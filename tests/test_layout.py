@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "earlydrop"
 ORDER = [  # from the top: a module imports what stands below it
-    "commands", "claims", "analysis", "training", "metrics", "integrations", "scheduler", "classic", "gradients", "distance", "sites",
-    "schedules", "exact",
+    "commands", "experiment", "claims", "analysis", "training", "metrics", "integrations", "scheduler", "classic", "gradients", "distance", "sites",
+    "schedules", "exact", "display",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
@@ -114,7 +114,7 @@ def private_reads(tree):
 
 
 TORCHS = {"_modules", "_parameters", "_buffers"}  # of nn.Module, whatever of ours has the same name
-PYTHONS = {"_replace", "_asdict", "_fields", "_make"}  # of named tuples
+PYTHONS = {"_replace", "_asdict", "_fields", "_make", "_repr_html_", "_repr_png_"}  # of named tuples, and of IPython
 TREES = {
     path: ast.parse(path.read_text())
     for path in [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]

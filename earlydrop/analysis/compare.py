@@ -39,16 +39,21 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
 
 
-def differences_to_none(runs: pd.DataFrame) -> dict[str, dict[str, Paired]]:
-    """By arm and heading: every arm minus the arm without dropout that shares its other settings, over two or more common seeds."""
+def differences(runs: pd.DataFrame, against: str | None = None) -> dict[str, dict[str, Paired]]:
+    """By arm and heading: every arm minus another, over two or more common seeds.
+
+    ``against`` is the name of the other arm; None is, for each arm, the arm without dropout that shares its other settings.
+    """
     found: dict[str, dict[str, Paired]] = {}
     done = runs[runs["state"] == "finished"]
-    plain = runs_of(done, lambda each: each.without_dropout)
     for arm, group in done.groupby("arm", sort=True):
         settings = group["settings"].iloc[0]
-        base = plain[plain["study"] == group["study"].iloc[0]]
-        base = runs_of(base, lambda each, base=settings.base: each.values == base)  # type: ignore[misc]
-        if settings.without_dropout or group["seed"].duplicated().any() or base["seed"].duplicated().any():
+        base = done[done["study"] == group["study"].iloc[0]]
+        if against is not None:
+            base, same = base[base["arm"] == against], arm == against
+        else:
+            base, same = runs_of(base, lambda each, base=settings.base: each.values == base), settings.without_dropout  # type: ignore[misc]
+        if same or group["seed"].duplicated().any() or base["seed"].duplicated().any():
             continue
         joined = group.merge(base, on="seed", suffixes=("", "|none"))
         for column, (heading, _) in columns(runs).items():
@@ -60,13 +65,13 @@ def differences_to_none(runs: pd.DataFrame) -> dict[str, dict[str, Paired]]:
     return found
 
 
-def paired_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """`differences_to_none` in text: mean difference ± the half-width of its 95% interval. Empty if there is none."""
+def paired_table(runs: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
+    """`differences` in text: mean difference ± the half-width of its 95% interval. Empty if there is none."""
     digits = dict(columns(runs).values())
     rows = {}
-    for arm, by_heading in differences_to_none(runs).items():
+    for arm, by_heading in differences(runs, against).items():
         seeds = max(len(point.seeds) for point in by_heading.values())
-        rows[f"{arm} minus none"] = {"seeds": str(seeds)} | {
+        rows[f"{arm} minus {against or 'none'}"] = {"seeds": str(seeds)} | {
             heading: f"{point.effect:+.{digits[heading]}f} ± {point.high - point.effect:.{digits[heading]}f}"
             for heading, point in by_heading.items()
         }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,15 @@ def _legend(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
+class Picture(Figure):
+    """A figure that a notebook shows, whatever its backend."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png", dpi=100)
+        return content.getvalue()
+
+
 def draw_metric(
     history: pd.DataFrame, metric: str, label: str, path: Path, title: str | None = None, marks: Mapping[str, float] | None = None
 ) -> None:
@@ -90,28 +100,66 @@ def draw_metric(
         many = history["arm"].nunique() > 6
         figure = Figure(figsize=(8.6 if many else 6.4, 4.0), layout="constrained")
         axes = figure.subplots()
-        for i, (arm, rows) in enumerate(history.groupby("arm", sort=True)):
-            values = rows.dropna(subset=[metric]).groupby("step")[metric].agg(list)
-            means, halves = np.array([interval(np.array(v)) for v in values]).reshape(-1, 2).T
-            steps = values.index.to_numpy()
-            style: dict[str, Any] = {"linestyle": _LINES[i % len(_LINES)], "color": _COLOURS[i % len(_COLOURS)]}
-            style |= {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 4, "markevery": max(len(steps) // 12, 1)}
-            axes.plot(steps, means, label=_legend(str(arm)), **style)
-            if np.isfinite(halves).any():
-                axes.fill_between(steps, means - halves, means + halves, color=style["color"], alpha=0.15, linewidth=0)
-        for at in sorted(set((marks or {}).values())):
-            axes.axvline(at, color="#999999", linewidth=1, linestyle=":")
-            axes.annotate("cutoff", (at, 1.0), xycoords=("data", "axes fraction"), fontsize=8, color="#777777", ha="left", va="top")
-        axes.set_xlabel("optimizer step")
-        axes.set_ylabel(label)
+        _draw_lines(axes, history, metric, label, marks or {})
         if title is not None:
             axes.set_title(title, fontsize=9, loc="left")
-        axes.grid(alpha=0.25)
         if many:
             figure.legend(frameon=False, fontsize=9, loc="outside right center")
         else:
             axes.legend(frameon=False, fontsize=9)
         figure.savefig(path, dpi=130)
+
+
+def picture(runs: pd.DataFrame, metrics: Sequence[str] = ()) -> Picture:
+    """The curves of some runs as one figure, a panel a metric; by default the metrics that a report draws.
+
+    Raises:
+        ValueError: A metric that none of the runs has.
+    """
+    history, marks = _histories(runs), cutoffs(runs)
+    measured = [str(name) for name in history if name not in ("step", "arm", "seed") and history[name].notna().any()]
+    drawn = list(metrics) or [
+        *(next((each for each in group if each in measured), "") for group in FIGURES.values()),
+        *(name for name in measured if is_own(name)),
+    ]
+    drawn = [name for name in drawn if name]
+    unknown = [name for name in drawn if name not in measured]
+    if unknown or not drawn:
+        raise ValueError(
+            f"{unknown[0] if unknown else 'nothing'} was measured in these runs; there are {', '.join(measured) or 'none'}"
+        )
+    columns = min(len(drawn), 2)
+    rows = -(-len(drawn) // columns)
+    with mpl.rc_context(LOOK):
+        figure = Picture(figsize=(5.0 * columns, 3.0 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, name in zip(panels, drawn, strict=False):
+            known = METRICS.get(name)
+            _draw_lines(axes, history, name, known.label if known is not None else name.removeprefix("probe/"), marks)
+        for axes in panels[len(drawn) :]:
+            axes.set_visible(False)
+        if history["arm"].nunique() > 1:
+            panels[0].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_lines(axes: Any, history: pd.DataFrame, metric: str, label: str, marks: Mapping[str, float]) -> None:
+    """One line an arm, with its band, and the cutoffs."""
+    for i, (arm, rows) in enumerate(history.groupby("arm", sort=True)):
+        values = rows.dropna(subset=[metric]).groupby("step")[metric].agg(list)
+        means, halves = np.array([interval(np.array(v)) for v in values]).reshape(-1, 2).T
+        steps = values.index.to_numpy()
+        style: dict[str, Any] = {"linestyle": _LINES[i % len(_LINES)], "color": _COLOURS[i % len(_COLOURS)]}
+        style |= {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 4, "markevery": max(len(steps) // 12, 1)}
+        axes.plot(steps, means, label=_legend(str(arm)), **style)
+        if np.isfinite(halves).any():
+            axes.fill_between(steps, means - halves, means + halves, color=style["color"], alpha=0.15, linewidth=0)
+    for at in sorted(set(marks.values())):
+        axes.axvline(at, color="#999999", linewidth=1, linestyle=":")
+        axes.annotate("cutoff", (at, 1.0), xycoords=("data", "axes fraction"), fontsize=8, color="#777777", ha="left", va="top")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.25)
 
 
 def draw_axis(points: Mapping[float, Paired], horizontal: str, vertical: str, path: Path, title: str) -> None:

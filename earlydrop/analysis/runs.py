@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,13 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give the folder of a run, of a study, or runs/ itself")
+    return runs_in(find_runs(root), str(folder))
+
+
+def runs_in(folders: Iterable[Path], said: str) -> pd.DataFrame:
+    """`load_runs` of these folders of runs; ``said`` is what they are called where there are none."""
     rows, damaged = [], []
-    for path in find_runs(root):
+    for path in folders:
         try:
             rows.append(_row(path))
         except (DamagedFileError, ValueError) as error:
@@ -90,7 +95,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     if not rows:
         for line in damaged:
             raise DamagedFileError(line)
-        raise FileNotFoundError(f"{folder} holds no runs: a run's folder has a config.yaml and a provenance.json")
+        raise FileNotFoundError(f"{said} holds no runs: a run's folder has a config.yaml and a provenance.json")
     runs = named(pd.DataFrame(rows))
     runs.attrs[DAMAGED] = damaged
     return runs

@@ -203,9 +203,9 @@ def study_tables(declarations: list[Declaration], summaries: Summaries) -> dict[
         if runs.empty:
             continue
         tables[study] = summary_table(runs)
-        differences_to_none = paired_table(runs)
-        if not differences_to_none.empty:
-            tables[f"{study}, paired"] = differences_to_none
+        differences = paired_table(runs)
+        if not differences.empty:
+            tables[f"{study}, paired"] = differences
     return tables
 
 

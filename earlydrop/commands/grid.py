@@ -79,8 +79,8 @@ def _composed(overrides: list[str], joblib: bool) -> tuple[dict[str, Any], Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     from earlydrop.analysis.arms import flat
-    from earlydrop.commands.overrides import unknown_keys
     from earlydrop.training.config import ConfigError
+    from earlydrop.training.overrides import unknown_keys
 
     try:
         composed = hydra.compose("config", overrides)

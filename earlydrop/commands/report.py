@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from earlydrop.analysis.compare import differences_to_none, paired_table, problems, summary_table
+from earlydrop.analysis.compare import differences, paired_table, problems, summary_table
 from earlydrop.analysis.page import html_list, html_page, html_table, pictures, to_markdown
 from earlydrop.analysis.plots import draw_all, draw_differences
 from earlydrop.analysis.runs import load_history, load_runs
@@ -37,12 +37,12 @@ def write_report(folder: Path) -> Report:
         runs["arm"] = runs["study"] + ": " + runs["arm"]
     table, trouble = summary_table(runs), problems(runs, folder)
     figures = draw_all(runs, folder / "figures")
-    points = differences_to_none(runs)
+    points = differences(runs)
     if points:
         figures.insert(0, folder / "figures" / "differences.png")
         draw_differences(points, figures[0])
-    differences = paired_table(runs)
-    tables = [table] if differences.empty else [table, differences]
+    paired = paired_table(runs)
+    tables = [table] if paired.empty else [table, paired]
     text = "\n\n".join(to_markdown(each) for each in tables)
     text += "".join(f"\n- {line}" for line in [*trouble, *lines])
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")

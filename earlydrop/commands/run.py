@@ -64,9 +64,9 @@ def _settings(config: DictConfig, joblib: bool) -> tuple[Any, Path]:
     from omegaconf import OmegaConf
 
     from earlydrop.analysis.arms import flat
-    from earlydrop.commands.overrides import unknown_keys
     from earlydrop.training.config import ConfigError
     from earlydrop.training.names import study_folder
+    from earlydrop.training.overrides import unknown_keys
 
     values: Any = OmegaConf.to_container(config, resolve=False)
     wrong = unknown_keys(flat(values))
@@ -79,7 +79,7 @@ def _settings(config: DictConfig, joblib: bool) -> tuple[Any, Path]:
 
 
 def _run(settings: Any, multirun: bool, overrides: Iterable[str]) -> dict[str, Any]:
-    from earlydrop.commands.overrides import unused
+    from earlydrop.training.overrides import unused
     from earlydrop.training.run import run
 
     return run(settings, in_sweep=multirun, unused=unused(overrides, settings))
@@ -119,14 +119,6 @@ def _needs_training_extra() -> None:
     ]
     if missing:
         raise SystemExit(f"{', '.join(missing)} missing: the trainer needs more than the library; pip install 'earlydrop[train]'")
-
-
-def _one_line(error: Exception) -> str:
-    """What Hydra says of a configuration that it cannot compose, without the names of its own classes."""
-    lines = [line.strip() for each in (error, error.__cause__) if each is not None for line in str(each).splitlines()]
-    return ": ".join(
-        line.rstrip(":") for line in lines if line and not line.startswith(("full_key", "object_type", "reference_type"))
-    )
 
 
 def _swallowed(error: Exception, arguments: list[str]) -> Exception:
@@ -184,7 +176,7 @@ def _list(arguments: list[str]) -> None:
     """``earlydrop list [out=FOLDER] [--config-dir FOLDER]``."""
     from earlydrop.commands import command
     from earlydrop.commands.list import main as show
-    from earlydrop.commands.overrides import config_dirs
+    from earlydrop.training.overrides import config_dirs
 
     folders = config_dirs(arguments)
     out = [argument.removeprefix("out=") for argument in arguments if argument.startswith("out=")]
@@ -222,8 +214,8 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from earlydrop.commands.hydra_parser import accept_lazy_help
-    from earlydrop.commands.overrides import config_dirs, mistake, with_own_keys
-    from earlydrop.training.compose import conf_folder, register_schema
+    from earlydrop.training.compose import conf_folder, one_line, register_schema
+    from earlydrop.training.overrides import config_dirs, mistake, with_own_keys
 
     if sys.argv[1:2] == ["list"]:
         return _list(sys.argv[2:])
@@ -251,7 +243,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except (HydraException, OmegaConfBaseException, OSError) as error:
-        code = f"error: {_one_line(_swallowed(error, sys.argv[1:]))}"
+        code = f"error: {one_line(_swallowed(error, sys.argv[1:]))}"
     raise SystemExit(_end_sweep(code))
 
 

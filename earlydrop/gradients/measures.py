@@ -1,4 +1,4 @@
-"""The gradient measures: one pure function each, listed in `MEASURES`, of which `GradientReport` has a field each.
+"""The gradient measures: one pure function each, with a field of the same name in `GradientReport`.
 
 With gradients g₁ … g_N at one set of weights, their directions uᵢ = gᵢ/‖gᵢ‖, and ĝ the whole-dataset gradient with direction d:
 
@@ -8,15 +8,17 @@ With gradients g₁ … g_N at one set of weights, their directions uᵢ = gᵢ/
 - bias: ½(1 − cos(ḡ, ĝ)) of the mean gradient ḡ, and beside it what sampling alone would give (ours);
 - gradient noise scale (McCandlish et al. 2018, arXiv:1812.06162, the simple one): tr Σ / ‖G‖², Σ per example.
 
-To add a measure: a function of `Moments` here, its entry in `MEASURES`, and its line in `earlydrop.metrics`.
+To add a measure: a function of `Moments` here, its field in `GradientReport`, and its line in `earlydrop.metrics`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, make_dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+
+from earlydrop.display import number, rows_as_html, rows_as_text
 
 
 @dataclass(frozen=True)
@@ -108,51 +110,52 @@ def dataset_gradient_norm(m: Moments) -> float | None:
     return m.dataset_gradient_norm
 
 
+@dataclass(frozen=True)
+class GradientReport:
+    """Gradient measures at one set of weights; None where one could not be taken. It prints as a table.
+
+    Attributes:
+        gdv: Gradient direction variance, in [0, 1] (Liu et al. 2023, equation 1).
+        gde: Gradient direction error against the whole-dataset gradient, in [0, 1] (equation 2).
+        gradient_norm: Mean norm of the mini-batch gradients.
+        bias: ½(1 − cos) between the mean mini-batch gradient and the whole-dataset gradient (ours).
+        bias_floor: What `bias` would be for unbiased gradients of the same variance (ours).
+        bias_corrected: `bias` with the sampling noise taken out (ours).
+        noise_scale: Gradient noise scale, in images (McCandlish et al. 2018).
+        dataset_gradient_norm: Norm of the whole-dataset gradient.
+        gradients: Number of mini-batch gradients.
+        images: Number of images behind them.
+        dataset_images: Number of images behind the whole-dataset gradient.
+        further: Measures of the caller's own, by name; None if there were none.
+    """
+
+    gdv: float
+    gde: float | None
+    gradient_norm: float
+    bias: float | None
+    bias_floor: float | None
+    bias_corrected: float | None
+    noise_scale: float | None
+    dataset_gradient_norm: float | None
+    gradients: int
+    images: int
+    dataset_images: int | None
+    further: Mapping[str, float | None] | None = None
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Each value that there is, by its name, in four digits."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "further"}
+        values |= dict(self.further or {})
+        return [(name.replace("_", " "), number(value)) for name, value in values.items() if value is not None]
+
+    def __str__(self) -> str:
+        return rows_as_text(self._rows())
+
+    def _repr_html_(self) -> str:
+        return rows_as_html(self._rows(), ("measure", "value"))
+
+
 MEASURES: dict[str, Callable[[Moments], float | None]] = {
-    "gdv": gdv,
-    "gde": gde,
-    "gradient_norm": gradient_norm,
-    "bias": bias,
-    "bias_floor": bias_floor,
-    "bias_corrected": bias_corrected,
-    "noise_scale": noise_scale,
-    "dataset_gradient_norm": dataset_gradient_norm,
+    f.name: globals()[f.name] for f in dataclasses.fields(GradientReport) if f.name in globals()
 }
 """Every measure by its name: a field of `GradientReport`, and ``probe/<name>`` in a run's metrics where `earlydrop.metrics` has it."""
-
-
-if TYPE_CHECKING:
-
-    class GradientReport:
-        """Gradient measures at one set of weights: a field for each of `MEASURES`, None where it could not be taken.
-
-        Attributes:
-            gradients: Number of mini-batch gradients.
-            images: Number of images behind them.
-            dataset_images: Number of images behind the whole-dataset gradient.
-            further: Measures of the caller's own, by name; None if there were none.
-        """
-
-        gradients: int
-        images: int
-        dataset_images: int | None
-        further: Mapping[str, float | None] | None
-
-        def __getattr__(self, name: str) -> Any: ...
-
-else:
-    GradientReport = make_dataclass(
-        "GradientReport",
-        [
-            *((name, float | None) for name in MEASURES),
-            ("gradients", int),
-            ("images", int),
-            ("dataset_images", int | None),
-            ("further", Mapping[str, float | None] | None, field(default=None)),
-        ],
-        frozen=True,
-    )
-    GradientReport.__module__ = __name__  # so that it pickles
-    GradientReport.__doc__ = "Gradient measures at one set of weights; None where one could not be taken.\n\n" + "\n".join(
-        f"- {name}: {measure.__doc__}" for name, measure in MEASURES.items()
-    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -277,8 +277,9 @@ class GradientSums:
             ValueError: Fewer than two gradients were added.
         """
         moments = self.moments()
-        return GradientReport(  # type: ignore[call-arg]
-            **{name: measure(moments) for name, measure in MEASURES.items()},
+        taken: dict[str, Any] = {name: measure(moments) for name, measure in MEASURES.items()}
+        return GradientReport(
+            **taken,
             gradients=moments.n,
             images=self.images,
             dataset_images=self.reference_images,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import numbers
 import operator
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, SupportsIndex
 
+from earlydrop.schedules.curve import curve_svg
 from earlydrop.schedules.durations import Duration, check_duration, check_total_steps, duration_to_steps
 
 
@@ -107,6 +109,9 @@ class Schedule:
     def __repr__(self) -> str:
         arguments = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
         return f"{self.name}({arguments})"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code><br>{curve_svg(self)}"
 
 
 @dataclass(frozen=True, repr=False)

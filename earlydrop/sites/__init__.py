@@ -10,6 +10,7 @@ from earlydrop.sites.audit import Audit as Audit
 from earlydrop.sites.audit import Drop as Drop
 from earlydrop.sites.audit import audit as audit
 from earlydrop.sites.choose import KINDS as KINDS
+from earlydrop.sites.choose import Kind as Kind
 from earlydrop.sites.choose import SiteChoice as SiteChoice
 from earlydrop.sites.choose import choose_sites as choose_sites
 from earlydrop.sites.drive import restore as restore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from earlydrop.sites.choose import KINDS
+from earlydrop.display import number, rows_as_html, rows_as_text
+from earlydrop.sites.choose import KINDS, Kind
 from earlydrop.sites.drive import sites_at_base
 from earlydrop.sites.find import Site, all_rates, find_sites
 from earlydrop.sites.link import banks_of, rate_of
@@ -66,21 +68,25 @@ class Audit:
         return tuple(drop for drop in self.drops if drop.status == "undriven")
 
     def __str__(self) -> str:
-        total, left = sum(drop.calls for drop in self.drops), sum(drop.calls for drop in self.undriven)
-        lines = [f"{self.model}, kind {self.kind!r}: {total} calls drop, {left or 'none'} of them undriven"]
         rows = _grouped(self.drops)
-        if rows:
-            rows = [("module", "drops by", "rate", "calls", "driven by", "line"), *rows]
-            widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-            lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        if self.scripted:
-            lines.append(f"scripted, so not driven whatever they hold: {', '.join(self.scripted)}")
+        lines = [self._counted(), *([rows_as_text([_COLUMNS, *rows])] if rows else []), *self._said_of_scripted()]
         return "\n".join(lines)
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        below = "".join(f"<p>{html.escape(line)}</p>" for line in self._said_of_scripted())
+        return rows_as_html(_grouped(self.drops), _COLUMNS, self._counted()) + below
 
-def audit(model: nn.Module, inputs: Any, kind: str = "all") -> Audit:
+    def _counted(self) -> str:
+        total, left = sum(drop.calls for drop in self.drops), sum(drop.calls for drop in self.undriven)
+        return f"{self.model}, kind {self.kind!r}: {total} calls drop, {left or 'none'} of them undriven"
+
+    def _said_of_scripted(self) -> list[str]:
+        return [f"scripted, so not driven whatever they hold: {', '.join(self.scripted)}"] if self.scripted else []
+
+
+def audit(model: nn.Module, inputs: Any, kind: Kind = "all") -> Audit:
     """Find out what a model drops, whoever calls the dropout, and what of it is left when every driven site is off (ours).
 
     Two forwards in training mode are watched at torch's dispatcher: one at the rates that the model was built with, and one with every
@@ -222,16 +228,26 @@ def _site_of(draw: Draw, by_module: dict[int, list[Site]]) -> Site | None:
     return next((site for site in near if abs(site.base_rate - draw.rate) < 1e-6), only)
 
 
+_COLUMNS = ("module", "drops by", "rate", "calls", "driven by", "line")
 _OF = {"undriven": "nothing", "driven": "{}", "drivable": "a scheduler would: {}", "other kind": "other kind: {}"}
 
 
 def _grouped(drops: tuple[Drop, ...]) -> list[tuple[str, ...]]:
-    """The table's rows, those that differ in the numbers of their names as one."""
-    groups: dict[tuple[str, ...], int] = {}
+    """The table's rows: those that differ in their rates, and in the numbers of their names, as one."""
+    groups: dict[tuple[str, ...], list[Drop]] = {}
     for drop in drops:
         module, site = (re.sub(r"\b\d+\b", "*", name) for name in (drop.module or "(model)", drop.site or "a rate above it"))
-        rate = "?" if drop.rate is None else f"{drop.rate:.4g}"
         by = "other kind" if drop.status == "other kind" and drop.site is None else _OF[drop.status].format(site)
-        row = (module, drop.operation, rate, by, drop.where)
-        groups[row] = groups.get(row, 0) + drop.calls
-    return [(*row[:3], str(calls), *row[3:]) for row, calls in groups.items()]
+        groups.setdefault((module, drop.operation, by, drop.where), []).append(drop)
+    return [
+        (module, operation, _rates(found), str(sum(drop.calls for drop in found)), by, where)
+        for (module, operation, by, where), found in groups.items()
+    ]
+
+
+def _rates(drops: list[Drop]) -> str:
+    """The rates of one row: one, or from the lowest to the highest."""
+    known = sorted({drop.rate for drop in drops if drop.rate is not None})
+    if not known:
+        return "?"
+    return number(known[0]) if len(known) == 1 else f"{number(known[0])} to {number(known[-1])}"

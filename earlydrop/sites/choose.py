@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable
+from typing import Literal, get_args
 
 from torch import nn
 
-from earlydrop.sites.find import Site, all_rates, find_sites, tuples_of_rates
+from earlydrop.sites.find import Site, SiteList, all_rates, find_sites, tuples_of_rates
 from earlydrop.sites.unwrap import named_modules, unwrap
 
-KINDS = ("unit", "path", "all")
+Kind = Literal["unit", "path", "all"]
+KINDS: tuple[str, ...] = get_args(Kind)
 SiteChoice = str | Iterable[str] | Callable[[str, nn.Module], bool]
 
 
-def choose_sites(model: nn.Module, kind: str = "unit", sites: SiteChoice | None = None) -> list[Site]:
+def choose_sites(model: nn.Module, kind: Kind = "unit", sites: SiteChoice | None = None) -> SiteList:
     """The sites that a schedule should drive.
 
     Args:
@@ -40,7 +42,7 @@ def choose_sites(model: nn.Module, kind: str = "unit", sites: SiteChoice | None 
         chosen = [site for site in found if site.base_rate > 0]
         if not chosen:
             raise ValueError(_nothing_to_drive(model, kind, found))
-        return chosen
+        return SiteList(chosen)
     if callable(sites):
         chosen = [site for site in found if sites(site.name, site.module)]
         if not chosen:
@@ -49,7 +51,7 @@ def choose_sites(model: nn.Module, kind: str = "unit", sites: SiteChoice | None 
         patterns = [sites] if isinstance(sites, str) else list(sites)
         chosen = _without_plain_zeros(_match(model, kind, found, patterns), patterns)
     _check_proportions(chosen)
-    return chosen
+    return SiteList(chosen)
 
 
 def undriven(model: nn.Module, kind: str, chosen: list[Site]) -> list[Site]:

@@ -15,6 +15,7 @@ from functools import cache
 import torch
 from torch import nn
 
+from earlydrop.display import number, rows_as_html
 from earlydrop.sites import layers
 from earlydrop.sites.families import covered, drops_paths, family_of, in_known_library, is_rate
 from earlydrop.sites.held import PREFIX, stored_rate
@@ -66,7 +67,15 @@ class Site:
         return rate_of(self.module, self.attribute) is not None
 
 
-def find_sites(model: nn.Module) -> list[Site]:
+class SiteList(list[Site]):
+    """Sites, in the order of ``model.named_modules()``; in a notebook it shows as a table."""
+
+    def _repr_html_(self) -> str:
+        rows = [(site.name, site.kind, number(site.base_rate), number(site.rate), "yes" if site.driven else "no") for site in self]
+        return rows_as_html(rows, ("site", "kind", "built with", "rate now", "driven"), f"{len(self)} sites")
+
+
+def find_sites(model: nn.Module) -> SiteList:
     """Every site of a model, driven or not, in the order of ``model.named_modules()``.
 
     Drop layers are known by their class; a class of another library whose name says that it drops, by a rate called ``p``,
@@ -84,7 +93,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     >>> [site.name for site in find_sites(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1)))]
     ['1']
     """
-    return [site for site in all_rates(model) if not site.doubtful]
+    return SiteList(site for site in all_rates(model) if not site.doubtful)
 
 
 def all_rates(model: nn.Module) -> Iterator[Site]:

@@ -60,13 +60,58 @@ def _study_folder(out: str, study: str) -> str:
 
 def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The configuration that a command line with these overrides gives, as nested plain values."""
+    return _composed(overrides)[0]
+
+
+def compose_one(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """`compose`, for one run: what a command line would refuse, or sweep over, is refused.
+
+    Raises:
+        ConfigError: A key or an option that there is not, a value that cannot be, several values of a key.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        swept = [str(each.key_or_group) for each in parsed if each.is_sweep_override()]
+        values: dict[str, Any] = {}
+        if not swept:
+            values, params = _composed(overrides)
+            once = {str(each.key_or_group) for each in parsed}
+            swept = [key for key in params if key not in once]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(one_line(error)) from error
+    if swept:
+        raise ConfigError(
+            f"these overrides sweep over {', '.join(swept)}: give one value of each, such as {swept[0]}=..., or run the sweep with "
+            "the command earlydrop"
+        )
+    return values
+
+
+def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """A configuration, and the keys that its experiment sweeps over."""
     import hydra
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, open_dict
 
     register_schema()
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        values: dict[str, Any] = OmegaConf.to_container(hydra.compose("config", list(overrides)), resolve=True)  # type: ignore[assignment]
-    return values
+        whole = hydra.compose("config", list(overrides), return_hydra_config=True)
+    params = [str(key) for key in dict(whole.hydra.sweeper.get("params") or {})]
+    with open_dict(whole):
+        del whole["hydra"]
+    values: dict[str, Any] = OmegaConf.to_container(whole, resolve=True)  # type: ignore[assignment]
+    return values, params
+
+
+def one_line(error: Exception) -> str:
+    """What Hydra says of a configuration that it cannot compose, without the names of its own classes."""
+    lines = [line.strip() for each in (error, error.__cause__) if each is not None for line in str(each).splitlines()]
+    return ": ".join(
+        line.rstrip(":") for line in lines if line and not line.startswith(("full_key", "object_type", "reference_type"))
+    )
 
 
 def _literal(value: Any) -> Any:

@@ -19,13 +19,14 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from earlydrop import schedules
 from earlydrop.metrics import WATCHED
 
 _MOST_THREADS = max(256, os.cpu_count() or 1)
 
+T = TypeVar("T")
 NUMBERS, CADENCE, SEED, MACHINE, NAME = "numbers", "cadence", "seed", "machine", "name"
 BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "positive": (lambda value: value > 0, "more than 0"),
@@ -166,8 +167,20 @@ def _two_kinds(config: Config) -> bool:
     return config.schedule.kind == "all" and _takes("rate")(config)
 
 
+def _with_parameters(cls: type[T]) -> type[T]:
+    """Add a key for each parameter of a registered schedule that has none yet; null there means the schedule's own default."""
+    for maker in schedules.MAKERS.values():
+        for name, annotation in typing.get_type_hints(maker).items():
+            if name != "return" and name not in cls.__annotations__:
+                plain = annotation if annotation in (int, float, bool, str) else float
+                cls.__annotations__[name] = plain | None
+                setattr(cls, name, _key(used=_takes(name)))
+    return cls
+
+
 @dataclass
-class _ScheduleKeys:
+@_with_parameters
+class ScheduleConfig:
     """Which rate at which step. A schedule ignores the keys that it has no use for, so that sweeps work.
 
     Attributes:
@@ -195,29 +208,6 @@ class _ScheduleKeys:
     points: str | None = _key(used=_takes("points"))
     gamma: float | None = _key(bounds="positive", used=_takes("gamma"))
     args: dict[str, Any] = _key({}, used=own_schedule)
-
-
-def _further_schedule_keys() -> list[tuple[str, Any, Any]]:
-    """A key for each parameter of a registered schedule that has none yet; null there means the schedule's own default."""
-    known = {f.name for f in dataclasses.fields(_ScheduleKeys)}
-    further: dict[str, tuple[str, Any, Any]] = {}
-    for maker in schedules.MAKERS.values():
-        for name, annotation in typing.get_type_hints(maker).items():
-            if name != "return" and name not in known:
-                plain = annotation if annotation in (int, float, bool, str) else float
-                further[name] = (name, plain | None, _key(used=_takes(name)))
-    return list(further.values())
-
-
-if typing.TYPE_CHECKING:
-    ScheduleConfig = _ScheduleKeys
-else:
-    ScheduleConfig = dataclasses.make_dataclass(
-        "ScheduleConfig",
-        _further_schedule_keys(),
-        bases=(_ScheduleKeys,),
-        namespace={"__doc__": _ScheduleKeys.__doc__, "__module__": __name__},
-    )
 
 
 def _optimizer(*names: str) -> Callable[[Config], bool]:

@@ -34,6 +34,9 @@ GROUPS = {
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _PACKAGES = {"site-packages", "dist-packages"}  # folders of installed packages
 
+OBJECT = "__main__:"
+"""What the name of an object that was given in Python begins with: no module of that name can be imported."""
+
 _loaded: dict[str, str] = {}
 """The modules that were imported here, each with the digest of its source at that moment."""
 
@@ -61,6 +64,10 @@ class Code(NamedTuple):
         return getattr(self.value, "__name__", self.name)
 
 
+_given: dict[str, Code] = {}
+"""The objects that are given in Python at the moment, by name."""
+
+
 def installed(kind: str) -> dict[str, str]:
     """The names of a kind that installed packages offer, each with its ``module:function``. Imports nothing."""
     return {point.name: point.value.partition(" ")[0] for point in importlib.metadata.entry_points(group=GROUPS[kind])}
@@ -86,6 +93,10 @@ def load(key: str, kind: str, name: str) -> Code:
         ConfigError: There is no such module or name in it, or its import fails.
     """
     said = f"{key} is {name!r}"
+    if name in _given:
+        return _given[name]
+    if name.startswith(OBJECT):
+        raise ConfigError(f"{said}: it was given as an object in Python, which no name stands for; give it to train() again")
     reference = name if is_reference(name) else installed(kind).get(name, "")
     if not _REFERENCE.fullmatch(reference):
         example = "expected module:function, such as mymodels:build for the function build of mymodels.py"
@@ -129,6 +140,35 @@ def registered(name: str, value: Callable[..., Any]) -> Code | None:
     return Code(
         f"{module_name}:{getattr(inner, '__qualname__', name)}", value, _digests(files), _digest(files), tuple(files.values())
     )
+
+
+@contextmanager
+def given(codes: Iterable[Code]) -> Iterator[None]:
+    """For as long as the context lasts, these objects stand for their names."""
+    before = dict(_given)
+    _given.update({code.name: code for code in codes})
+    try:
+        yield
+    finally:
+        _given.clear()
+        _given.update(before)
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module is part of Python, of earlydrop, or of an installed package: its name says what it is."""
+    top = module.partition(".")[0]
+    if top == "__main__":  # a notebook's is started from an installed file
+        return False
+    if top in sys.stdlib_module_names:
+        return True
+    file = getattr(sys.modules.get(top), "__file__", None)
+    return top == "earlydrop" or (file is not None and bool(_PACKAGES & set(Path(file).resolve().parts)))
+
+
+def sources_from_here(module: str) -> dict[str, Path]:
+    """`source_files` of a module on the Python path or in the folder where the command runs."""
+    with _from_here():
+        return source_files(module)
 
 
 def source_files(module: str) -> dict[str, Path]:

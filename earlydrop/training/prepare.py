@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from earlydrop.scheduler import DropoutScheduler
-from earlydrop.sites import find_sites
+from earlydrop.sites import Kind, find_sites
 from earlydrop.sites.audit import audit
 from earlydrop.sites.traceless import leave_no_trace
 from earlydrop.training.compiler import compiler_problem
@@ -27,7 +27,7 @@ def scheduled_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
         ConfigError: The model has no site of the scheduled kind.
     """
     config, task = plan.config, task_of(plan)
-    kind = config.schedule.kind
+    kind = cast(Kind, config.schedule.kind)  # as the checks say
     model = build_model(config.model, task, config.seed)
     model = model.to(plan.device)
     if task.unit == task.path == 0:
@@ -126,7 +126,7 @@ def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
     """
     source = plan.source
     images = source.blank(2, plan.device)
-    kind = plan.config.schedule.kind if plan.schedule.peak > 0 else "all"
+    kind = cast(Kind, plan.config.schedule.kind if plan.schedule.peak > 0 else "all")
     try:
         with autocast(plan):
             found = audit(model, images, kind=kind)
@@ -136,6 +136,13 @@ def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
             f"({(str(error).splitlines() or ['?'])[0]}); give another model, or larger images"
         ) from error
     left = [drop for drop in found.undriven if drop.site != INPUT_DROPOUT]
+    fixed = [each for each in find_sites(model) if not each.driven and each.rate > 0 and each.name != INPUT_DROPOUT]
+    if fixed and "model.name" in plan.code:
+        raise ConfigError(
+            f"model.name is {plan.config.model.name!r}: {fixed[0].name} drops at {fixed[0].rate:g}, which schedule.name="
+            f"{plan.config.schedule.name} of kind {plan.config.schedule.kind} does not drive; build it with the Task's rates, task.unit "
+            "for dropout and task.path for stochastic depth"
+        )
     if left:
         raise ConfigError(f"model.name is {plan.config.model.name!r}: it drops what no schedule drives\n{found}")
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from earlydrop.metrics import METRICS
 from earlydrop.training.config import Config, ConfigError
@@ -36,6 +35,7 @@ from earlydrop.training.prepare import (
     try_forward,
 )
 from earlydrop.training.probes import dataset_images
+from earlydrop.training.progress import progress_bar
 from earlydrop.training.record.checkpoint import load_best, load_checkpoint
 from earlydrop.training.record.folder import STATUS, RunFolder, changed_files, read_json, read_metrics, read_status
 from earlydrop.training.record.foreign import foreign_weights
@@ -55,11 +55,15 @@ _WARNINGS = _signals("SIGUSR1", "SIGUSR2")
 _STOPS = (signal.SIGINT, signal.SIGTERM, *_WARNINGS, *_signals("SIGBREAK"))  # SIGBREAK: Ctrl-Break on Windows
 
 
-def run(config: Config, in_sweep: bool = False, unused: Iterable[str] = ()) -> dict[str, Any]:
+Watch = Callable[[int, dict[str, float]], bool]
+"""What is called with (step, metrics) for each line of ``metrics.jsonl``; True asks to stop after saving."""
+
+
+def run(config: Config, in_sweep: bool = False, unused: Iterable[str] = (), watch: Watch | None = None) -> dict[str, Any]:
     """Do what a configuration says, and return the run's folder, state and last metrics.
 
     ``in_sweep``: another job with the same configuration may be at work and is waited for. ``unused``: overrides that do nothing, of which
-    a run that can be done warns.
+    a run that can be done warns. ``watch``: is told of every metric.
 
     Raises:
         ConfigError: A value that cannot be used; nothing was trained.
@@ -85,7 +89,7 @@ def run(config: Config, in_sweep: bool = False, unused: Iterable[str] = ()) -> d
     group = join(config.distributed.timeout, plan.device.type == "cuda")
     try:
         with answered(group):
-            return _evaluate_last(plan, group) if config.mode == "eval" else _life(plan, group, in_sweep)
+            return _evaluate_last(plan, group) if config.mode == "eval" else _life(plan, group, in_sweep, watch)
     except WorkerLostError as error:
         raise TrainingFailed(str(error)) from error
     finally:
@@ -93,7 +97,7 @@ def run(config: Config, in_sweep: bool = False, unused: Iterable[str] = ()) -> d
             leave()
 
 
-def _life(plan: Plan, group: Group, in_sweep: bool) -> dict[str, Any]:
+def _life(plan: Plan, group: Group, in_sweep: bool, watch: Watch | None) -> dict[str, Any]:
     """Skip a run that is finished, else train it. The first worker holds the folder."""
     config = plan.config
     check_shares(plan, group.size)
@@ -119,7 +123,7 @@ def _life(plan: Plan, group: Group, in_sweep: bool) -> dict[str, Any]:
             for line in in_words(config.model, task_of(plan))["begins with"]:
                 print(f"begins with {line}")
         with _log_file(plan.folder / "log.txt" if group.main else None), _stop_on_signals() as stop:
-            result = _train(plan, model, scheduler, folder, stop, group)
+            result = _train(plan, model, scheduler, folder, stop, group, watch)
             if stop():  # asked in the last moments: the run is whole, what comes after it is not begun
                 raise Interrupted
             return result
@@ -209,8 +213,10 @@ def _train(
     folder: RunFolder | None,
     stop: Callable[[], bool],
     group: Group,
+    watch: Watch | None,
 ) -> dict[str, Any]:
     config = plan.config
+    asked: list[int] = []  # the steps at which the watcher asked to stop
     name = plan.folder.name.removesuffix(f"-{plan.fingerprint}")
     trainer: Trainer | None = None
 
@@ -224,15 +230,20 @@ def _train(
         group.decide(begin)
         with (
             _tracked(plan, name, folder) as tracker,
-            tqdm(total=plan.total_steps, desc=name, disable=None if group.main else True, unit="step", dynamic_ncols=True) as bar,
+            progress_bar(plan.total_steps, name, shown=group.main) as bar,
         ):
+
+            def track(step: int, metrics: dict[str, float]) -> None:
+                tracker.log(step, metrics)
+                if watch is not None and watch(step, dict(metrics)):
+                    asked.append(step)
 
             def progress(step: int, metrics: dict[str, float]) -> None:
                 rate = max(metrics["dropout/unit_rate"], metrics["dropout/path_rate"])
                 bar.set_postfix(loss=f"{metrics['train/loss']:.4f}", rate=f"{rate:.4g}", refresh=False)
                 bar.update(step - bar.n)
 
-            trainer = Trainer(plan, model, scheduler, folder, tracker.log, stop, progress, group)
+            trainer = Trainer(plan, model, scheduler, folder, track, lambda: bool(asked) or stop(), progress, group)
             trainer.resume()
             bar.update(trainer.step)
             if folder is not None:

@@ -14,8 +14,8 @@ import yaml
 from PIL import Image
 
 from earlydrop.analysis import load_runs
-from earlydrop.commands.overrides import mistake
 from earlydrop.training.compose import compose, conf_folder, config_from_dict
+from earlydrop.training.overrides import mistake
 from earlydrop.training.plan import make_plan
 from earlydrop.training.record.failures import failures, forget_failures, note_failure
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from earlydrop.commands.overrides import mistake
+from earlydrop.training.overrides import mistake
 
 pytest.importorskip("submitit")
 LOCAL = ["-m", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "tracking=off", "threads=1", "device=cpu", "model=mlp",

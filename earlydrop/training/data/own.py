@@ -52,7 +52,7 @@ def own_source(code: Code, config: DataConfig, options: AugmentConfig, device: t
             _check_source(said, found)
             source: Source = found
             return source
-        return OwnImages(_pair(said, found), config, options, device, shown="train_images" not in known)
+        return OwnImages(pair_of(said, found), config, options, device, shown="train_images" not in known)
     except ConfigError:
         raise
     except Exception as error:
@@ -86,7 +86,7 @@ def _check_source(said: str, source: Any) -> None:
                 raise ConfigError(f"{said}: its {split} labels are {labels.tolist()}: expected int64, 0 to {source.classes - 1}")
 
 
-def _pair(said: str, found: Any) -> dict[str, Any]:
+def pair_of(said: str, found: Any) -> dict[str, Any]:
     """The training and the test set."""
     if isinstance(found, Mapping) and {"train", "test"} <= found.keys():
         found = (found["train"], found["test"])
@@ -103,7 +103,7 @@ def _pair(said: str, found: Any) -> dict[str, Any]:
     return splits
 
 
-def _read(said: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
+def read_images(said: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
     """A dataset's images, (N, C, H, H), bytes or float32, and labels, (N,)."""
     images, labels = [], []
     for index in range(len(dataset)):
@@ -156,7 +156,7 @@ class OwnImages(ImagesInMemory):
         self, splits: Mapping[str, Any], config: DataConfig, options: AugmentConfig, device: torch.device, shown: bool
     ) -> None:
         said = f"data.name is {config.name!r}"
-        read = {split: _read(said, split, dataset) for split, dataset in splits.items()}
+        read = {split: read_images(said, split, dataset) for split, dataset in splits.items()}
         if shown and config.train_images is not None:
             read["train"] = _first(config.train_images, *read["train"])
         if read["train"][0].shape[1:] != read["test"][0].shape[1:]:
@@ -167,7 +167,7 @@ class OwnImages(ImagesInMemory):
             raise ConfigError(f"augment.shift is {options.shift}: expected less than the image's {self.image_size} pixels")
         self.classes = int(max(labels.max() for _, labels in read.values())) + 1
         self.sizes = {split: len(labels) for split, (_, labels) in read.items()}
-        self.digest = _digest(read)
+        self.digest = digest_of_images(read)
         unit = 255 if read["train"][0].dtype == torch.uint8 else 1
         pixels = read["train"][0].double() / unit
         mean, spread = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)
@@ -194,7 +194,7 @@ def _first(count: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return images[keep], labels[keep]
 
 
-def _digest(read: Mapping[str, tuple[Tensor, Tensor]]) -> str:
+def digest_of_images(read: Mapping[str, tuple[Tensor, Tensor]]) -> str:
     digest = hashlib.sha256()
     for split, (images, labels) in sorted(read.items()):
         digest.update(f"{split} {tuple(images.shape)} {images.dtype}".encode())

@@ -174,12 +174,14 @@ def _start(config: Config, folder: Path, name: str, identity: str, job_type: str
     if key != key.strip():  # wandb refuses a key with a line break around it, even offline
         os.environ["WANDB_API_KEY"] = key.strip()
 
+    reinit: Any = "finish_previous" if wandb.run is None else "create_new"  # somebody's own run in this process goes on
+
     def start(mode: str) -> Any:
         if mode == "offline":
             _forget_fragments(folder, identity)
         return wandb.init(
             project=config.project, name=name, group=config.study, job_type=job_type, id=identity, resume="allow", mode=mode,  # type: ignore[arg-type]
-            tags=[tag[:64] for tag in tags], config=dataclasses.asdict(config) | extra, dir=str(folder), reinit="finish_previous",
+            tags=[tag[:64] for tag in tags], config=dataclasses.asdict(config) | extra, dir=str(folder), reinit=reinit,
             settings=wandb.Settings(init_timeout=15, finish_timeout=_FINISH_TIMEOUT, silent=True, console="off", x_disable_stats=True),
         )  # fmt: skip
 

@@ -5,9 +5,9 @@ import shlex
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from earlydrop.commands.overrides import mistake, unused
 from earlydrop.commands.run import main
 from earlydrop.training.compose import compose, config_from_dict
+from earlydrop.training.overrides import mistake, unused
 
 
 @pytest.mark.parametrize(

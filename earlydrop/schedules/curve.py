@@ -1,0 +1,79 @@
+"""A schedule's curve as a small picture (SVG), for notebooks."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+_WIDTH, _HEIGHT = 360, 120  # of the plot, in pixels
+_LEFT, _TOP, _BELOW = 46, 10, 34  # room for the labels
+_SAMPLES = 360
+_FURTHEST = 2**40  # a step at which every schedule has come to rest
+_PER_EPOCH = 100  # steps that an epoch is drawn with, where its length is not known
+_TOTAL = 1_000  # steps that a run is drawn with, where its length is not known
+
+
+def curve_svg(schedule: Any) -> str:
+    """The rate against the step, from 0 to a little past the last change.
+
+    Args:
+        schedule: A `Schedule`. Durations in percent are drawn against the share of the run, those in epochs against epochs.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    resolved, length, unit, scale = _drawn(schedule)
+    steps = sorted({round(i * length / _SAMPLES) for i in range(_SAMPLES + 1)})
+    rates = [resolved(step) for step in steps]
+    top = max(rates) or 0.1
+    points = " ".join(
+        f"{_LEFT + _WIDTH * step / length:.1f},{_TOP + _HEIGHT * (1 - rate / top):.1f}"
+        for step, rate in zip(steps, rates, strict=True)
+    )
+    bottom, right = _TOP + _HEIGHT, _LEFT + _WIDTH
+    words = html.escape(repr(schedule))
+    style = "font:12px sans-serif;fill:currentColor"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{words}" width="{right + 20}" height="{bottom + _BELOW}" '
+        f'style="max-width:100%;{style}"><title>{words}</title>'
+        f'<path d="M{_LEFT},{_TOP}V{bottom}H{right}" fill="none" stroke="currentColor" opacity="0.4"/>'
+        f'<polyline points="{points}" fill="none" stroke="#0072b2" stroke-width="2"/>'
+        f'<text x="{_LEFT - 6}" y="{_TOP + 4}" text-anchor="end">{top:.3g}</text>'
+        f'<text x="{_LEFT - 6}" y="{bottom + 4}" text-anchor="end">0</text>'
+        f'<text x="{_LEFT}" y="{bottom + 16}" text-anchor="middle">0</text>'
+        f'<text x="{right}" y="{bottom + 16}" text-anchor="end">{length * scale:,.4g}</text>'
+        f'<text x="{_LEFT + _WIDTH / 2}" y="{bottom + 28}" text-anchor="middle">{unit}</text></svg>'
+    )
+
+
+def _drawn(schedule: Any) -> tuple[Callable[[int], float], int, str, float]:
+    """What is drawn: a schedule in steps, up to which step, what the axis is called, and what a step is worth on it."""
+    if schedule.resolved:
+        return schedule, _length(schedule), "optimizer step", 1.0
+    try:
+        return schedule.resolve(_TOTAL), _TOTAL, "% of the run", 100 / _TOTAL
+    except ValueError:  # a duration in epochs, or in more steps than that
+        pass
+    for epochs in (10, 100, 1_000, 10_000, 100_000, 1_000_000):
+        try:
+            resolved = schedule.resolve(epochs * _PER_EPOCH, _PER_EPOCH)
+        except ValueError:
+            continue
+        return resolved, min(_length(resolved), epochs * _PER_EPOCH), "epoch", 1 / _PER_EPOCH
+    raise ValueError(f"{schedule!r} cannot be drawn: give its length with schedule.resolve(total_steps, steps_per_epoch)")
+
+
+def _length(schedule: Callable[[int], float]) -> int:
+    """A quarter more than the last step at which the rate is another than at the end."""
+    last = schedule(_FURTHEST)
+    tried = sorted({int(2 ** (quarter / 4)) for quarter in range(160)})
+    changing = [step for step in tried if schedule(step) != last]
+    if not changing:
+        return _PER_EPOCH
+    low = changing[-1]
+    high = next((step for step in tried if step > low), _FURTHEST)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if schedule(middle) != last else (low, middle)
+    return max(high + high // 4, 8)

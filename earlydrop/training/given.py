@@ -1,0 +1,309 @@
+"""Models and data that are given as Python objects: the names that stand for them, and what tells two of them apart.
+
+A model's digest is made of the code that it comes from and, where it is a module, of its weights; a dataset's, of its content. Code is
+read where it was written: a file's as for ``module:function``; of a notebook's cell or a script, the functions themselves and what
+they use. What nothing can be read of is refused, since a change of it would go unnoticed.
+"""
+
+from __future__ import annotations
+
+import copy
+import dis
+import functools
+import hashlib
+import inspect
+import pickle
+import re
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from earlydrop.scheduler import DropoutScheduler
+from earlydrop.schedules import none
+from earlydrop.sites import Kind, find_sites
+from earlydrop.training.config import ConfigError
+from earlydrop.training.data.own import digest_of_images, pair_of, read_images
+from earlydrop.training.data.source import Source
+from earlydrop.training.models.build import Task
+from earlydrop.training.plugins import OBJECT, Code, is_installed, raised, sources_from_here
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+_SHORT = 6  # hexadecimal digits of a digest in a name
+
+
+def given_model(model: Any) -> Code:
+    """A model that is given as an object: a module, or what builds one when it is called with the `Task`, or with nothing.
+
+    Raises:
+        ConfigError: It is neither, is driven by a scheduler already, or holds what no digest can be made of.
+    """
+    if isinstance(model, nn.Module):
+        if any(site.driven for site in find_sites(model)):
+            raise ConfigError(f"model is a {type(model).__name__} whose dropout is driven already: restore() its scheduler first")
+        code = _Reader("model")
+        code.add_structure(model)
+        weights = {name: _of_tensor(value) for name, value in model.state_dict().items()}
+        name = _name(type(model).__name__, code.found)
+        return _code(name, functools.partial(_as_given, model), code.found | {"weights": _hash(weights)}, code.paths)
+    if isinstance(model, str):
+        raise ConfigError(f"model is {model!r}: a name is given as an override, model.name={model}")
+    if not callable(model):
+        raise ConfigError(f"model is a {type(model).__name__}: expected a torch.nn.Module, or a function that builds one")
+    module = getattr(model, "__module__", None) or ""
+    if is_installed(module) and _parameters(model)[:1] not in ([], ["task"]):
+        raise ConfigError(
+            f"model is {_qualified(model)}: a builder is called with the Task, which this does not take; give it as "
+            "lambda task: ..., or name the model with the override model.name="
+        )
+    code = _Reader("model")
+    code.add(model)
+    build = model if _parameters(model) else functools.partial(_without_task, model)
+    return _code(_name(getattr(model, "__name__", type(model).__name__), code.found), build, code.found, code.paths)
+
+
+def reference_of(value: Any) -> str | None:
+    """``module:function`` of a builder that stands in a file, as a command line would name it; None of any other object."""
+    module, name = getattr(value, "__module__", None) or "", getattr(value, "__qualname__", "")
+    if not isinstance(value, (types.FunctionType, type)) or "<" in name or module == "__main__" or is_installed(module):
+        return None
+    there: Any = sys.modules.get(module)
+    file = getattr(there, "__file__", None)
+    for part in name.split("."):
+        there = getattr(there, part, None)
+    files = sources_from_here(module)
+    same = there is value and file is not None and files.get(module) == Path(file).resolve()
+    return f"{module}:{name}" if same and _parameters(value) else None
+
+
+def given_data(data: Any) -> Code:
+    """Data that is given as an object: a pair for training and test, each a dataset or (images, labels); a `Source`; or what makes these.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    if isinstance(data, str):
+        raise ConfigError(f"data is {data!r}: a name is given as an override, data.name={data}")
+    if callable(data) and not hasattr(data, "__getitem__") and not hasattr(data, "batches"):
+        try:
+            data = data()
+        except Exception as error:
+            raise ConfigError(f"data is a {type(data).__name__}: calling it raised {raised(error)}") from error
+    if Source in type(data).__mro__:
+        code = _Reader("data")
+        code.add(type(data))
+        found = code.found | {"content": str(getattr(data, "digest", ""))}
+        return _code(_name(type(data).__name__, found), functools.partial(_itself, data), found, code.paths)
+    splits = pair_of("data", _datasets(data))
+    read = {split: read_images("data", split, dataset) for split, dataset in splits.items()}
+    found = {"content": digest_of_images(read)}
+    pair = {split: TensorDataset(*tensors) for split, tensors in read.items()}
+    return _code(_name(type(splits["train"]).__name__, found), functools.partial(_itself, pair), found, set())
+
+
+def _as_given(model: nn.Module, task: Task) -> nn.Module:
+    """A copy of a module, with those of its sites at rate 0 that its run does not schedule."""
+    built = copy.deepcopy(model)
+    kinds: tuple[tuple[Kind, float], ...] = (("unit", task.unit), ("path", task.path))
+    for kind, peak in kinds:
+        if peak == 0 and any(site.kind == kind and site.base_rate > 0 for site in find_sites(built)):
+            DropoutScheduler(built, none(), kind=kind)
+    return built
+
+
+def _without_task(build: Callable[[], Any], task: Task) -> Any:
+    return build()
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _datasets(data: Any) -> Any:
+    """A pair in which (images, labels) has become a dataset."""
+    if isinstance(data, Mapping) and {"train", "test"} <= data.keys():
+        data = (data["train"], data["test"])
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        return data
+    return tuple(_dataset(split) for split in data)
+
+
+def _dataset(split: Any) -> Any:
+    held = isinstance(split, (tuple, list)) and len(split) == 2 and all(isinstance(each, (Tensor, np.ndarray)) for each in split)
+    if not held:
+        return split
+    images, labels = (torch.as_tensor(each) for each in split)
+    if len(images) != len(labels):
+        raise ConfigError(f"data has {len(images)} images and {len(labels)} labels: expected as many of each")
+    return TensorDataset(images, labels)
+
+
+def _code(name: str, value: Callable[..., Any], found: dict[str, str], paths: Iterable[Path]) -> Code:
+    return Code(name, value, dict(sorted(found.items())), _hash(found), tuple(sorted(paths)))
+
+
+def _name(label: str, found: Mapping[str, str]) -> str:
+    """A name that no module has: the object's own, and some digits by which two of one name differ."""
+    return f"{OBJECT}{re.sub(r'[^A-Za-z0-9_]+', '', label) or 'object'}_{_hash(found)[:_SHORT]}"
+
+
+def _hash(found: Mapping[str, str]) -> str:
+    return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()
+
+
+def _of_tensor(value: Tensor) -> str:
+    tensor = value.detach().cpu().contiguous()
+    content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + content).hexdigest()
+
+
+def _parameters(value: Callable[..., Any]) -> list[str]:
+    try:
+        return list(inspect.signature(value).parameters)
+    except (TypeError, ValueError):
+        return ["task"]
+
+
+class _Reader:
+    """Collects digests of everything that an object is made of, by name.
+
+    Attributes:
+        found: SHA-256, or the name itself of what an installed package has, by name.
+        paths: The source files.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.found: dict[str, str] = {}
+        self.paths: set[Path] = set()
+        self._seen: dict[int, Any] = {}  # by identity; held, so that none is used again
+
+    def add_structure(self, model: nn.Module) -> None:
+        """Add a module without its weights: the classes of its modules, and what they hold beside tensors."""
+        for name, module in model.named_modules():
+            self.found[f"module {name}"] = _qualified(type(module))
+            self.add(type(module))
+            for key, value in vars(module).items():
+                if not key.startswith("_") and key != "training":
+                    self.add(value, f"{name}.{key}")
+
+    def add(self, value: Any, where: str = "") -> None:
+        """Add a value, and what it is made of.
+
+        Raises:
+            ConfigError: Nothing can be read of it.
+        """
+        if isinstance(value, _PLAIN):
+            self.found[where] = repr(value)
+            return
+        if id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, types.ModuleType):
+            self._add_module(value.__name__)
+        elif isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
+            self._add_code(value)
+        elif isinstance(value, functools.partial):
+            self._add_all([value.func, *value.args, *value.keywords.items()], f"{where}.partial")
+        elif isinstance(value, types.MethodType):
+            self._add_all([value.__func__, value.__self__], f"{where}.method")
+        elif isinstance(value, Mapping):
+            self._add_all(value.items(), where)
+        elif isinstance(value, (list, tuple)):
+            self._add_all(value, where)
+        elif isinstance(value, nn.Module):
+            self.add_structure(value)
+            self.found[f"{where} weights"] = _hash({name: _of_tensor(each) for name, each in value.state_dict().items()})
+        elif isinstance(value, Tensor):
+            self.found[where] = _of_tensor(value)
+        else:
+            self._add_instance(value, where)
+
+    def _add_all(self, values: Iterable[Any], where: str) -> None:
+        for index, value in enumerate(values):
+            self.add(value, f"{where}[{index}]")
+
+    def _add_instance(self, value: Any, where: str) -> None:
+        """Any other object: its class, and what pickle makes of it."""
+        try:
+            content = pickle.dumps(value)
+        except Exception as error:
+            raise ConfigError(
+                f"{self.what} uses {where or 'an object'}, a {type(value).__name__}, of which no digest can be made ({error}): a change "
+                "of it would not be noticed; give it plain values, or name the model as module:function"
+            ) from error
+        self.found[where] = hashlib.sha256(content).hexdigest()
+        self.add(type(value))
+
+    def _add_module(self, name: str) -> None:
+        if is_installed(name):
+            self.found[name] = "installed"
+            return
+        files = sources_from_here(name)
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if not files and file is not None:
+            files = {name: Path(file)}
+        if not files:
+            raise ConfigError(f"{self.what} uses the module {name}, which has no source file: put it into one")
+        self.paths |= set(files.values())
+        self.found |= {each: hashlib.sha256(path.read_bytes()).hexdigest() for each, path in files.items()}
+
+    def _add_code(self, value: Any) -> None:
+        """A function or class: of a file, the whole file; of a notebook or script, its own text and what that uses."""
+        module = getattr(value, "__module__", None) or "builtins"
+        if is_installed(module):
+            self.found[_qualified(value)] = "installed"
+        elif module != "__main__":
+            self._add_module(module)
+        elif isinstance(value, type):
+            for base in value.__mro__[1:]:
+                self.add(base)
+            for name, member in sorted(vars(value).items()):
+                if not (name.startswith("__") and not callable(member)):
+                    self._add_member(member, f"{_qualified(value)}.{name}")
+        else:
+            self._add_text(value)
+        if isinstance(value, types.FunctionType) and not is_installed(module):
+            cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
+            for name, cell in cells.items():
+                self.add(cell.cell_contents, f"{value.__qualname__}: {name}")
+            self.add(value.__defaults__, f"{value.__qualname__}: defaults")
+            self.add(value.__kwdefaults__, f"{value.__qualname__}: keyword defaults")
+
+    def _add_member(self, member: Any, where: str) -> None:
+        inner = getattr(member, "__func__", member)
+        for each in (inner.fget, inner.fset, inner.fdel) if isinstance(inner, property) else (inner,):
+            if not isinstance(each, (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)):
+                self.add(each, where)
+
+    def _add_text(self, function: Any) -> None:
+        """The text of a function of a notebook or a script, and the global names that it uses."""
+        try:
+            text = inspect.getsource(function)
+        except (OSError, TypeError) as error:
+            raise ConfigError(
+                f"{self.what} uses {_qualified(function)}, whose source cannot be found: a change of it would not be noticed; write it "
+                "in a file or in a cell of a notebook"
+            ) from error
+        self.found[_qualified(function)] = hashlib.sha256(text.encode()).hexdigest()
+        for name in _globals(function.__code__):
+            if name in function.__globals__:
+                self.add(function.__globals__[name], f"{function.__qualname__}: {name}")
+
+
+def _globals(code: types.CodeType) -> Iterator[str]:
+    """The global names that code reads, the functions inside it included."""
+    yield from sorted({each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")})
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _globals(constant)
+
+
+def _qualified(value: Any) -> str:
+    return f"{getattr(value, '__module__', None) or 'builtins'}.{getattr(value, '__qualname__', type(value).__name__)}"

@@ -44,7 +44,7 @@ PARTS = {
     "library_models": ["training/models/library.py", "training/models/pretrained.py"],
     "own_data": ["training/data/own.py"],
     "optimizer": ["training/optim.py", "training/trainer.py", "classic/max_norm.py", "distance.py"],
-    "parts": ["training/distributed.py"],
+    "parts": ["training/distributed.py", "training/reduce.py"],
     "swin": ["training/optim.py"],
     "vit": ["training/models/timm.py"],
     "evaluation": ["training/evaluate.py"],

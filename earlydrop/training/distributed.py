@@ -1,7 +1,7 @@
 """The workers of one run: who is here, what each of them does, and what rank 0 decides for all. A single process is a group of one.
 
-``torchrun`` starts the workers and says in the environment who they are. They reduce gradients through DistributedDataParallel; what the
-host decides (stop, save, go on from where) goes through a group of its own on gloo, so that no decision waits for a device.
+``torchrun`` starts the workers and says in the environment who they are. `earlydrop.training.reduce` sums their gradients; what the host
+decides (stop, save, go on from where) goes through a group of its own on gloo, so that no decision waits for a device.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from earlydrop.training.config import ConfigError
+from earlydrop.training.reduce import GradientSum
 
 T = TypeVar("T")
 
@@ -94,12 +95,14 @@ class Group:
             raise content[1]
         return content[0]  # type: ignore[no-any-return]
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as it is called in training: its gradients are averaged over the workers after each backward pass."""
+    def gradient_sum(self, model: nn.Module) -> GradientSum | None:
+        """What sums the gradients of a model over the workers; None for a single process. All begin with the first one's weights."""
         if self.size == 1:
-            return model
+            return None
         with answered(self):
-            return nn.parallel.DistributedDataParallel(model, process_group=self.reductions)
+            for tensor in [*model.parameters(), *model.buffers()]:
+                dist.broadcast(tensor.detach(), src=0, group=self.reductions)
+        return GradientSum(model.parameters(), self.reductions)
 
 
 ALONE = Group()

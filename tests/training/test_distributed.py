@@ -9,6 +9,7 @@ import torch
 
 from earlydrop.training.config import ConfigError
 from earlydrop.training.distributed import ALONE, Group, check_parts, join
+from tests.training.states import assert_same
 
 SMALL = ["tracking=off", "device=cpu", "threads=1", "data.train_images=330", "trainer.batch_size=64", "trainer.accumulate=4",
          "trainer.steps=8", "trainer.log_every=2", "trainer.eval_every=50%", "model.width=16", "model.depth=2", "model.heads=2",
@@ -90,6 +91,20 @@ def test_the_numbers_do_not_depend_on_the_number_of_workers(size, alone, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_run_that_stops_goes_on_to_the_bit(size, tmp_path, start, train):
+    """With four workers the order in which gradients are added matters."""
+    options = [*MIXED, "probe=none"]
+    straight = train(size, tmp_path / "straight", *options)
+    stopped = finish(start(size, tmp_path / "stopped", *options, happens="stop 0 3"))
+    assert [code for _, code in stopped] == [130] * size, stopped
+    resumed = train(size, tmp_path / "stopped", *options)
+    assert (resumed / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+    one, other = (torch.load(max((f / "checkpoints").glob("step-*.pt")), weights_only=True) for f in (straight, resumed))
+    assert_same(one, other)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("happens", ["stop 0 5", "warn 3 5"])
 def test_a_run_goes_on_with_another_number_of_workers_when_told(alone, tmp_path, happens, start, train):
     """Whichever worker is asked to stop, all of them save and stop."""
@@ -166,7 +181,7 @@ def test_a_single_process_is_a_group_of_one():
     assert ALONE.decide(lambda: 5) == 5
     assert ALONE.largest((1.0, 0.0)) == [1.0, 0.0]
     model = torch.nn.Linear(1, 1)
-    assert ALONE.wrap(model) is model
+    assert ALONE.gradient_sum(model) is None
 
 
 def test_shares_and_blocks_cover_everything_once():

@@ -49,6 +49,7 @@ PARTS = {
     "vit": ["training/models/timm.py"],
     "evaluation": ["training/evaluate.py"],
     "probe": ["gradients/sums.py", "gradients/measures.py", "gradients/probe.py", "training/probes.py"],
+    "probe_parts": ["training/probes.py"],
     "monte_carlo": ["classic/monte_carlo.py"],
 }
 

@@ -281,6 +281,8 @@ class TrainerConfig:
 
     ``stop_metric`` ends a run early, once this metric has not improved in ``stop_patience`` evaluations. ``mc_passes`` measures Monte
     Carlo dropout on the test set at the end.
+
+    ``deterministic`` allows torch only algorithms that give the same bits twice, which a GPU does not promise otherwise.
     """
 
     epochs: int = _key(10, bounds="positive", used=lambda config: config.trainer.steps is None)
@@ -289,6 +291,7 @@ class TrainerConfig:
     accumulate: int = _key(1, bounds="positive")
     precision: str = _key("float32", choices=("float32", "bf16"))
     compile: bool = _key(False)
+    deterministic: bool = _key(False)
     masks: str = _key("fast", choices=("native", "fast"), used=drops)
     log_every: int = _key(10, CADENCE, bounds="positive")
     eval_every: str = _key("20%", CADENCE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from earlydrop.schedules.durations import duration_to_steps
 from earlydrop.training.checks import check
 from earlydrop.training.config import Config, ConfigError, describe_schedule, parse_path_schedule, parse_schedule
 from earlydrop.training.data import Source, make_source
+from earlydrop.training.device import choose_device
 from earlydrop.training.fingerprint import fingerprint
 from earlydrop.training.models.pretrained import pretrained_digest
 from earlydrop.training.names import run_label, study_folder
@@ -186,45 +186,3 @@ def _schedules(config: Config) -> tuple[Schedule, Schedule | None]:
         raise
     except ValueError as error:
         raise ConfigError(f"schedule: {error}") from error
-
-
-_GPU_WORDS = ("gpu", "nvidia", "geforce")
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that a configuration names; ``auto`` is the accelerator that torch finds, or the CPU.
-
-    Raises:
-        ConfigError: It is not a device, or not on this machine.
-    """
-    wanted = (_accelerator() or "cpu") if name == "auto" else name
-    if wanted == "cuda" and "LOCAL_RANK" in os.environ:
-        wanted = f"cuda:{os.environ['LOCAL_RANK']}"  # of the workers on a node each has its own
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        hint = "did you mean cuda? " if wanted.partition(":")[0].lower() in _GPU_WORDS else ""
-        raise ConfigError(f"device={name} is not a device that torch knows; {hint}on this machine {_advice()}") from None
-    try:
-        if device.type == "meta":
-            raise RuntimeError("it holds no numbers")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError):
-        raise ConfigError(f"device={name} is not available on this machine; {_advice()}") from None
-    return device
-
-
-def _accelerator() -> str | None:
-    """The kind of accelerator that this machine has, as torch finds it."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return found.type if found is not None else None
-
-
-def _advice() -> str:
-    """What can be given instead, on this machine."""
-    kind = _accelerator()
-    if kind is None:
-        return "use device=cpu or device=auto"
-    count = torch.accelerator.device_count()
-    there = f" (there is {kind}:0)" if count == 1 else f" (there are {kind}:0 to {kind}:{count - 1})"
-    return f"use device=cpu, device={kind}{there} or device=auto"

@@ -21,6 +21,7 @@ from earlydrop.training.config import Config, ConfigError
 from earlydrop.training.data.files import counts_in_words
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.describe import print_plan
+from earlydrop.training.device import deterministic, device_problem
 from earlydrop.training.distributed import Group, WorkerLostError, answered, check_parts, join, leave, world_size
 from earlydrop.training.evaluate import evaluate_all
 from earlydrop.training.models import in_words
@@ -84,10 +85,15 @@ def run(config: Config, in_sweep: bool = False, unused: Iterable[str] = ()) -> d
         return {"folder": str(plan.folder), "state": "planned"}
     group = join(config.distributed.timeout, plan.device.type == "cuda")
     try:
-        with answered(group):
+        with answered(group), deterministic(config.trainer.deterministic):
             return _evaluate_last(plan, group) if config.mode == "eval" else _life(plan, group, in_sweep)
     except WorkerLostError as error:
         raise TrainingFailed(str(error)) from error
+    except RuntimeError as error:
+        problem = device_problem(error, config)
+        if problem is None:
+            raise
+        raise TrainingFailed(problem) from error
     finally:
         if group.size > 1:
             leave()
@@ -251,6 +257,10 @@ def _train(
         _fail(folder, trainer, plan, f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error))
         raise TrainingFailed(f"{plan.folder}: {error}") from error
     except Exception as error:
+        problem = device_problem(error, config)
+        if problem is not None:
+            _fail(folder, trainer, plan, problem)
+            raise TrainingFailed(f"{plan.folder}: {problem}") from error
         log.exception("the run failed")
         _fail(folder, trainer, plan, f"{type(error).__name__}: {error}")
         raise

@@ -120,9 +120,9 @@ class Trainer:
 
     def _same_environment(self, there: dict[str, Any]) -> None:
         if there != self.environment and self.plan.config.resume != "force":
-            here = self.environment
+            here, absent = self.environment, {"workers": 1}
             differing = [
-                f"{key} {there.get(key, 1)} there, {here.get(key, 1)} here"
+                f"{key} {there.get(key, absent.get(key))} there, {here.get(key, absent.get(key))} here"
                 for key in {**here, **there}
                 if there.get(key) != here.get(key)
             ]

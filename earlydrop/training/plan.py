@@ -13,6 +13,7 @@ from earlydrop.schedules.durations import duration_to_steps
 from earlydrop.training.checks import check
 from earlydrop.training.config import Config, ConfigError, describe_schedule, parse_path_schedule, parse_schedule
 from earlydrop.training.data import Source, make_source
+from earlydrop.training.data.source import Once, alone
 from earlydrop.training.device import choose_device
 from earlydrop.training.fingerprint import fingerprint
 from earlydrop.training.models.pretrained import pretrained_digest
@@ -66,8 +67,10 @@ class Plan:
         return self.config.probe.compare and bool(self.probe_steps)
 
 
-def make_plan(config: Config) -> Plan:
+def make_plan(config: Config, once: Once = alone) -> Plan:
     """Check a configuration and work out its plan.
+
+    ``once`` is given what one worker can do for all of them, such as to list the files of an image folder.
 
     Raises:
         ConfigError: A value that cannot be used, with what was expected.
@@ -77,8 +80,8 @@ def make_plan(config: Config) -> Plan:
     schedule, path_schedule = _schedules(config)  # before the data is read
     code = code_of(config)
     if evaluates_alone(config):
-        return _plan_of_weights(config, device, code)
-    source = make_source(config.data, config.augment, device, planning=config.mode == "plan")
+        return _plan_of_weights(config, device, code, once)
+    source = make_source(config.data, config.augment, device, planning=config.mode == "plan", once=once)
     images, batch = source.sizes["train"], config.trainer.batch_size
     if batch > images:
         raise ConfigError(f"trainer.batch_size is {batch}: the training set has only {images} images")
@@ -147,10 +150,11 @@ def evaluates_alone(config: Config) -> bool:
     return config.checkpoint is not None and config.model.dropout != "standard"
 
 
-def _plan_of_weights(config: Config, device: torch.device, code: Mapping[str, Code]) -> Plan:
+def _plan_of_weights(config: Config, device: torch.device, code: Mapping[str, Code], once: Once) -> Plan:
     """A plan without steps, which reads the splits that are evaluated and no others."""
     read = {"test" if split == "test" else "train" for split in config.evaluation.splits}
-    source = make_source(config.data, config.augment, device, [split for split in ("train", "test") if split in read])
+    splits = [split for split in ("train", "test") if split in read]
+    source = make_source(config.data, config.augment, device, splits, once=once)
     schedule = MAKERS["none"]()
     digest = fingerprint(config, source, schedule, 0, 0, [], [], {key: each.digest for key, each in code.items()})
     name = config.label or describe_schedule(config.schedule)

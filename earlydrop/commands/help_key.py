@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import textwrap
 
-from earlydrop.commands.overrides import meant
 from earlydrop.training.config import BOUNDS, Key, keys
+from earlydrop.training.overrides import meant
 
 FLAG = "--help-key"
 _EFFECT = {

@@ -32,7 +32,10 @@ def _job(config: DictConfig) -> dict[str, Any]:
     study: Path | None = None
     failed, trained = False, False
     try:
-        settings, study = _settings(config, joblib="joblib" in str(hydra.launcher.get("_target_", "")).lower())
+        launcher = str(hydra.launcher.get("_target_", "")).lower()
+        if multirun and "slurm" in launcher:
+            sweep.become_worker()
+        settings, study = _settings(config, job=hydra.job.num if "joblib" in launcher else None)
         trained = settings.mode == "train"
         if multirun:
             forget_failures(study, sweep.identity())
@@ -50,17 +53,18 @@ def _job(config: DictConfig) -> dict[str, Any]:
         print(_explain(error), file=sys.stderr)
         if not multirun:
             raise SystemExit(1) from None
-        _note_failure(study, list(hydra.overrides.task), str(error))  # the other jobs go on; the sweep's process ends with 1
+        if sweep.is_first_worker():
+            _note_failure(study, list(hydra.overrides.task), str(error))  # the other jobs go on; the sweep's process ends with 1
         return {"state": "failed"}
     finally:
         done = sweep.Done(str(study) if study is not None and (trained or failed) else None, failed)
-        progress = sweep.note_done(hydra.job.num, done) if multirun else None
+        progress = sweep.note_done(hydra.job.num, done) if multirun and sweep.is_first_worker() else None
         if progress is not None:
             print(progress, flush=True)
 
 
-def _settings(config: DictConfig, joblib: bool) -> tuple[Any, Path]:
-    """A job's settings, and the folder of its study."""
+def _settings(config: DictConfig, job: int | None) -> tuple[Any, Path]:
+    """A job's settings, and the folder of its study. ``job``: its number among those that run side by side on this machine."""
     from omegaconf import OmegaConf
 
     from earlydrop.analysis.arms import flat
@@ -73,8 +77,11 @@ def _settings(config: DictConfig, joblib: bool) -> tuple[Any, Path]:
     if wrong is not None:
         raise ConfigError(wrong)
     settings: Any = OmegaConf.to_object(config)
-    if settings.threads is None and joblib:
-        settings.threads = 1  # one thread a run is the way to use all cores
+    if job is not None:
+        from earlydrop.training.device import device_of_job
+
+        settings.threads = settings.threads or 1  # one thread a run is the way to use all cores
+        settings.device = device_of_job(settings.device, job)
     return settings, study_folder(settings.out, settings.study)
 
 

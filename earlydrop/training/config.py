@@ -353,6 +353,8 @@ class TrainerConfig:
         stop_patience: Evaluations without improvement of ``trainer.stop_metric`` after which a run
             ends.
         mc_passes: Forwards of Monte Carlo dropout on the test set at the end; null is none.
+        deterministic: Allow torch only algorithms that give the same bits twice, which a GPU does
+            not promise otherwise.
     """
 
     epochs: int = _key(10, bounds="positive", used=lambda config: config.trainer.steps is None)
@@ -361,6 +363,7 @@ class TrainerConfig:
     accumulate: int = _key(1, bounds="positive")
     precision: str = _key("float32", choices=("float32", "bf16"))
     compile: bool = _key(False)
+    deterministic: bool = _key(False)
     masks: str = _key("fast", choices=("native", "fast"), used=drops)
     log_every: int = _key(10, CADENCE, bounds="positive")
     eval_every: str = _key("20%", CADENCE)

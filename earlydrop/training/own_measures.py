@@ -2,7 +2,8 @@
 
 A measure of one parameter is called with the probe's `earlydrop.gradients.measures.Moments`. One with parameters called ``model``,
 ``loss_fn`` or ``batches`` is called with these: the model at its weights of the moment and in training mode, the loss, and the probe's
-batches as a list. Nothing that it does to the model's buffers, modes and gradients or to random state stays.
+batches as a list, or their parts where a batch has several. Nothing that it does to the model's buffers, modes and gradients or to
+random state stays.
 """
 
 from __future__ import annotations

@@ -317,3 +317,11 @@ def alive(process):
         return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_the_runs_of_a_joblib_sweep_take_the_gpus_in_turn(tmp_path, warm):
+    sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "device=cuda", "seed=0,1,2", *SMALL, "trainer.steps=2"]
+    sweep = [each for each in sweep if each != "device=cpu"]
+    done = warm.run(*sweep, cwd=tmp_path, program=str(Path(__file__).with_name("pretend_gpus.py")))
+    assert done.returncode == 0, done.stderr
+    assert [f"job {job} of device=cuda on cuda:{job % 2}" in done.stdout for job in range(3)] == [True] * 3

@@ -34,7 +34,7 @@ from earlydrop.analysis.runs import load_runs as load_runs
 from earlydrop.sites.traceless import leave_no_trace
 from earlydrop.training.compose import compose_one, config_from_dict
 from earlydrop.training.config import Config as Config
-from earlydrop.training.config import ConfigError as ConfigError
+from earlydrop.training.fields import ConfigError as ConfigError
 from earlydrop.training.given import given_data, given_model, reference_of
 from earlydrop.training.outside import names_of
 from earlydrop.training.overrides import mistake, unknown_keys, unused, with_own_keys

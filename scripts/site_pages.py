@@ -42,7 +42,7 @@ def on_files(files: Any, config: Any) -> Any:
 def keys_page() -> str:
     """Every configuration key: default, values, meaning."""
     from earlydrop.commands.help_key import shown, values
-    from earlydrop.training.config import keys
+    from earlydrop.training.keys import keys
 
     lines = [
         "# Configuration keys",

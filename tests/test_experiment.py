@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 import earlydrop
 from earlydrop import experiment
 from earlydrop.commands.run import main
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.record.folder import read_metrics
 from earlydrop.training.trainer import Trainer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from earlydrop.training.config import keys
+from earlydrop.training.keys import keys
 
 ROOT = Path(__file__).parents[1]
 

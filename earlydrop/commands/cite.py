@@ -12,7 +12,7 @@ from earlydrop.analysis.arms import flat
 from earlydrop.analysis.runs import find_runs
 from earlydrop.commands import command
 from earlydrop.training.compose import compose, literal
-from earlydrop.training.config import key_of
+from earlydrop.training.keys import key_of
 from earlydrop.training.record.folder import STATUS, DamagedFileError, changed_files, read_config, read_provenance
 
 PAPER = """@inproceedings{liu2023dropout,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import textwrap
 
-from earlydrop.training.config import BOUNDS, Key, keys
+from earlydrop.training.fields import BOUNDS
+from earlydrop.training.keys import Key, keys
 from earlydrop.training.overrides import meant
 
 FLAG = "--help-key"

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from earlydrop.commands import command
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.record.folder import STATUS, changed_files, read_config, read_metrics, read_provenance, read_status
 
 

@@ -68,7 +68,7 @@ def _settings(config: DictConfig, job: int | None) -> tuple[Any, Path]:
     from omegaconf import OmegaConf
 
     from earlydrop.analysis.arms import flat
-    from earlydrop.training.config import ConfigError
+    from earlydrop.training.fields import ConfigError
     from earlydrop.training.names import study_folder
     from earlydrop.training.overrides import unknown_keys
 
@@ -96,7 +96,7 @@ def _explain(error: Exception) -> str:
     """A line for what a user can mend; a traceback for what only we can."""
     from omegaconf.errors import OmegaConfBaseException
 
-    from earlydrop.training.config import ConfigError
+    from earlydrop.training.fields import ConfigError
     from earlydrop.training.trainer import TrainingFailed
 
     if isinstance(error, (ConfigError, TrainingFailed)):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
-from earlydrop.training.config import BOUNDS, OPEN, SPLITS, Config, ConfigError, drops, keys
+from earlydrop.training.config import SPLITS, Config
+from earlydrop.training.fields import BOUNDS, ConfigError
+from earlydrop.training.keys import OPEN, keys
 from earlydrop.training.names import printable, slug
+from earlydrop.training.schedule_config import drops
 
 
 def check(config: Config) -> None:

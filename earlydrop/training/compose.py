@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from earlydrop.training.config import Config, ConfigError, schedule_options
+from earlydrop.training.config import Config
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plugins import installed
+from earlydrop.training.schedule_config import schedule_options
 
 
 def conf_folder() -> Path:

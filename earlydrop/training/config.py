@@ -1,66 +1,23 @@
-"""The configuration's schema: each key with its default, its role, its bounds and when it is used. Plain values; nothing here needs torch.
+"""The configuration's schema. Plain values; nothing here needs torch.
 
-A key's role says what it acts on, and everything else follows from it:
-
-- ``numbers`` (the default): the trained weights. It is hashed into the fingerprint and tells arms apart.
-- ``cadence``: what is measured and when. It is hashed into the fingerprint, but tells no arms apart.
-- ``seed``: pairs runs: hashed, but no part of an arm.
-- ``machine``: where and how it is computed; ``name``: what it is called. Neither is hashed.
+A class for each group of keys; a key's meaning stands under ``Attributes``.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import inspect
-import itertools
-import os
-import types
-import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-from earlydrop import schedules
 from earlydrop.metrics import WATCHED
+from earlydrop.training.fields import CADENCE, MACHINE, NAME, SEED
+from earlydrop.training.fields import key as _key
+from earlydrop.training.schedule_config import ScheduleConfig, drops
 
-_MOST_THREADS = max(256, os.cpu_count() or 1)
-
-T = TypeVar("T")
-NUMBERS, CADENCE, SEED, MACHINE, NAME = "numbers", "cadence", "seed", "machine", "name"
-BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "positive": (lambda value: value > 0, "more than 0"),
-    "not negative": (lambda value: value >= 0, "0 or more"),
-    "below one": (lambda value: 0 <= value < 1, "a number in [0, 1)"),
-    "rate": (lambda value: 0 <= value < 1, "a rate in [0, 1)"),
-    "probability": (lambda value: 0 <= value <= 1, "a probability in [0, 1]"),
-    "threads": (lambda value: 0 < value <= _MOST_THREADS, f"more than 0, and at most {_MOST_THREADS}"),
-}
 IMAGE_FOLDERS = ("imagefolder",)
 """Datasets that are read image by image, with the released augmentation."""
 DRAWN = ("glyphs", "text")
 """Datasets that are not shifted and flipped: endless images, which come under maps of their own, and text."""
-
-
-class ConfigError(ValueError):
-    """A value in the configuration cannot be used; the message names it and says what was expected."""
-
-
-def _key(
-    default: Any = None,
-    role: str = NUMBERS,
-    *,
-    bounds: str | None = None,
-    choices: tuple[Any, ...] = (),
-    used: Callable[[Config], bool] | None = None,
-    cited: bool | None = None,
-) -> Any:
-    """A key of the schema. ``used`` says for which configurations it means anything; ``cited`` whether a cited command repeats it."""
-    cited = role not in (MACHINE, NAME) if cited is None else cited
-    metadata = {"role": role, "bounds": bounds, "choices": choices, "used": used, "cited": cited}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 def _folder(config: Config) -> bool:
@@ -69,16 +26,6 @@ def _folder(config: Config) -> bool:
 
 def _in_memory(config: Config) -> bool:
     return not _folder(config) and config.data.name not in DRAWN
-
-
-def own_schedule(config: Config) -> bool:
-    """Whether the schedule is somebody's own: ``module:function``, or a name that an installed package offers."""
-    return config.schedule.name not in schedules.MAKERS
-
-
-def drops(config: Config) -> bool:
-    """Whether the schedule ever drops anything; somebody's own, which is not imported to find out, counts as one that does."""
-    return own_schedule(config) or parse_schedule(config.schedule).peak > 0
 
 
 @dataclass
@@ -149,65 +96,6 @@ class DataConfig:
     skip_corrupt: bool = _key(False, used=_folder)
     download: bool = _key(False, MACHINE)
     args: dict[str, Any] = _key({})
-
-
-def _takes(parameter: str) -> Callable[[Config], bool]:
-    """Whether the named schedule has such a parameter, and drops at all. Somebody's own may have any."""
-
-    def used(config: Config) -> bool:
-        return own_schedule(config) or (
-            parameter in inspect.signature(schedules.MAKERS[config.schedule.name]).parameters and drops(config)
-        )
-
-    return used
-
-
-def _two_kinds(config: Config) -> bool:
-    """Whether unit and path sites are scheduled side by side, with peaks that can differ."""
-    return config.schedule.kind == "all" and _takes("rate")(config)
-
-
-def _with_parameters(cls: type[T]) -> type[T]:
-    """Add a key for each parameter of a registered schedule that has none yet; null there means the schedule's own default."""
-    for maker in schedules.MAKERS.values():
-        for name, annotation in typing.get_type_hints(maker).items():
-            if name != "return" and name not in cls.__annotations__:
-                plain = annotation if annotation in (int, float, bool, str) else float
-                cls.__annotations__[name] = plain | None
-                setattr(cls, name, _key(used=_takes(name)))
-    return cls
-
-
-@dataclass
-@_with_parameters
-class ScheduleConfig:
-    """Which rate at which step. A schedule ignores the keys that it has no use for, so that sweeps work.
-
-    Attributes:
-        name: One of ours (``none``, ``constant``, ``early``, ``late``, ...), or a function of your
-            own, ``module:function``.
-        kind: Which sites are driven: dropout (``unit``), stochastic depth (``path``) or both
-            (``all``).
-        rate: The peak drop rate, in [0, 1).
-        path_rate: With ``kind=all``, a peak of its own for stochastic depth; null is
-            ``schedule.rate``.
-        cutoff: When the early phase ends or the late phase begins: steps (``500``), epochs
-            (``50ep``) or a share of training (``20%``).
-        shape: How ``early`` falls to 0 (``linear``, ``constant`` or ``cosine``); null is ``linear``.
-        points: Of ``piecewise``: times and rates, such as ``0,0@0.2,0.5@0.5,0``.
-        gamma: How fast ``curriculum`` rises, per step; null is 10 / the number of steps.
-        args: Arguments of a schedule of your own, such as ``+schedule.args.period=100``.
-    """
-
-    name: str = _key("early", choices=tuple(schedules.MAKERS))
-    kind: str = _key("unit", choices=("unit", "path", "all"), used=drops)
-    rate: float = _key(0.1, used=_takes("rate"))
-    path_rate: float | None = _key(bounds="rate", used=_two_kinds)
-    cutoff: str = _key("20%", used=_takes("cutoff"))
-    shape: str | None = _key(used=_takes("shape"))
-    points: str | None = _key(used=_takes("points"))
-    gamma: float | None = _key(bounds="positive", used=_takes("gamma"))
-    args: dict[str, Any] = _key({}, used=own_schedule)
 
 
 def _optimizer(*names: str) -> Callable[[Config], bool]:
@@ -451,160 +339,3 @@ class Config:
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-
-
-@dataclass(frozen=True)
-class Key:
-    """What the schema says of one key.
-
-    Attributes:
-        name: Dotted, such as ``optim.lr``.
-        help: What it means, in one or two sentences.
-        default: Its default.
-        kinds: The types that its values may have.
-        role: ``numbers``, ``cadence``, ``seed``, ``machine`` or ``name``.
-        bounds: A name in `BOUNDS`, or None.
-        choices: All its values, if they can be listed.
-        cited: Whether a cited command repeats it.
-    """
-
-    name: str
-    help: str
-    default: Any
-    kinds: tuple[Any, ...]
-    role: str
-    bounds: str | None
-    choices: tuple[Any, ...]
-    cited: bool
-    _used: Callable[[Config], bool] | None
-
-    def used(self, config: Config) -> bool:
-        """Whether the key means anything in a configuration."""
-        return self._used is None or self._used(config)
-
-    def of(self, config: Config) -> Any:
-        value: Any = config
-        for part in self.name.split("."):
-            value = getattr(value, part)
-        return value
-
-
-@functools.cache
-def keys() -> dict[str, Key]:
-    """Every key of the schema by its dotted name, in the schema's order."""
-    return {key.name: key for key in _walk(Config, "")}
-
-
-OPEN = ("model.args", "data.args", "schedule.args")
-"""The keys below which somebody's own code has keys of its own, such as ``model.args.width``."""
-
-
-def key_of(name: str) -> Key | None:
-    """What the schema says of a dotted name; of one below an open key, what it says of that."""
-    found = keys().get(name)
-    return found or next((keys()[key] for key in OPEN if name.startswith(f"{key}.")), None)
-
-
-def _walk(cls: Any, prefix: str) -> Iterator[Key]:
-    hints = typing.get_type_hints(cls)
-    texts = _described(cls, "Attributes")
-    for each in dataclasses.fields(cls):
-        hint = hints[each.name]
-        if dataclasses.is_dataclass(hint):
-            yield from _walk(hint, f"{prefix}{each.name}.")
-            continue
-        made = each.default_factory is not dataclasses.MISSING
-        said = each.metadata
-        yield Key(
-            name=prefix + each.name,
-            help=texts.get(each.name) or _of_a_schedule(each.name),
-            default=each.default_factory() if made else each.default,  # type: ignore[operator]
-            kinds=typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,),
-            role=said["role"],
-            bounds=said["bounds"],
-            choices=said["choices"],
-            cited=said["cited"],
-            _used=said["used"],
-        )
-
-
-def _described(thing: Any, section: str) -> dict[str, str]:
-    """The texts that a docstring's section (``Attributes``, ``Args``) gives to names."""
-    lines = (inspect.getdoc(thing) or "").partition(f"\n{section}:\n")[2].splitlines()
-    texts: dict[str, str] = {}
-    name = ""
-    for line in itertools.takewhile(lambda line: line.startswith("    "), lines):
-        if line.startswith("     "):  # it goes on
-            texts[name] += f" {line.strip()}"
-        else:
-            name, _, text = line.strip().partition(": ")
-            texts[name] = text
-    return texts
-
-
-def _of_a_schedule(parameter: str) -> str:
-    """What the schedules say of a parameter that the schema does not name."""
-    texts = (_described(maker, "Args").get(parameter) for maker in schedules.MAKERS.values())
-    return next(filter(None, texts), "")
-
-
-def parse_path_schedule(config: ScheduleConfig) -> schedules.Schedule | None:
-    """The schedule of the path sites, where they have a peak of their own; durations as given.
-
-    Raises:
-        ValueError: A value that the schedule refuses.
-    """
-    if config.path_rate is None or parse_schedule(config).peak == 0:
-        return None
-    return parse_schedule(dataclasses.replace(config, rate=config.path_rate))
-
-
-def parse_schedule(config: ScheduleConfig) -> schedules.Schedule:
-    """The schedule that a configuration names, made from the keys that it uses; durations as given.
-
-    Raises:
-        ValueError: An unknown name, or a value that the schedule refuses.
-    """
-    if config.name not in schedules.MAKERS:
-        raise ConfigError(f"schedule.name is {config.name!r}: expected one of {', '.join(schedules.MAKERS)}")
-    values = {}
-    for name, parameter in inspect.signature(schedules.MAKERS[config.name]).parameters.items():
-        value = getattr(config, name)
-        if value is not None:
-            values[name] = value
-        elif parameter.default is parameter.empty:
-            example = ": schedule=piecewise needs points such as '0,0@0.20,0.5@0.50,0'" if name == "points" else ": give it a value"
-            raise ConfigError(f"schedule.{name} is null{example}")
-    return schedules.from_config({"name": config.name} | values)
-
-
-def describe_schedule(config: ScheduleConfig) -> str:
-    """A schedule in a few words, for labels and legends: its name and what it was given, such as ``early-0.1-20%``.
-
-    A key that is null by default is said only where it differs from the schedule's own default.
-    """
-    if config.name not in schedules.MAKERS:
-        values = [f"{value:g}" if isinstance(value, float) else str(value) for value in config.args.values()]
-        kind = [config.kind] if config.kind != "unit" else []
-        return "-".join([config.name.rpartition(":")[2], *values, *kind])
-    words = [config.name]
-    defaults = {f.name: f.default for f in dataclasses.fields(ScheduleConfig)}
-    for name, parameter in inspect.signature(schedules.MAKERS[config.name]).parameters.items():
-        value = getattr(config, name)
-        if defaults[name] is not None or (value is not None and value != parameter.default):
-            words.append(f"{value:g}" if isinstance(value, float) else str(value))
-    if config.kind != "unit" and config.name != "none":
-        words.append(config.kind)
-        if config.path_rate is not None:
-            words.append(f"path{config.path_rate:g}")
-    return "-".join(words)
-
-
-def schedule_options() -> dict[str, dict[str, Any]]:
-    """The options of the group ``schedule``: each registered schedule, with its own default where the schema's would be another."""
-    defaults = {f.name: f.default for f in dataclasses.fields(ScheduleConfig)}
-    options: dict[str, dict[str, Any]] = {}
-    for name, maker in schedules.MAKERS.items():
-        own = {p.name: p.default for p in inspect.signature(maker).parameters.values() if p.default not in (p.empty, None)}
-        options[name] = {"name": name} | {k: v for k, v in own.items() if defaults[k] is not None and v != defaults[k]}
-    return options

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
-from earlydrop.training.config import Config, ConfigError
+from earlydrop.training.config import Config
+from earlydrop.training.fields import ConfigError
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _WORKSPACES = (":4096:8", ":16:8")

@@ -11,7 +11,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from earlydrop.training.config import CADENCE, IMAGE_FOLDERS, NUMBERS, OPEN, Config, Key, drops, keys
+from earlydrop.training.config import IMAGE_FOLDERS, Config
+from earlydrop.training.fields import CADENCE, NUMBERS
+from earlydrop.training.keys import OPEN, Key, keys
+from earlydrop.training.schedule_config import drops
 
 if TYPE_CHECKING:
     from earlydrop.schedules import Schedule

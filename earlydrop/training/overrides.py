@@ -14,9 +14,11 @@ from typing import Any
 from hydra.conf import HydraConf
 
 from earlydrop.training.compose import conf_folder
-from earlydrop.training.config import OPEN, Config, key_of, keys, schedule_options
+from earlydrop.training.config import Config
+from earlydrop.training.keys import OPEN, key_of, keys
 from earlydrop.training.names import printable
 from earlydrop.training.plugins import installed
+from earlydrop.training.schedule_config import schedule_options
 
 _FLAGS = {  # of Hydra's command line: whether a value follows
     **dict.fromkeys(("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"), False),

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from earlydrop.gradients.measures import MEASURES, Moments
 from earlydrop.sites.traceless import leave_no_trace
-from earlydrop.training.config import Config, ConfigError
+from earlydrop.training.config import Config
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plugins import Code, is_own, load, nearest, raised
 
 _OFFERED = ("model", "loss_fn", "batches")

@@ -11,16 +11,18 @@ import torch
 from earlydrop.schedules import MAKERS, Schedule
 from earlydrop.schedules.durations import duration_to_steps
 from earlydrop.training.checks import check
-from earlydrop.training.config import Config, ConfigError, describe_schedule, parse_path_schedule, parse_schedule
+from earlydrop.training.config import Config
 from earlydrop.training.data import Source, make_source
 from earlydrop.training.data.source import Once, alone
 from earlydrop.training.device import choose_device
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.fingerprint import fingerprint
 from earlydrop.training.models.pretrained import pretrained_digest
 from earlydrop.training.names import run_label, study_folder
 from earlydrop.training.outside import code_of
 from earlydrop.training.own_schedule import own_schedule
 from earlydrop.training.plugins import Code
+from earlydrop.training.schedule_config import describe_schedule, parse_path_schedule, parse_schedule
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from earlydrop.sites import Kind, find_sites
 from earlydrop.sites.audit import audit
 from earlydrop.sites.traceless import leave_no_trace
 from earlydrop.training.compiler import compiler_problem
-from earlydrop.training.config import ConfigError
 from earlydrop.training.device import device_problem
 from earlydrop.training.evaluate import autocast
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import INPUT_DROPOUT, Task, build_model
 from earlydrop.training.peaks import Driver, TwoPeaks
 from earlydrop.training.plan import Plan

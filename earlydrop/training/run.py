@@ -17,13 +17,14 @@ from torch import nn
 
 from earlydrop.metrics import METRICS
 from earlydrop.training.checks import check
-from earlydrop.training.config import Config, ConfigError
+from earlydrop.training.config import Config
 from earlydrop.training.data.files import counts_in_words
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.describe import print_plan
 from earlydrop.training.device import choose_device, deterministic, device_problem
 from earlydrop.training.distributed import Group, WorkerLostError, answered, check_parts, join, leave, world_size
 from earlydrop.training.evaluate import evaluate_all
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import in_words
 from earlydrop.training.own_measures import needs_model
 from earlydrop.training.peaks import Driver

@@ -18,12 +18,12 @@ from earlydrop.classic.max_norm import max_norm_
 from earlydrop.distance import model_distance
 from earlydrop.metrics import improved
 from earlydrop.sites import find_sites
-from earlydrop.training.config import ConfigError
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import training_order
 from earlydrop.training.data.source import Batch
 from earlydrop.training.distributed import Group
 from earlydrop.training.evaluate import autocast, evaluate_all, evaluate_mc
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.optim import add_penalties, learning_rate, make_optimizer
 from earlydrop.training.peaks import Driver
 from earlydrop.training.plan import Plan

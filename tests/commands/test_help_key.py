@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from earlydrop.commands.help_key import describe, show_help
-from earlydrop.training.config import keys
+from earlydrop.training.keys import keys
 
 
 @pytest.mark.parametrize("name", keys())

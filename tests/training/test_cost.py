@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from earlydrop.training.config import ConfigError
 from earlydrop.training.cost import estimate
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.run import run

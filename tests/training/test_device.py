@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from earlydrop.training import device as devices
-from earlydrop.training.config import ConfigError
 from earlydrop.training.device import choose_device, deterministic, device_of_job, device_problem
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model, try_forward
 from earlydrop.training.run import run

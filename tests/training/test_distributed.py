@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from earlydrop.training import distributed
-from earlydrop.training.config import ConfigError
 from earlydrop.training.distributed import ALONE, Group, check_parts, join, leave
+from earlydrop.training.fields import ConfigError
 from tests.training.states import assert_same
 
 SMALL = ["tracking=off", "device=cpu", "threads=1", "data.train_images=330", "trainer.batch_size=64", "trainer.accumulate=4",

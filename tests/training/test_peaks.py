@@ -4,7 +4,7 @@ import pytest
 
 from earlydrop.schedules import early
 from earlydrop.sites import find_sites
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.peaks import TwoPeaks
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model

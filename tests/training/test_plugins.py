@@ -14,7 +14,7 @@ from earlydrop.commands import cite, reproduce
 from earlydrop.commands.list import list_studies
 from earlydrop.commands.report import write_report
 from earlydrop.training import models, plugins
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.outside import names_of
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from earlydrop.training.config import ConfigError
 from earlydrop.training.data.objective import Objective
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.probes import probe_gradients

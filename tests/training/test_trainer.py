@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from earlydrop.analysis import load_runs
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import BUILDERS
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model

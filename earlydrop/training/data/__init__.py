@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.arrays import ARRAYS, AbsentDataError, ArraySource
 from earlydrop.training.data.folder import FolderSource
 from earlydrop.training.data.glyphs import GlyphSource
@@ -21,6 +21,7 @@ from earlydrop.training.data.published import PublishedSource
 from earlydrop.training.data.source import Once, alone
 from earlydrop.training.data.source import Source as Source
 from earlydrop.training.data.text import TextSource
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plugins import Code, is_own, load, nearest, registered
 
 DATASETS: dict[str, Callable[[DataConfig, AugmentConfig, torch.device], Source]] = {

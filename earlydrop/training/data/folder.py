@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.files import UNREADABLE, ImageFiles, Samples, find_images
 from earlydrop.training.data.source import Batch, KeyedIndices, Once, Source, alone
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.names import printable
 from earlydrop.training.streams import stream_seed
 

@@ -14,11 +14,12 @@ import pytest
 import torch
 from torchvision.datasets import ImageFolder
 
-from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data import FolderSource, make_source
 from earlydrop.training.data.folder import BrokenImageError, load_image, make_transforms
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import split_batches, training_order
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.run import run
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.record.folder import RunFolder
 from earlydrop.training.run import run

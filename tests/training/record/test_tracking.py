@@ -17,7 +17,7 @@ import torch
 import wandb
 
 from earlydrop.commands.report import report_sweep
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.record.folder import read_metrics
 from earlydrop.training.record.tracking import STEP, Tracker, run_id, tracking

@@ -34,6 +34,7 @@ from earlydrop.analysis.runs import load_runs as load_runs
 from earlydrop.sites.traceless import leave_no_trace
 from earlydrop.training.compose import compose_one, config_from_dict
 from earlydrop.training.config import Config as Config
+from earlydrop.training.endings import Interrupted
 from earlydrop.training.fields import ConfigError as ConfigError
 from earlydrop.training.given import given_data, given_model, reference_of
 from earlydrop.training.outside import names_of
@@ -44,7 +45,6 @@ from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.checkpoint import load_best, load_checkpoint
 from earlydrop.training.record.folder import read_config, read_provenance, read_status
 from earlydrop.training.run import run as carry_out
-from earlydrop.training.trainer import Interrupted
 
 Callback = Callable[[int, dict[str, float]], object]
 """Called with the step and what was measured after it; one that returns True ends the run there."""

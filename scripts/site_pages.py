@@ -41,8 +41,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def keys_page() -> str:
     """Every configuration key: default, values, meaning."""
-    from earlydrop.commands.help_key import shown, values
-    from earlydrop.training.keys import keys
+    from earlydrop.training.keys import expected, keys, shown
 
     lines = [
         "# Configuration keys",
@@ -57,7 +56,7 @@ def keys_page() -> str:
             lines += ["", f"## {group or 'The run'}", ""]
             lines += ["| key | default | values | meaning |", "|---|---|---|---|"]
         meaning = key.help.replace("``", "`").replace("|", "\\|")
-        lines.append(f"| `{name}` | `{shown(key.default)}` | {values(key)} | {meaning} |")
+        lines.append(f"| `{name}` | `{shown(key.default)}` | {expected(key)} | {meaning} |")
     return "\n".join([*lines, ""])
 
 

@@ -37,7 +37,7 @@ def command_line(config: dict[str, Any]) -> str:
 
 
 _PLAIN = re.compile(
-    r"(?!(?:null|true|false|inf|nan|none|on|off|yes|no)$)[A-Za-z][\w./-]*(?::[A-Za-z]\w*)?|\d+(?:\.\d+)?(?:%|ep)",
+    r"(?!(?:null|true|false|inf|nan)$)[A-Za-z][\w./-]*(?::[A-Za-z]\w*)?|\d+(?:\.\d+)?(?:%|ep)",
     re.IGNORECASE,
 )
 """Strings that need no quotes in Hydra's grammar, and cannot be taken for anything but strings."""

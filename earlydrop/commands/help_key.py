@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 
-from earlydrop.training.fields import BOUNDS
-from earlydrop.training.keys import Key, keys
+from earlydrop.training.keys import Key, expected, keys, shown
 from earlydrop.training.overrides import meant
 
 FLAG = "--help-key"
@@ -51,31 +50,6 @@ def describe(key: Key) -> str:
         Text whose lines are as wide as the terminal, at most 100 columns.
     """
     width = min(shutil.get_terminal_size().columns, 100)
-    text = f"{key.help.replace('``', '')} {values(key)}; {_EFFECT[key.role]}."
+    text = f"{key.help.replace('``', '')} {expected(key)}; {_EFFECT[key.role]}."
     body = textwrap.fill(text, width, initial_indent="    ", subsequent_indent="    ")
     return f"{key.name} = {shown(key.default)}\n{body}"
-
-
-def values(key: Key) -> str:
-    """The values that a key takes, in words, such as ``A number, more than 0``."""
-    if key.choices:
-        listed = ", ".join(map(shown, key.choices))
-        return f"One of {listed}"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    kinds = [names.get(kind, "") for kind in key.kinds if kind is not type(None)]
-    kind = next(filter(None, kinds), "a list" if "list" in str(key.kinds) else "keys of their own")
-    bounds = f", {BOUNDS[key.bounds][1]}" if key.bounds else ""
-    null = ", or null" if type(None) in key.kinds else ""
-    text = f"{kind}{bounds}{null}".replace("a number, a ", "a ")
-    return text[0].upper() + text[1:]
-
-
-def shown(value: object) -> str:
-    """A value as it is written on the command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(map(shown, value))}]"
-    return str(value)

@@ -23,8 +23,8 @@ def _job(config: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     from earlydrop.commands import sweep, terminal
+    from earlydrop.training.endings import Interrupted
     from earlydrop.training.record.failures import forget_failures
-    from earlydrop.training.trainer import Interrupted
 
     terminal.print_on_any_terminal()  # of a sweep's worker
     hydra = HydraConfig.get()
@@ -86,6 +86,9 @@ def _settings(config: DictConfig, job: int | None) -> tuple[Any, Path]:
 
 
 def _run(settings: Any, multirun: bool, overrides: Iterable[str]) -> dict[str, Any]:
+    from earlydrop.training.checks import check
+
+    check(settings)  # before torch is imported, which takes seconds
     from earlydrop.training.overrides import unused
     from earlydrop.training.run import run
 
@@ -96,8 +99,8 @@ def _explain(error: Exception) -> str:
     """A line for what a user can mend; a traceback for what only we can."""
     from omegaconf.errors import OmegaConfBaseException
 
+    from earlydrop.training.endings import TrainingFailed
     from earlydrop.training.fields import ConfigError
-    from earlydrop.training.trainer import TrainingFailed
 
     if isinstance(error, (ConfigError, TrainingFailed)):
         return f"error: {error}"

@@ -8,7 +8,7 @@ from earlydrop.training.config import SPLITS, Config
 from earlydrop.training.fields import BOUNDS, ConfigError
 from earlydrop.training.keys import OPEN, keys
 from earlydrop.training.names import printable, slug
-from earlydrop.training.schedule_config import drops
+from earlydrop.training.schedule_config import drops, own_schedule, parse_schedule
 
 
 def check(config: Config) -> None:
@@ -30,6 +30,7 @@ def check(config: Config) -> None:
             inside, expected = BOUNDS[key.bounds]
             if not inside(value):
                 raise ConfigError(f"{name} is {value!r}: expected {expected}")
+    _check_schedule(config)
     _check_names(config)
     _check_path_rate(config)
     _check_arguments(config)
@@ -58,6 +59,15 @@ def check(config: Config) -> None:
             f"trainer.accumulate is {config.trainer.accumulate}: expected a divisor of trainer.batch_size "
             f"({config.trainer.batch_size}), which counts the images of one optimizer step"
         )
+
+
+def _check_schedule(config: Config) -> None:
+    """A schedule of ours refuses its own values; somebody's own is looked at with the plan."""
+    if not own_schedule(config):
+        try:
+            parse_schedule(config.schedule)
+        except ValueError as error:
+            raise ConfigError(f"schedule: {error}") from error
 
 
 def _check_path_rate(config: Config) -> None:

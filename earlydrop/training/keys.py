@@ -14,6 +14,7 @@ from typing import Any
 
 from earlydrop import schedules
 from earlydrop.training.config import Config
+from earlydrop.training.fields import BOUNDS
 
 
 @dataclass(frozen=True)
@@ -109,3 +110,28 @@ def _of_a_schedule(parameter: str) -> str:
     """What the schedules say of a parameter that the schema does not name."""
     texts = (_described(maker, "Args").get(parameter) for maker in schedules.MAKERS.values())
     return next(filter(None, texts), "")
+
+
+def expected(key: Key) -> str:
+    """The values that a key takes, in words, such as ``A number, more than 0``."""
+    if key.choices:
+        listed = ", ".join(map(shown, key.choices))
+        return f"One of {listed}"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    kinds = [names.get(kind, "") for kind in key.kinds if kind is not type(None)]
+    kind = next(filter(None, kinds), "a list" if "list" in str(key.kinds) else "keys of their own")
+    bounds = f", {BOUNDS[key.bounds][1]}" if key.bounds else ""
+    null = ", or null" if type(None) in key.kinds else ""
+    text = f"{kind}{bounds}{null}".replace("a number, a ", "a ")
+    return text[0].upper() + text[1:]
+
+
+def shown(value: object) -> str:
+    """A value as it is written on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(shown, value))}]"
+    return str(value)

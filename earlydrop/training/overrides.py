@@ -99,7 +99,11 @@ def unused(overrides: Iterable[str], config: Config) -> list[str]:
 def _mistaken_override(argument: str, groups: Mapping[str, list[str]]) -> str | None:
     match = _OVERRIDE.fullmatch(argument)
     if match is None:
-        return None if argument.startswith("~") and len(argument) > 1 else f"{argument!r} is no override: expected key=value"
+        if argument.startswith("~") and len(argument) > 1:
+            return None
+        if argument.isalpha() and argument not in keys() and argument not in groups:
+            return f"there is no command {argument}: expected key=value, such as earlydrop schedule=late, or earlydrop list"
+        return f"{argument!r} is no override: expected key=value"
     prefix, key, value = match.groups()
     key = key.strip()
     if "_target_" in argument:

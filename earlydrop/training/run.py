@@ -23,6 +23,7 @@ from earlydrop.training.data.objective import Objective
 from earlydrop.training.describe import print_plan
 from earlydrop.training.device import choose_device, deterministic, device_problem
 from earlydrop.training.distributed import Group, WorkerLostError, answered, check_parts, join, leave, world_size
+from earlydrop.training.endings import Interrupted, TrainingFailed
 from earlydrop.training.evaluate import evaluate_all
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import in_words
@@ -44,7 +45,7 @@ from earlydrop.training.record.folder import STATUS, RunFolder, changed_files, r
 from earlydrop.training.record.foreign import foreign_weights
 from earlydrop.training.record.provenance import write_provenance
 from earlydrop.training.record.tracking import Tracker, run_id, tracking
-from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed
+from earlydrop.training.trainer import Trainer
 
 log = logging.getLogger("earlydrop")
 

@@ -22,6 +22,7 @@ from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import training_order
 from earlydrop.training.data.source import Batch
 from earlydrop.training.distributed import Group
+from earlydrop.training.endings import Interrupted, TrainingFailed
 from earlydrop.training.evaluate import autocast, evaluate_all, evaluate_mc
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.optim import add_penalties, learning_rate, make_optimizer
@@ -34,14 +35,6 @@ from earlydrop.training.record.provenance import environment
 from earlydrop.training.streams import stream_seed
 
 log = logging.getLogger(__name__)
-
-
-class TrainingFailed(RuntimeError):  # noqa: N818
-    """The run cannot go on; the message says at which step and why. Its last good checkpoint is kept."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop and has saved a checkpoint."""
 
 
 class Trainer:

@@ -6,11 +6,12 @@ import torch
 
 from earlydrop.training import device as devices
 from earlydrop.training.device import choose_device, deterministic, device_of_job, device_problem
+from earlydrop.training.endings import TrainingFailed
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model, try_forward
 from earlydrop.training.run import run
-from earlydrop.training.trainer import Trainer, TrainingFailed
+from earlydrop.training.trainer import Trainer
 from tests.training.states import assert_same, final_state
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from earlydrop.analysis import load_runs
+from earlydrop.training.endings import TrainingFailed
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import BUILDERS
 from earlydrop.training.plan import make_plan
@@ -13,7 +14,7 @@ from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.checkpoint import load_best
 from earlydrop.training.record.folder import RunFolder, read_metrics
 from earlydrop.training.run import run
-from earlydrop.training.trainer import Trainer, TrainingFailed
+from earlydrop.training.trainer import Trainer
 from tests.training.states import assert_same, final_state
 
 

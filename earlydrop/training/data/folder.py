@@ -302,4 +302,5 @@ class FolderSource(Source):
             line = str(error).strip().splitlines()[-1]  # a worker's error comes with its traceback in front
             raise ConfigError(line.partition("BrokenImageError: ")[2] or line) from None
         finally:
-            batches = None  # ends the workers now, not when the last traceback is gone
+            if self.workers:  # now, not when the last traceback that holds them is gone
+                batches._shutdown_workers()

@@ -120,6 +120,7 @@ def test_a_broken_image_is_named_in_one_line(tmp_path, workers, content):
     assert str(broken) in str(caught.value)
     assert "cannot be read as an image" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+    assert not multiprocessing.active_children()  # though the error's traceback still holds the loader
 
 
 @pytest.fixture(params=["fork", "forkserver", "spawn"])

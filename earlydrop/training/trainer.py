@@ -31,7 +31,7 @@ from earlydrop.training.probes import probe_gradients
 from earlydrop.training.record.checkpoint import load_checkpoint, save_best, save_checkpoint
 from earlydrop.training.record.folder import RunFolder, read_metrics
 from earlydrop.training.record.provenance import environment
-from earlydrop.training.streams import stream_seed
+from earlydrop.training.streams import seed_device, stream_seed
 
 log = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=plan.device)
         for i, (x, y) in zip(self.group.block(config.trainer.accumulate), parts, strict=True):
-            torch.manual_seed(stream_seed(config.seed, "dropout", self.step, i))
+            seed_device(plan.device, stream_seed(config.seed, "dropout", self.step, i))
             with self._reducing(x is parts[-1][0]):
                 with autocast(plan):
                     part = self.objective.loss(self.called(x), y) / config.trainer.accumulate

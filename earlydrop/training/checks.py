@@ -6,6 +6,7 @@ import math
 
 from earlydrop.training.config import BOUNDS, OPEN, SPLITS, Config, ConfigError, drops, keys
 from earlydrop.training.names import printable, slug
+from earlydrop.training.profile import profile_window
 
 
 def check(config: Config) -> None:
@@ -50,6 +51,8 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"trainer.mc_passes is {config.trainer.mc_passes}: Monte Carlo dropout is measured on images; leave it null"
         )
+    if config.trainer.profile is not None:
+        profile_window(config.trainer.profile)
     if config.trainer.batch_size % config.trainer.accumulate:
         raise ConfigError(
             f"trainer.accumulate is {config.trainer.accumulate}: expected a divisor of trainer.batch_size "

@@ -283,6 +283,11 @@ class TrainerConfig:
     Carlo dropout on the test set at the end.
 
     ``deterministic`` allows torch only algorithms that give the same bits twice, which a GPU does not promise otherwise.
+
+    ``ema`` is the decay of an exponential moving average of the weights, such as 0.9999. It is evaluated beside the weights, as
+    ``ema/test/loss`` and so on, and saved with them. It changes nothing of training.
+
+    ``profile`` is a window of steps, such as ``10:20``, whose trace is written into the run's folder, for Perfetto.
     """
 
     epochs: int = _key(10, bounds="positive", used=lambda config: config.trainer.steps is None)
@@ -299,6 +304,8 @@ class TrainerConfig:
     stop_metric: str | None = _key(choices=(None, *WATCHED))
     stop_patience: int = _key(3, bounds="positive", used=lambda config: config.trainer.stop_metric is not None)
     mc_passes: int | None = _key(None, CADENCE, bounds="positive")
+    ema: float | None = _key(None, CADENCE, bounds="below one")
+    profile: str | None = _key(None, MACHINE)
 
 
 @dataclass

@@ -32,7 +32,7 @@ class Cost(NamedTuple):
         training: Seconds of training, of all workers side by side.
         evaluation: Seconds of all evaluations.
         probes: Seconds of all probes.
-        weights: Bytes of weights and gradients of a worker.
+        weights: Bytes of weights, their average if one is kept, and gradients of a worker.
         optimizer: Bytes of the optimizer's state.
         activations: Bytes that a part of a batch keeps for its backward pass.
         checkpoint: Bytes of a checkpoint.
@@ -93,6 +93,7 @@ def estimate(plan: Plan, like: Cost | None = None) -> Cost:
     evaluated = sum(
         evaluated_images(plan, split, step == plan.total_steps) for step in plan.eval_steps for split in config.evaluation.splits
     )
+    evaluated *= 2 if config.trainer.ema is not None else 1
     twice = 2 if plan.compares else 1
     probed = len(plan.probe_steps) * (config.probe.batches * batch + dataset_images(plan)) * twice
     return like._replace(
@@ -109,6 +110,7 @@ def _measure(plan: Plan) -> Cost:
     given = config.plan.images_per_second
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     states = {"adamw": 2, "sgd": 1, "rmsprop": 1}[config.optim.name]
+    averages = int(config.trainer.ema is not None)
     part = config.trainer.batch_size // config.trainer.accumulate
     return Cost(
         images_per_second=given or _images_per_second(plan),
@@ -116,10 +118,10 @@ def _measure(plan: Plan) -> Cost:
         training=0.0,
         evaluation=0.0,
         probes=0.0,
-        weights=2 * weights,
+        weights=(2 + averages) * weights,
         optimizer=states * weights,
         activations=int(_activations(plan, model) * part),
-        checkpoint=(1 + states) * weights,
+        checkpoint=(1 + states + averages) * weights,
         input=_input_rate(plan) if plan.source.reads_files else None,
         loaders=config.data.workers,
     )

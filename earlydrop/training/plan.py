@@ -21,6 +21,7 @@ from earlydrop.training.names import run_label, study_folder
 from earlydrop.training.outside import code_of
 from earlydrop.training.own_schedule import own_schedule
 from earlydrop.training.plugins import Code
+from earlydrop.training.profile import profile_window
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,10 @@ def make_plan(config: Config, once: Once = alone) -> Plan:
         raise ConfigError(
             f"trainer.mc_passes is {config.trainer.mc_passes}: Monte Carlo dropout needs dropout at the end of the run, but "
             f"schedule={config.schedule.name} has rate 0 there; use schedule=constant or late, or leave mc_passes null"
+        )
+    if config.trainer.profile is not None and profile_window(config.trainer.profile)[0] >= total:
+        raise ConfigError(
+            f"trainer.profile is {config.trainer.profile!r}: the run ends after {total} steps; give an earlier window"
         )
     every = max(steps(config.trainer.eval_every, "trainer.eval_every"), 1)
     eval_steps = tuple(sorted({*range(every, total + 1, every), total}))

@@ -376,6 +376,9 @@ def _weights(plan: Plan, model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
             f"mode is 'eval': {plan.folder} has no checkpoint; train it first with mode=train, or name one with checkpoint="
         )
     found = [(f"{plan.folder}\nlast weights, step {content['step']}", content)]
+    if "model_ema" in content:
+        averaged = content | {"model": content["model_ema"]}
+        found.insert(0, (f"{plan.folder}\naveraged weights, step {content['step']}", averaged))
     if best is not None:
         found.insert(0, (f"{plan.folder}\nbest weights, step {best['step']} ({best['metric']} was best)", best))
     return found

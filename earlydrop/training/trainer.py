@@ -18,6 +18,7 @@ from earlydrop.classic.max_norm import max_norm_
 from earlydrop.distance import model_distance
 from earlydrop.metrics import improved
 from earlydrop.sites import find_sites
+from earlydrop.training.average import WeightAverage
 from earlydrop.training.config import ConfigError
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import training_order
@@ -28,6 +29,7 @@ from earlydrop.training.optim import add_penalties, learning_rate, make_optimize
 from earlydrop.training.peaks import Driver
 from earlydrop.training.plan import Plan
 from earlydrop.training.probes import probe_gradients
+from earlydrop.training.profile import Profiler
 from earlydrop.training.record.checkpoint import load_checkpoint, save_best, save_checkpoint
 from earlydrop.training.record.folder import RunFolder, read_metrics
 from earlydrop.training.record.provenance import environment
@@ -78,6 +80,9 @@ class Trainer:
         self.objective = Objective(plan.source, plan.config.augment)
         self.called: nn.Module = torch.compile(self.model) if plan.config.trainer.compile else self.model  # type: ignore[assignment]
         self.reduction = self.group.gradient_sum(self.model)
+        decay = plan.config.trainer.ema
+        self.average = WeightAverage(self.model, decay) if decay is not None else None
+        self.profiler = Profiler(plan.config.trainer.profile, folder.path if folder is not None else None)
         self.step = 0
         self.window: list[Tensor] = []  # (this worker's part of the loss, gradient norm) of the steps since the last logged one
         self.watched: list[float] = []  # values of trainer.stop_metric so far
@@ -94,6 +99,8 @@ class Trainer:
             return
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(content["model_ema"])
         self.step = content["step"]
         self.window = list(content["window"].to(self.plan.device))
         if not self.group.main:
@@ -143,7 +150,8 @@ class Trainer:
 
     def _content(self) -> dict[str, Any]:
         """What every file of weights holds."""
-        return {
+        averaged = {"model_ema": self.average.state_dict()} if self.average is not None else {}
+        return averaged | {
             "fingerprint": self.plan.fingerprint,
             "environment": self.environment,
             "step": self.step,
@@ -164,7 +172,7 @@ class Trainer:
             self.record(self._probe())
         saved = began = logged = time.perf_counter()
         logged_step = first = self.step
-        for parts in self.batches() if not self._out_of_patience() else ():
+        for parts in self.profiler.around(self.batches(), self.step) if not self._out_of_patience() else ():
             self.train_step(parts)
             metrics = {}
             if self.step % trainer.log_every == 0 or self.step == plan.total_steps:
@@ -184,7 +192,7 @@ class Trainer:
                 metrics |= self._probe()
             stopped = self._stops_early(metrics)
             if stopped and plan.config.evaluation.interim_images is not None:  # the numbers that a run ends with are on all images
-                metrics |= evaluate_all(self.model, self.objective, plan, True, self.group)
+                metrics |= self._evaluate_all(True)
             last = self.step == plan.total_steps or stopped
             if last and trainer.mc_passes is not None:
                 metrics |= self._monte_carlo(trainer.mc_passes)
@@ -207,11 +215,20 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate; where a metric is watched, keep the weights at which it was best."""
-        metrics = evaluate_all(self.model, self.objective, self.plan, self.step == self.plan.total_steps, self.group)
+        metrics = self._evaluate_all(self.step == self.plan.total_steps)
         watched = self.plan.config.trainer.stop_metric
         if watched is not None and self.group.main and all(improved(watched, metrics[watched], before) for before in self.watched):
             content = self._content() | {"metric": watched, "value": metrics[watched]}
             save_best(self._folder.path / "checkpoints", content)
+        return metrics
+
+    def _evaluate_all(self, last: bool) -> dict[str, float]:
+        """Evaluate the weights, and their average where one is kept."""
+        metrics = evaluate_all(self.model, self.objective, self.plan, last, self.group)
+        if self.average is not None:
+            with self.average.in_place():
+                averaged = evaluate_all(self.model, self.objective, self.plan, last, self.group)
+            metrics |= {f"ema/{name}": value for name, value in averaged.items()}
         return metrics
 
     def _stops_early(self, metrics: dict[str, float]) -> bool:
@@ -276,6 +293,8 @@ class Trainer:
         self.optimizer.step()
         if config.optim.max_norm is not None:
             max_norm_(self.model, config.optim.max_norm)
+        if self.average is not None:
+            self.average.update()
         self.window.append(torch.stack((loss, norm)))
         self.step += 1
 

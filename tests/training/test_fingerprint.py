@@ -55,7 +55,7 @@ CHANGED = {  # a valid value beside the default, where the type alone does not g
     "optim.name": "sgd", "optim.warmup": "30%", "augment.randaugment": "rand-m5", "probe.at": ["50%"], "trainer.precision": "bf16",
     "trainer.masks": "native", "trainer.eval_every": "10%", "trainer.stop_metric": "test/loss", "mode": "plan", "resume": "force",
     "tracking": "online", "device": "cpu", "schedule.rate": 0.3, "optim.momentum": 0.5, "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.min_lr": 1e-4,
-    "evaluation.splits": ["test"], "evaluation.batch_size": 4,
+    "trainer.profile": "1:2", "evaluation.splits": ["test"], "evaluation.batch_size": 4,
     "trainer.batch_size": 4, "trainer.accumulate": 2, "trainer.steps": 7, "model.pretrained": "weights.pth",
     "model.args": {"size": 4}, "data.args": {"size": 14}, "schedule.args": {"top": 0.2}, "probe.measures": ["of_the_fingerprint:steepness"],
 }  # fmt: skip

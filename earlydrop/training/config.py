@@ -282,6 +282,10 @@ class TrainerConfig:
     ``stop_metric`` ends a run early, once this metric has not improved in ``stop_patience`` evaluations. ``mc_passes`` measures Monte
     Carlo dropout on the test set at the end.
 
+    ``precision``: on a GPU, ``tf32`` rounds what is multiplied in products and convolutions to 10 bits, ``float32`` does not, and ``bf16``
+    is autocast to bfloat16. ``compile_mode`` is torch.compile's; ``reduce-overhead`` replays CUDA graphs. ``channels_last`` lays out the
+    weights of convolutions as tensor cores read them.
+
     ``deterministic`` allows torch only algorithms that give the same bits twice, which a GPU does not promise otherwise.
 
     ``ema`` is the decay of an exponential moving average of the weights, such as 0.9999. It is evaluated beside the weights, as
@@ -294,8 +298,14 @@ class TrainerConfig:
     steps: int | None = _key(bounds="positive")
     batch_size: int = _key(128, bounds="positive")
     accumulate: int = _key(1, bounds="positive")
-    precision: str = _key("float32", choices=("float32", "bf16"))
+    precision: str = _key("float32", choices=("float32", "tf32", "bf16"))
     compile: bool = _key(False)
+    compile_mode: str = _key(
+        "default",
+        choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        used=lambda config: config.trainer.compile,
+    )
+    channels_last: bool = _key(False)
     deterministic: bool = _key(False)
     masks: str = _key("fast", choices=("native", "fast"), used=drops)
     log_every: int = _key(10, CADENCE, bounds="positive")

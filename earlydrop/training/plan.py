@@ -14,7 +14,7 @@ from earlydrop.training.checks import check
 from earlydrop.training.config import Config, ConfigError, describe_schedule, parse_path_schedule, parse_schedule
 from earlydrop.training.data import Source, make_source
 from earlydrop.training.data.source import Once, alone
-from earlydrop.training.device import choose_device
+from earlydrop.training.device import choose_device, refuse_precision
 from earlydrop.training.fingerprint import fingerprint
 from earlydrop.training.models.pretrained import pretrained_digest
 from earlydrop.training.names import run_label, study_folder
@@ -78,6 +78,7 @@ def make_plan(config: Config, once: Once = alone) -> Plan:
     """
     check(config)
     device = choose_device(config.device)
+    refuse_precision(config.trainer.precision, device)
     schedule, path_schedule = _schedules(config)  # before the data is read
     code = code_of(config)
     if evaluates_alone(config):

@@ -22,7 +22,7 @@ from earlydrop.training.config import Config, ConfigError
 from earlydrop.training.data.files import counts_in_words
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.describe import print_plan
-from earlydrop.training.device import choose_device, deterministic, device_problem
+from earlydrop.training.device import arithmetic, choose_device, device_problem
 from earlydrop.training.distributed import Group, WorkerLostError, answered, check_parts, join, leave, world_size
 from earlydrop.training.evaluate import evaluate_all
 from earlydrop.training.models import in_words
@@ -79,14 +79,15 @@ def run(config: Config, in_sweep: bool = False, unused: Iterable[str] = ()) -> d
     if config.mode == "plan":
         plan = make_plan(config)
         if _begin(config, unused):
-            print_plan(plan)
+            with arithmetic(config.trainer, device):
+                print_plan(plan)
         return {"folder": str(plan.folder), "state": "planned"}
     group, lost = join(config.distributed.timeout, device), True
     try:
         with answered(group):
             plan = make_plan(config, group.decide)
             _begin(config, unused)
-            with deterministic(config.trainer.deterministic):
+            with arithmetic(config.trainer, device):
                 done = _evaluate_last(plan, group) if config.mode == "eval" else _life(plan, group, in_sweep)
         lost = False
         return done

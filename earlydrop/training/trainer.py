@@ -19,6 +19,7 @@ from earlydrop.distance import model_distance
 from earlydrop.metrics import improved
 from earlydrop.sites import find_sites
 from earlydrop.training.average import WeightAverage
+from earlydrop.training.compiler import compiled
 from earlydrop.training.config import ConfigError
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import training_order
@@ -78,7 +79,7 @@ class Trainer:
         self.initial = copy.deepcopy({name: p.detach() for name, p in self.model.named_parameters()})
         self.optimizer = make_optimizer(self.model, plan.config.optim)
         self.objective = Objective(plan.source, plan.config.augment)
-        self.called: nn.Module = torch.compile(self.model) if plan.config.trainer.compile else self.model  # type: ignore[assignment]
+        self.called = compiled(self.model, plan.config.trainer) if plan.config.trainer.compile else self.model
         self.reduction = self.group.gradient_sum(self.model)
         decay = plan.config.trainer.ema
         self.average = WeightAverage(self.model, decay) if decay is not None else None
@@ -276,6 +277,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
+        if config.trainer.compile:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave is no longer needed
         loss = torch.zeros((), device=plan.device)
         for i, (x, y) in zip(self.group.block(config.trainer.accumulate), parts, strict=True):
             seed_device(plan.device, stream_seed(config.seed, "dropout", self.step, i))

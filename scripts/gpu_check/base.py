@@ -11,6 +11,7 @@ import torch
 
 from earlydrop.training.compose import config_from_dict
 from earlydrop.training.config import Config
+from earlydrop.training.device import arithmetic
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.folder import RunFolder, read_metrics
@@ -81,7 +82,8 @@ def train(config: Config, stop_at: float = math.inf) -> tuple[list[dict[str, flo
     """Train to the end, or to a step: the run's metrics and its weights."""
     trainer = make_trainer(config, stop_at)
     try:
-        trainer.train()
+        with arithmetic(config.trainer, trainer.plan.device):
+            trainer.train()
     except Interrupted:
         if stop_at == math.inf:
             raise

@@ -13,7 +13,6 @@ from torchvision.ops import StochasticDepth
 
 import earlydrop
 from earlydrop.training.compiler import compiler_problem
-from earlydrop.training.device import deterministic
 from earlydrop.training.record.provenance import environment
 from earlydrop.training.streams import seed_device
 from gpu_check.base import FailedError, SkippedError, differing, small, train, want
@@ -95,8 +94,7 @@ def _check_mask(device: torch.device, name: str, masks: str, compiles: bool) -> 
 
 def check_twice(device: torch.device, folder: Path) -> str:
     """Two runs of one configuration, with dropout, mixing and a probe, are equal to the bit."""
-    with deterministic(True):
-        one, other = (train(small(device, folder / name, trainer__deterministic=True)) for name in ("one", "other"))
+    one, other = (train(small(device, folder / name, trainer__deterministic=True)) for name in ("one", "other"))
     want(one[0] == other[0], "two runs recorded other metrics")
     want(not differing(one[1], other[1]), f"{differing(one[1], other[1])} of {len(one[1])} tensors differ")
     return f"{len(one[0])} lines of metrics and {len(one[1])} tensors are equal"
@@ -104,11 +102,10 @@ def check_twice(device: torch.device, folder: Path) -> str:
 
 def check_resume(device: torch.device, folder: Path) -> str:
     """A run that is stopped at step 7 and goes on ends at the bits of one that was not."""
-    with deterministic(True):
-        straight = train(small(device, folder / "straight", trainer__deterministic=True))
-        stopped = small(device, folder / "stopped", trainer__deterministic=True)
-        before, _ = train(stopped, stop_at=7)
-        resumed = train(stopped)
+    straight = train(small(device, folder / "straight", trainer__deterministic=True))
+    stopped = small(device, folder / "stopped", trainer__deterministic=True)
+    before, _ = train(stopped, stop_at=7)
+    resumed = train(stopped)
     want(before[-1]["step"] == 7, f"the run stopped at step {before[-1]['step']:g}, expected 7")
     want(straight[0] == resumed[0], "the metrics differ")
     want(not differing(straight[1], resumed[1]), f"{differing(straight[1], resumed[1])} of {len(straight[1])} tensors differ")

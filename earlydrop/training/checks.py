@@ -8,6 +8,7 @@ from earlydrop.training.config import SPLITS, Config
 from earlydrop.training.fields import BOUNDS, ConfigError
 from earlydrop.training.keys import OPEN, keys
 from earlydrop.training.names import printable, slug
+from earlydrop.training.profile import profile_window
 from earlydrop.training.schedule_config import drops, own_schedule, parse_schedule
 
 
@@ -54,6 +55,8 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"trainer.mc_passes is {config.trainer.mc_passes}: Monte Carlo dropout is measured on images; leave it null"
         )
+    if config.trainer.profile is not None:
+        profile_window(config.trainer.profile)
     if config.trainer.batch_size % config.trainer.accumulate:
         raise ConfigError(
             f"trainer.accumulate is {config.trainer.accumulate}: expected a divisor of trainer.batch_size "

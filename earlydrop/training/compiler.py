@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from earlydrop.training.config import TrainerConfig
 
 INSTALL = "on Debian and Ubuntu: apt-get install g++ python3-dev"
 """How the compiler and the headers that torch.compile needs on a CPU are installed."""
@@ -13,6 +16,13 @@ INSTALL = "on Debian and Ubuntu: apt-get install g++ python3-dev"
 
 def _one_line(x: Tensor) -> Tensor:
     return x * 2 + 1
+
+
+def compiled(model: nn.Module, options: TrainerConfig) -> nn.Module:
+    """A model as torch.compile makes it in the mode that a run asks for; its weights are the model's own."""
+    more: dict[str, Any] = {} if options.compile_mode == "default" else {"mode": options.compile_mode}
+    made: nn.Module = torch.compile(model, **more)  # type: ignore[assignment]
+    return made
 
 
 @functools.cache

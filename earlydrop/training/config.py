@@ -230,8 +230,11 @@ class TrainerConfig:
         batch_size: Images of an optimizer step, over all workers and parts.
         accumulate: Number of parts that a step is computed in, each with its own masks,
             augmentation and mixing. Workers share the parts.
-        precision: ``float32``, or ``bf16`` for autocast to bfloat16.
+        precision: ``float32``; ``bf16``, autocast to bfloat16; or, on a GPU, ``tf32``, which rounds
+            the factors of products and convolutions to 10 bits.
         compile: Compile the model with torch.compile; needs a C++ compiler.
+        compile_mode: torch.compile's mode; ``reduce-overhead`` replays CUDA graphs.
+        channels_last: Lay out the weights of convolutions as tensor cores read them.
         masks: How dropout masks are drawn: by torch (``native``) or from 16-bit numbers, faster on
             a CPU (``fast``).
         log_every: Optimizer steps between two logged training losses.
@@ -243,14 +246,24 @@ class TrainerConfig:
         mc_passes: Forwards of Monte Carlo dropout on the test set at the end; null is none.
         deterministic: Allow torch only algorithms that give the same bits twice, which a GPU does
             not promise otherwise.
+        ema: Decay of an exponential moving average of the weights, such as 0.9999, which is
+            evaluated as ``ema/...``; null is none. It changes nothing of training.
+        profile: Window of steps, such as ``10:20``, whose trace goes into the run's folder, for
+            Perfetto; null is none.
     """
 
     epochs: int = _key(10, bounds="positive", used=lambda config: config.trainer.steps is None)
     steps: int | None = _key(bounds="positive")
     batch_size: int = _key(128, bounds="positive")
     accumulate: int = _key(1, bounds="positive")
-    precision: str = _key("float32", choices=("float32", "bf16"))
+    precision: str = _key("float32", choices=("float32", "tf32", "bf16"))
     compile: bool = _key(False)
+    compile_mode: str = _key(
+        "default",
+        choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        used=lambda config: config.trainer.compile,
+    )
+    channels_last: bool = _key(False)
     deterministic: bool = _key(False)
     masks: str = _key("fast", choices=("native", "fast"), used=drops)
     log_every: int = _key(10, CADENCE, bounds="positive")
@@ -259,6 +272,8 @@ class TrainerConfig:
     stop_metric: str | None = _key(choices=(None, *WATCHED))
     stop_patience: int = _key(3, bounds="positive", used=lambda config: config.trainer.stop_metric is not None)
     mc_passes: int | None = _key(None, CADENCE, bounds="positive")
+    ema: float | None = _key(None, CADENCE, bounds="below one")
+    profile: str | None = _key(None, MACHINE)
 
 
 @dataclass

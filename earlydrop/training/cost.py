@@ -32,11 +32,12 @@ class Cost(NamedTuple):
         training: Seconds of training, of all workers side by side.
         evaluation: Seconds of all evaluations.
         probes: Seconds of all probes.
-        weights: Bytes of weights and gradients of a worker.
+        weights: Bytes of weights, their average if one is kept, and gradients of a worker.
         optimizer: Bytes of the optimizer's state.
         activations: Bytes that a part of a batch keeps for its backward pass.
         checkpoint: Bytes of a checkpoint.
         input: Images a second that one core reads and augments; None where no image is read.
+        loaders: Processes that read and augment for a worker; with 0 it does so itself, before each part that it trains.
     """
 
     images_per_second: float
@@ -49,6 +50,29 @@ class Cost(NamedTuple):
     activations: int
     checkpoint: int
     input: float | None
+    loaders: int = 0
+
+    @property
+    def input_bound(self) -> bool:
+        """Whether the input path, not the device, sets the pace of training."""
+        return self.input is not None and max(self.loaders, 1) * self.input < self.images_per_second
+
+    def seconds(self, images: float, passes: float = 1.0) -> float:
+        """Seconds in which one worker gets through some images.
+
+        Args:
+            images: How many.
+            passes: How many training passes the device's work on each is worth.
+
+        Returns:
+            The time of the slower of device and input path; of both, if one process does the one after the other.
+        """
+        computing = images * passes / self.images_per_second
+        if self.input is None:
+            return computing
+        if self.loaders == 0:
+            return computing + images / self.input
+        return max(computing, images / (self.loaders * self.input))
 
 
 def workers_of(plan: Plan) -> int:
@@ -66,16 +90,16 @@ def estimate(plan: Plan, like: Cost | None = None) -> Cost:
     config = plan.config
     workers, batch = workers_of(plan), config.trainer.batch_size
     like = like or _measure(plan)
-    total = like.images_per_second * workers
     evaluated = sum(
         evaluated_images(plan, split, step == plan.total_steps) for step in plan.eval_steps for split in config.evaluation.splits
     )
+    evaluated *= 2 if config.trainer.ema is not None else 1
     twice = 2 if plan.compares else 1
     probed = len(plan.probe_steps) * (config.probe.batches * batch + dataset_images(plan)) * twice
     return like._replace(
-        training=plan.total_steps * batch / total,
-        evaluation=evaluated * _FORWARD / total,
-        probes=probed / total,
+        training=like.seconds(plan.total_steps * batch / workers),
+        evaluation=like.seconds(evaluated / workers, _FORWARD),
+        probes=like.seconds(probed / workers),
     )
 
 
@@ -86,6 +110,7 @@ def _measure(plan: Plan) -> Cost:
     given = config.plan.images_per_second
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     states = {"adamw": 2, "sgd": 1, "rmsprop": 1}[config.optim.name]
+    averages = int(config.trainer.ema is not None)
     part = config.trainer.batch_size // config.trainer.accumulate
     return Cost(
         images_per_second=given or _images_per_second(plan),
@@ -93,11 +118,12 @@ def _measure(plan: Plan) -> Cost:
         training=0.0,
         evaluation=0.0,
         probes=0.0,
-        weights=2 * weights,
+        weights=(2 + averages) * weights,
         optimizer=states * weights,
         activations=int(_activations(plan, model) * part),
-        checkpoint=(1 + states) * weights,
+        checkpoint=(1 + states + averages) * weights,
         input=_input_rate(plan) if plan.source.reads_files else None,
+        loaders=config.data.workers,
     )
 
 
@@ -151,15 +177,16 @@ def _activations(plan: Plan, model: nn.Module) -> float:
 
 
 def _input_rate(plan: Plan) -> float:
-    """Images a second that one core reads and augments."""
+    """Images a second that one core reads and augments, after a few that do not count: files are opened and modules loaded there."""
     count, reader = min(16, plan.source.sizes["train"]), plan.source.serial()
-    keyed = [(0, torch.arange(count))]
+    keyed = [(0, torch.arange(min(count, 2))), (0, torch.arange(count))]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        batches = Objective(reader, plan.config.augment).batches(keyed, 0, "timing")
+        next(batches)
         began = time.perf_counter()
-        for _ in Objective(reader, plan.config.augment).batches(keyed, 0, "timing"):
-            pass
+        next(batches)
         return count / (time.perf_counter() - began)
     finally:
         torch.set_num_threads(threads)

@@ -90,9 +90,22 @@ def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
     total = sum(parts.values())
     text = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items() if seconds)
     where = "here" if cost.measured else "as given"
-    device = "GPU hours" if plan.device.type == "cuda" or not cost.measured else "hours"
-    hours = f"{total * workers / 3600:.3g} {device}"
-    print(f"estimated    {total:.0f} s ({text}), {hours}, at {cost.images_per_second:.0f} images/s a worker {where}")
+    unit = "GPU hours" if plan.device.type == "cuda" or not cost.measured else "hours"
+    pace = f"at {cost.images_per_second:.0f} images/s a worker {where}"
+    bound = f"compute bound, {pace}"
+    if cost.input_bound:
+        freed = estimate(plan, cost._replace(input=None))
+        hours = (freed.training + freed.evaluation + freed.probes) * workers / 3600
+        bound = f"bound by its input of {_fed(cost)}; compute bound it would be {hours:.3g} {unit}, {pace}"
+    elif cost.input is not None:
+        bound += f", with an input of {_fed(cost)}"
+    print(f"estimated    {total:.0f} s ({text}), {total * workers / 3600:.3g} {unit}, {bound}")
+
+
+def _fed(cost: Cost) -> str:
+    """What the input path gives a worker, in words."""
+    cores = max(cost.loaders, 1)
+    return f"{cores * (cost.input or 0.0):.0f} images/s from {cores} core{'s' if cores > 1 else ''} like those here"
 
 
 _KINDS = {"unit": "dropout", "path": "stochastic depth"}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from earlydrop.training.config import Config
+from earlydrop.training.config import Config, TrainerConfig
 from earlydrop.training.fields import ConfigError
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -45,6 +45,42 @@ def deterministic(wanted: bool) -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = flags
         if workspace is None:
             del os.environ[_WORKSPACE]
+
+
+@contextmanager
+def arithmetic(options: TrainerConfig, device: torch.device) -> Iterator[None]:
+    """Within it a device computes as ``trainer.deterministic`` and ``trainer.precision`` say.
+
+    Torch's own default on a GPU multiplies in tf32 in convolutions, and not in matrix products.
+    """
+    with deterministic(options.deterministic):
+        if device.type != "cuda":
+            yield
+            return
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = matmul.allow_tf32, cudnn.allow_tf32
+        matmul.allow_tf32 = cudnn.allow_tf32 = options.precision == "tf32"
+        try:
+            yield
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def refuse_precision(precision: str, device: torch.device) -> None:
+    """Refuse ``trainer.precision=tf32`` where nothing computes in it.
+
+    Raises:
+        ConfigError: Saying what there is instead.
+    """
+    if precision != "tf32":
+        return
+    if device.type != "cuda":
+        raise ConfigError(f"trainer.precision is 'tf32': {device.type} does not compute in it; give float32 or bf16")
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        raise ConfigError(
+            f"trainer.precision is 'tf32': {torch.cuda.get_device_name(device)} does not compute in it, which NVIDIA's GPUs do from Ampere "
+            "on; give float32"
+        )
 
 
 def in_force() -> dict[str, object]:

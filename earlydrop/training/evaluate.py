@@ -59,7 +59,7 @@ def _evaluate(model: nn.Module, batches: Iterable[Batch], plan: Plan, smoothing:
         loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
         labels = targets if targets.dim() == 1 else targets.argmax(1)
         correct = (logits.argmax(1) == labels).sum()
-        totals += torch.stack((exact(loss), exact(correct), totals.new_tensor(len(labels))))
+        totals += torch.stack((exact(loss), exact(correct), totals.new_full((), len(labels))))
     loss_sum, correct, count = group.sum(totals).tolist()
     return loss_sum / count, correct / count
 

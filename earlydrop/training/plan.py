@@ -14,7 +14,7 @@ from earlydrop.training.checks import check
 from earlydrop.training.config import Config
 from earlydrop.training.data import Source, make_source
 from earlydrop.training.data.source import Once, alone
-from earlydrop.training.device import choose_device
+from earlydrop.training.device import choose_device, refuse_precision
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.fingerprint import fingerprint
 from earlydrop.training.models.pretrained import pretrained_digest
@@ -22,6 +22,7 @@ from earlydrop.training.names import run_label, study_folder
 from earlydrop.training.outside import code_of
 from earlydrop.training.own_schedule import own_schedule
 from earlydrop.training.plugins import Code
+from earlydrop.training.profile import profile_window
 from earlydrop.training.schedule_config import describe_schedule, parse_path_schedule, parse_schedule
 
 
@@ -79,6 +80,7 @@ def make_plan(config: Config, once: Once = alone) -> Plan:
     """
     check(config)
     device = choose_device(config.device)
+    refuse_precision(config.trainer.precision, device)
     schedule, path_schedule = _schedules(config)  # before the data is read
     code = code_of(config)
     if evaluates_alone(config):
@@ -107,6 +109,10 @@ def make_plan(config: Config, once: Once = alone) -> Plan:
         raise ConfigError(
             f"trainer.mc_passes is {config.trainer.mc_passes}: Monte Carlo dropout needs dropout at the end of the run, but "
             f"schedule={config.schedule.name} has rate 0 there; use schedule=constant or late, or leave mc_passes null"
+        )
+    if config.trainer.profile is not None and profile_window(config.trainer.profile)[0] >= total:
+        raise ConfigError(
+            f"trainer.profile is {config.trainer.profile!r}: the run ends after {total} steps; give an earlier window"
         )
     every = max(steps(config.trainer.eval_every, "trainer.eval_every"), 1)
     eval_steps = tuple(sorted({*range(every, total + 1, every), total}))

@@ -31,6 +31,10 @@ def scheduled_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
     kind = cast(Kind, config.schedule.kind)  # as the checks say
     model = build_model(config.model, task, config.seed)
     model = model.to(plan.device)
+    if config.trainer.channels_last:
+        if not any(p.dim() == 4 for p in model.parameters()):
+            raise ConfigError(f"trainer.channels_last is true: model.name={config.model.name} has no convolution; leave it false")
+        model = model.to(memory_format=torch.channels_last)  # convolutions give what they compute the layout of their weights
     if task.unit == task.path == 0:
         return model, None
     options: dict[str, Any] = {"sites": _driven if config.model.input_dropout else None, "masks": config.trainer.masks}

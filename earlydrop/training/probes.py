@@ -19,7 +19,7 @@ from earlydrop.training.distributed import ALONE, Group
 from earlydrop.training.evaluate import EVERYONE, autocast, fixed_subset, usual_limit
 from earlydrop.training.own_measures import needs_model, of_model, of_moments, own_measures
 from earlydrop.training.plan import Plan
-from earlydrop.training.streams import stream, stream_seed
+from earlydrop.training.streams import seed_device, stream, stream_seed
 
 
 def dataset_images(plan: Plan) -> int:
@@ -77,7 +77,7 @@ def probe_gradients(model: nn.Module, objective: Objective, plan: Plan, step: in
         places = [(i, j) if parts > 1 else (i,) for i, _ in mine for j in range(parts)]
         given = source.batches(chosen, "train", None) if clean else objective.batches(chosen, config.seed, "probe")
         for place, part in zip(places, given, strict=True):
-            torch.manual_seed(stream_seed(config.seed, "probe-dropout", step, *place))
+            seed_device(plan.device, stream_seed(config.seed, "probe-dropout", step, *place))
             yield part
 
     def in_batches() -> Iterator[Iterator[Batch]]:

@@ -21,7 +21,7 @@ from earlydrop.training.config import Config
 from earlydrop.training.data.files import counts_in_words
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.describe import print_plan
-from earlydrop.training.device import choose_device, deterministic, device_problem
+from earlydrop.training.device import arithmetic, choose_device, device_problem
 from earlydrop.training.distributed import Group, WorkerLostError, answered, check_parts, join, leave, world_size
 from earlydrop.training.endings import Interrupted, TrainingFailed
 from earlydrop.training.evaluate import evaluate_all
@@ -85,14 +85,15 @@ def run(config: Config, in_sweep: bool = False, unused: Iterable[str] = (), watc
     if config.mode == "plan":
         plan = make_plan(config)
         if _begin(config, unused):
-            print_plan(plan)
+            with arithmetic(config.trainer, device):
+                print_plan(plan)
         return {"folder": str(plan.folder), "state": "planned"}
     group, lost = join(config.distributed.timeout, device), True
     try:
         with answered(group):
             plan = make_plan(config, group.decide)
             _begin(config, unused)
-            with deterministic(config.trainer.deterministic):
+            with arithmetic(config.trainer, device):
                 done = _evaluate_last(plan, group) if config.mode == "eval" else _life(plan, group, in_sweep, watch)
         lost = False
         return done
@@ -389,6 +390,9 @@ def _weights(plan: Plan, model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
             f"mode is 'eval': {plan.folder} has no checkpoint; train it first with mode=train, or name one with checkpoint="
         )
     found = [(f"{plan.folder}\nlast weights, step {content['step']}", content)]
+    if "model_ema" in content:
+        averaged = content | {"model": content["model_ema"]}
+        found.insert(0, (f"{plan.folder}\naveraged weights, step {content['step']}", averaged))
     if best is not None:
         found.insert(0, (f"{plan.folder}\nbest weights, step {best['step']} ({best['metric']} was best)", best))
     return found

@@ -41,3 +41,29 @@ def stream(seed: int, purpose: str, *index: int) -> torch.Generator:
         A fresh generator.
     """
     return torch.Generator().manual_seed(stream_seed(seed, purpose, *index))
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed torch's default generators of a device and of the CPU, as ``torch.manual_seed`` does with those of every device.
+
+    That takes up to a millisecond a call where torch was built for CUDA: until a GPU is used it keeps the seed for later, together with a
+    stack trace.
+
+    Args:
+        device: Where the random numbers will be drawn.
+        seed: The seed.
+
+    >>> seed_device(torch.device("cpu"), 3)
+    >>> drawn = torch.rand(2)
+    >>> _ = torch.manual_seed(3)
+    >>> bool((drawn == torch.rand(2)).all())
+    True
+    """
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.init()  # nothing, once it is done
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)

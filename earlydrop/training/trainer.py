@@ -18,6 +18,8 @@ from earlydrop.classic.max_norm import max_norm_
 from earlydrop.distance import model_distance
 from earlydrop.metrics import improved
 from earlydrop.sites import find_sites
+from earlydrop.training.average import WeightAverage
+from earlydrop.training.compiler import compiled
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import training_order
 from earlydrop.training.data.source import Batch
@@ -29,10 +31,11 @@ from earlydrop.training.optim import add_penalties, learning_rate, make_optimize
 from earlydrop.training.peaks import Driver
 from earlydrop.training.plan import Plan
 from earlydrop.training.probes import probe_gradients
+from earlydrop.training.profile import Profiler
 from earlydrop.training.record.checkpoint import load_checkpoint, save_best, save_checkpoint
 from earlydrop.training.record.folder import RunFolder, read_metrics
 from earlydrop.training.record.provenance import environment
-from earlydrop.training.streams import stream_seed
+from earlydrop.training.streams import seed_device, stream_seed
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +72,11 @@ class Trainer:
         self.initial = copy.deepcopy({name: p.detach() for name, p in self.model.named_parameters()})
         self.optimizer = make_optimizer(self.model, plan.config.optim)
         self.objective = Objective(plan.source, plan.config.augment)
-        self.called: nn.Module = torch.compile(self.model) if plan.config.trainer.compile else self.model  # type: ignore[assignment]
+        self.called = compiled(self.model, plan.config.trainer) if plan.config.trainer.compile else self.model
         self.reduction = self.group.gradient_sum(self.model)
+        decay = plan.config.trainer.ema
+        self.average = WeightAverage(self.model, decay) if decay is not None else None
+        self.profiler = Profiler(plan.config.trainer.profile, folder.path if folder is not None else None)
         self.step = 0
         self.window: list[Tensor] = []  # (this worker's part of the loss, gradient norm) of the steps since the last logged one
         self.watched: list[float] = []  # values of trainer.stop_metric so far
@@ -87,6 +93,8 @@ class Trainer:
             return
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(content["model_ema"])
         self.step = content["step"]
         self.window = list(content["window"].to(self.plan.device))
         if not self.group.main:
@@ -136,7 +144,8 @@ class Trainer:
 
     def _content(self) -> dict[str, Any]:
         """What every file of weights holds."""
-        return {
+        averaged = {"model_ema": self.average.state_dict()} if self.average is not None else {}
+        return averaged | {
             "fingerprint": self.plan.fingerprint,
             "environment": self.environment,
             "step": self.step,
@@ -157,7 +166,7 @@ class Trainer:
             self.record(self._probe())
         saved = began = logged = time.perf_counter()
         logged_step = first = self.step
-        for parts in self.batches() if not self._out_of_patience() else ():
+        for parts in self.profiler.around(self.batches(), self.step) if not self._out_of_patience() else ():
             self.train_step(parts)
             metrics = {}
             if self.step % trainer.log_every == 0 or self.step == plan.total_steps:
@@ -177,7 +186,7 @@ class Trainer:
                 metrics |= self._probe()
             stopped = self._stops_early(metrics)
             if stopped and plan.config.evaluation.interim_images is not None:  # the numbers that a run ends with are on all images
-                metrics |= evaluate_all(self.model, self.objective, plan, True, self.group)
+                metrics |= self._evaluate_all(True)
             last = self.step == plan.total_steps or stopped
             if last and trainer.mc_passes is not None:
                 metrics |= self._monte_carlo(trainer.mc_passes)
@@ -200,11 +209,20 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate; where a metric is watched, keep the weights at which it was best."""
-        metrics = evaluate_all(self.model, self.objective, self.plan, self.step == self.plan.total_steps, self.group)
+        metrics = self._evaluate_all(self.step == self.plan.total_steps)
         watched = self.plan.config.trainer.stop_metric
         if watched is not None and self.group.main and all(improved(watched, metrics[watched], before) for before in self.watched):
             content = self._content() | {"metric": watched, "value": metrics[watched]}
             save_best(self._folder.path / "checkpoints", content)
+        return metrics
+
+    def _evaluate_all(self, last: bool) -> dict[str, float]:
+        """Evaluate the weights, and their average where one is kept."""
+        metrics = evaluate_all(self.model, self.objective, self.plan, last, self.group)
+        if self.average is not None:
+            with self.average.in_place():
+                averaged = evaluate_all(self.model, self.objective, self.plan, last, self.group)
+            metrics |= {f"ema/{name}": value for name, value in averaged.items()}
         return metrics
 
     def _stops_early(self, metrics: dict[str, float]) -> bool:
@@ -252,9 +270,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
+        if config.trainer.compile:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave is no longer needed
         loss = torch.zeros((), device=plan.device)
         for i, (x, y) in zip(self.group.block(config.trainer.accumulate), parts, strict=True):
-            torch.manual_seed(stream_seed(config.seed, "dropout", self.step, i))
+            seed_device(plan.device, stream_seed(config.seed, "dropout", self.step, i))
             with self._reducing(x is parts[-1][0]):
                 with autocast(plan):
                     part = self.objective.loss(self.called(x), y) / config.trainer.accumulate
@@ -269,6 +289,8 @@ class Trainer:
         self.optimizer.step()
         if config.optim.max_norm is not None:
             max_norm_(self.model, config.optim.max_norm)
+        if self.average is not None:
+            self.average.update()
         self.window.append(torch.stack((loss, norm)))
         self.step += 1
 

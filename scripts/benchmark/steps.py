@@ -15,6 +15,7 @@ from earlydrop.training.optim import make_optimizer
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.folder import RunFolder
+from earlydrop.training.streams import seed_device
 from earlydrop.training.trainer import Trainer
 
 
@@ -96,6 +97,18 @@ def row_parts(quick: bool) -> list[Row]:
     value, low, high, note = compare(lambda: train(layers[0]), lambda: train(layers[1]), 10 * repeats)
     what = "MLP 784-512-512-10, forward and backward: one mask for the mini-batch, against one a sample"
     return [*rows, Row("shared mask", what, value, "(no target)", True, low, high, note)]
+
+
+def row_seed(quick: bool) -> list[Row]:
+    """Seeding before each part: the generators that are drawn from, against those of all devices."""
+    seeds = range(500)
+    value, low, high, note = compare(
+        lambda: [seed_device(DEVICE, seed) for seed in seeds],
+        lambda: [torch.manual_seed(seed) for seed in seeds],
+        10 if quick else 30,
+    )
+    what = "seeding the default generators of one device, against torch.manual_seed"
+    return [Row("seed", what, value, "at most 0.2", value <= 0.2, low, high, f"{note} for {len(seeds)}")]
 
 
 def row_trainer(quick: bool) -> list[Row]:

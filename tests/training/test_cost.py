@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from earlydrop.training.cost import estimate
+from earlydrop.training.cost import Cost, estimate
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
@@ -44,7 +44,7 @@ def test_the_plan_says_what_each_worker_gets(config, capsys):
     assert "batch        32 in 8 parts of 4, 2 for each of 4 workers" in out
     assert re.search(r"memory\s+\S+ kB for each worker \(.* weights and gradients, .* optimizer, .* activations of a part", out)
     assert "two kept and one being written" in out
-    assert re.search(r"estimated .* GPU hours, at 50 images/s a worker as given", out)
+    assert re.search(r"estimated .* GPU hours, compute bound, at 50 images/s a worker as given$", out, re.MULTILINE)
     with pytest.raises(ConfigError, match="3 workers cannot share"):
         run(config(mode="plan", trainer__accumulate=8, plan__workers=3))
 
@@ -55,6 +55,35 @@ def test_timing_leaves_the_random_state_of_training_alone(config):
     before = run(config())
     estimate(make_plan(config(seed=3)))
     assert run(config(resume="never"))["train_eval/loss"] == before["train_eval/loss"]
+
+
+PACE = Cost(1_000.0, True, 0.0, 0.0, 0.0, 0, 0, 0, 0, input=100.0)
+
+
+def test_the_slower_of_device_and_input_sets_the_pace():
+    assert PACE._replace(input=None).seconds(3_000) == 3.0
+    assert PACE._replace(loaders=5).seconds(3_000) == 3_000 / 500
+    assert PACE._replace(loaders=20).seconds(3_000) == 3.0
+    assert PACE._replace(loaders=20).seconds(3_000, 1 / 3) == 1.5  # an evaluation, whose passes are cheap
+    assert PACE.seconds(3_000) == 3.0 + 30.0  # one process reads, then trains
+    assert [PACE._replace(loaders=n).input_bound for n in (0, 9, 10)] == [True, True, False]
+
+
+def test_a_plan_of_an_image_folder_says_what_bounds_it(config, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(16):
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    folder = {"data__name": "imagefolder", "data__root": str(tmp_path), "data__image_size": 8, "data__train_images": None}
+    run(config(mode="plan", plan__images_per_second=1e9, **folder))
+    assert re.search(
+        r"bound by its input of \d+ images/s from 1 core like those here; compute bound it would be", capsys.readouterr().out
+    )
+    run(config(mode="plan", plan__images_per_second=1e-3, data__workers=2, **folder))
+    assert re.search(
+        r"compute bound, at 0 images/s a worker as given, with an input of \d+ images/s from 2 cores", capsys.readouterr().out
+    )
 
 
 def test_timing_an_image_folder_leaves_the_number_of_threads_alone(config, tmp_path):

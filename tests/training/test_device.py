@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from earlydrop.training import device as devices
-from earlydrop.training.device import choose_device, deterministic, device_of_job, device_problem
+from earlydrop.training.device import arithmetic, choose_device, deterministic, device_of_job, device_problem, refuse_precision
 from earlydrop.training.endings import TrainingFailed
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
@@ -156,3 +156,34 @@ def test_a_model_that_the_gpu_cannot_hold_is_not_called_one_for_other_images(con
 
 def test_other_errors_are_left_alone(config):
     assert device_problem(RuntimeError("shapes do not fit"), config()) is None
+
+
+@pytest.fixture
+def tf32():
+    """What torch does with float32 on a GPU, put back after the test."""
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [each.allow_tf32 for each in flags]
+    yield lambda: [each.allow_tf32 for each in flags]
+    for each, value in zip(flags, before, strict=True):
+        each.allow_tf32 = value
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True), ("bf16", False)])
+def test_on_a_gpu_float32_is_float32_in_convolutions_too(config, tf32, precision, allowed):
+    before = tf32()
+    with arithmetic(config(trainer__precision=precision).trainer, torch.device("cuda:0")):
+        assert tf32() == [allowed, allowed]
+    assert tf32() == before
+    with arithmetic(config(trainer__precision=precision).trainer, torch.device("cpu")):
+        assert tf32() == before
+
+
+def test_tf32_is_refused_where_nothing_computes_in_it(config, monkeypatch):
+    with pytest.raises(ConfigError, match=r"trainer\.precision is 'tf32': cpu does not compute in it; give float32 or bf16"):
+        run(config(trainer__precision="tf32"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(ConfigError, match=r"Tesla T4 does not compute in it, which NVIDIA's GPUs do from Ampere on"):
+        refuse_precision("tf32", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    refuse_precision("tf32", torch.device("cuda"))

@@ -107,6 +107,13 @@ def test_a_run_that_stops_goes_on_to_the_bit(size, tmp_path, start, train):
 
 
 @pytest.mark.slow
+def test_the_gradients_of_a_compiled_model_are_summed(tmp_path, train, needs_compiler):
+    options = [*MIXED, "probe=none", "trainer.compile=true", "trainer.steps=2"]
+    one, other = (lines(train(size, tmp_path / str(size), *options)) for size in (1, 2))
+    assert_near(one, other, rel=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("happens", ["stop 0 5", "warn 3 5"])
 def test_a_run_goes_on_with_another_number_of_workers_when_told(alone, tmp_path, happens, start, train):
     """Whichever worker is asked to stop, all of them save and stop."""

@@ -56,7 +56,7 @@ CHANGED = {  # a valid value beside the default, where the type alone does not g
     "optim.name": "sgd", "optim.warmup": "30%", "augment.randaugment": "rand-m5", "probe.at": ["50%"], "trainer.precision": "bf16",
     "trainer.masks": "native", "trainer.eval_every": "10%", "trainer.stop_metric": "test/loss", "mode": "plan", "resume": "force",
     "tracking": "online", "device": "cpu", "schedule.rate": 0.3, "optim.momentum": 0.5, "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.min_lr": 1e-4,
-    "evaluation.splits": ["test"], "evaluation.batch_size": 4,
+    "trainer.profile": "1:2", "trainer.compile_mode": "reduce-overhead", "evaluation.splits": ["test"], "evaluation.batch_size": 4,
     "trainer.batch_size": 4, "trainer.accumulate": 2, "trainer.steps": 7, "model.pretrained": "weights.pth",
     "model.args": {"size": 4}, "data.args": {"size": 14}, "schedule.args": {"top": 0.2}, "probe.measures": ["of_the_fingerprint:steepness"],
 }  # fmt: skip
@@ -64,7 +64,7 @@ NEEDS = {  # what makes a key mean something
     "schedule.path_rate": {"schedule.kind": "all"},
     "schedule.points": {"schedule.name": "piecewise", "schedule.points": "0,0.1@0.5,0"}, "schedule.gamma": {"schedule.name": "curriculum"},
     "optim.momentum": {"optim.name": "sgd"}, "augment.switch": {"augment.mixup": 0.8, "augment.cutmix": 1.0},
-    "trainer.stop_patience": {"trainer.stop_metric": "test/loss"}, "trainer.mc_passes": {"schedule.name": "constant"},
+    "trainer.compile_mode": {"trainer.compile": True}, "trainer.stop_patience": {"trainer.stop_metric": "test/loss"}, "trainer.mc_passes": {"schedule.name": "constant"},
     "model.dropout": {"model.name": "mlp"}, "model.profile": {"model.name": "mlp"}, "model.hidden": {"model.name": "mlp"},
     **{f"probe.{name}": {"probe.at": ["0%"]} for name in ("batches", "dataset_limit", "clean", "compare", "measures")},
     "model.args": {"model.name": "of_the_fingerprint:build"}, "schedule.args": {"schedule.name": "of_the_fingerprint:rise"},

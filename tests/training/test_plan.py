@@ -20,7 +20,7 @@ from earlydrop.training.run import run
         ({"schedule__name": "late", "schedule__shape": "linear"}, "shape is 'linear'"),
         ({"trainer__batch_size": 301}, "batch_size is 301.*only 300"),
         ({"trainer__accumulate": 5}, "accumulate is 5.*divisor"),
-        ({"trainer__precision": "fp16"}, "'fp16'.*float32, bf16"),
+        ({"trainer__precision": "fp16"}, "'fp16'.*float32, tf32, bf16"),
         ({"trainer__epochs": 0}, "trainer.epochs is 0"),
         ({"optim__warmup": "101%"}, "optim.warmup"),
         ({"probe__at": ["x"]}, "probe.at"),

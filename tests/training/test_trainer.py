@@ -70,6 +70,23 @@ def test_precision_compile_optimizer_and_clipping_act(config, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
     run(config(trainer__compile=True))
     assert len(compiled) == 1
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda model, mode: modes.append(mode) or model)
+    run(config(trainer__compile=True, trainer__compile_mode="reduce-overhead"))
+    assert modes == ["reduce-overhead"]
+
+
+def test_channels_last_lays_out_the_weights_of_convolutions(config):
+    small = {"model__name": "convnet_micro", "model__hidden": None, "model__width": 8, "probe__at": []}
+    plain, laid = (run(config(**small, trainer__channels_last=each)) for each in (False, True))
+    assert plain["folder"] != laid["folder"]
+    assert laid["test/loss"] == pytest.approx(plain["test/loss"], rel=1e-3)
+    model, _ = scheduled_model(make_plan(config(**small, trainer__channels_last=True)))
+    layouts = [p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1]
+    assert layouts
+    assert all(layouts)
+    with pytest.raises(ConfigError, match=r"trainer\.channels_last is true: model\.name=mlp has no convolution"):
+        run(config(trainer__channels_last=True))
 
 
 def test_accumulation_sees_the_same_images_and_gives_nearly_the_same_gradient(config):

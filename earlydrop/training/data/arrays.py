@@ -22,6 +22,7 @@ from torch import Tensor
 
 from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data import augment
+from earlydrop.training.data.copies import sent
 from earlydrop.training.data.source import Batch, KeyedIndices, Source
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.streams import stream
@@ -263,7 +264,7 @@ class ImagesInMemory(Source):
             images = images * self._scale - self._offset
             if generator is not None and self._options.erasing > 0:
                 images = augment.erase(images, self._options.erasing, generator)
-            yield images, self._labels[split][indices.to(self._labels[split].device)]
+            yield images, self._labels[split][sent(indices, self._labels[split].device)]
 
 
 class ArraySource(ImagesInMemory):

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from earlydrop.training.data.copies import sent
+
 
 def shift_and_flip(padded: Tensor, indices: Tensor, shift: int, flip: bool, generator: torch.Generator | None) -> Tensor:
     """Images by index, (B, C, H, W), each shifted by up to ``shift`` pixels in both directions and flipped with probability ½.
@@ -23,14 +25,14 @@ def shift_and_flip(padded: Tensor, indices: Tensor, shift: int, flip: bool, gene
     height, width = (side - 2 * shift for side in padded.shape[-2:])
     count, device = len(indices), padded.device
     if generator is None:
-        return padded[indices.to(device), :, shift : shift + height, shift : shift + width]
+        return padded[sent(indices, device), :, shift : shift + height, shift : shift + width]
     offsets = torch.randint(2 * shift + 1, (2, count, 1), generator=generator)
     flipped = torch.rand(count, 1, generator=generator) < (0.5 if flip else 0.0)
     rows = offsets[0] + torch.arange(height)
     columns = offsets[1] + torch.where(flipped, torch.arange(width - 1, -1, -1), torch.arange(width))
     channels = torch.arange(padded.shape[1]).view(1, -1, 1, 1)
     where = (indices.view(-1, 1, 1, 1), channels, rows.view(count, 1, -1, 1), columns.view(count, 1, 1, -1))
-    return padded[tuple(part.to(device) for part in where)]
+    return padded[tuple(sent(part, device) for part in where)]
 
 
 def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
@@ -60,7 +62,7 @@ def erase(images: Tensor, probability: float, generator: torch.Generator) -> Ten
     inside = ((rows >= top) & (rows < top + high)).unsqueeze(2) & ((columns >= left) & (columns < left + wide)).unsqueeze(1)
     erased = (inside & chosen.unsqueeze(2)).unsqueeze(1)
     noise = torch.randn(images.shape, generator=generator)
-    return torch.where(erased.to(images.device), noise.to(images.device), images)
+    return torch.where(sent(erased, images.device), sent(noise, images.device), images)
 
 
 def mix(

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from earlydrop.training.config import AugmentConfig, DataConfig
+from earlydrop.training.data.copies import sent
 from earlydrop.training.data.source import Batch, KeyedIndices, Source
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.streams import stream
@@ -121,10 +122,10 @@ def draw_glyphs(glyphs: Tensor, labels: Tensor, generator: torch.Generator) -> T
         torch.stack((cosine * x, (shear * _SHEAR * cosine - sine) * x, right * _SHIFT), 1),
         torch.stack((sine * y, (shear * _SHEAR * sine + cosine) * y, lower * _SHIFT), 1),
     )
-    grid = F.affine_grid(torch.stack(rows, 1).to(device), [count, 1, SIDE, SIDE], align_corners=False)
-    images = F.grid_sample(glyphs[labels.to(device), faces.to(device)].unsqueeze(1), grid, align_corners=False)
-    images = images * (0.75 + 0.25 * contrast).to(device).view(-1, 1, 1, 1)
-    noise = torch.randn(images.shape, generator=generator).to(device)
+    grid = F.affine_grid(sent(torch.stack(rows, 1), device), [count, 1, SIDE, SIDE], align_corners=False)
+    images = F.grid_sample(glyphs[sent(labels, device), sent(faces, device)].unsqueeze(1), grid, align_corners=False)
+    images = images * sent(0.75 + 0.25 * contrast, device).view(-1, 1, 1, 1)
+    noise = sent(torch.randn(images.shape, generator=generator), device)
     return images.add_(noise, alpha=_NOISE).sub_(_MEAN).mul_(1 / _SPREAD)
 
 
@@ -151,7 +152,7 @@ class GlyphSource(Source):
 
     def _draw(self, count: int, generator: torch.Generator) -> Batch:
         labels = torch.randint(CLASSES, (count,), generator=generator)
-        return draw_glyphs(self._glyphs, labels, generator), labels.to(self._glyphs.device)
+        return draw_glyphs(self._glyphs, labels, generator), sent(labels, self._glyphs.device)
 
     def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
         for key, indices in keyed:
@@ -159,5 +160,5 @@ class GlyphSource(Source):
                 yield self._draw(len(indices), stream(*augmented, key))
             else:
                 images, labels = self._fixed[split]
-                where = indices.to(labels.device)
+                where = sent(indices, labels.device)
                 yield images[where], labels[where]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from earlydrop.training.data.source import Batch, KeyedIndices, Source
 from earlydrop.training.streams import stream
 
 
-def _noting(keyed: KeyedIndices, keys: list[int]) -> Iterator[tuple[int, Tensor]]:
+def _noting(keyed: KeyedIndices, keys: deque[int]) -> Iterator[tuple[int, Tensor]]:
     """Pass batches on and note their keys; a loader may ask for batches ahead of those that it gives."""
     for key, indices in keyed:
         keys.append(key)
@@ -29,10 +30,11 @@ class Objective:
     def batches(self, keyed: KeyedIndices, seed: int, purpose: str) -> Iterator[Batch]:
         """Augmented and mixed training images, with labels, (B,), or soft targets, (B, K); drawn from the streams of a seed and purpose."""
         options = self.options
-        keys: list[int] = []
-        for position, (images, labels) in enumerate(self.source.batches(_noting(keyed, keys), "train", (seed, purpose))):
+        keys: deque[int] = deque()
+        for images, labels in self.source.batches(_noting(keyed, keys), "train", (seed, purpose)):
+            key = keys.popleft()
             if options.mixup > 0 or options.cutmix > 0:
-                generator = stream(seed, purpose + "-mix", keys[position])
+                generator = stream(seed, purpose + "-mix", key)
                 yield augment.mix(images, labels, self.source.classes, options.mixup, options.cutmix, options.switch, generator)
             else:
                 yield images, labels

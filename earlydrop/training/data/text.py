@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from earlydrop.training.config import AugmentConfig, DataConfig
+from earlydrop.training.data.copies import sent
 from earlydrop.training.data.source import Batch, KeyedIndices, Source
 from earlydrop.training.fields import ConfigError
 
@@ -81,5 +82,5 @@ class TextSource(Source):
         contexts = self._contexts[split]
         places = torch.arange(CONTEXT + 1, device=contexts.device)
         for _, indices in keyed:
-            windows = self._bytes[contexts[indices.to(contexts.device)].unsqueeze(1) * CONTEXT + places].long()
+            windows = self._bytes[contexts[sent(indices, contexts.device)].unsqueeze(1) * CONTEXT + places].long()
             yield windows[:, :-1], windows[:, 1:]

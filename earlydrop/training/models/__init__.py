@@ -50,6 +50,9 @@ _EVERY_MODEL = ("name", "attention", "input_dropout", "args", "pretrained")  # k
 class WithInputDropout(nn.Module):
     """A network behind a dropout of its inputs at a fixed rate, which no schedule drives (Srivastava et al. 2014, appendix A.4)."""
 
+    PREFIX = "network."
+    """What the names of the network's weights begin with here."""
+
     def __init__(self, rate: float, network: nn.Module) -> None:
         super().__init__()
         self.input_dropout = nn.Dropout(rate)

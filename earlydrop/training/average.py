@@ -1,0 +1,83 @@
+"""An exponential moving average of a model's weights, kept beside training and evaluated as a model of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """Averaged weights: after every step a' = decay · a + (1 − decay) · w, from the initial weights on.
+
+    This is the average of timm's ``ModelEma`` without its warm-up, as the recipes of ConvNeXt take it (Liu et al. 2022,
+    arXiv:2201.03545, appendix A.1). Buffers in floating point, such as the statistics of BatchNorm, are averaged too; others are copied.
+
+    Args:
+        model: The model in training. It is never changed, but within `in_place`.
+        decay: In [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        own: dict[tuple[int, torch.Size], Tensor] = {}  # weights that have two names, such as tied ones, have one average
+        self.averages: dict[str, Tensor] = {}
+        for name, tensor in _tensors(model):
+            self.averages[name] = own.setdefault((tensor.data_ptr(), tensor.shape), tensor.detach().clone())
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every weight once, with its average."""
+        seen: set[int] = set()
+        for name, weight in _tensors(self.model):
+            average = self.averages[name]
+            if id(average) not in seen:
+                seen.add(id(average))
+                yield weight, average
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the model's present weights; nothing of it waits for the device."""
+        averages: list[Tensor] = []
+        weights: list[Tensor] = []
+        for weight, average in self._pairs():
+            if weight.is_floating_point():
+                averages.append(average)
+                weights.append(weight)
+            else:
+                average.copy_(weight)
+        torch._foreach_mul_(averages, self.decay)
+        torch._foreach_add_(averages, weights, alpha=1.0 - self.decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it the model has the averaged weights; after it its own again, to the bit."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for weight, average in self._pairs():
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averaged weights by name, as the model would give them."""
+        return self.model.state_dict() | self.averages
+
+    @torch.no_grad()
+    def load_state_dict(self, averages: dict[str, Tensor]) -> None:
+        """Go on from saved averages."""
+        for name, average in self.averages.items():
+            average.copy_(averages[name])
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a model by name; what else its modules save is no weight."""
+    yield from ((name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor))

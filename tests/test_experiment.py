@@ -346,7 +346,9 @@ def test_runs_in_a_list_are_compared():
 
 
 def test_a_run_from_elsewhere_imports_nothing_without_trust(here, monkeypatch):
-    (here / "theirs.py").write_text("from torch import nn\ndef build(task):\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n")
+    (here / "theirs.py").write_text(
+        "from torch import nn\ndef build(task):\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
+    )
     run = experiment.train(own("trainer.steps=1", "schedule=none", "model.name=theirs:build"))
     with pytest.raises(ConfigError, match=r"names code that is not earlydrop's \(model.name=theirs:build\).*trust=True"):
         experiment.Run(run.folder).model()

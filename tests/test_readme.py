@@ -26,9 +26,12 @@ def test_the_python_blocks_run_in_order(capsys):
         exec(block, names)
 
 
-def test_the_blocks_of_the_page_of_integrations_run():
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "integrations.md").read_text(), re.DOTALL)
-    exec(block, {"__name__": "__main__"})
+@pytest.mark.parametrize("page", ["integrations"])
+def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL):
+        exec(block, names)
 
 
 def test_it_fits_its_reader():

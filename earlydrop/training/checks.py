@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 
+from earlydrop.metrics import METRICS, is_own
 from earlydrop.training.config import BOUNDS, OPEN, SPLITS, Config, ConfigError, drops, keys
 from earlydrop.training.names import printable, slug
 
@@ -41,6 +43,7 @@ def check(config: Config) -> None:
     splits = config.evaluation.splits
     if not splits or len(set(splits)) < len(splits) or not set(splits) <= set(SPLITS):
         raise ConfigError(f"evaluation.splits is {splits}: expected one or more of {', '.join(SPLITS)}, each once")
+    _check_objective(config)
     watched = config.trainer.stop_metric
     if watched is not None and watched.partition("/")[0] not in splits:
         raise ConfigError(f"trainer.stop_metric is {watched!r}: evaluation.splits is {splits}, which does not measure it")
@@ -55,6 +58,22 @@ def check(config: Config) -> None:
             f"trainer.accumulate is {config.trainer.accumulate}: expected a divisor of trainer.batch_size "
             f"({config.trainer.batch_size}), which counts the images of one optimizer step"
         )
+
+
+def _check_objective(config: Config) -> None:
+    """What is optimised has to be measured in every run."""
+    name = config.objective
+    if name is None:
+        return
+    if name not in METRICS and not is_own(name):
+        near = difflib.get_close_matches(name, METRICS, 1, 0.6)
+        meant = f": did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"objective is {name!r}: expected a metric, such as test/accuracy or train_eval/loss{meant}")
+    split = name.partition("/")[0]
+    if split in SPLITS and split not in config.evaluation.splits:
+        raise ConfigError(f"objective is {name!r}: evaluation.splits is {config.evaluation.splits}, which does not measure it")
+    if split.startswith("probe") and not config.probe.at:
+        raise ConfigError(f"objective is {name!r}: probe.at is empty, so it is not measured; give probe=few")
 
 
 def _check_path_rate(config: Config) -> None:

@@ -308,7 +308,10 @@ class PlanConfig:
 
 @dataclass
 class Config:
-    """A whole run."""
+    """A whole run.
+
+    ``objective`` names the metric whose last value a job returns, for a sweeper that optimises it, such as Optuna's.
+    """
 
     mode: str = _key("train", MACHINE, choices=("train", "eval", "plan"))
     study: str = _key("default", NAME)
@@ -319,6 +322,7 @@ class Config:
     threads: int | None = _key(None, MACHINE, bounds="threads")
     resume: str = _key("auto", MACHINE, choices=("auto", "force", "never"))
     checkpoint: str | None = _key(None, MACHINE)
+    objective: str | None = _key(None, MACHINE)
     tracking: str = _key("offline", MACHINE, choices=("offline", "online", "off"))
     project: str = _key("earlydrop", MACHINE)
     tags: list[str] = _key([], MACHINE)

@@ -63,10 +63,10 @@ def compose(overrides: str | Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: There is no such key or option, or a value cannot be used.
     """
-    return settings_of(compose_one(_checked(overrides)))
+    return _settings_of(compose_one(_checked(overrides)))
 
 
-def settings_of(values: Mapping[str, Any]) -> Config:
+def _settings_of(values: Mapping[str, Any]) -> Config:
     """A configuration from nested plain values, all of whose keys the schema has.
 
     Raises:
@@ -234,6 +234,9 @@ class Run:
             best: The weights at which ``trainer.stop_metric`` was best, not the last ones.
             trust: Import the code that the configuration names, if this run was not trained by this process.
 
+        Returns:
+            The model.
+
         Raises:
             ConfigError: There are no such weights, or the configuration names code that is not earlydrop's.
         """
@@ -259,7 +262,10 @@ class Run:
         """Its curves as a figure, which a notebook shows and ``savefig`` writes.
 
         Args:
-            metrics: Names such as ``test/accuracy``; without any, those that a report draws.
+            *metrics: Names such as ``test/accuracy``; without any, those that a report draws.
+
+        Returns:
+            The figure, of matplotlib.
 
         Raises:
             ValueError: A metric that was not measured.

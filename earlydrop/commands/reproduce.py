@@ -48,7 +48,7 @@ def reproduce(run: Path, out: Path, trust: bool = False) -> str | None:
             f"{run / 'config.yaml'} names code that is not earlydrop's ({', '.join(named)}), and running it again would import that "
             "code: look at it first, then say --trust"
         )
-    config.out, config.tracking, config.mode, config.resume = str(out), "off", "train", "never"
+    config.out, config.tracking.mode, config.mode, config.resume = str(out), "off", "train", "never"
     config.threads = provenance["environment"].get("threads")
     plan = make_plan(config)
     if plan.folder.resolve() == run.resolve():

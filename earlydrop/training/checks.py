@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 
 from earlydrop.metrics import METRICS, is_own
 from earlydrop.training.config import BOUNDS, OPEN, SPLITS, Config, ConfigError, drops, keys
 from earlydrop.training.names import printable, slug
+from earlydrop.training.record.trackers import missing
 
 
 def check(config: Config) -> None:
@@ -44,6 +46,7 @@ def check(config: Config) -> None:
     if not splits or len(set(splits)) < len(splits) or not set(splits) <= set(SPLITS):
         raise ConfigError(f"evaluation.splits is {splits}: expected one or more of {', '.join(SPLITS)}, each once")
     _check_objective(config)
+    _check_tracking(config)
     watched = config.trainer.stop_metric
     if watched is not None and watched.partition("/")[0] not in splits:
         raise ConfigError(f"trainer.stop_metric is {watched!r}: evaluation.splits is {splits}, which does not measure it")
@@ -74,6 +77,20 @@ def _check_objective(config: Config) -> None:
         raise ConfigError(f"objective is {name!r}: evaluation.splits is {config.evaluation.splits}, which does not measure it")
     if split.startswith("probe") and not config.probe.at:
         raise ConfigError(f"objective is {name!r}: probe.at is empty, so it is not measured; give probe=few")
+
+
+def _check_tracking(config: Config) -> None:
+    """A tracker is installed, and sends only where it can."""
+    mode, backend = config.tracking.mode, config.tracking.backend
+    if mode == "off" or backend == "wandb":
+        return
+    said = f"tracking.backend is {backend!r}"
+    if missing(backend):
+        raise ConfigError(f"{said}: {backend} is not installed; pip install 'earlydrop[{backend}]'")
+    if mode == "online" and backend != "mlflow":
+        raise ConfigError(f"{said}: it writes files on this machine and sends nothing; leave tracking=offline")
+    if mode == "online" and not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise ConfigError(f"{said}, tracking is online: MLFLOW_TRACKING_URI does not say where to; set it, or use tracking=offline")
 
 
 def _check_path_rate(config: Config) -> None:

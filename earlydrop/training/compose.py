@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from earlydrop.training.config import Config, ConfigError, schedule_options
+from earlydrop.training.config import Config, ConfigError, as_now, schedule_options
 from earlydrop.training.plugins import installed
 
 
@@ -138,7 +138,7 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _literal(values)))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _literal(as_now(values))))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
     if not isinstance(config, Config):

@@ -16,7 +16,7 @@ import inspect
 import os
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -306,6 +306,24 @@ class PlanConfig:
     images_per_second: float | None = _key(None, MACHINE, bounds="positive")
 
 
+def _with_wandb(config: Config) -> bool:
+    return config.tracking.mode != "off" and config.tracking.backend == "wandb"
+
+
+@dataclass
+class TrackingConfig:
+    """Where a run can be watched, beside its own ``metrics.jsonl``. ``tracking=offline``, ``online`` and ``off`` set ``mode``.
+
+    ``backend`` is Weights & Biases, TensorBoard, CSV files or MLflow. Of W&B, ``console`` keeps what a run prints, and ``system`` charts
+    the machine's load.
+    """
+
+    mode: str = _key("offline", MACHINE, choices=("offline", "online", "off"))
+    backend: str = _key("wandb", MACHINE, choices=("wandb", "tensorboard", "csv", "mlflow"))
+    console: bool = _key(False, MACHINE, used=_with_wandb)
+    system: bool = _key(False, MACHINE, used=_with_wandb)
+
+
 @dataclass
 class Config:
     """A whole run.
@@ -323,7 +341,6 @@ class Config:
     resume: str = _key("auto", MACHINE, choices=("auto", "force", "never"))
     checkpoint: str | None = _key(None, MACHINE)
     objective: str | None = _key(None, MACHINE)
-    tracking: str = _key("offline", MACHINE, choices=("offline", "online", "off"))
     project: str = _key("earlydrop", MACHINE)
     tags: list[str] = _key([], MACHINE)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -333,6 +350,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -376,6 +394,14 @@ class Key:
 def keys() -> dict[str, Key]:
     """Every key of the schema by its dotted name, in the schema's order."""
     return {key.name: key for key in _walk(Config, "")}
+
+
+def as_now(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values of an earlier version, in which ``tracking`` was one word, as the schema has them now."""
+    mode = values.get("tracking")
+    if isinstance(mode, (str, bool)):
+        return {**values, "tracking": {"mode": "off" if mode is False else mode}}
+    return dict(values)
 
 
 OPEN = ("model.args", "data.args", "schedule.args")

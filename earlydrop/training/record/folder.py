@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import filelock
 
-from earlydrop.training.config import Config, ConfigError, keys
+from earlydrop.training.config import Config, ConfigError, as_now, keys
 from earlydrop.training.record.files import remove, why, write_atomically
 
 log = logging.getLogger(__name__)
@@ -199,6 +199,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DamagedFileError(f"{path} is missing or damaged: {str(error).splitlines()[0]}") from error
+    content = as_now(content) if isinstance(content, dict) else content
     groups = {key.split(".")[0] for key in keys() if "." in key}
     if not isinstance(content, dict) or any(not isinstance(content.get(group, {}), dict) for group in groups):
         raise DamagedFileError(f"{path} is damaged: it is no configuration of a run")

@@ -67,11 +67,7 @@ def compose(overrides: str | Iterable[str] = ()) -> Config:
 
 
 def _settings_of(values: Mapping[str, Any]) -> Config:
-    """A configuration from nested plain values, all of whose keys the schema has.
-
-    Raises:
-        ConfigError: A key that there is not, or a value of another type.
-    """
+    """A configuration from nested plain values; a key that there is not is a `ConfigError`."""
     wrong = unknown_keys(flat(values))
     if wrong is not None:
         raise ConfigError(wrong)

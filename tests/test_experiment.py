@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 
 import earlydrop
 from earlydrop import experiment
+from earlydrop.commands.cite import citation
+from earlydrop.commands.reproduce import reproduce
 from earlydrop.commands.run import main
 from earlydrop.training.config import ConfigError
 from earlydrop.training.record.folder import read_metrics
@@ -150,6 +152,13 @@ def test_a_module_is_trained_from_its_own_weights_in_a_copy():
     assert earlydrop.model_distance(trained, net) == pytest.approx(run.final["model/distance"], rel=1e-5)
     with pytest.raises(ConfigError, match=r"it was given as an object in Python.*give it to train\(\) again"):
         experiment.Run(run.folder).model(trust=True)
+
+
+def test_no_command_repeats_a_run_whose_model_was_given_as_an_object(here):
+    run = experiment.train(own("trainer.steps=1"), model=Net())
+    assert "No command reproduces it: its model was given as an object in Python." in citation(run.folder)
+    with pytest.raises(ConfigError, match=r"model.name=__main__:Net_.* was given as an object in Python: run the script"):
+        reproduce(run.folder, here / "again", trust=True)
 
 
 def test_other_weights_or_another_structure_are_another_run():

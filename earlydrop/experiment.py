@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import html
 import importlib.util
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ def _settings_of(values: Mapping[str, Any]) -> Config:
 
 
 def _checked(overrides: str | Iterable[str]) -> list[str]:
-    words = overrides.split() if isinstance(overrides, str) else list(overrides)
+    if not isinstance(overrides, (str, Iterable)) or isinstance(overrides, (Mapping, bytes)):
+        raise ConfigError(f"overrides is a {type(overrides).__name__}: expected a list of texts such as 'schedule.rate=0.2'")
+    words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     for word in words:
         if not isinstance(word, str):
             raise ConfigError(f"overrides holds {word!r}: expected texts such as 'schedule.rate=0.2'")
@@ -116,9 +119,13 @@ def train(
         TrainingFailed: The run stopped by itself; its status says why.
         KeyboardInterrupt: It was asked to stop, and has saved.
     """
-    given_config = isinstance(config_or_overrides, Config)
-    overrides = [] if given_config else _checked(config_or_overrides)  # type: ignore[arg-type]
-    config = dataclasses.replace(config_or_overrides) if isinstance(config_or_overrides, Config) else compose(overrides)
+    overrides: list[str] = []
+    if isinstance(config_or_overrides, Config):
+        _refuse_unknown(config_or_overrides, "config")
+        config = config_from_dict(dataclasses.asdict(config_or_overrides))  # a copy, and every value of its type
+    else:
+        overrides = _checked(config_or_overrides)
+        config = compose(overrides)
     if config.mode != "train":
         raise ConfigError(f"mode is {config.mode!r}: train() trains; the command earlydrop does the rest")
     codes = _put_in(config, model, data)
@@ -132,6 +139,16 @@ def train(
                 raise
             folder = make_plan(config).folder
     return Run(folder, codes=codes, trusted=True)
+
+
+def _refuse_unknown(config: Any, said: str) -> None:
+    """Refuse an attribute that was set and that the schema does not have: it would be read by nobody."""
+    known = [field.name for field in dataclasses.fields(config)]
+    for name, value in vars(config).items():
+        if name not in known:
+            raise ConfigError(f"{said}.{name} is set, and there is no such key{nearest(name, known)}")
+        if dataclasses.is_dataclass(value):
+            _refuse_unknown(value, f"{said}.{name}")
 
 
 def _put_in(config: Config, model: Any, data: Any) -> list[Code]:

@@ -35,7 +35,8 @@ from earlydrop.analysis.runs import load_runs as load_runs
 from earlydrop.sites.traceless import leave_no_trace
 from earlydrop.training.compose import compose_one, config_from_dict
 from earlydrop.training.config import Config as Config
-from earlydrop.training.config import ConfigError as ConfigError
+from earlydrop.training.endings import Interrupted
+from earlydrop.training.fields import ConfigError as ConfigError
 from earlydrop.training.given import given_data, given_model, reference_of
 from earlydrop.training.outside import names_of
 from earlydrop.training.overrides import mistake, unknown_keys, unused, with_own_keys
@@ -45,7 +46,6 @@ from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.checkpoint import load_best, load_checkpoint
 from earlydrop.training.record.folder import read_config, read_provenance, read_status
 from earlydrop.training.run import run as carry_out
-from earlydrop.training.trainer import Interrupted
 
 Callback = Callable[[int, dict[str, float]], object]
 """Called with the step and what was measured after it; one that returns True ends the run there."""

@@ -14,6 +14,7 @@ from earlydrop.sites.bank import RateBank
 from earlydrop.sites.choose import Kind, SiteChoice, choose_sites, undrivable, undriven
 from earlydrop.sites.drive import drive, is_driven_by, unlink_all
 from earlydrop.sites.find import Site
+from earlydrop.sites.first_forward import FirstForward
 from earlydrop.sites.unwrap import renamed
 
 Masks = Literal["native", "fast"]
@@ -36,7 +37,9 @@ class DropoutScheduler:
         kind: ``"unit"`` (dropout), ``"path"`` (stochastic depth) or ``"all"``.
         sites: Which sites of that kind: None for those that were built with a rate above 0, else names, globs or a predicate
             ``(name, module) -> bool``. What only looks like a rate above 0 (`earlydrop.find_sites` says what does) is not
-            driven by default: a warning names it. `earlydrop.audit` tells what a model drops.
+            driven by default: a warning names it. By default the first training forward is
+            watched too: what it drops beside the driven sites is warned of, once. A compiled
+            model is not watched. `earlydrop.audit` tells all that a model drops.
         masks: ``"native"`` draws masks with torch's own kernels. ``"fast"`` draws those of nn.Dropout layers from 16-bit numbers, about
             three times as fast on a CPU: the same distribution with the rate rounded to 1/65,536, other random numbers. It is for eager
             mode, and for compiled graphs on a CPU (from torch 2.14 on). timm's fused attention then gives way to the plain path while
@@ -79,8 +82,11 @@ class DropoutScheduler:
         self._step = 0
         self._handles: list[Any] = []  # of the hooks on an attached optimizer
         self._bank.set(first)
+        self._check: FirstForward | None = None
         if sites is None:
-            _warn_of(undriven(model, kind, self.sites), undrivable(model, kind))
+            left = undriven(model, kind, self.sites)
+            _warn_of(left, undrivable(model, kind))
+            self._check = FirstForward(model, kind, told=[site.module for site in left])
 
     @property
     def last_rate(self) -> float:
@@ -226,6 +232,8 @@ class DropoutScheduler:
             return
         while self._handles:
             self._handles.pop().remove()
+        if self._check is not None:
+            self._check.remove()
         bank, self._bank = self._bank, None
         unlink_all(self._model, bank)
 

@@ -2,7 +2,7 @@
 
     python scripts/kill_resume.py                           twenty kills of one process by SIGKILL, at as many moments
     python scripts/kill_resume.py --kills 3                 a short form
-    python scripts/kill_resume.py --kills 50 --workers 2    of two workers under torchrun: one of them, all, or the launcher; SIGKILL or SIGTERM
+    python scripts/kill_resume.py --kills 50 --workers 4    of four workers under torchrun: one of them, all, or the launcher
 
 Weights, optimizer state and metrics.jsonl must be identical. The runs cross the cutoff, an evaluation and probes, and save a checkpoint
 every quarter of a second, so kills fall into every part of a run.
@@ -31,7 +31,13 @@ def start(out: Path, workers: int) -> subprocess.Popen[bytes]:
     command = RUN
     if workers > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
-        command = [*launcher, *RUN[1:], f"trainer.accumulate={workers}", "distributed.timeout=60"]
+        command = [
+            *launcher,
+            *RUN[1:],
+            f"trainer.accumulate={workers}",
+            f"probe.batches={max(3, workers)}",
+            "distributed.timeout=60",
+        ]
     return subprocess.Popen([*command, f"out={out}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

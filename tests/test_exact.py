@@ -14,10 +14,10 @@ from earlydrop.classic import GaussianDropout, SharedMaskDropout, StandardDropou
 from earlydrop.exact import HOST, brought_home, exact, exact_norm, has_float64, home
 from earlydrop.sites.extremes import extremes
 from earlydrop.training import plan as plans
-from earlydrop.training.config import ConfigError
+from earlydrop.training.endings import TrainingFailed
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.run import run
-from earlydrop.training.trainer import TrainingFailed
 from tests.gradients.test_sums import brute_force
 from tests.no_float64 import DEVICE, OnDevice, Pretended
 

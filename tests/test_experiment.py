@@ -19,7 +19,7 @@ from earlydrop import experiment
 from earlydrop.commands.cite import citation
 from earlydrop.commands.reproduce import reproduce
 from earlydrop.commands.run import main
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.record.folder import read_metrics
 from earlydrop.training.trainer import Trainer
 

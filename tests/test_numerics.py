@@ -44,11 +44,12 @@ PARTS = {
     "library_models": ["training/models/library.py", "training/models/pretrained.py"],
     "own_data": ["training/data/own.py"],
     "optimizer": ["training/optim.py", "training/trainer.py", "classic/max_norm.py", "distance.py"],
-    "parts": ["training/distributed.py"],
+    "parts": ["training/distributed.py", "training/reduce.py"],
     "swin": ["training/optim.py"],
     "vit": ["training/models/timm.py"],
     "evaluation": ["training/evaluate.py"],
     "probe": ["gradients/sums.py", "gradients/measures.py", "gradients/probe.py", "training/probes.py"],
+    "probe_parts": ["training/probes.py"],
     "monte_carlo": ["classic/monte_carlo.py"],
 }
 

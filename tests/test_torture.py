@@ -16,7 +16,7 @@ from torture.mistakes import COUNT, all_mistakes, misspelt, wrong_types
 from torture.signals import MARK, marked
 from torture.tally import Tally
 
-from earlydrop.training.config import keys
+from earlydrop.training.keys import keys
 
 
 def in_a_fork(before, work):

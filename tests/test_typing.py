@@ -13,7 +13,7 @@ import pytest
 from earlydrop.gradients import GradientReport
 from earlydrop.gradients.measures import MEASURES
 from earlydrop.schedules import MAKERS
-from earlydrop.training.config import ScheduleConfig
+from earlydrop.training.schedule_config import ScheduleConfig
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import yaml
 
-from earlydrop.training.config import Config, describe_schedule, drops, key_of, keys
+from earlydrop.training.config import Config
 from earlydrop.training.fingerprint import settings
+from earlydrop.training.keys import key_of, keys
+from earlydrop.training.schedule_config import describe_schedule, drops
 
 _SCHEDULE = "schedule."
 

@@ -12,7 +12,8 @@ import pandas as pd
 
 from earlydrop.analysis.arms import Arm, flat, label_arms
 from earlydrop.schedules import MAKERS
-from earlydrop.training.config import Config, key_of
+from earlydrop.training.config import Config
+from earlydrop.training.keys import key_of
 from earlydrop.training.record.folder import (
     STATES,
     STATUS,

@@ -108,8 +108,8 @@ def configurations(study: Study, claims: Iterable[Claim], seeds: Iterable[int], 
 
 def _train(config: Config) -> None:
     """One run; one that fails is named, and the others go on."""
+    from earlydrop.training.endings import TrainingFailed
     from earlydrop.training.run import run
-    from earlydrop.training.trainer import TrainingFailed
 
     try:
         run(config, in_sweep=True)

@@ -17,7 +17,7 @@ def shown(runs: pd.DataFrame) -> list[str]:
     A round of seeds that has not run says nothing.
     """
     declarations = [declaration for name in SETS for declaration in load_declarations(claims_folder(name))]
-    return [_line(verdict) for _, study in runs.groupby("study") for verdict in _verdicts(declarations, study)]
+    return [sentences(verdict) for _, study in runs.groupby("study") for verdict in _verdicts(declarations, study)]
 
 
 def _verdicts(declarations: Iterable[Declaration], runs: pd.DataFrame) -> Iterator[Verdict]:
@@ -38,7 +38,7 @@ _SENTENCES = {
 }
 
 
-def _line(verdict: Verdict) -> str:
+def sentences(verdict: Verdict) -> str:
     """A line with the verdict, and one with the measurement."""
     claim, found = verdict.claim, verdict.paired
     if found is None:

@@ -12,7 +12,8 @@ import pandas as pd
 from earlydrop.analysis.arms import Arm
 from earlydrop.analysis.runs import DAMAGED, load_history, load_runs, named
 from earlydrop.claims.declare import Declaration
-from earlydrop.training.config import CADENCE, NUMBERS, key_of
+from earlydrop.training.fields import CADENCE, NUMBERS
+from earlydrop.training.keys import key_of
 from earlydrop.training.record.folder import STATUS, read_json
 
 log = logging.getLogger(__name__)

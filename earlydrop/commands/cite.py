@@ -12,7 +12,7 @@ from earlydrop.analysis.arms import flat
 from earlydrop.analysis.runs import find_runs
 from earlydrop.commands import command
 from earlydrop.training.compose import compose, literal
-from earlydrop.training.config import key_of
+from earlydrop.training.keys import key_of
 from earlydrop.training.plugins import OBJECT
 from earlydrop.training.record.folder import STATUS, DamagedFileError, changed_files, read_config, read_provenance
 
@@ -38,7 +38,7 @@ def command_line(config: dict[str, Any]) -> str:
 
 
 _PLAIN = re.compile(
-    r"(?!(?:null|true|false|inf|nan|none|on|off|yes|no)$)[A-Za-z][\w./-]*(?::[A-Za-z]\w*)?|\d+(?:\.\d+)?(?:%|ep)",
+    r"(?!(?:null|true|false|inf|nan)$)[A-Za-z][\w./-]*(?::[A-Za-z]\w*)?|\d+(?:\.\d+)?(?:%|ep)",
     re.IGNORECASE,
 )
 """Strings that need no quotes in Hydra's grammar, and cannot be taken for anything but strings."""

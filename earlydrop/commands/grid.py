@@ -22,7 +22,7 @@ _OF_A_RUN = ("seed", "study", "label", "tags")  # keys by which runs of one cost
 
 def plan_grid(config: Any) -> int:
     """Plan every job of a sweep, and print the plans as one. Returns the exit code: 1 if a job would be refused."""
-    from earlydrop.training.config import ConfigError
+    from earlydrop.training.fields import ConfigError
     from earlydrop.training.plan import make_plan
 
     try:
@@ -57,7 +57,7 @@ def _jobs(config: Any) -> list[list[str]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    from earlydrop.training.config import ConfigError
+    from earlydrop.training.fields import ConfigError
 
     target = str(config.hydra.sweeper.get("_target_", ""))
     if not target.endswith("BasicSweeper"):
@@ -79,7 +79,7 @@ def _composed(overrides: list[str], joblib: bool) -> tuple[dict[str, Any], Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     from earlydrop.analysis.arms import flat
-    from earlydrop.training.config import ConfigError
+    from earlydrop.training.fields import ConfigError
     from earlydrop.training.overrides import unknown_keys
 
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -57,9 +59,11 @@ def _header(text: str) -> list[str]:
 
 
 def main(out: str = "runs", folders: Iterable[Path] = ()) -> None:
-    """Print the list."""
-    rows = [("experiment=", "time", f"in {Path(out)}/", "what"), *list_studies(out, folders)]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
-        print("  ".join([*cells, row[3][: max(20, 150 - sum(widths))]]).rstrip())
+    """Print the list: for each study a line with its time and what has been run of it, then what it is."""
+    columns = min(shutil.get_terminal_size().columns, 120)
+    rows = list_studies(out, folders)
+    names = max(len(name) for name, *_ in rows)
+    print(f"earlydrop experiment=NAME trains one of these. Runs below {Path(out)}/ are counted.\n")
+    for name, took, done, what in rows:
+        print("  ".join(filter(None, [name.ljust(names), took, f"[{done}]" if done else ""])).rstrip())
+        print(textwrap.fill(what, columns, initial_indent="    ", subsequent_indent="    "))

@@ -7,8 +7,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from earlydrop.analysis.runs import find_runs
 from earlydrop.commands import command
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.record.folder import STATUS, changed_files, read_config, read_metrics, read_provenance, read_status
 
 
@@ -37,6 +38,9 @@ def reproduce(run: Path, out: Path, trust: bool = False) -> str | None:
     from earlydrop.training.plugins import OBJECT
     from earlydrop.training.run import run as train
 
+    runs = [] if (run / STATUS).exists() else list(find_runs(run))
+    if runs:
+        raise ConfigError(f"{run} is a folder of {len(runs)} runs: give one of them, such as {runs[0]}")
     if read_status(run).get("state") != "finished":
         raise ConfigError(f"{run} is not a finished run, by its {STATUS}: there is nothing to compare with")
     for name in changed_files(run):
@@ -80,7 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the new run goes (default: a temporary folder)")
     parser.add_argument("--trust", action="store_true", help="import the code from outside earlydrop that the configuration names")
     arguments = parser.parse_args()
-    from earlydrop.training.trainer import TrainingFailed
+    from earlydrop.training.endings import TrainingFailed
 
     with tempfile.TemporaryDirectory() as temporary:
         try:

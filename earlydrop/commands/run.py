@@ -24,8 +24,8 @@ def _job(config: DictConfig) -> dict[str, Any] | float:
     from hydra.core.hydra_config import HydraConfig
 
     from earlydrop.commands import sweep, terminal
+    from earlydrop.training.endings import Interrupted
     from earlydrop.training.record.failures import forget_failures
-    from earlydrop.training.trainer import Interrupted
 
     terminal.print_on_any_terminal()  # of a sweep's worker
     hydra = HydraConfig.get()
@@ -33,7 +33,10 @@ def _job(config: DictConfig) -> dict[str, Any] | float:
     study: Path | None = None
     failed, trained = False, False
     try:
-        settings, study = _settings(config, joblib="joblib" in str(hydra.launcher.get("_target_", "")).lower())
+        launcher = str(hydra.launcher.get("_target_", "")).lower()
+        if multirun and "slurm" in launcher:
+            sweep.become_worker()
+        settings, study = _settings(config, job=hydra.job.num if "joblib" in launcher else None)
         trained = settings.mode == "train"
         if multirun:
             forget_failures(study, sweep.identity())
@@ -51,21 +54,22 @@ def _job(config: DictConfig) -> dict[str, Any] | float:
         print(_explain(error), file=sys.stderr)
         if not multirun:
             raise SystemExit(1) from None
-        _note_failure(study, list(hydra.overrides.task), str(error))  # the other jobs go on; the sweep's process ends with 1
+        if sweep.is_first_worker():
+            _note_failure(study, list(hydra.overrides.task), str(error))  # the other jobs go on; the sweep's process ends with 1
         return math.nan if config.get("objective") else {"state": "failed"}
     finally:
         done = sweep.Done(str(study) if study is not None and (trained or failed) else None, failed)
-        progress = sweep.note_done(hydra.job.num, done) if multirun else None
+        progress = sweep.note_done(hydra.job.num, done) if multirun and sweep.is_first_worker() else None
         if progress is not None:
             print(progress, flush=True)
 
 
-def _settings(config: DictConfig, joblib: bool) -> tuple[Any, Path]:
-    """A job's settings, and the folder of its study."""
+def _settings(config: DictConfig, job: int | None) -> tuple[Any, Path]:
+    """A job's settings, and the folder of its study. ``job``: its number among those that run side by side on this machine."""
     from omegaconf import OmegaConf
 
     from earlydrop.analysis.arms import flat
-    from earlydrop.training.config import ConfigError
+    from earlydrop.training.fields import ConfigError
     from earlydrop.training.names import study_folder
     from earlydrop.training.overrides import unknown_keys
 
@@ -74,12 +78,18 @@ def _settings(config: DictConfig, joblib: bool) -> tuple[Any, Path]:
     if wrong is not None:
         raise ConfigError(wrong)
     settings: Any = OmegaConf.to_object(config)
-    if settings.threads is None and joblib:
-        settings.threads = 1  # one thread a run is the way to use all cores
+    if job is not None:
+        from earlydrop.training.device import device_of_job
+
+        settings.threads = settings.threads or 1  # one thread a run is the way to use all cores
+        settings.device = device_of_job(settings.device, job)
     return settings, study_folder(settings.out, settings.study)
 
 
 def _run(settings: Any, multirun: bool, overrides: Iterable[str]) -> dict[str, Any]:
+    from earlydrop.training.checks import check
+
+    check(settings)  # before torch is imported, which takes seconds
     from earlydrop.training.overrides import unused
     from earlydrop.training.run import run
 
@@ -91,7 +101,7 @@ def _value(done: dict[str, Any], objective: str | None) -> dict[str, Any] | floa
     if objective is None:
         return done
     if objective not in done:
-        from earlydrop.training.config import ConfigError
+        from earlydrop.training.fields import ConfigError
 
         raise ConfigError(f"objective is {objective!r}: the run {done['folder']} ({done['state']}) did not measure it")
     return float(done[objective])
@@ -101,8 +111,8 @@ def _explain(error: Exception) -> str:
     """A line for what a user can mend; a traceback for what only we can."""
     from omegaconf.errors import OmegaConfBaseException
 
-    from earlydrop.training.config import ConfigError
-    from earlydrop.training.trainer import TrainingFailed
+    from earlydrop.training.endings import TrainingFailed
+    from earlydrop.training.fields import ConfigError
 
     if isinstance(error, (ConfigError, TrainingFailed)):
         return f"error: {error}"
@@ -210,12 +220,14 @@ def _wait_briefly() -> None:
 
 def main() -> None:
     """Train, evaluate or plan a run; or, with ``-m``, sweep over many."""
-    from earlydrop.commands import terminal
+    from earlydrop.commands import command, help_key, terminal
 
     terminal.prepare()
     if "--version" in sys.argv[1:]:
         return show_version(sys.argv[1:])
     _needs_training_extra()
+    if help_key.FLAG in sys.argv[1:]:
+        return command(lambda: help_key.show_help(sys.argv[1:]))()
     _wait_briefly()
     if threading.current_thread() is threading.main_thread():  # a shell's background job begins with Ctrl-C ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -78,6 +78,20 @@ def identity() -> str:
     return f"{sweep['pid']}-{sweep['start']:.0f}" if sweep is not None else f"{os.getpid()}-0"
 
 
+def become_worker() -> None:
+    """Where SLURM gives a job several tasks, be one of the workers of its run, as torchrun would have said it."""
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    if "WORLD_SIZE" not in os.environ and JobEnvironment().num_tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+def is_first_worker() -> bool:
+    """Whether this process notes what becomes of its job."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def count_jobs(params: dict[str, Any], overrides: list[str]) -> int:
     """How many jobs Hydra's basic sweeper makes of its own parameters and the command line's, which win.
 

@@ -8,7 +8,7 @@ Everything that the measuring touches is put back, so that training with the pro
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +36,7 @@ def probe(
     dataset: Iterable[Any] | None = None,
     *,
     images_in: Callable[[Any], int] | None = None,
+    parts: Callable[[Any], Iterable[Any]] | None = None,
     group: ProcessGroup | None = None,
     measures: Mapping[str, Callable[[Moments], float | None]] | None = None,
 ) -> GradientReport:
@@ -51,6 +52,8 @@ def probe(
         dataset: All training batches, for the whole-dataset gradient; iterated once, in its own order. None leaves out the
             direction error and the bias.
         images_in: Number of images in a batch. Default: the first dimension of the first tensor in it.
+        parts: The parts of one of ``batches``, which go through the model one after the other; its gradient is the mean of theirs, as
+            gradient accumulation takes it. ``loss_fn`` and ``images_in`` are then called with parts. Default: a batch is one part.
         group: Combine the gradients of these workers, each of which gives its own ``batches`` and ``dataset``.
         measures: Measures of your own, by name: functions of the `Moments`, for the report's ``further``.
 
@@ -100,6 +103,20 @@ def probe(
         # Not backward(): no .grad is touched and no hook of DDP or of an optimizer fires.
         return torch.autograd.grad(loss.reshape(()), parameters, allow_unused=True)
 
+    def mean_gradient(batch: Any) -> tuple[Sequence[Tensor | None], int]:
+        """The gradient of a mini-batch, and its number of images."""
+        if parts is None:
+            return gradient(batch), count(batch)
+        total: Sequence[Tensor | None] = []
+        images = number = 0
+        for part in parts(batch):
+            found = gradient(part)
+            total = [_sum(a, b) for a, b in zip(total, found, strict=True)] if number else found
+            images, number = images + count(part), number + 1
+        if number == 0:
+            raise ValueError("parts gave no part of a batch: expected at least one")
+        return [each if each is None else each / number for each in total], images
+
     with leave_no_trace(module, batches, dataset, loss_fn), torch.inference_mode(False), torch.enable_grad():
         if not module.training:
             module.train()
@@ -114,10 +131,15 @@ def probe(
             reference = mean.value(group)
         sums = GradientSums(reference, mean.images if dataset is not None else None)
         for batch in _fresh(batches):
-            sums.add(gradient(batch), count(batch), like=parameters)
+            found, images = mean_gradient(batch)
+            sums.add(found, images, like=parameters)
         if group is not None:
             sums.all_reduce(group)
     return sums.report(measures)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 def _refuse_reentrant(loss: Tensor) -> None:

@@ -126,7 +126,8 @@ class TimmDropBlock(MaskLayer):
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
         options = {name: self.__dict__[name] for name in ("block_size", "gamma_scale", "with_noise")}
-        options |= {name: self.__dict__.get(name, True) for name in ("couple_channels", "scale_by_keep")}
+        options["couple_channels"] = self.__dict__.get("couple_channels", False)  # not before timm 1.0.23
+        options["scale_by_keep"] = self.__dict__.get("scale_by_keep", True)
         return self._in_place(x, masks.timm_drop_block(x, rate, **options))
 
 

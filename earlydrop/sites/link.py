@@ -28,6 +28,7 @@ from earlydrop.sites.held import PREFIX, ConfigView, real_config
 
 LINK = "_earlydrop_link"  # in the __dict__ of a driven module: what drives it
 RATE = "_earlydrop_rate"  # beside it: the rate as a 0-d tensor, a view of the bank's vector
+COPIED_HOOKS = "earlydrop: hooks in the copy"  # in a deepcopy's memo: (dictionary of hooks, key) that the copy shall not have
 COPIED_BASE = "_earlydrop_base"  # in the __dict__ of a copy of a driven module: {attribute: (rate when copied, base rate)}
 
 
@@ -121,7 +122,9 @@ class Scheduled:
             make, arguments = copyreg._reconstructor, (type(twin), object, None)  # type: ignore[attr-defined]
         return make, arguments, *state
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
+        for hooks, key in memo.pop(COPIED_HOOKS, ()):  # torch copies a module's hooks before the modules inside
+            hooks.pop(key, None)
         twin = plain_twin(cast(nn.Module, self))
         own = getattr(type(twin), "__deepcopy__", None)  # torch's parametrized modules have one
         if own is not None:

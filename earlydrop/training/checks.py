@@ -7,9 +7,12 @@ import math
 import os
 
 from earlydrop.metrics import METRICS, is_own
-from earlydrop.training.config import BOUNDS, OPEN, SPLITS, Config, ConfigError, drops, keys
+from earlydrop.training.config import SPLITS, Config
+from earlydrop.training.fields import BOUNDS, ConfigError
+from earlydrop.training.keys import OPEN, keys
 from earlydrop.training.names import printable, slug
 from earlydrop.training.record.trackers import missing
+from earlydrop.training.schedule_config import drops, own_schedule, parse_schedule
 
 
 def check(config: Config) -> None:
@@ -31,6 +34,7 @@ def check(config: Config) -> None:
             inside, expected = BOUNDS[key.bounds]
             if not inside(value):
                 raise ConfigError(f"{name} is {value!r}: expected {expected}")
+    _check_schedule(config)
     _check_names(config)
     _check_path_rate(config)
     _check_arguments(config)
@@ -91,6 +95,15 @@ def _check_tracking(config: Config) -> None:
         raise ConfigError(f"{said}: it writes files on this machine and sends nothing; leave tracking=offline")
     if mode == "online" and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise ConfigError(f"{said}, tracking is online: MLFLOW_TRACKING_URI does not say where to; set it, or use tracking=offline")
+
+
+def _check_schedule(config: Config) -> None:
+    """A schedule of ours refuses its own values; somebody's own is looked at with the plan."""
+    if not own_schedule(config):
+        try:
+            parse_schedule(config.schedule)
+        except ValueError as error:
+            raise ConfigError(f"schedule: {error}") from error
 
 
 def _check_path_rate(config: Config) -> None:

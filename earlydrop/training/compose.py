@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from earlydrop.training.config import Config, ConfigError, as_now, schedule_options
+from earlydrop.training.config import Config
+from earlydrop.training.fields import ConfigError
+from earlydrop.training.keys import as_now, expected, keys
 from earlydrop.training.plugins import installed
+from earlydrop.training.schedule_config import schedule_options
 
 
 def conf_folder() -> Path:
@@ -108,6 +111,13 @@ def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 def one_line(error: Exception) -> str:
     """What Hydra says of a configuration that it cannot compose, without the names of its own classes."""
+    sweep = re.search(r"Ambiguous value for argument '(.*?)'", str(error))
+    if sweep is not None:
+        return f"{sweep[1]} is a sweep: add -m"
+    wrong = re.match(r"Error merging override ((\S+?)=.*)", str(error))
+    if wrong is not None and wrong[2] in keys():
+        words = expected(keys()[wrong[2]])
+        return f"{wrong[1]}: expected {words[0].lower()}{words[1:]}"
     lines = [line.strip() for each in (error, error.__cause__) if each is not None for line in str(each).splitlines()]
     return ": ".join(
         line.rstrip(":") for line in lines if line and not line.startswith(("full_key", "object_type", "reference_type"))

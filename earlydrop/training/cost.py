@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from earlydrop.training.data import Source, make_source
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.evaluate import evaluated_images
 from earlydrop.training.plan import Plan
@@ -118,7 +117,7 @@ def _timed(plan: Plan, images: int) -> float:
     """The median of three steps of so many images, in images a second, after one that does not count."""
     trainer_config = dataclasses.replace(plan.config.trainer, batch_size=images, accumulate=1)
     config = dataclasses.replace(plan.config, trainer=trainer_config)
-    small = dataclasses.replace(plan, config=config, source=_serial(plan), total_steps=4)
+    small = dataclasses.replace(plan, config=config, source=plan.source.serial(), total_steps=4)
     with tempfile.TemporaryDirectory() as temporary:
         model, scheduler = scheduled_model(small)
         folder = RunFolder(Path(temporary))
@@ -153,7 +152,7 @@ def _activations(plan: Plan, model: nn.Module) -> float:
 
 def _input_rate(plan: Plan) -> float:
     """Images a second that one core reads and augments."""
-    count, reader = min(16, plan.source.sizes["train"]), _serial(plan)
+    count, reader = min(16, plan.source.sizes["train"]), plan.source.serial()
     keyed = [(0, torch.arange(count))]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -164,10 +163,3 @@ def _input_rate(plan: Plan) -> float:
         return count / (time.perf_counter() - began)
     finally:
         torch.set_num_threads(threads)
-
-
-def _serial(plan: Plan) -> Source:
-    """The source of a plan, read by this process alone."""
-    if not plan.source.reads_files:
-        return plan.source
-    return make_source(dataclasses.replace(plan.config.data, workers=0, skip_corrupt=False), plan.config.augment, plan.device)

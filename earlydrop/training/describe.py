@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
 import torch
 
 from earlydrop.schedules import Schedule
-from earlydrop.sites import find_sites
+from earlydrop.sites import Site, find_sites
 from earlydrop.training.cost import Cost, estimate, workers_of
 from earlydrop.training.data.files import counts_in_words
 from earlydrop.training.distributed import check_parts
@@ -52,18 +53,20 @@ def print_plan(plan: Plan) -> None:
     print(f"length       {total} steps ({plan.steps_per_epoch} an epoch), warm-up {plan.warmup_steps} steps")
     parts = config.trainer.accumulate
     shared = f", {parts // workers} for each of {workers} workers" if workers > 1 else ""
-    print(f"batch        {config.trainer.batch_size} = {parts} parts of {config.trainer.batch_size // parts}{shared}")
+    each = "" if parts == 1 else f"s of {config.trainer.batch_size // parts}"
+    print(f"batch        {config.trainer.batch_size} in {parts} part{each}{shared}")
     print(f"schedule     {plan.schedule!r}, kind {config.schedule.kind}")
     shown = sorted({0, *(total * i // 10 for i in range(10)), total - 1})
     print("rates        " + _rates(plan.schedule, shown))
     if plan.path_schedule is not None:
         print("path rates   " + _rates(plan.path_schedule, shown))
     print(f"evaluated    after steps {_some(plan.eval_steps)}, on {', '.join(config.evaluation.splits)}")
-    print(f"probed       after steps {_some(plan.probe_steps) or '(never)'}")
-    driven = [site for site in find_sites(model) if site.driven]
-    print(f"sites        {len(driven)} driven" + (f" of {len(find_sites(model))}" if scheduler else " (the schedule never drops)"))
-    for site in driven:
-        print(f"  {site.name:<40} {site.kind:<5} {site.base_rate:.4g} at the peak")
+    print(f"probed       {'after steps ' + _some(plan.probe_steps) if plan.probe_steps else 'never'}")
+    if scheduler:
+        kind = config.schedule.kind
+        print(f"sites        {_sites([site for site in find_sites(model) if kind in ('all', site.kind)])}")
+    else:
+        print("sites        none driven: the schedule never drops")
     _print_cost(plan, estimate(plan), workers)
 
 
@@ -90,6 +93,28 @@ def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
     device = "GPU hours" if plan.device.type == "cuda" or not cost.measured else "hours"
     hours = f"{total * workers / 3600:.3g} {device}"
     print(f"estimated    {total:.0f} s ({text}), {hours}, at {cost.images_per_second:.0f} images/s a worker {where}")
+
+
+_KINDS = {"unit": "dropout", "path": "stochastic depth"}
+
+
+def _sites(sites: list[Site]) -> str:
+    """What is driven, a line for the sites whose names differ in their numbers alone; then what is not driven, and why."""
+    groups: dict[tuple[str, str, bool], list[float]] = {}
+    for site in sites:
+        name = re.sub(r"\b\d+\b", "*", site.name) if not site.name.isdecimal() else site.name
+        groups.setdefault((name, _KINDS[site.kind], site.driven), []).append(site.base_rate)
+    lines = [f"{sum(site.driven for site in sites)} of {len(sites)} driven"]
+    for (name, kind, driven), rates in sorted(groups.items(), key=lambda group: not group[0][2]):
+        count = f"{len(rates)} x " if len(rates) > 1 else ""
+        if driven:
+            low, high = min(rates), max(rates)
+            peaks = f"up to {high:.4g}" if low == high else f"up to {low:.4g} to {high:.4g}, by depth"
+            lines.append(f"  {name:<34} {count}{kind}, {peaks}")
+        else:
+            why = "built with rate 0" if max(rates) == 0 else "not chosen"
+            lines.append(f"  {name:<34} {count}{kind}, not driven: {why}")
+    return "\n".join(lines)
 
 
 def _rates(schedule: Schedule, steps: list[int]) -> str:
@@ -124,4 +149,4 @@ def _threads() -> str:
     if count == 1:
         return "1 thread"
     chosen = [f"{name}={os.environ[name]}" for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
-    return f"{count} threads" + (f" that wait by {', '.join(chosen)}" if chosen else "")
+    return f"{count} threads" + (f" ({', '.join(chosen)})" if chosen else "")

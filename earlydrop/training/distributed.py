@@ -1,7 +1,7 @@
 """The workers of one run: who is here, what each of them does, and what rank 0 decides for all. A single process is a group of one.
 
-``torchrun`` starts the workers and says in the environment who they are. They reduce gradients through DistributedDataParallel; what the
-host decides (stop, save, go on from where) goes through a group of its own on gloo, so that no decision waits for a device.
+``torchrun`` starts the workers and says in the environment who they are. `earlydrop.training.reduce` sums their gradients; what the host
+decides (stop, save, go on from where) goes through a group of its own on gloo, so that no decision waits for a device.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
+from earlydrop.training.reduce import GradientSum
 
 T = TypeVar("T")
 
@@ -94,12 +95,14 @@ class Group:
             raise content[1]
         return content[0]  # type: ignore[no-any-return]
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as it is called in training: its gradients are averaged over the workers after each backward pass."""
+    def gradient_sum(self, model: nn.Module) -> GradientSum | None:
+        """What sums the gradients of a model over the workers; None for a single process. All begin with the first one's weights."""
         if self.size == 1:
-            return model
+            return None
         with answered(self):
-            return nn.parallel.DistributedDataParallel(model, process_group=self.reductions)
+            for tensor in [*model.parameters(), *model.buffers()]:
+                dist.broadcast(tensor.detach(), src=0, group=self.reductions)
+        return GradientSum(model.parameters(), self.reductions)
 
 
 ALONE = Group()
@@ -136,12 +139,12 @@ def world_size() -> int:
 
 
 @functools.cache
-def join(timeout: float, cuda: bool) -> Group:
+def join(timeout: float, device: torch.device) -> Group:
     """Join the workers that the launcher started; once a process.
 
     Args:
         timeout: Seconds that each waits for the others.
-        cuda: Whether they reduce on GPUs.
+        device: Where this one trains: on GPUs they reduce through NCCL, elsewhere through gloo.
 
     Raises:
         ConfigError: They do not meet in time, or the launcher did not say where.
@@ -154,13 +157,19 @@ def join(timeout: float, cuda: bool) -> Group:
         raise ConfigError(f"WORLD_SIZE is {size}, but {missing[0]} is not set: start the workers with torchrun")
     _end_with_launcher()
     rank, limit = int(os.environ["RANK"]), datetime.timedelta(seconds=timeout)
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    cuda = device.type == "cuda"
+    if cuda and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=limit, device_id=device if cuda else None)
         decisions: Any = dist.new_group(backend="gloo", timeout=limit) if cuda else dist.group.WORLD
         dist.barrier(group=decisions)
     except (RuntimeError, ValueError) as error:
+        if "duplicate gpu" in str(error).lower():
+            raise ConfigError(
+                f"worker {rank} of {size} has the same GPU as another one ({device}): start as many workers on a node as it has GPUs, or "
+                "let each see one of its own"
+            ) from error
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ConfigError(
             f"worker {rank} of {size} did not meet the others at {where} within distributed.timeout={timeout:g} s "
@@ -175,10 +184,22 @@ def _end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
 
-def leave() -> None:
-    """Leave the workers' group, if there is one."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+def leave(lost: bool = False) -> None:
+    """Leave the workers' group, if there is one.
+
+    Args:
+        lost: Whether this worker leaves for an error: collective calls that are under way on GPUs, which the others may never answer,
+            are then given up instead of waited for.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    try:
+        with suppress(RuntimeError) if lost else nullcontext():
+            everyone = dist.group.WORLD
+            if lost and everyone is not None and dist.get_backend() == "nccl":
+                everyone.abort()
+            dist.destroy_process_group()
+    finally:
         join.cache_clear()
 
 

@@ -11,7 +11,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from earlydrop.training.config import CADENCE, IMAGE_FOLDERS, NUMBERS, OPEN, Config, Key, drops, keys
+from earlydrop.training.config import IMAGE_FOLDERS, Config
+from earlydrop.training.fields import CADENCE, NUMBERS
+from earlydrop.training.keys import OPEN, Key, keys
+from earlydrop.training.schedule_config import drops
 
 if TYPE_CHECKING:
     from earlydrop.schedules import Schedule
@@ -32,6 +35,7 @@ VERSIONS = {
     "optimizer": 1,
     "evaluation": 1,
     "probe": 1,
+    "probe_parts": 2,  # the probe of a batch in several parts. 2: they go through the model one by one, as in training
     "monte_carlo": 1,
 }
 """The numerics version of each part. Raise a part's version whenever the same configuration would give other numbers than before: it
@@ -69,6 +73,7 @@ def parts_used(config: Config) -> set[str]:
     used |= {"masks"} if drops(config) else set()
     used |= {"compiled_masks"} if drops(config) and config.trainer.compile and config.trainer.masks == "fast" else set()
     used |= {"probe"} if config.probe.at else set()
+    used |= {"probe_parts"} if config.probe.at and config.trainer.accumulate > 1 else set()
     return used | ({"monte_carlo"} if config.trainer.mc_passes is not None else set())
 
 

@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from earlydrop.scheduler import DropoutScheduler
 from earlydrop.schedules import none
 from earlydrop.sites import Kind, find_sites
-from earlydrop.training.config import ConfigError
 from earlydrop.training.data.own import digest_of_images, pair_of, read_images
 from earlydrop.training.data.source import Source
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.build import Task
 from earlydrop.training.plugins import OBJECT, Code, is_installed, raised, sources_from_here
 

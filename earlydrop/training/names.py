@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 
 LONGEST = 100
 """Most characters of a study's or a label's name, as given and as a folder. W&B takes 128 for a group, file systems 255 for a folder."""

@@ -14,9 +14,11 @@ from typing import Any
 from hydra.conf import HydraConf
 
 from earlydrop.training.compose import conf_folder
-from earlydrop.training.config import OPEN, Config, key_of, keys, schedule_options
+from earlydrop.training.config import Config
+from earlydrop.training.keys import OPEN, key_of, keys
 from earlydrop.training.names import printable
 from earlydrop.training.plugins import installed
+from earlydrop.training.schedule_config import schedule_options
 
 _FLAGS = {  # of Hydra's command line: whether a value follows
     **dict.fromkeys(("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"), False),
@@ -97,7 +99,11 @@ def unused(overrides: Iterable[str], config: Config) -> list[str]:
 def _mistaken_override(argument: str, groups: Mapping[str, list[str]]) -> str | None:
     match = _OVERRIDE.fullmatch(argument)
     if match is None:
-        return None if argument.startswith("~") and len(argument) > 1 else f"{argument!r} is no override: expected key=value"
+        if argument.startswith("~") and len(argument) > 1:
+            return None
+        if argument.isalpha() and argument not in keys() and argument not in groups:
+            return f"there is no command {argument}: expected key=value, such as earlydrop schedule=late, or earlydrop list"
+        return f"{argument!r} is no override: expected key=value"
     prefix, key, value = match.groups()
     key = key.strip()
     if "_target_" in argument:

@@ -2,7 +2,8 @@
 
 A measure of one parameter is called with the probe's `earlydrop.gradients.measures.Moments`. One with parameters called ``model``,
 ``loss_fn`` or ``batches`` is called with these: the model at its weights of the moment and in training mode, the loss, and the probe's
-batches as a list. Nothing that it does to the model's buffers, modes and gradients or to random state stays.
+batches as a list, or their parts where a batch has several. Nothing that it does to the model's buffers, modes and gradients or to
+random state stays.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from earlydrop.gradients.measures import MEASURES, Moments
 from earlydrop.sites.traceless import leave_no_trace
-from earlydrop.training.config import Config, ConfigError
+from earlydrop.training.config import Config
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plugins import Code, is_own, load, nearest, raised
 
 _OFFERED = ("model", "loss_fn", "batches")

@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 from earlydrop import schedules
 from earlydrop.schedules import Schedule, check_rate
 from earlydrop.training.arguments import arguments
-from earlydrop.training.config import ConfigError, ScheduleConfig, keys
+from earlydrop.training.fields import ConfigError
+from earlydrop.training.keys import keys
 from earlydrop.training.plugins import Code, is_own, load, nearest, raised, registered
+from earlydrop.training.schedule_config import ScheduleConfig
 
 _OF_THE_RUN = ("total_steps", "steps_per_epoch")  # what a function may ask for by the names of its parameters
 

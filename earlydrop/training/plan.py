@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +11,18 @@ import torch
 from earlydrop.schedules import MAKERS, Schedule
 from earlydrop.schedules.durations import duration_to_steps
 from earlydrop.training.checks import check
-from earlydrop.training.config import Config, ConfigError, describe_schedule, parse_path_schedule, parse_schedule
+from earlydrop.training.config import Config
 from earlydrop.training.data import Source, make_source
+from earlydrop.training.data.source import Once, alone
+from earlydrop.training.device import choose_device
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.fingerprint import fingerprint
 from earlydrop.training.models.pretrained import pretrained_digest
 from earlydrop.training.names import run_label, study_folder
 from earlydrop.training.outside import code_of
 from earlydrop.training.own_schedule import own_schedule
 from earlydrop.training.plugins import Code
+from earlydrop.training.schedule_config import describe_schedule, parse_path_schedule, parse_schedule
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,10 @@ class Plan:
         return self.config.probe.compare and bool(self.probe_steps)
 
 
-def make_plan(config: Config) -> Plan:
+def make_plan(config: Config, once: Once = alone) -> Plan:
     """Check a configuration and work out its plan.
+
+    ``once`` is given what one worker can do for all of them, such as to list the files of an image folder.
 
     Raises:
         ConfigError: A value that cannot be used, with what was expected.
@@ -77,8 +82,8 @@ def make_plan(config: Config) -> Plan:
     schedule, path_schedule = _schedules(config)  # before the data is read
     code = code_of(config)
     if evaluates_alone(config):
-        return _plan_of_weights(config, device, code)
-    source = make_source(config.data, config.augment, device, planning=config.mode == "plan")
+        return _plan_of_weights(config, device, code, once)
+    source = make_source(config.data, config.augment, device, planning=config.mode == "plan", once=once)
     images, batch = source.sizes["train"], config.trainer.batch_size
     if batch > images:
         raise ConfigError(f"trainer.batch_size is {batch}: the training set has only {images} images")
@@ -147,10 +152,11 @@ def evaluates_alone(config: Config) -> bool:
     return config.checkpoint is not None and config.model.dropout != "standard"
 
 
-def _plan_of_weights(config: Config, device: torch.device, code: Mapping[str, Code]) -> Plan:
+def _plan_of_weights(config: Config, device: torch.device, code: Mapping[str, Code], once: Once) -> Plan:
     """A plan without steps, which reads the splits that are evaluated and no others."""
     read = {"test" if split == "test" else "train" for split in config.evaluation.splits}
-    source = make_source(config.data, config.augment, device, [split for split in ("train", "test") if split in read])
+    splits = [split for split in ("train", "test") if split in read]
+    source = make_source(config.data, config.augment, device, splits, once=once)
     schedule = MAKERS["none"]()
     digest = fingerprint(config, source, schedule, 0, 0, [], [], {key: each.digest for key, each in code.items()})
     name = config.label or describe_schedule(config.schedule)
@@ -186,45 +192,3 @@ def _schedules(config: Config) -> tuple[Schedule, Schedule | None]:
         raise
     except ValueError as error:
         raise ConfigError(f"schedule: {error}") from error
-
-
-_GPU_WORDS = ("gpu", "nvidia", "geforce")
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that a configuration names; ``auto`` is the accelerator that torch finds, or the CPU.
-
-    Raises:
-        ConfigError: It is not a device, or not on this machine.
-    """
-    wanted = (_accelerator() or "cpu") if name == "auto" else name
-    if wanted == "cuda" and "LOCAL_RANK" in os.environ:
-        wanted = f"cuda:{os.environ['LOCAL_RANK']}"  # of the workers on a node each has its own
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        hint = "did you mean cuda? " if wanted.partition(":")[0].lower() in _GPU_WORDS else ""
-        raise ConfigError(f"device={name} is not a device that torch knows; {hint}on this machine {_advice()}") from None
-    try:
-        if device.type == "meta":
-            raise RuntimeError("it holds no numbers")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError):
-        raise ConfigError(f"device={name} is not available on this machine; {_advice()}") from None
-    return device
-
-
-def _accelerator() -> str | None:
-    """The kind of accelerator that this machine has, as torch finds it."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return found.type if found is not None else None
-
-
-def _advice() -> str:
-    """What can be given instead, on this machine."""
-    kind = _accelerator()
-    if kind is None:
-        return "use device=cpu or device=auto"
-    count = torch.accelerator.device_count()
-    there = f" (there is {kind}:0)" if count == 1 else f" (there are {kind}:0 to {kind}:{count - 1})"
-    return f"use device=cpu, device={kind}{there} or device=auto"

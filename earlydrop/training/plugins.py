@@ -21,7 +21,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 
 GROUPS = {
     "model": "earlydrop.models",

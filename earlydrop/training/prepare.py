@@ -12,8 +12,9 @@ from earlydrop.sites import Kind, find_sites
 from earlydrop.sites.audit import audit
 from earlydrop.sites.traceless import leave_no_trace
 from earlydrop.training.compiler import compiler_problem
-from earlydrop.training.config import ConfigError
+from earlydrop.training.device import device_problem
 from earlydrop.training.evaluate import autocast
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import INPUT_DROPOUT, Task, build_model
 from earlydrop.training.peaks import Driver, TwoPeaks
 from earlydrop.training.plan import Plan
@@ -74,6 +75,7 @@ def try_forward(model: nn.Module, plan: Plan) -> None:
                 f"model.name is {name!r}: an input of shape {tuple(image.shape)} raised {raised(error, own.paths)}; mend the model, or "
                 "give it other data"
             ) from error
+        refuse_device_problem(error, plan)
         if not isinstance(error, (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError, IndexError)):
             raise
         raise ConfigError(
@@ -89,6 +91,17 @@ def try_forward(model: nn.Module, plan: Plan) -> None:
         )
     if not scores.isfinite().all():
         raise ConfigError(f"model.name is {name!r}: it gives {scores[~scores.isfinite()][0]} for a blank example; mend the model")
+
+
+def refuse_device_problem(error: Exception, plan: Plan) -> None:
+    """Refuse what the device cannot do, such as hold the model, which is no fault of the model's.
+
+    Raises:
+        ConfigError: In one line.
+    """
+    problem = device_problem(error, plan.config)
+    if problem is not None:
+        raise ConfigError(problem) from error
 
 
 def refuse_broken_compiler(plan: Plan) -> None:
@@ -131,6 +144,7 @@ def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
         with autocast(plan):
             found = audit(model, images, kind=kind)
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:  # such as BatchNorm over a single value
+        refuse_device_problem(error, plan)
         raise ConfigError(
             f"model.name is {plan.config.model.name!r}: in training mode it cannot take two {source.image_size}-pixel images "
             f"({(str(error).splitlines() or ['?'])[0]}); give another model, or larger images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -28,15 +29,20 @@ def dataset_images(plan: Plan) -> int:
 
 
 class _DatasetBatches:
-    """The images behind the whole-dataset gradient, each once, under the objective from a fixed stream; can be iterated again."""
+    """The images behind the whole-dataset gradient, each once, under the objective from a fixed stream; can be iterated again.
+
+    They come in batches of the size of a part: no more goes through the model at once than in training.
+    """
 
     def __init__(self, objective: Objective, plan: Plan, group: Group) -> None:
         self.objective, self.plan, self.group = objective, plan, group
 
     def __iter__(self) -> Iterator[Batch]:
         config, source = self.plan.config, self.plan.source
+        size, parts = config.trainer.batch_size, config.trainer.accumulate
         keep = fixed_subset("probe-images", source.sizes["train"], dataset_images(self.plan))
-        keyed = self.group.share(list(enumerate(keep.split(config.trainer.batch_size))))
+        mine = self.group.share(list(enumerate(keep.split(size))))
+        keyed = [(i * parts + j, part) for i, batch in mine for j, part in enumerate(batch.split(size // parts))]
         if config.probe.clean:
             return source.batches(keyed, "train", None)
         return self.objective.batches(keyed, EVERYONE, "probe-dataset")
@@ -45,7 +51,8 @@ class _DatasetBatches:
 def probe_gradients(model: nn.Module, objective: Objective, plan: Plan, step: int, group: Group = ALONE) -> dict[str, float]:
     """The ``probe/`` metrics of a model, uncompiled and at its present rates; one that is undefined here is left out.
 
-    Mini-batches of the training size are drawn afresh from the probe's own stream, which ``step`` names. The gradients are shared among the
+    Mini-batches of the training size are drawn afresh from the probe's own stream, which ``step`` names. The gradient of one is the mean
+    over as many parts as a training step has, each with augmentation, mixing and masks of its own. The mini-batches are shared among the
     workers.
 
     Raises:
@@ -53,7 +60,7 @@ def probe_gradients(model: nn.Module, objective: Objective, plan: Plan, step: in
     """
     config, source = plan.config, plan.source
     order = stream(config.seed, "probe", step)
-    size, images = config.trainer.batch_size, source.sizes["train"]
+    size, images, parts = config.trainer.batch_size, source.sizes["train"], config.trainer.accumulate
     keyed = [(step * 100_000 + i, torch.randperm(images, generator=order)[:size]) for i in range(config.probe.batches)]
     clean, mine = config.probe.clean, group.share(list(enumerate(keyed)))
     own = own_measures(config)
@@ -65,16 +72,23 @@ def probe_gradients(model: nn.Module, objective: Objective, plan: Plan, step: in
         return objective.loss(logits, batch[1], clean)
 
     def seeded() -> Iterator[Batch]:
-        chosen = [each for _, each in mine]
-        batches = source.batches(chosen, "train", None) if clean else objective.batches(chosen, config.seed, "probe")
-        for (i, _), batch in zip(mine, batches, strict=True):
-            torch.manual_seed(stream_seed(config.seed, "probe-dropout", step, i))
-            yield batch
+        """The parts of this worker's mini-batches, one after the other."""
+        chosen = [(key * parts + j, part) for _, (key, batch) in mine for j, part in enumerate(batch.chunk(parts))]
+        places = [(i, j) if parts > 1 else (i,) for i, _ in mine for j in range(parts)]
+        given = source.batches(chosen, "train", None) if clean else objective.batches(chosen, config.seed, "probe")
+        for place, part in zip(places, given, strict=True):
+            torch.manual_seed(stream_seed(config.seed, "probe-dropout", step, *place))
+            yield part
+
+    def in_batches() -> Iterator[Iterator[Batch]]:
+        given = seeded()
+        for _ in mine:
+            yield itertools.islice(given, parts)
 
     def measured() -> dict[str, float | None]:
         """Ours that are recorded, then somebody's own."""
         dataset = _DatasetBatches(objective, plan, group)
-        report = probe(model, loss_fn, seeded(), dataset=dataset, group=group.reductions, measures=of_gradients)
+        report = probe(model, loss_fn, in_batches(), dataset=dataset, parts=iter, group=group.reductions, measures=of_gradients)
         found = {name: getattr(report, name) for name in MEASURES} | dict(report.further or {})
         return found | {name: of_model(code, model, loss_fn, seeded()) for name, code in own.items() if needs_model(code)}
 

@@ -16,12 +16,16 @@ import torch
 from torch import nn
 
 from earlydrop.metrics import METRICS
-from earlydrop.training.config import Config, ConfigError
+from earlydrop.training.checks import check
+from earlydrop.training.config import Config
 from earlydrop.training.data.files import counts_in_words
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.describe import print_plan
+from earlydrop.training.device import choose_device, deterministic, device_problem
 from earlydrop.training.distributed import Group, WorkerLostError, answered, check_parts, join, leave, world_size
+from earlydrop.training.endings import Interrupted, TrainingFailed
 from earlydrop.training.evaluate import evaluate_all
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import in_words
 from earlydrop.training.own_measures import needs_model
 from earlydrop.training.peaks import Driver
@@ -41,7 +45,7 @@ from earlydrop.training.record.folder import STATUS, RunFolder, changed_files, r
 from earlydrop.training.record.foreign import foreign_weights
 from earlydrop.training.record.provenance import write_provenance
 from earlydrop.training.record.tracking import Tracker, run_id, tracking
-from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed
+from earlydrop.training.trainer import Trainer
 
 log = logging.getLogger("earlydrop")
 
@@ -71,30 +75,47 @@ def run(config: Config, in_sweep: bool = False, unused: Iterable[str] = (), watc
         Interrupted: The run was asked to stop; the same configuration goes on.
     """
     check_parts(config.trainer.accumulate, config.trainer.batch_size, world_size())
-    plan = make_plan(config)
-    if world_size() > 1 and plan.device.type not in ("cpu", "cuda"):
+    check(config)
+    device = choose_device(config.device)
+    if world_size() > 1 and device.type not in ("cpu", "cuda"):
         raise ConfigError(
-            f"device={config.device} is {plan.device.type} here, on which {world_size()} workers cannot reduce their gradients: "
+            f"device={config.device} is {device.type} here, on which {world_size()} workers cannot reduce their gradients: "
             "start one process, or set device=cpu"
         )
+    if config.mode == "plan":
+        plan = make_plan(config)
+        if _begin(config, unused):
+            print_plan(plan)
+        return {"folder": str(plan.folder), "state": "planned"}
+    group, lost = join(config.distributed.timeout, device), True
+    try:
+        with answered(group):
+            plan = make_plan(config, group.decide)
+            _begin(config, unused)
+            with deterministic(config.trainer.deterministic):
+                done = _evaluate_last(plan, group) if config.mode == "eval" else _life(plan, group, in_sweep, watch)
+        lost = False
+        return done
+    except WorkerLostError as error:
+        raise TrainingFailed(str(error)) from error
+    except RuntimeError as error:
+        problem = device_problem(error, config)
+        if problem is None:
+            raise
+        raise TrainingFailed(problem) from error
+    finally:
+        if group.size > 1:
+            leave(lost)
+
+
+def _begin(config: Config, unused: Iterable[str]) -> bool:
+    """Set the number of threads, and warn of what does nothing. Whether this is the first worker, which speaks for all."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     first = int(os.environ.get("RANK", "0")) == 0
     for override in unused if first else ():
         print(f"warning: {override} is not used by this run", file=sys.stderr)
-    if config.mode == "plan":
-        if first:
-            print_plan(plan)
-        return {"folder": str(plan.folder), "state": "planned"}
-    group = join(config.distributed.timeout, plan.device.type == "cuda")
-    try:
-        with answered(group):
-            return _evaluate_last(plan, group) if config.mode == "eval" else _life(plan, group, in_sweep, watch)
-    except WorkerLostError as error:
-        raise TrainingFailed(str(error)) from error
-    finally:
-        if group.size > 1:
-            leave()
+    return first
 
 
 def _life(plan: Plan, group: Group, in_sweep: bool, watch: Watch | None) -> dict[str, Any]:
@@ -262,6 +283,10 @@ def _train(
         _fail(folder, trainer, plan, f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error))
         raise TrainingFailed(f"{plan.folder}: {error}") from error
     except Exception as error:
+        problem = device_problem(error, config)
+        if problem is not None:
+            _fail(folder, trainer, plan, problem)
+            raise TrainingFailed(f"{plan.folder}: {problem}") from error
         log.exception("the run failed")
         _fail(folder, trainer, plan, f"{type(error).__name__}: {error}")
         raise

@@ -18,12 +18,13 @@ from earlydrop.classic.max_norm import max_norm_
 from earlydrop.distance import model_distance
 from earlydrop.metrics import improved
 from earlydrop.sites import find_sites
-from earlydrop.training.config import ConfigError
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import training_order
 from earlydrop.training.data.source import Batch
 from earlydrop.training.distributed import Group
+from earlydrop.training.endings import Interrupted, TrainingFailed
 from earlydrop.training.evaluate import autocast, evaluate_all, evaluate_mc
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.optim import add_penalties, learning_rate, make_optimizer
 from earlydrop.training.peaks import Driver
 from earlydrop.training.plan import Plan
@@ -34,14 +35,6 @@ from earlydrop.training.record.provenance import environment
 from earlydrop.training.streams import stream_seed
 
 log = logging.getLogger(__name__)
-
-
-class TrainingFailed(RuntimeError):  # noqa: N818
-    """The run cannot go on; the message says at which step and why. Its last good checkpoint is kept."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop and has saved a checkpoint."""
 
 
 class Trainer:
@@ -76,8 +69,8 @@ class Trainer:
         self.initial = copy.deepcopy({name: p.detach() for name, p in self.model.named_parameters()})
         self.optimizer = make_optimizer(self.model, plan.config.optim)
         self.objective = Objective(plan.source, plan.config.augment)
-        compiled: nn.Module = torch.compile(self.model) if plan.config.trainer.compile else self.model  # type: ignore[assignment]
-        self.called = self.group.wrap(compiled)
+        self.called: nn.Module = torch.compile(self.model) if plan.config.trainer.compile else self.model  # type: ignore[assignment]
+        self.reduction = self.group.gradient_sum(self.model)
         self.step = 0
         self.window: list[Tensor] = []  # (this worker's part of the loss, gradient norm) of the steps since the last logged one
         self.watched: list[float] = []  # values of trainer.stop_metric so far
@@ -120,9 +113,9 @@ class Trainer:
 
     def _same_environment(self, there: dict[str, Any]) -> None:
         if there != self.environment and self.plan.config.resume != "force":
-            here = self.environment
+            here, absent = self.environment, {"workers": 1}
             differing = [
-                f"{key} {there.get(key, 1)} there, {here.get(key, 1)} here"
+                f"{key} {there.get(key, absent.get(key))} there, {here.get(key, absent.get(key))} here"
                 for key in {**here, **there}
                 if there.get(key) != here.get(key)
             ]
@@ -265,7 +258,7 @@ class Trainer:
             with self._reducing(x is parts[-1][0]):
                 with autocast(plan):
                     part = self.objective.loss(self.called(x), y) / config.trainer.accumulate
-                (part if self.group.size == 1 else part * self.group.size).backward()  # workers' gradients are averaged
+                part.backward()
             loss += part.detach()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -280,11 +273,8 @@ class Trainer:
         self.step += 1
 
     def _reducing(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients are reduced over the workers once a step, after the last part."""
-        if last or not isinstance(self.called, nn.parallel.DistributedDataParallel):
-            return nullcontext()
-        context: AbstractContextManager[None] = self.called.no_sync()
-        return context
+        """Gradients are summed over the workers once a step, during the backward pass of the last part."""
+        return self.reduction.summed() if last and self.reduction is not None else nullcontext()
 
     def read_window(self) -> dict[str, float]:
         """The training metrics since the last logged step: the one moment that waits for the device."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from earlydrop.training.config import Key, keys
+from earlydrop.training.keys import Key, keys
 from torture.commands import TINY, Outcome, fork, real
 from torture.tally import Tally
 

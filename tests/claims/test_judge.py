@@ -219,6 +219,15 @@ def test_runs_that_differ_from_the_declaration_are_judged_with_a_remark_as_long_
     assert verdict(dataclasses.replace(LOSS, arm=ARMS["early"] | {"schedule.rate": 0.2}), lower).verdict == "not run"
 
 
+def test_arms_of_different_configurations_are_never_held_against_each_other():
+    """All early runs have one learning rate, all runs without dropout another: there is no pair."""
+    apart = both(
+        made_up(config={"optim.lr": 0.5}, arms=("early",)),
+        made_up(config={"optim.lr": 0.25}, arms=("none",)),
+    )
+    assert verdict(LOSS, apart).verdict == "not run"
+
+
 def test_an_arm_in_another_shape_does_not_make_runs_of_another_configuration_ambiguous():
     """The arm of one claim can be like the other arm of the next, but for what neither names."""
     square = dict(ARMS["early"], **{"schedule.shape": "constant"})

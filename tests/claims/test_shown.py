@@ -51,7 +51,7 @@ def test_the_quickstarts_claims_are_about_its_own_configuration():
     """Each arm that a claim names is one of the experiment's runs, key by key."""
     from earlydrop.analysis.arms import Arm, flat
     from earlydrop.training.compose import compose
-    from earlydrop.training.config import keys
+    from earlydrop.training.keys import keys
 
     (declared,) = load_declarations(claims_folder("quickstart"))
     ran = set()
@@ -66,7 +66,8 @@ def test_the_quickstarts_claims_are_about_its_own_configuration():
 def test_the_studies_of_the_findings_are_declared_as_their_experiments_run_them(name):
     from earlydrop.analysis.arms import Arm, config_of, flat
     from earlydrop.training.compose import compose
-    from earlydrop.training.config import CADENCE, keys
+    from earlydrop.training.fields import CADENCE
+    from earlydrop.training.keys import keys
 
     declared = next(each for each in load_declarations(claims_folder()) if each.name == name)
     main = declared.studies[declared.main_study]

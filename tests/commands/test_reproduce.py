@@ -4,6 +4,7 @@ import pytest
 
 from earlydrop.commands.reproduce import first_difference, main
 from earlydrop.training.run import run
+from tests.analysis.made_up import make_run
 
 
 def test_where_two_records_part():
@@ -36,3 +37,11 @@ def test_a_run_is_trained_elsewhere_and_a_changed_record_named(config, capsys, m
     assert (code, said.count("finished before")) == (False, 0)
     (folder / "provenance.json").unlink()
     assert "provenance.json is missing or damaged" in str(reproduce()[0])
+
+
+def test_a_study_is_no_run_to_reproduce(tmp_path, monkeypatch):
+    make_run(tmp_path / "seeds", "none", 0, 0.5)
+    make_run(tmp_path / "seeds", "none", 1, 0.5)
+    monkeypatch.setattr("sys.argv", ["earlydrop-reproduce", str(tmp_path / "seeds")])
+    with pytest.raises(SystemExit, match=r"seeds is a folder of 2 runs: give one of them, such as .*none-seed0"):
+        main()

@@ -83,15 +83,15 @@ def test_the_papers_recipe_plans_on_a_folder_of_images(tmp_path, earlydrop):
     assert done.returncode == 0, done.stderr
     assert "length       300 steps (1 an epoch), warm-up 50 steps" in done.stdout
     assert "cutoff=50" in done.stdout
-    assert "blocks.11.mlp.drop2" in done.stdout
+    assert "  blocks.*.mlp.drop2                 12 x dropout, up to 0.1" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, "2 threads that wait by GOMP_SPINCOUNT=1000\n"),
-        pytest.param({"GOMP_SPINCOUNT": "5"}, "2 threads that wait by GOMP_SPINCOUNT=5\n", marks=pytest.mark.slow),
-        pytest.param({"OMP_WAIT_POLICY": "PASSIVE"}, "2 threads that wait by OMP_WAIT_POLICY=PASSIVE\n", marks=pytest.mark.slow),
+        ({}, "2 threads (GOMP_SPINCOUNT=1000)\n"),
+        pytest.param({"GOMP_SPINCOUNT": "5"}, "2 threads (GOMP_SPINCOUNT=5)\n", marks=pytest.mark.slow),
+        pytest.param({"OMP_WAIT_POLICY": "PASSIVE"}, "2 threads (OMP_WAIT_POLICY=PASSIVE)\n", marks=pytest.mark.slow),
     ],
 )
 def test_threads_wait_briefly_unless_the_user_says_how(environment, expected, tmp_path, monkeypatch):
@@ -192,12 +192,22 @@ def test_a_sweep_killed_in_the_middle_and_repeated_gives_the_same_table(tmp_path
     ("arguments", "says"),
     [
         (["schedul.rate=0.1"], "schedul.rate is no key of the configuration: did you mean schedule.rate?"),
-        (["trainer.epochs=many"], "'many' of type 'str' could not be converted to Integer"),
+        (["trainer.epochs=many"], "error: trainer.epochs=many: expected a whole number, more than 0"),
         (["schedule.rate=1.2"], "error: schedule: rate is 1.2"),
         (["experiment=nothing"], "experiment=nothing: there is no such option"),
+        (["schedule.rate=abc"], "error: schedule.rate=abc: expected a number"),
+        (["seed=1.5"], "error: seed=1.5: expected a whole number, 0 or more"),
+        (["trainer.compile=maybe"], "error: trainer.compile=maybe: expected true or false"),
+        (["probe.at=3"], "error: probe.at=3: expected a list"),
+        (["optim.clip=x"], "error: optim.clip=x: expected a number, more than 0, or null"),
+        (["seed=1,2"], "error: seed=1,2 is a sweep: add -m"),
+        (["train"], "error: there is no command train: expected key=value, such as earlydrop schedule=late"),
         (["+model._target_=os.system"], "names code to run"),
-        (["experiment=findings/smoke", "schedule=none,early", "trainer.epochs=null"], "'trainer.epochs' is not Optional"),
-        (["schedule=none,early"], "To sweep over it, add --multirun"),
+        (
+            ["experiment=findings/smoke", "schedule=none,early", "trainer.epochs=null"],
+            "error: trainer.epochs=null: expected a whole number, more than 0",
+        ),
+        (["schedule=none,early"], "error: schedule=none,early is a sweep: add -m"),
     ],
 )
 def test_mistakes_give_one_clear_error_and_no_traceback(tmp_path, arguments, says, earlydrop):
@@ -317,3 +327,22 @@ def alive(process):
         return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_the_runs_of_a_joblib_sweep_take_the_gpus_in_turn(tmp_path, warm):
+    sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "device=cuda", "seed=0,1,2", *SMALL, "trainer.steps=2"]
+    sweep = [each for each in sweep if each != "device=cpu"]
+    done = warm.run(*sweep, cwd=tmp_path, program=str(Path(__file__).with_name("pretend_gpus.py")))
+    assert done.returncode == 0, done.stderr
+    assert [f"job {job} of device=cuda on cuda:{job % 2}" in done.stdout for job in range(3)] == [True] * 3
+
+
+def test_values_are_looked_at_before_torch_is_imported(tmp_path):
+    code = (
+        "import sys; sys.argv = ['earlydrop', 'optim.lr=-1']\n"
+        "from earlydrop.commands.run import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr
+    assert done.stderr == "error: optim.lr is -1.0: expected more than 0\n"

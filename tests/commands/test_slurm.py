@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from earlydrop.commands import sweep
 from earlydrop.training.overrides import mistake
 
 pytest.importorskip("submitit")
@@ -78,3 +79,43 @@ def test_the_launcher_composes(tmp_path, warm):
 def test_a_launcher_that_is_not_installed_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install 'earlydrop[slurm]'" in mistake(["hydra/launcher=slurm"])
+
+
+TASK = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "8", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "1", "SLURM_PROCID": "5",
+        "SLURM_LOCALID": "1", "SLURM_JOB_NODELIST": "gpu-3", "SLURM_ARRAY_JOB_ID": "76", "SLURM_ARRAY_TASK_ID": "0"}  # fmt: skip
+SAID = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "gpu-3"}
+
+
+@pytest.fixture
+def task(monkeypatch):
+    """The environment of a task of a SLURM job."""
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    for name in (*SAID, "MASTER_PORT", "SUBMITIT_EXECUTOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(SlurmJobEnvironment, "activated", lambda self: True)
+    monkeypatch.setattr(SlurmJobEnvironment, "hostnames", ["gpu-3", "gpu-4"])
+
+    def make(**other):
+        for name, value in (TASK | other).items():
+            monkeypatch.setenv(name, value)
+
+    yield make
+    for name in (*SAID, "MASTER_PORT"):
+        os.environ.pop(name, None)
+
+
+def test_the_tasks_of_a_job_are_the_workers_of_its_run(task):
+    task()
+    sweep.become_worker()
+    assert {name: os.environ[name] for name in SAID} == SAID
+    assert 20_000 <= int(os.environ["MASTER_PORT"]) <= 60_000
+    assert not sweep.is_first_worker()
+    sweep.become_worker()  # a second run in the same process
+
+
+def test_a_job_of_one_task_is_a_run_of_one_process(task):
+    task(SLURM_NTASKS="1", SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_JOB_NUM_NODES="1")
+    sweep.become_worker()
+    assert "WORLD_SIZE" not in os.environ
+    assert sweep.is_first_worker()

@@ -214,3 +214,28 @@ def test_checkpoints_that_only_backward_can_pass_are_refused(first):
     with pytest.raises(RuntimeError, match=r"the probe cannot measure .*use_reentrant=True.*use_reentrant=False"):
         earlydrop.probe(Checkpointed(True), lambda m, b: m(b).square().mean(), batches)
     assert earlydrop.probe(Checkpointed(False), lambda m, b: m(b).square().mean(), batches).gradient_norm > 0
+
+
+def test_the_gradient_of_a_batch_in_parts_is_the_mean_of_theirs():
+    """Against the same images in one batch, through a model that draws nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    data = [(torch.randn(12, 4).double(), torch.randint(2, (12,))) for _ in range(4)]
+    seen = []
+
+    def loss_fn(model, batch):
+        seen.append(len(batch[0]))
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def in_three(batch):
+        return zip(batch[0].chunk(3), batch[1].chunk(3), strict=True)
+
+    whole = earlydrop.probe(model, loss_fn, data, dataset=data)
+    seen.clear()
+    parted = earlydrop.probe(model, loss_fn, data, dataset=data, parts=in_three)
+    assert seen.count(4) == 12
+    assert parted.images == whole.images == 48
+    for name in ("gradient_norm", "gdv", "gde", "bias"):
+        assert getattr(parted, name) == pytest.approx(getattr(whole, name), rel=1e-9), name
+    with pytest.raises(ValueError, match="parts gave no part of a batch"):
+        earlydrop.probe(model, loss_fn, data, parts=lambda batch: [])

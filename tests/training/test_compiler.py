@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from earlydrop.training import compiler
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.run import run
 
 

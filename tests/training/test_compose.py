@@ -2,7 +2,8 @@ import pytest
 import yaml
 
 from earlydrop.training.compose import conf_folder, config_from_dict
-from earlydrop.training.config import ConfigError, schedule_options
+from earlydrop.training.fields import ConfigError
+from earlydrop.training.schedule_config import schedule_options
 
 
 def test_misspelt_keys_and_wrong_types():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from earlydrop.training.config import ConfigError
 from earlydrop.training.cost import estimate
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.run import run
@@ -41,7 +41,7 @@ def test_a_given_speed_is_taken_and_workers_share_it(config):
 def test_the_plan_says_what_each_worker_gets(config, capsys):
     run(config(mode="plan", trainer__accumulate=8, plan__workers=4, plan__images_per_second=50.0))
     out = capsys.readouterr().out
-    assert "batch        32 = 8 parts of 4, 2 for each of 4 workers" in out
+    assert "batch        32 in 8 parts of 4, 2 for each of 4 workers" in out
     assert re.search(r"memory\s+\S+ kB for each worker \(.* weights and gradients, .* optimizer, .* activations of a part", out)
     assert "two kept and one being written" in out
     assert re.search(r"estimated .* GPU hours, at 50 images/s a worker as given", out)

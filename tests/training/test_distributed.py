@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from earlydrop.training.config import ConfigError
-from earlydrop.training.distributed import ALONE, Group, check_parts, join
+from earlydrop.training import distributed
+from earlydrop.training.distributed import ALONE, Group, check_parts, join, leave
+from earlydrop.training.fields import ConfigError
+from tests.training.states import assert_same
 
 SMALL = ["tracking=off", "device=cpu", "threads=1", "data.train_images=330", "trainer.batch_size=64", "trainer.accumulate=4",
          "trainer.steps=8", "trainer.log_every=2", "trainer.eval_every=50%", "model.width=16", "model.depth=2", "model.heads=2",
@@ -90,6 +93,20 @@ def test_the_numbers_do_not_depend_on_the_number_of_workers(size, alone, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_run_that_stops_goes_on_to_the_bit(size, tmp_path, start, train):
+    """With four workers the order in which gradients are added matters."""
+    options = [*MIXED, "probe=none"]
+    straight = train(size, tmp_path / "straight", *options)
+    stopped = finish(start(size, tmp_path / "stopped", *options, happens="stop 0 3"))
+    assert [code for _, code in stopped] == [130] * size, stopped
+    resumed = train(size, tmp_path / "stopped", *options)
+    assert (resumed / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
+    one, other = (torch.load(max((f / "checkpoints").glob("step-*.pt")), weights_only=True) for f in (straight, resumed))
+    assert_same(one, other)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("happens", ["stop 0 5", "warn 3 5"])
 def test_a_run_goes_on_with_another_number_of_workers_when_told(alone, tmp_path, happens, start, train):
     """Whichever worker is asked to stop, all of them save and stop."""
@@ -160,13 +177,13 @@ def test_a_sweep_is_not_started_by_torchrun(tmp_path, start):
 
 
 def test_a_single_process_is_a_group_of_one():
-    assert join(1.0, False) is ALONE
+    assert join(1.0, torch.device("cpu")) is ALONE
     assert ALONE.share([1, 2, 3]) == [1, 2, 3]
     assert list(ALONE.block(3)) == [0, 1, 2]
     assert ALONE.decide(lambda: 5) == 5
     assert ALONE.largest((1.0, 0.0)) == [1.0, 0.0]
     model = torch.nn.Linear(1, 1)
-    assert ALONE.wrap(model) is model
+    assert ALONE.gradient_sum(model) is None
 
 
 def test_shares_and_blocks_cover_everything_once():
@@ -196,3 +213,81 @@ def test_batch_norm_is_not_shared(tmp_path, start):
         assert code == 1
         assert "stem.1 is a BatchNorm, whose statistics 2 workers cannot share; train it in one process" in error
     assert not list(tmp_path.iterdir())
+
+
+IMAGES = ["data=imagefolder", "data.train_images=null", "data.image_size=8", "augment.shift=2", "probe=none", "trainer.batch_size=8",
+          "trainer.steps=2", "model=mlp", "model.width=null", "model.depth=null", "model.heads=null", "model.hidden=[8]"]  # fmt: skip
+
+
+def test_an_image_folder_is_listed_by_the_first_worker_alone(tmp_path, start):
+    """The others have the list from it: here a second worker's folder has the splits, but no class in them."""
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for i in range(8):
+                Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(tmp_path / "images" / split / name / f"{i}.png")
+        (tmp_path / "empty" / split).mkdir(parents=True)
+    roots = ["images", "empty"]
+    ended = finish(start(2, tmp_path / "out", *IMAGES, each=lambda rank: [f"data.root={tmp_path / roots[rank]}"]))
+    assert [code for _, code in ended] == [0, 0], ended
+
+
+class Nccl:
+    """Stands for torch.distributed on GPUs."""
+
+    def __init__(self, refuse=None):
+        self.refuse, self.calls = refuse, []
+        self.group = self
+        self.WORLD = self
+
+    def init_process_group(self, backend, timeout, device_id):
+        self.calls.append((backend, device_id))
+        if self.refuse is not None:
+            raise RuntimeError(self.refuse)
+
+    def is_available(self):
+        return True
+
+    is_initialized = is_available
+
+    def new_group(self, backend, timeout):
+        return self
+
+    def barrier(self, group):
+        pass
+
+    def get_backend(self):
+        return "nccl"
+
+    def abort(self):
+        self.calls.append("abort")
+
+    def destroy_process_group(self):
+        self.calls.append("destroy")
+
+
+@pytest.fixture
+def as_worker(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    join.cache_clear()
+    yield monkeypatch
+    join.cache_clear()
+
+
+def test_on_gpus_a_worker_names_its_own_and_gives_up_what_a_lost_one_would_answer(as_worker):
+    fake = Nccl()
+    as_worker.setattr(distributed, "dist", fake)
+    assert join(1.0, torch.device("cuda:1")).size == 2
+    assert fake.calls == [("nccl", torch.device("cuda:1"))]
+    leave()
+    assert fake.calls[1:] == ["destroy"]
+    leave(lost=True)
+    assert fake.calls[2:] == ["abort", "destroy"]
+
+
+def test_two_workers_on_one_gpu_are_refused(as_worker):
+    as_worker.setattr(distributed, "dist", Nccl("Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000"))
+    with pytest.raises(ConfigError, match=r"worker 1 of 2 has the same GPU as another one \(cuda:0\)"):
+        join(1.0, torch.device("cuda:0"))

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from earlydrop.training.config import ConfigError
 from earlydrop.training.evaluate import calibration_error, fixed_subset, usual_limit
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.checkpoint import load_checkpoint

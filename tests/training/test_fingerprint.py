@@ -6,8 +6,9 @@ from PIL import Image
 
 from earlydrop.analysis.arms import config_of
 from earlydrop.claims.summaries import read_summaries, said
-from earlydrop.training.config import CADENCE, NUMBERS, SEED, keys
+from earlydrop.training.fields import CADENCE, NUMBERS, SEED
 from earlydrop.training.fingerprint import EXPLICIT_MODELS, VERSIONS, parts_used, settings
+from earlydrop.training.keys import keys
 from earlydrop.training.models import BUILDERS
 from earlydrop.training.models.timm import ARCHITECTURES
 from earlydrop.training.plan import make_plan

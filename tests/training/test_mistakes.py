@@ -3,7 +3,7 @@
 import pytest
 
 from earlydrop.analysis.arms import config_of
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 

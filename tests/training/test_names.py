@@ -2,7 +2,7 @@
 
 import pytest
 
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.names import LONGEST, printable, run_label, slug, study_folder
 from earlydrop.training.plan import make_plan
 from earlydrop.training.record.tracking import run_id

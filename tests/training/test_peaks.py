@@ -4,13 +4,14 @@ import pytest
 
 from earlydrop.schedules import early
 from earlydrop.sites import find_sites
-from earlydrop.training.config import ConfigError
+from earlydrop.training.endings import Interrupted
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.peaks import TwoPeaks
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.folder import RunFolder, read_metrics
 from earlydrop.training.run import run
-from earlydrop.training.trainer import Interrupted, Trainer
+from earlydrop.training.trainer import Trainer
 from tests.training.states import assert_same, final_state
 
 TWO = {

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.run import run
 

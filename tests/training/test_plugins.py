@@ -14,13 +14,14 @@ from earlydrop.commands import cite, reproduce
 from earlydrop.commands.list import list_studies
 from earlydrop.commands.report import write_report
 from earlydrop.training import models, plugins
-from earlydrop.training.config import ConfigError
+from earlydrop.training.endings import Interrupted, TrainingFailed
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.outside import names_of
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.folder import read_metrics
 from earlydrop.training.run import run
-from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed
+from earlydrop.training.trainer import Trainer
 from tests.training.own_code import DATA, MODELS, SCHEDULES, write
 
 

@@ -2,13 +2,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from earlydrop.training.config import ConfigError
 from earlydrop.training.data.objective import Objective
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.probes import probe_gradients
 from earlydrop.training.run import run
+from earlydrop.training.streams import stream, stream_seed
 from tests.training.states import assert_same, final_state
 
 
@@ -85,3 +87,34 @@ def test_the_whole_dataset_gradient_is_of_a_fixed_random_part_of_the_images(conf
     assert max(found) > 200  # not the first ones
     assert found == dataset_indices(plan, 9) == dataset_indices(make_plan(config(seed=1)), 0)
     assert sorted(dataset_indices(make_plan(config(probe__dataset_limit=300)), 0)) == list(range(300))
+
+
+def test_a_batch_goes_through_the_model_in_the_parts_of_training(config):
+    """Against a loop over the parts, each with augmentation, mixing and masks drawn for it alone; no part is larger than training's."""
+    mixed = {"augment__mixup": 0.8, "augment__cutmix": 1.0, "augment__smoothing": 0.1}
+    settings = config(trainer__accumulate=4, probe__batches=2, schedule__name="constant", **mixed)
+    plan = make_plan(settings)
+    (model, _), objective, step = scheduled_model(plan), Objective(plan.source, settings.augment), 9
+    order, norms = stream(settings.seed, "probe", step), []
+    for i in range(2):
+        chunks = torch.randperm(300, generator=order)[:32].chunk(4)
+        for j, indices in enumerate(chunks):
+            ((x, y),) = objective.batches([((step * 100_000 + i) * 4 + j, indices)], settings.seed, "probe")
+            torch.manual_seed(stream_seed(settings.seed, "probe-dropout", step, i, j))
+            (objective.loss(model.train()(x), y) / 4).backward()
+        norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
+        model.zero_grad()
+    sizes = set()
+    model.register_forward_pre_hook(lambda module, inputs: sizes.add(len(inputs[0])))
+    found = probe_gradients(model, objective, plan, step)
+    assert found["probe/gradient_norm"] == pytest.approx(sum(norms) / 2, rel=1e-5)
+    assert sizes == {8}
+    assert run(settings)["state"] == "finished"
+
+
+def test_a_probe_in_one_part_keeps_its_fingerprint_and_one_in_several_has_another(config):
+    from earlydrop.training.fingerprint import parts_used
+
+    assert "probe_parts" not in parts_used(config())
+    assert "probe_parts" in parts_used(config(trainer__accumulate=2))
+    assert "probe_parts" not in parts_used(config(trainer__accumulate=2, probe__at=[]))

@@ -10,12 +10,13 @@ from earlydrop.analysis import load_runs
 from earlydrop.training import run as run_module
 from earlydrop.training import trainer as trainer_module
 from earlydrop.training.compose import config_from_dict
-from earlydrop.training.config import ConfigError
+from earlydrop.training.endings import Interrupted, TrainingFailed
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.folder import RunFolder, changed_files, read_metrics
 from earlydrop.training.run import run
-from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed
+from earlydrop.training.trainer import Trainer
 from tests.training.states import assert_same, final_state
 
 

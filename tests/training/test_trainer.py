@@ -6,14 +6,15 @@ import torch
 from torch import nn
 
 from earlydrop.analysis import load_runs
-from earlydrop.training.config import ConfigError
+from earlydrop.training.endings import TrainingFailed
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import BUILDERS
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.checkpoint import load_best
 from earlydrop.training.record.folder import RunFolder, read_metrics
 from earlydrop.training.run import run
-from earlydrop.training.trainer import Trainer, TrainingFailed
+from earlydrop.training.trainer import Trainer
 from tests.training.states import assert_same, final_state
 
 

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import torch
 
-from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.arrays import ARRAYS, AbsentDataError, ArraySource
 from earlydrop.training.data.folder import FolderSource
 from earlydrop.training.data.glyphs import GlyphSource
 from earlydrop.training.data.own import own_source
 from earlydrop.training.data.published import PublishedSource
+from earlydrop.training.data.source import Once, alone
 from earlydrop.training.data.source import Source as Source
 from earlydrop.training.data.text import TextSource
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plugins import Code, is_own, load, nearest, registered
 
 DATASETS: dict[str, Callable[[DataConfig, AugmentConfig, torch.device], Source]] = {
@@ -37,11 +39,12 @@ def make_source(
     device: torch.device,
     splits: Sequence[str] = ("train", "test"),
     planning: bool = False,
+    once: Once = alone,
 ) -> Source:
     """Open a dataset.
 
     Of an image folder only the ``splits`` are read, so that the others need not be there. While ``planning`` nothing is fetched, and
-    published sizes stand for a dataset that is not here.
+    published sizes stand for a dataset that is not here. ``once`` is given what one of several workers can do for all.
 
     Raises:
         ConfigError: The dataset is unknown or not there.
@@ -55,7 +58,7 @@ def make_source(
     if config.root is not None and config.name != "text" and not Path(config.root).expanduser().is_dir():
         raise ConfigError(f"data.root is {config.root!r}: there is no such folder")
     if DATASETS[config.name] is FolderSource:
-        return FolderSource(config, options, device, splits)
+        return FolderSource(config, options, device, splits, once)
     if not planning:
         return DATASETS[config.name](config, options, device)
     try:

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data import augment
 from earlydrop.training.data.source import Batch, KeyedIndices, Source
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.streams import stream
 
 EMBEDDED = Path(__file__).parent / "fashion_mnist_mini.xz"

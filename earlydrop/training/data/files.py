@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from earlydrop.training.config import ConfigError
+import numpy as np
+
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.names import printable
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -22,6 +25,42 @@ UNREADABLE = "images that cannot be read"
 _MOST_TYPES = 5
 
 
+class Samples(Sequence[tuple[str, int]]):
+    """Paths and labels as three arrays.
+
+    A list of pairs would be 258 MB for ImageNet, and every worker of a loader would come to own a copy of it, since Python writes the
+    count of its references beside each object.
+    """
+
+    def __init__(self, samples: Iterable[tuple[str, int]] = ()) -> None:
+        paths, labels = bytearray(), []
+        ends: list[int] = []
+        for path, label in samples:
+            paths += os.fsencode(path)
+            ends.append(len(paths))
+            labels.append(label)
+        self._paths = np.frombuffer(bytes(paths), dtype=np.uint8)
+        self._ends = np.array([0, *ends], dtype=np.int64)
+        self._labels = np.array(labels, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        place = index % len(self)
+        start, end = self._ends[place], self._ends[place + 1]
+        return os.fsdecode(self._paths[start:end].tobytes()), int(self._labels[place])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass
 class ImageFiles:
     """The images of one split.
@@ -33,7 +72,7 @@ class ImageFiles:
     """
 
     classes: list[str] = field(default_factory=list)
-    samples: list[tuple[str, int]] = field(default_factory=list)
+    samples: Samples = field(default_factory=Samples)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -54,6 +93,7 @@ def find_images(split: Path) -> ImageFiles:
         raise ConfigError(f"{split} holds no class folder: expected one folder a class{_in_brackets(found.left_out)}")
     reader.read_own_folders(found.classes)
     reader.follow_links(found.classes)
+    samples: list[tuple[str, int]] = []
     for label, name in enumerate(found.classes):
         images = [(path, label) for _, paths in sorted(reader.images[name]) for path in paths]
         if not images:
@@ -61,7 +101,8 @@ def find_images(split: Path) -> ImageFiles:
                 f"{split / printable(name)} holds no image: expected files that end in {', '.join(IMAGE_ENDINGS)}"
                 f"{_in_brackets(found.left_out)}"
             )
-        found.samples += images
+        samples += images
+    found.samples = Samples(samples)
     return found
 
 

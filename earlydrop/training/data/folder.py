@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import hashlib
 import multiprocessing
 import os
@@ -20,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
-from earlydrop.training.data.files import UNREADABLE, ImageFiles, find_images
-from earlydrop.training.data.source import Batch, KeyedIndices, Source
+from earlydrop.training.config import AugmentConfig, DataConfig
+from earlydrop.training.data.files import UNREADABLE, ImageFiles, Samples, find_images
+from earlydrop.training.data.source import Batch, KeyedIndices, Once, Source, alone
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.names import printable
 from earlydrop.training.streams import stream_seed
 
@@ -164,18 +166,6 @@ def _same_classes(config: DataConfig, train: list[str], test: list[str], name: s
             )
 
 
-def _none_empty(files: dict[str, ImageFiles]) -> None:
-    """Refuse a file without content before anything is trained: a copy that broke off leaves such."""
-    for folder in files.values():
-        for path, _ in folder.samples:
-            try:
-                fault = "is empty" if os.path.getsize(path) == 0 else None
-            except OSError as error:  # such as a link to a file that is gone
-                fault = f"cannot be read ({error.strerror})"
-            if fault is not None:
-                raise ConfigError(f"{printable(path)} {fault}: copy it again, or leave such images out with data.skip_corrupt=true")
-
-
 def _readable(path: str) -> bool:
     try:
         load_image(path)
@@ -200,7 +190,7 @@ def leave_out_corrupt(files: dict[str, ImageFiles], workers: int) -> None:
             raise ConfigError(f"no image of {split}/{printable(folder.classes[min(lost)])} can be read: copy that folder again")
         if len(kept) < len(paths):
             folder.left_out[UNREADABLE] += len(paths) - len(kept)
-        folder.samples = kept
+        folder.samples = Samples(kept)
 
 
 def _splits_of(config: DataConfig, splits: Sequence[str]) -> dict[str, Path]:
@@ -221,14 +211,41 @@ def _splits_of(config: DataConfig, splits: Sequence[str]) -> dict[str, Path]:
 
 
 def _digest(files: dict[str, ImageFiles]) -> str:
-    """Hash of the images' names, sizes and labels: reading every image of ImageNet would take an hour."""
+    """Hash of the images' names, sizes and labels: reading every image of ImageNet would take an hour.
+
+    A file without content is refused before anything is trained: a copy that broke off leaves such.
+    """
     digest = hashlib.sha256()
     for split, folder in files.items():
         for path, label in folder.samples:
-            file = Path(path)
-            line = f"{split}/{file.parent.name}/{file.name}:{file.stat().st_size}:{label}\n"
+            try:
+                size = os.stat(path).st_size
+                fault = "is empty" if size == 0 else None
+            except OSError as error:  # such as a link to a file that is gone
+                fault = f"cannot be read ({error.strerror})"
+            if fault is not None:
+                raise ConfigError(f"{printable(path)} {fault}: copy it again, or leave such images out with data.skip_corrupt=true")
+            above, name = os.path.split(path)
+            line = f"{split}/{os.path.basename(above)}/{name}:{size}:{label}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))  # a name that is not UTF-8 by its bytes
     return digest.hexdigest()
+
+
+def _listed(config: DataConfig, folders: dict[str, Path]) -> tuple[dict[str, ImageFiles], str]:
+    """The images of each split, and the hash of all of them.
+
+    Raises:
+        ConfigError: A split cannot be read, has no image of a class, an empty file, or other classes than the other.
+    """
+    try:
+        files = {split: find_images(folder) for split, folder in folders.items()}
+    except OSError as error:
+        raise ConfigError(f"data.root is {config.root!r}: {printable(str(error))}") from error
+    if len(files) == 2:
+        _same_classes(config, files["train"].classes, files["test"].classes, folders["test"].name)
+    if config.skip_corrupt:
+        leave_out_corrupt(files, config.workers)
+    return files, _digest(files)
 
 
 class FolderSource(Source):
@@ -246,27 +263,24 @@ class FolderSource(Source):
         options: AugmentConfig,
         device: torch.device,
         splits: Sequence[str] = ("train", "test"),
+        once: Once = alone,
     ) -> None:
         folders = _splits_of(config, splits)
         if config.train_images is not None:
             raise ConfigError("data.train_images is for datasets in memory: make a smaller folder instead")
         self.image_size, self.channels, self.device = config.image_size or 224, 3, device
         train_transform, clean_transform = make_transforms(self.image_size, options)
-        try:
-            files = {split: find_images(folder) for split, folder in folders.items()}
-        except OSError as error:
-            raise ConfigError(f"data.root is {config.root!r}: {printable(str(error))}") from error
-        if len(files) == 2:
-            _same_classes(config, files["train"].classes, files["test"].classes, folders["test"].name)
-        if config.skip_corrupt:
-            leave_out_corrupt(files, config.workers)
-        _none_empty(files)
+        files, self.digest = once(lambda: _listed(config, folders))
         self.left_out = sum((folder.left_out for folder in files.values()), Counter())
         self.classes = len(next(iter(files.values())).classes)
         self.sizes = {"train": 0, "test": 0} | {split: len(folder.samples) for split, folder in files.items()}
         self.workers = config.workers
         self._images = {split: _FolderImages(folder, train_transform, clean_transform) for split, folder in files.items()}
-        self.digest = _digest(files)
+
+    def serial(self) -> FolderSource:
+        same = copy.copy(self)
+        same.workers = 0
+        return same
 
     def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
         seed, purpose = augmented or (0, "")
@@ -288,4 +302,5 @@ class FolderSource(Source):
             line = str(error).strip().splitlines()[-1]  # a worker's error comes with its traceback in front
             raise ConfigError(line.partition("BrokenImageError: ")[2] or line) from None
         finally:
-            batches = None  # ends the workers now, not when the last traceback is gone
+            if self.workers:  # now, not when the last traceback that holds them is gone
+                batches._shutdown_workers()

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from earlydrop.training.arguments import arguments, takes
-from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig, keys
+from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.arrays import ImagesInMemory, stratified
 from earlydrop.training.data.source import Source
+from earlydrop.training.fields import ConfigError
+from earlydrop.training.keys import keys
 from earlydrop.training.plugins import Code, raised
 
 _EXPECTED = (

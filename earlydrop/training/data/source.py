@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,14 @@ from torch import Tensor
 Batch = tuple[Tensor, Tensor]
 KeyedIndices = Iterable[tuple[int, Tensor]]
 """Batches to come: a number that names the batch's random stream, and the indices of its images, (B,)."""
+
+Once = Callable[[Callable[[], Any]], Any]
+"""Calls a function on one of several workers and gives what it returns, or the `ConfigError` that it raises, to all of them."""
+
+
+def alone(make: Callable[[], Any]) -> Any:
+    """What a single process does with what has to be done once: it does it."""
+    return make()
 
 
 class Source(Protocol):
@@ -53,6 +61,10 @@ class Source(Protocol):
             tokens that come next, both (B, T) int64.
         """
         ...
+
+    def serial(self) -> Source:
+        """The same data, read by the process that asks for it."""
+        return self
 
     def blank(self, count: int, device: torch.device) -> Tensor:
         """So many inputs of the right shape that say nothing."""

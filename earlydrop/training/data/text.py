@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.source import Batch, KeyedIndices, Source
+from earlydrop.training.fields import ConfigError
 
 EMBEDDED = Path(__file__).parent / "kjv.xz"
 EMBEDDED_SHA256 = "96533061d67f56601ae280be597f6c34b29ecc10eacd1ae5fd7a16ffa6578b6c"

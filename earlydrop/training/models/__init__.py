@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from earlydrop.training.arguments import arguments
-from earlydrop.training.config import ConfigError, ModelConfig, keys
+from earlydrop.training.config import ModelConfig
+from earlydrop.training.fields import ConfigError
+from earlydrop.training.keys import keys
 from earlydrop.training.models import library, timm
 from earlydrop.training.models.build import Task as Task
 from earlydrop.training.models.convnet import convnet_micro

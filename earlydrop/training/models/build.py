@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 
 
 class Task(NamedTuple):

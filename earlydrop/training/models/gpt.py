@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.build import Task, set_path_profile
 
 # B contexts, T tokens, W width, H heads, V tokens of the vocabulary.

@@ -20,7 +20,7 @@ from torch import nn
 
 from earlydrop.sites import Site, find_sites
 from earlydrop.training.arguments import typed
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.build import Task
 
 TORCHVISION = "torchvision/"

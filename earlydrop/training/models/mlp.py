@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import nn
 
 from earlydrop.classic.layers import GaussianDropout, SharedMaskDropout, StandardDropout
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.build import Task, choose_dropout
 
 DROPOUTS: dict[str, Callable[[float], nn.Module]] = {

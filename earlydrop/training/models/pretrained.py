@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.record.foreign import read_weights
 
 _HOLDS = ("state_dict_ema", "model_ema", "state_dict", "model")  # where a checkpoint may keep its weights; averaged ones first

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import timm
 from torch import Tensor, nn
 
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.build import Task, set_path_profile
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.record.files import remove, write_atomically
 
 log = logging.getLogger(__name__)

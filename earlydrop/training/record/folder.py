@@ -14,7 +14,9 @@ from typing import Any, BinaryIO
 
 import filelock
 
-from earlydrop.training.config import Config, ConfigError, as_now, keys
+from earlydrop.training.config import Config
+from earlydrop.training.fields import ConfigError
+from earlydrop.training.keys import as_now, keys
 from earlydrop.training.record.files import remove, why, write_atomically
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.record.checkpoint import BEST, list_checkpoints
 
 _FILTERS = {  # what gives old and foreign names timm's present ones, by the beginning of a model's name

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import earlydrop
+from earlydrop.training.device import in_force
 from earlydrop.training.models.pretrained import pretrained_digest
 from earlydrop.training.outside import in_provenance
 from earlydrop.training.record.files import write_atomically
@@ -65,11 +67,44 @@ def environment(device: torch.device, workers: int = 1) -> dict[str, Any]:
         workers: How many processes share it.
 
     Returns:
-        Device, thread count and torch version; the number of workers, if there are several.
+        Device, thread count and torch version; the number of workers, if there are several. On a GPU, where the number of threads acts
+        on no bit, the versions of what computes there instead.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    found = {"device": f"{device.type} {name}", "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    found: dict[str, Any] = {"device": f"{device.type} {name}"}
+    if device.type != "cuda":
+        found["threads"] = torch.get_num_threads()
+    found["torch"] = str(torch.__version__)
+    if device.type == "cuda":
+        found |= _cuda_versions()
     return found | ({"workers": workers} if workers > 1 else {})
+
+
+def _cuda_versions() -> dict[str, Any]:
+    """CUDA (or ROCm), cuDNN, NCCL and the driver; None for what is not there."""
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None
+    return {
+        "cuda": torch.version.cuda or torch.version.hip,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": nccl,
+        "driver": driver_version(),
+    }
+
+
+def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """The version of NVIDIA's driver, such as ``"550.54.15"``, from the kernel or from ``nvidia-smi``; None without one."""
+    if file.is_file():
+        found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", file.read_text(encoding="utf-8", errors="replace"))
+        if found is not None:
+            return found[1]
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(done.stdout.split()), None)
 
 
 def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
@@ -78,6 +113,8 @@ def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
         folder.write_config(plan.config)
     if not (folder.path / "provenance.json").is_file():
         content = collect(plan.device, plan.fingerprint, plan.source.digest, workers) | {"arm": plan.name}
+        if plan.config.trainer.deterministic:
+            content["deterministic"] = in_force()
         if plan.code:
             content |= {"code": in_provenance(plan.code), "configuration": plan.configuration}
         if plan.config.model.pretrained is not None:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from earlydrop.metrics import METRICS, improved
-from earlydrop.training.config import Config, keys
+from earlydrop.training.config import Config
+from earlydrop.training.keys import keys
 from earlydrop.training.record.trackers import BACKENDS, Opened
 
 log = logging.getLogger(__name__)

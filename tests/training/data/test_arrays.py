@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data import make_source
 from earlydrop.training.data.arrays import ARRAYS, ArraySource, image_arrays, load_arrays, read_idx
+from earlydrop.training.fields import ConfigError
 
 CPU = torch.device("cpu")
 

@@ -1,12 +1,13 @@
 import os
+import pickle
 import random
 from pathlib import Path
 
 import pytest
 from torchvision.datasets import ImageFolder
 
-from earlydrop.training.config import ConfigError
-from earlydrop.training.data.files import HIDDEN, OTHER, OUTSIDE, READ_ALREADY, counts_in_words, find_images
+from earlydrop.training.data.files import HIDDEN, OTHER, OUTSIDE, READ_ALREADY, Samples, counts_in_words, find_images
+from earlydrop.training.fields import ConfigError
 
 
 def make(root, *files):
@@ -127,3 +128,19 @@ def test_a_folder_that_cannot_be_opened_is_no_empty_one(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuses)
     with pytest.raises(PermissionError, match="closed"):
         find_images(tmp_path)
+
+
+def test_a_list_of_images_is_held_in_three_arrays():
+    """Any names, not only UTF-8; to be sent to other workers in about the bytes of the names."""
+    pairs = [(f"/data/train/n{i % 50:04d}/n{i}.JPEG", i % 50) for i in range(2_000)] + [("/data/ä/\udce4.png", 7), ("", 8)]
+    found = Samples(pairs)
+    assert found == pairs
+    assert found[-2] == found[2_000] == pairs[-2]
+    assert found[1:3] == pairs[1:3]
+    assert found != pairs[:-1]
+    with pytest.raises(IndexError):
+        found[2_002]
+    sent = pickle.dumps(found)
+    assert pickle.loads(sent) == found
+    assert len(sent) < sum(len(path) for path, _ in pairs) + 12 * len(pairs) + 1_000
+    assert Samples() == []

@@ -14,11 +14,12 @@ import pytest
 import torch
 from torchvision.datasets import ImageFolder
 
-from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data import FolderSource, make_source
 from earlydrop.training.data.folder import BrokenImageError, load_image, make_transforms
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import split_batches, training_order
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.run import run
 
@@ -119,6 +120,7 @@ def test_a_broken_image_is_named_in_one_line(tmp_path, workers, content):
     assert str(broken) in str(caught.value)
     assert "cannot be read as an image" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+    assert not multiprocessing.active_children()  # though the error's traceback still holds the loader
 
 
 @pytest.fixture(params=["fork", "forkserver", "spawn"])

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data import glyphs, make_source
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.streams import stream
 
 CPU = torch.device("cpu")

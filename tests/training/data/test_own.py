@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data import make_source
+from earlydrop.training.fields import ConfigError
 
 MODULE = """
 import numpy as np

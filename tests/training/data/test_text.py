@@ -3,8 +3,9 @@ import importlib.util
 import pytest
 import torch
 
-from earlydrop.training.config import AugmentConfig, ConfigError, DataConfig
+from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data import make_source, text
+from earlydrop.training.fields import ConfigError
 
 CPU = torch.device("cpu")
 

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 
 import earlydrop
-from earlydrop.training.config import ConfigError, ModelConfig
+from earlydrop.training.config import ModelConfig
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import Task, build_model
 
 TEXT = Task(0, 256, 0, 0.1, 0.2, context=16)

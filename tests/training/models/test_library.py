@@ -6,7 +6,8 @@ import torch
 import torchvision
 
 from earlydrop import DropoutScheduler, audit, early, find_sites
-from earlydrop.training.config import ConfigError, ModelConfig
+from earlydrop.training.config import ModelConfig
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import Task, build_model, library
 from earlydrop.training.models import timm as explicit
 from tests.sites import small_models

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from earlydrop.training.config import ConfigError, ModelConfig
+from earlydrop.training.config import ModelConfig
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import Task, build_model
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model

@@ -5,7 +5,8 @@ import safetensors.torch
 import timm
 import torch
 
-from earlydrop.training.config import ConfigError, ModelConfig
+from earlydrop.training.config import ModelConfig
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import Task, build_model, in_words
 from earlydrop.training.run import run
 

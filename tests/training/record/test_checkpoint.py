@@ -3,12 +3,13 @@ from pathlib import Path
 import pytest
 
 from earlydrop.training import trainer as trainer_module
+from earlydrop.training.endings import Interrupted, TrainingFailed
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.checkpoint import load_checkpoint
 from earlydrop.training.record.folder import RunFolder
 from earlydrop.training.run import run
-from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed
+from earlydrop.training.trainer import Trainer
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, monkeypatch, caplog):

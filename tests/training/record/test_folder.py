@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from earlydrop.training.config import ConfigError
+from earlydrop.training.endings import TrainingFailed
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.record.folder import RunFolder
 from earlydrop.training.run import run
-from earlydrop.training.trainer import TrainingFailed
 from tests.training.states import final_state
 
 

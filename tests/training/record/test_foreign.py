@@ -8,7 +8,8 @@ import pytest
 import timm
 import torch
 
-from earlydrop.training.config import ConfigError, ModelConfig
+from earlydrop.training.config import ModelConfig
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import Task, build_model
 from earlydrop.training.record.foreign import foreign_weights
 from earlydrop.training.run import run

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from earlydrop.training.config import ConfigError
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.record.folder import read_metrics
 from earlydrop.training.run import run
 from earlydrop.training.trainer import Interrupted, Trainer

@@ -17,12 +17,13 @@ import torch
 import wandb
 
 from earlydrop.commands.report import report_sweep
-from earlydrop.training.config import ConfigError
+from earlydrop.training.endings import Interrupted, TrainingFailed
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.record.folder import read_metrics
 from earlydrop.training.record.tracking import STEP, Tracker, run_id, tracking
 from earlydrop.training.run import run
-from earlydrop.training.trainer import Interrupted, Trainer, TrainingFailed
+from earlydrop.training.trainer import Trainer
 from tests.training.record.fake_wandb import API_KEY, FakeWandb
 
 STEPS = [0, 4, 8, 9, 12, 16, 18]

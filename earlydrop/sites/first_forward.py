@@ -1,0 +1,262 @@
+"""A check of the first training forward: does the model drop anything that no scheduler drives?
+
+`find_sites` knows a drop rate by the class and the attribute that hold it. A rate that is held
+elsewhere (``self.amount``, a number in the forward) shows only when a forward uses it. So the
+first training forward of a scheduled model is watched, once, and what it drops beside the driven
+sites is warned of. `earlydrop.audit` sees more (custom kernels, draws of plain random numbers)
+and needs inputs for that; this check needs nothing from its user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from earlydrop.sites.find import all_rates
+from earlydrop.sites.link import COPIED_HOOKS, LINK, Link, is_scheduled
+from earlydrop.sites.unwrap import named_modules, unwrap
+
+_TORCH = str(Path(torch.__file__).parent)
+_PARAMETERS = {  # of built-in functions, which have no signature: the names of their arguments
+    "dropout": ("input", "p", "train"),
+    "feature_dropout": ("input", "p", "train"),
+    "alpha_dropout": ("input", "p", "train"),
+    "feature_alpha_dropout": ("input", "p", "train"),
+    "native_dropout": ("input", "p", "train"),
+    "bernoulli": ("input", "p"),
+    "bernoulli_": ("input", "p"),
+    "scaled_dot_product_attention": ("query", "key", "value", "attn_mask", "dropout_p"),
+}
+_DEFAULTS = {"p": 0.5, "training": True, "train": True, "dropout_p": 0.0}  # torch's own
+_MOST = 6  # drops that one warning names
+
+
+@dataclass(frozen=True)
+class _Undriven:
+    """A drop that no scheduler drives."""
+
+    module: str  # dotted name
+    operation: str
+    rate: float | None  # None where the keep probabilities were a tensor
+    where: str
+
+    def __str__(self) -> str:
+        at = "" if self.rate is None else f" at rate {self.rate:g}"
+        return f"{self.module or 'the model itself'} calls {self.operation}{at} ({self.where})"
+
+
+class FirstForward:
+    """Watch a model's first training forward and warn of what it drops beside its driven sites.
+
+    Args:
+        model: A model with driven sites.
+        kind: ``"unit"``, ``"path"`` or ``"all"``: drops of the other kind are not warned of.
+        told: Modules whose rates the scheduler has warned of already.
+    """
+
+    def __init__(self, model: nn.Module, kind: str, told: Sequence[nn.Module] = ()) -> None:
+        root = unwrap(model)
+        self._kind = kind
+        self._told = {id(module) for module in told}
+        self.root = weakref.ref(root)
+        self._done = False  # the hooks go before the next forward: torch is going through them now
+        self._watching: _Watching | None = None
+        self._hooks = [
+            root.register_forward_pre_hook(_Hook(self, "begin")),
+            root.register_forward_hook(_Hook(self, "end"), always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Stop waiting for the first training forward. Calling it again does nothing."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def begin(self, module: nn.Module) -> None:
+        """Called before each forward of the model until one was watched."""
+        if module is not self.root() or self._watching is not None:
+            return  # a replica of DataParallel, or a forward inside the forward
+        if self._done or not any(map(is_scheduled, module.modules())):
+            self.remove()
+        elif module.training and not _otherwise_busy(module):
+            self._watching = _Watching(module)
+            self._watching.__enter__()
+
+    def end(self, module: nn.Module) -> None:
+        """Called after each forward, also one that raised."""
+        if self._watching is None or module is not self.root():
+            return
+        watching, self._watching = self._watching, None
+        watching.__exit__(None, None, None)
+        self._done = True
+        undriven = [
+            drop
+            for drop, inside, kind in watching.drops
+            if id(inside) not in self._told and (self._kind in ("all", kind) or kind == "")
+        ]
+        if undriven:
+            _warn(list(dict.fromkeys(undriven)))
+
+
+class _Hook:
+    """A hook on the model. A copy of the model has none; a pickle has a function that does nothing."""
+
+    def __init__(self, check: FirstForward, event: str) -> None:
+        self._check = check
+        self._event = event
+
+    def __call__(self, module: nn.Module, *inputs_and_outputs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if self._event == "begin":
+            self._check.begin(module)
+        else:
+            self._check.end(module)
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
+        root = self._check.root()
+        for hooks in () if root is None else (root._forward_pre_hooks, root._forward_hooks):
+            copied = memo.get(id(hooks), {})
+            keys = [key for key, hook in hooks.items() if hook is self]
+            memo.setdefault(COPIED_HOOKS, []).extend((copied, key) for key in keys)
+        return contextlib.nullcontext().__exit__  # until a driven module inside is copied, just after
+
+    def __reduce__(self) -> Any:  # of Python's own, so that a pickle loads without earlydrop
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+class _Watching(TorchFunctionMode):
+    """Within it each drop that is called from Python with a rate above 0 is noted."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.drops: list[tuple[_Undriven, nn.Module, str]] = []  # with the module and the kind
+        self._names = {id(module): name for name, module in named_modules(model)}
+        self._modules = {id(module): module for module in model.modules()}
+        sites = [site for site in all_rates(model) if site.driven and not site.plain]
+        self._driven_layers = {id(site.module) for site in sites}
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _parameters_by_name():
+            drops, rate = _drops(func, args, kwargs)
+            if drops:
+                self._note(func, rate, args[0] if args else None, sys._getframe(1))
+        return func(*args, **kwargs)
+
+    def _note(self, func: Any, rate: float | None, values: object, frame: FrameType) -> None:
+        module, where = self._place(frame)
+        if module is None or id(module) in self._driven_layers or _reads(module, rate):
+            return
+        drop = _Undriven(self._names.get(id(module), ""), func.__name__.strip("_"), rate, where)
+        self.drops.append((drop, module, _kind(func, values)))
+
+    def _place(self, start: FrameType) -> tuple[nn.Module | None, str]:
+        """The innermost module that is running, and the line outside torch that called."""
+        frame: FrameType | None = start
+        module: nn.Module | None = None
+        where = ""
+        while frame is not None and not (module is not None and where):
+            file = frame.f_code.co_filename
+            if not where and not file.startswith((_TORCH, "<", __file__)):
+                where = f"{Path(file).name}:{frame.f_lineno}"
+            if module is None:
+                module = self._modules.get(id(frame.f_locals.get("self")))
+            frame = frame.f_back
+        return module, where or "inside torch"
+
+
+@cache
+def _parameters_by_name() -> frozenset[str]:
+    functional = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")
+    return frozenset((*functional, "feature_alpha_dropout", "multi_head_attention_forward", *_PARAMETERS))
+
+
+@cache
+def _parameters(func: Any) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(func).parameters)
+    except (TypeError, ValueError):  # a built-in function
+        return _PARAMETERS.get(func.__name__, ())
+
+
+def _drops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[bool, float | None]:
+    """Whether a call drops anything, and at which rate (None: not one number)."""
+    names = _parameters(func)
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    if func.__name__.startswith("bernoulli"):
+        return _bernoulli(func, given)
+    for switch in ("training", "train"):
+        if switch in names and given.get(switch, _DEFAULTS[switch]) is False:
+            return False, None
+    name = "dropout_p" if "dropout_p" in names else "p"
+    rate = given.get(name, _DEFAULTS[name])
+    if not isinstance(rate, int | float):
+        return False, None
+    return rate > 0, float(rate)
+
+
+def _bernoulli(func: Any, given: Mapping[str, Any]) -> tuple[bool, float | None]:
+    """``bernoulli(tensor)`` draws with the tensor's own values, ``bernoulli_()`` with .5."""
+    keep = given.get("p", 0.5 if func.__name__ == "bernoulli_" else given.get("input"))
+    if isinstance(keep, int | float):
+        return 0 < keep < 1, 1.0 - keep
+    if isinstance(keep, Tensor) and type(keep) in (Tensor, nn.Parameter):
+        return bool(((keep > 0) & (keep < 1)).any()), None
+    return False, None
+
+
+def _reads(module: nn.Module, rate: float | None) -> bool:
+    """Whether a module that is no drop layer drops at a driven rate that it reads."""
+    link: Link | None = module.__dict__.get(LINK)
+    if link is None or rate is None:
+        return link is not None
+    return any(abs(each.bank.rate(each.place) - rate) < 1e-6 for each in link.all_rates)
+
+
+def _kind(func: Any, values: object) -> str:
+    """``"unit"``, or ``"path"`` for one draw a sample; ``""`` where that cannot be told."""
+    if not func.__name__.startswith("bernoulli"):
+        return "unit"
+    if not isinstance(values, Tensor) or values.dim() == 0:
+        return ""
+    return "path" if values.numel() == values.shape[0] else "unit"
+
+
+def _otherwise_busy(model: nn.Module) -> bool:
+    """Whether this forward is traced, transformed or compiled, so that it must be left alone."""
+    if torch._C._is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if torch._C._len_torch_dispatch_stack() > 0:  # fake tensors, counters
+        return True
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        return True
+    return any(_compiled(module) for module in model.modules())
+
+
+def _compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_torchdynamo_orig_callable") or (
+        module.__dict__.get("_compiled_call_impl") is not None or "_orig_mod" in module._modules
+    )
+
+
+def _warn(undriven: list[_Undriven]) -> None:
+    named = "; ".join(map(str, undriven[:_MOST])) + ("; ..." if len(undriven) > _MOST else "")
+    warnings.warn(
+        f"the model drops what no scheduler drives: {named}. It goes on dropping whatever the "
+        "schedule says. Use an nn.Dropout there, or hold the rate in an attribute called "
+        "dropout or drop_rate, and name it in sites=. earlydrop.audit(model, inputs) shows all",
+        stacklevel=5,
+    )

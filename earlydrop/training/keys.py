@@ -1,0 +1,145 @@
+"""Every key of the configuration by its dotted name, with what the schema says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import itertools
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from earlydrop import schedules
+from earlydrop.training.config import Config
+from earlydrop.training.fields import BOUNDS
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the schema says of one key.
+
+    Attributes:
+        name: Dotted, such as ``optim.lr``.
+        help: What it means, in one or two sentences.
+        default: Its default.
+        kinds: The types that its values may have.
+        role: ``numbers``, ``cadence``, ``seed``, ``machine`` or ``name``.
+        bounds: A name in `BOUNDS`, or None.
+        choices: All its values, if they can be listed.
+        cited: Whether a cited command repeats it.
+    """
+
+    name: str
+    help: str
+    default: Any
+    kinds: tuple[Any, ...]
+    role: str
+    bounds: str | None
+    choices: tuple[Any, ...]
+    cited: bool
+    _used: Callable[[Config], bool] | None
+
+    def used(self, config: Config) -> bool:
+        """Whether the key means anything in a configuration."""
+        return self._used is None or self._used(config)
+
+    def of(self, config: Config) -> Any:
+        value: Any = config
+        for part in self.name.split("."):
+            value = getattr(value, part)
+        return value
+
+
+@functools.cache
+def keys() -> dict[str, Key]:
+    """Every key of the schema by its dotted name, in the schema's order."""
+    return {key.name: key for key in _walk(Config, "")}
+
+
+def as_now(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values of an earlier version, in which ``tracking`` was one word, as the schema has them now."""
+    mode = values.get("tracking")
+    if isinstance(mode, (str, bool)):
+        return {**values, "tracking": {"mode": "off" if mode is False else mode}}
+    return dict(values)
+
+
+OPEN = ("model.args", "data.args", "schedule.args")
+"""The keys below which somebody's own code has keys of its own, such as ``model.args.width``."""
+
+
+def key_of(name: str) -> Key | None:
+    """What the schema says of a dotted name; of one below an open key, what it says of that."""
+    found = keys().get(name)
+    return found or next((keys()[key] for key in OPEN if name.startswith(f"{key}.")), None)
+
+
+def _walk(cls: Any, prefix: str) -> Iterator[Key]:
+    hints = typing.get_type_hints(cls)
+    texts = _described(cls, "Attributes")
+    for each in dataclasses.fields(cls):
+        hint = hints[each.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _walk(hint, f"{prefix}{each.name}.")
+            continue
+        made = each.default_factory is not dataclasses.MISSING
+        said = each.metadata
+        yield Key(
+            name=prefix + each.name,
+            help=texts.get(each.name) or _of_a_schedule(each.name),
+            default=each.default_factory() if made else each.default,  # type: ignore[operator]
+            kinds=typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,),
+            role=said["role"],
+            bounds=said["bounds"],
+            choices=said["choices"],
+            cited=said["cited"],
+            _used=said["used"],
+        )
+
+
+def _described(thing: Any, section: str) -> dict[str, str]:
+    """The texts that a docstring's section (``Attributes``, ``Args``) gives to names."""
+    lines = (inspect.getdoc(thing) or "").partition(f"\n{section}:\n")[2].splitlines()
+    texts: dict[str, str] = {}
+    name = ""
+    for line in itertools.takewhile(lambda line: line.startswith("    "), lines):
+        if line.startswith("     "):  # it goes on
+            texts[name] += f" {line.strip()}"
+        else:
+            name, _, text = line.strip().partition(": ")
+            texts[name] = text
+    return texts
+
+
+def _of_a_schedule(parameter: str) -> str:
+    """What the schedules say of a parameter that the schema does not name."""
+    texts = (_described(maker, "Args").get(parameter) for maker in schedules.MAKERS.values())
+    return next(filter(None, texts), "")
+
+
+def expected(key: Key) -> str:
+    """The values that a key takes, in words, such as ``A number, more than 0``."""
+    if key.choices:
+        listed = ", ".join(map(shown, key.choices))
+        return f"One of {listed}"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    kinds = [names.get(kind, "") for kind in key.kinds if kind is not type(None)]
+    kind = next(filter(None, kinds), "a list" if "list" in str(key.kinds) else "keys of their own")
+    bounds = f", {BOUNDS[key.bounds][1]}" if key.bounds else ""
+    null = ", or null" if type(None) in key.kinds else ""
+    text = f"{kind}{bounds}{null}".replace("a number, a ", "a ")
+    return text[0].upper() + text[1:]
+
+
+def shown(value: object) -> str:
+    """A value as it is written on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(shown, value))}]"
+    return str(value)

@@ -1,0 +1,133 @@
+"""The sum of gradients over the workers, in an order that no history changes.
+
+Every worker adds its gradients to flat buffers that hold the parameters in one fixed order, from the last to the first, as a backward pass
+reaches them. So a run that was stopped adds the same numbers in the same order as one that was not. DistributedDataParallel does not: it
+orders its buckets anew after its first step, which is another step in a run that goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+BUCKET_BYTES = 25 * 2**20
+"""Bytes of a buffer, about: large enough that a sum is not all latency, small enough that the first starts early in a backward pass."""
+
+
+class Bucket:
+    """A flat buffer for the gradients of some parameters of one device and type.
+
+    Args:
+        parameters: Their parameters, in the order in which they lie in the buffer.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = parameters
+        first = parameters[0]
+        sizes = [p.numel() for p in parameters]
+        count = len(parameters)
+        self.flat = torch.zeros(sum(sizes) + count, dtype=first.dtype, device=first.device)
+        pieces = self.flat.split([*sizes, count])
+        self.views = [piece.view(p.shape) for piece, p in zip(pieces[:-1], parameters, strict=True)]
+        self.counts = pieces[-1]  # how many workers have a gradient of each
+        self.missing: set[int] = set()  # of parameters whose gradient has not come yet, by their place
+        self.work: Any = None
+
+    def fill(self) -> None:
+        """Copy the gradients into the buffer: 0 for a parameter that has none."""
+        self.counts.fill_(1)
+        for place, (view, p) in enumerate(zip(self.views, self.parameters, strict=True)):
+            if p.grad is None:
+                view.zero_()
+                self.counts[place] = 0
+            else:
+                view.copy_(p.grad)
+
+    def give_back(self) -> None:
+        """Copy the sums back. A parameter without a gradient here gets that of the others; if none of them has one, it stays without."""
+        for place, (view, p) in enumerate(zip(self.views, self.parameters, strict=True)):
+            if p.grad is not None:
+                p.grad.copy_(view)
+            elif self.counts[place] > 0:
+                p.grad = view.clone()
+
+
+class GradientSum:
+    """Sums the gradients of a model over the workers of a group, while the backward pass still runs.
+
+    Args:
+        parameters: The model's parameters, in its order; those that are not trained are left out.
+        group: The workers.
+        bucket_bytes: Bytes of a buffer, about.
+
+    Example: ``with reduction.summed(): loss.backward()``.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], group: Any, bucket_bytes: int = BUCKET_BYTES) -> None:
+        self.group = group
+        self.buckets = _buckets([p for p in parameters if p.requires_grad], bucket_bytes)
+        self.at_work = False
+        self.next = 0  # buckets are reduced in their order on every worker, whichever is full first
+        for bucket in self.buckets:
+            for place, parameter in enumerate(bucket.parameters):
+                parameter.register_post_accumulate_grad_hook(self._hook(bucket, place))
+
+    def _hook(self, bucket: Bucket, place: int) -> Any:
+        def arrived(parameter: Tensor) -> None:
+            if not self.at_work:
+                return
+            if place not in bucket.missing:
+                raise RuntimeError(
+                    f"a parameter of shape {tuple(parameter.shape)} got its gradient twice in one backward pass, so the workers would add "
+                    "an unfinished one: checkpoint activations with use_reentrant=False, or train in one process"
+                )
+            bucket.missing.remove(place)
+            self._start_full_ones()
+
+        return arrived
+
+    def _start_full_ones(self) -> None:
+        while self.next < len(self.buckets) and not self.buckets[self.next].missing:
+            self._start()
+
+    def _start(self) -> None:
+        bucket = self.buckets[self.next]
+        bucket.fill()
+        bucket.work = dist.all_reduce(bucket.flat, group=self.group, async_op=True)
+        self.next += 1
+
+    @contextmanager
+    def summed(self) -> Iterator[None]:
+        """Within it a backward pass; after it every ``.grad`` is the sum over the workers of what has been accumulated in it."""
+        for bucket in self.buckets:
+            bucket.missing = set(range(len(bucket.parameters)))
+        self.next, self.at_work = 0, True
+        try:
+            yield
+        finally:
+            self.at_work = False
+        while self.next < len(self.buckets):  # those with a parameter that had no part in the loss
+            self._start()
+        for bucket in self.buckets:
+            bucket.work.wait()
+            bucket.give_back()
+
+
+def _buckets(parameters: list[nn.Parameter], most: int) -> list[Bucket]:
+    """The parameters in buckets, from the last to the first; one bucket holds one device and type."""
+    groups: list[list[nn.Parameter]] = []
+    size = 0
+    for parameter in reversed(parameters):
+        nbytes = parameter.numel() * parameter.element_size()
+        same = bool(groups) and (groups[-1][0].dtype, groups[-1][0].device) == (parameter.dtype, parameter.device)
+        if not same or size + nbytes > most:
+            groups.append([])
+            size = 0
+        groups[-1].append(parameter)
+        size += nbytes
+    return [Bucket(group) for group in groups]

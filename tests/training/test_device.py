@@ -1,0 +1,158 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from earlydrop.training import device as devices
+from earlydrop.training.device import choose_device, deterministic, device_of_job, device_problem
+from earlydrop.training.endings import TrainingFailed
+from earlydrop.training.fields import ConfigError
+from earlydrop.training.plan import make_plan
+from earlydrop.training.prepare import scheduled_model, try_forward
+from earlydrop.training.run import run
+from earlydrop.training.trainer import Trainer
+from tests.training.states import assert_same, final_state
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A machine that seems to have so many GPUs; which of them became the present one."""
+    present = []
+
+    def seem(count):
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: present.append(str(device)))
+
+        def empty(size, device):
+            if (device.index or 0) >= count:
+                raise RuntimeError("invalid device ordinal")
+
+        monkeypatch.setattr(devices.torch, "empty", empty)
+        return present
+
+    return seem
+
+
+def test_jobs_side_by_side_take_the_gpus_in_turn(gpus):
+    gpus(3)
+    assert [device_of_job("cuda", job) for job in range(5)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]
+    assert device_of_job("auto", 4) == "cuda:1"
+    assert [device_of_job(name, 4) for name in ("cpu", "cuda:2", "mps")] == ["cpu", "cuda:2", "mps"]
+
+
+def test_without_a_gpu_jobs_keep_the_device_that_they_name(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    assert [device_of_job(name, 4) for name in ("auto", "cuda")] == ["auto", "cuda"]
+
+
+def test_a_gpu_with_a_number_becomes_the_present_one(gpus, monkeypatch):
+    present = gpus(4)
+    assert choose_device("cuda:2") == torch.device("cuda:2")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("cuda") == choose_device("auto") == torch.device("cuda:3")
+    assert present == ["cuda:2", "cuda:3", "cuda:3"]
+
+
+def test_the_one_gpu_in_sight_is_a_workers_own(gpus, monkeypatch):
+    """As where SLURM gives each task the sight of its own."""
+    gpus(1)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("cuda") == torch.device("cuda")
+
+
+def test_more_workers_than_gpus_are_refused(gpus, monkeypatch):
+    gpus(2)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(ConfigError, match=r"device=cuda is not available on this machine for worker 3 of it; .*cuda:0 to cuda:1"):
+        choose_device("cuda")
+
+
+def test_determinism_is_asked_for_and_taken_back(monkeypatch):
+    monkeypatch.delenv(WORKSPACE, raising=False)
+    with deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert devices.in_force() == {
+            "algorithms": True,
+            "cudnn_deterministic": True,
+            "cudnn_benchmark": False,
+            "cublas_workspace": ":4096:8",
+        }
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert devices.in_force()["cublas_workspace"] is None
+    monkeypatch.setenv(WORKSPACE, ":0:0")
+    with deterministic(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(ConfigError, match=r"CUBLAS_WORKSPACE_CONFIG is ':0:0': expected :4096:8 or :16:8"), deterministic(True):
+        pass
+
+
+def test_a_deterministic_run_says_so_and_trains_as_before_on_a_cpu(config, monkeypatch):
+    asked = []
+    original = Trainer.train_step
+
+    def spy(self, parts):
+        asked.append(torch.are_deterministic_algorithms_enabled())
+        original(self, parts)
+
+    monkeypatch.setattr(Trainer, "train_step", spy)
+    plain, exact = run(config()), run(config(trainer__deterministic=True))
+    assert asked == [False] * 18 + [True] * 18
+    assert plain["folder"] != exact["folder"]
+    assert_same(final_state(plain["folder"])["model"], final_state(exact["folder"])["model"])
+    provenance = [json.loads((Path(each["folder"]) / "provenance.json").read_text()) for each in (plain, exact)]
+    assert "deterministic" not in provenance[0]
+    assert provenance[1]["deterministic"]["algorithms"] is True
+
+
+def failing(error):
+    def train_step(self, parts):
+        raise error
+
+    return train_step
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
+UNDETERMINED = RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set ...")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            OUT_OF_MEMORY,
+            r"too little memory \(CUDA out of memory. Tried to allocate 2.00 GiB\): raise trainer.accumulate, which is 2 .* 16 i",
+        ),
+        (UNDETERMINED, "trainer.deterministic is true, and cumsum_cuda_kernel has no implementation"),
+    ],
+)
+def test_what_a_device_cannot_do_ends_a_run_in_one_line(config, monkeypatch, error, says):
+    monkeypatch.setattr(Trainer, "train_step", failing(error))
+    settings = config(trainer__accumulate=2)
+    with pytest.raises(TrainingFailed, match=says) as caught:
+        run(settings)
+    assert len(str(caught.value).splitlines()) == 1
+    status = json.loads((make_plan(settings).folder / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "Traceback" not in status["reason"]
+
+
+def test_a_model_that_the_gpu_cannot_hold_is_not_called_one_for_other_images(config):
+    plan = make_plan(config())
+    model, _ = scheduled_model(plan)
+
+    def full(module, inputs):
+        raise OUT_OF_MEMORY
+
+    model.register_forward_pre_hook(full)
+    with pytest.raises(ConfigError, match="the GPU has too little memory"):
+        try_forward(model, plan)
+
+
+def test_other_errors_are_left_alone(config):
+    assert device_problem(RuntimeError("shapes do not fit"), config()) is None

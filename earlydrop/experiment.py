@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import html
 import importlib.util
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,15 +64,11 @@ def compose(overrides: str | Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: There is no such key or option, or a value cannot be used.
     """
-    return settings_of(compose_one(_checked(overrides)))
+    return _settings_of(compose_one(_checked(overrides)))
 
 
-def settings_of(values: Mapping[str, Any]) -> Config:
-    """A configuration from nested plain values, all of whose keys the schema has.
-
-    Raises:
-        ConfigError: A key that there is not, or a value of another type.
-    """
+def _settings_of(values: Mapping[str, Any]) -> Config:
+    """A configuration from nested plain values; a key that there is not is a `ConfigError`."""
     wrong = unknown_keys(flat(values))
     if wrong is not None:
         raise ConfigError(wrong)
@@ -79,7 +76,9 @@ def settings_of(values: Mapping[str, Any]) -> Config:
 
 
 def _checked(overrides: str | Iterable[str]) -> list[str]:
-    words = overrides.split() if isinstance(overrides, str) else list(overrides)
+    if not isinstance(overrides, (str, Iterable)) or isinstance(overrides, (Mapping, bytes)):
+        raise ConfigError(f"overrides is a {type(overrides).__name__}: expected a list of texts such as 'schedule.rate=0.2'")
+    words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     for word in words:
         if not isinstance(word, str):
             raise ConfigError(f"overrides holds {word!r}: expected texts such as 'schedule.rate=0.2'")
@@ -120,9 +119,13 @@ def train(
         TrainingFailed: The run stopped by itself; its status says why.
         KeyboardInterrupt: It was asked to stop, and has saved.
     """
-    given_config = isinstance(config_or_overrides, Config)
-    overrides = [] if given_config else _checked(config_or_overrides)  # type: ignore[arg-type]
-    config = dataclasses.replace(config_or_overrides) if isinstance(config_or_overrides, Config) else compose(overrides)
+    overrides: list[str] = []
+    if isinstance(config_or_overrides, Config):
+        _refuse_unknown(config_or_overrides, "config")
+        config = config_from_dict(dataclasses.asdict(config_or_overrides))  # a copy, and every value of its type
+    else:
+        overrides = _checked(config_or_overrides)
+        config = compose(overrides)
     if config.mode != "train":
         raise ConfigError(f"mode is {config.mode!r}: train() trains; the command earlydrop does the rest")
     codes = _put_in(config, model, data)
@@ -136,6 +139,16 @@ def train(
                 raise
             folder = make_plan(config).folder
     return Run(folder, codes=codes, trusted=True)
+
+
+def _refuse_unknown(config: Any, said: str) -> None:
+    """Refuse an attribute that was set and that the schema does not have: it would be read by nobody."""
+    known = [field.name for field in dataclasses.fields(config)]
+    for name, value in vars(config).items():
+        if name not in known:
+            raise ConfigError(f"{said}.{name} is set, and there is no such key{nearest(name, known)}")
+        if dataclasses.is_dataclass(value):
+            _refuse_unknown(value, f"{said}.{name}")
 
 
 def _put_in(config: Config, model: Any, data: Any) -> list[Code]:
@@ -234,6 +247,9 @@ class Run:
             best: The weights at which ``trainer.stop_metric`` was best, not the last ones.
             trust: Import the code that the configuration names, if this run was not trained by this process.
 
+        Returns:
+            The model.
+
         Raises:
             ConfigError: There are no such weights, or the configuration names code that is not earlydrop's.
         """
@@ -259,7 +275,10 @@ class Run:
         """Its curves as a figure, which a notebook shows and ``savefig`` writes.
 
         Args:
-            metrics: Names such as ``test/accuracy``; without any, those that a report draws.
+            *metrics: Names such as ``test/accuracy``; without any, those that a report draws.
+
+        Returns:
+            The figure, of matplotlib.
 
         Raises:
             ValueError: A metric that was not measured.

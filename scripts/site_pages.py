@@ -19,6 +19,7 @@ COMMANDS = {
     "earlydrop-findings": ["-m", "earlydrop.commands.findings", "--help"],
     "earlydrop-cite": ["-m", "earlydrop.commands.cite", "--help"],
     "earlydrop-reproduce": ["-m", "earlydrop.commands.reproduce", "--help"],
+    "earlydrop-weights": ["-m", "earlydrop.commands.weights", "--help"],
 }
 
 

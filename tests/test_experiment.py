@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 
 import earlydrop
 from earlydrop import experiment
+from earlydrop.commands.cite import citation
+from earlydrop.commands.reproduce import reproduce
 from earlydrop.commands.run import main
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.record.folder import read_metrics
@@ -152,6 +154,13 @@ def test_a_module_is_trained_from_its_own_weights_in_a_copy():
         experiment.Run(run.folder).model(trust=True)
 
 
+def test_no_command_repeats_a_run_whose_model_was_given_as_an_object(here):
+    run = experiment.train(own("trainer.steps=1"), model=Net())
+    assert "No command reproduces it: its model was given as an object in Python." in citation(run.folder)
+    with pytest.raises(ConfigError, match=r"model.name=__main__:Net_.* was given as an object in Python: run the script"):
+        reproduce(run.folder, here / "again", trust=True)
+
+
 def test_other_weights_or_another_structure_are_another_run():
     torch.manual_seed(1)
     net, same_structure, wider, other_rate = Net(), Net(), Net(9), Net(8, 0.4)
@@ -224,6 +233,8 @@ def test_data_is_given_as_datasets_or_as_tensors():
     runs = [experiment.train(overrides, data=each) for each in (pair, {"train": pair[0], "test": pair[1]}, tensors)]
     assert runs[0].folder == runs[1].folder
     assert [run.final["test/loss"] for run in runs] == [runs[0].final["test/loss"]] * 3
+    arrays = tuple((each[0].permute(0, 2, 3, 1).numpy(), each[1].numpy()) for each in tensors)  # channels last
+    assert experiment.train(overrides, data=arrays).final["test/loss"] == runs[0].final["test/loss"]
     other = experiment.train(overrides, data=(Faces(0), Faces(2)))
     assert other.folder != runs[0].folder
     assert other.config.data.name != runs[0].config.data.name
@@ -234,10 +245,11 @@ def test_data_is_given_as_datasets_or_as_tensors():
     [
         ("cifar10", "a name is given as an override, data.name=cifar10"),
         (3, "returned a int; expected a pair of datasets"),
+        (torch.utils.data.DataLoader(Faces(0)), "data is a DataLoader: expected a pair of datasets"),
         (((torch.zeros(4, 1, 8, 8), torch.zeros(3)), None), "4 images and 3 labels"),
         ((Faces(0), []), "its test set is empty"),
     ],
-    ids=["name", "number", "lengths", "empty"],
+    ids=["name", "number", "loader", "lengths", "empty"],
 )
 def test_what_is_no_data_is_refused(data, message):
     with pytest.raises(ConfigError, match=message):
@@ -299,7 +311,8 @@ def test_two_runs_in_one_process_are_independent(capsys):
     before = state()
     first = experiment.train([*SMALL, "threads=2", "seed=5002"])
     assert state() == before
-    experiment.train([*SMALL, "schedule=constant", "seed=5003"])
+    experiment.train([*SMALL, "schedule=constant", "seed=5003", "trainer.deterministic=true"])
+    assert state()[4:] == before[4:]
     torch.rand(7)  # whatever the caller draws
     again = experiment.train([*SMALL, "threads=2", "seed=5002", "out=again"])
     assert read_metrics(first.folder / "metrics.jsonl") == read_metrics(again.folder / "metrics.jsonl")
@@ -353,6 +366,34 @@ def test_a_run_from_elsewhere_imports_nothing_without_trust(here, monkeypatch):
     with pytest.raises(ConfigError, match=r"names code that is not earlydrop's \(model.name=theirs:build\).*trust=True"):
         experiment.Run(run.folder).model()
     assert experiment.Run(run.folder).model(trust=True)(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda config: setattr(config.trainer, "epoch", 3),
+            r"config.trainer.epoch is set, and there is no such key: did you mean epochs\?",
+        ),
+        (lambda config: setattr(config, "sed", 3), r"config.sed is set, and there is no such key: did you mean seed\?"),
+        (lambda config: setattr(config.schedule, "rate", "high"), "schedule.rate: Value 'high'"),
+        (lambda config: setattr(config, "schedule", earlydrop.early(0.1, 5)), "schedule"),
+    ],
+    ids=["key", "top", "type", "group"],
+)
+def test_a_configuration_that_was_changed_is_checked(change, message, here):
+    config = experiment.compose(SMALL)
+    change(config)
+    with pytest.raises(ConfigError, match=message):
+        experiment.train(config)
+    assert not (here / "runs").exists()
+
+
+def test_words_are_split_as_in_a_shell():
+    config = experiment.compose("schedule=piecewise schedule.points='\"0,0.3@0.5,0\"' label='my run'")
+    assert (config.schedule.points, config.label) == ("0,0.3@0.5,0", "my run")
+    with pytest.raises(ConfigError, match="overrides is a dict: expected a list of texts"):
+        experiment.compose({"seed": 1})
 
 
 def test_what_train_does_not_do_is_refused(here):

@@ -101,7 +101,7 @@ def configurations(study: Study, claims: Iterable[Claim], seeds: Iterable[int], 
         for settings in arms.values():
             config = config_of({**study.config, **study.cadence, **settings})
             config.study, config.seed, config.out = study.name, seed, str(out)
-            config.tracking, config.threads = "off", 1
+            config.tracking.mode, config.threads = "off", 1
             configs.append(config)
     return configs
 

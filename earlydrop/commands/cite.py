@@ -13,6 +13,7 @@ from earlydrop.analysis.runs import find_runs
 from earlydrop.commands import command
 from earlydrop.training.compose import compose, literal
 from earlydrop.training.keys import key_of
+from earlydrop.training.plugins import OBJECT
 from earlydrop.training.record.folder import STATUS, DamagedFileError, changed_files, read_config, read_provenance
 
 PAPER = """@inproceedings{liu2023dropout,
@@ -94,7 +95,14 @@ def citation(run: Path) -> str:
   year   = {{2026}},
 }}"""
     needed = " (it needs code of the run's author, which is named above and is not part of earlydrop)" if code else ""
-    return "\n\n".join([PAPER, software, entry, f"Reproduce it{needed}:\n\n  {command_line(config)}"])
+    repeat = f"Reproduce it{needed}:\n\n  {command_line(config)}"
+    given = [key for key in ("model", "data") if str(config[key]["name"]).startswith(OBJECT)]
+    if given:
+        repeat = (
+            f"No command reproduces it: its {' and '.join(given)} {'was' if len(given) == 1 else 'were'} given as an object in Python. "
+            "Publish the script with it."
+        )
+    return "\n\n".join([PAPER, software, entry, repeat])
 
 
 def _own_code(provenance: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ import argparse
 import html
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -110,11 +110,11 @@ def _track(folder: Path, report: Report) -> None:
     from earlydrop.training.compose import config_from_dict
     from earlydrop.training.record.tracking import run_id, tracking
 
-    values: dict[str, Any] = {}
-    for key, value in report.runs.iloc[-1].items():
-        if str(key) in ("config/tracking", "config/project", "config/study"):
-            values[str(key).removeprefix("config/")] = value
-    config = config_from_dict(values)
+    last = report.runs.iloc[-1]
+    if last["config/tracking.backend"] != "wandb":  # the page is a file, which the others have no place for
+        return
+    config = config_from_dict({key: last[f"config/{key}"] for key in ("project", "study")})
+    config.tracking.mode = last["config/tracking.mode"]
     identity = run_id(config.study, "report")
     with tracking(
         config, folder=folder, name=f"{config.study} report", identity=identity, job_type="report", tags=["report"], extra={}

@@ -35,6 +35,7 @@ def reproduce(run: Path, out: Path, trust: bool = False) -> str | None:
     from earlydrop.training.compose import config_from_dict
     from earlydrop.training.outside import names_of
     from earlydrop.training.plan import make_plan
+    from earlydrop.training.plugins import OBJECT
     from earlydrop.training.run import run as train
 
     runs = [] if (run / STATUS).exists() else list(find_runs(run))
@@ -47,12 +48,17 @@ def reproduce(run: Path, out: Path, trust: bool = False) -> str | None:
     provenance = read_provenance(run)
     config = config_from_dict(read_config(run))
     named = names_of(config)
+    objects = [name for name in named if name.partition("=")[2].startswith(OBJECT)]
+    if objects:
+        raise ConfigError(
+            f"{run / 'config.yaml'}: {', '.join(objects)} was given as an object in Python: run the script that gave it"
+        )
     if named and not trust:
         raise ConfigError(
             f"{run / 'config.yaml'} names code that is not earlydrop's ({', '.join(named)}), and running it again would import that "
             "code: look at it first, then say --trust"
         )
-    config.out, config.tracking, config.mode, config.resume = str(out), "off", "train", "never"
+    config.out, config.tracking.mode, config.mode, config.resume = str(out), "off", "train", "never"
     config.threads = provenance["environment"].get("threads")
     plan = make_plan(config)
     if plan.folder.resolve() == run.resolve():

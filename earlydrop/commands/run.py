@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import signal
 import sys
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def _job(config: DictConfig) -> dict[str, Any]:
-    """One Hydra job: a run. What a user can mend is one line, not a traceback."""
+def _job(config: DictConfig) -> dict[str, Any] | float:
+    """One Hydra job: a run. What a user can mend is one line, not a traceback. Returns what it left, or its objective if it has one."""
     from hydra.core.hydra_config import HydraConfig
 
     from earlydrop.commands import sweep, terminal
@@ -40,7 +41,7 @@ def _job(config: DictConfig) -> dict[str, Any]:
         if multirun:
             forget_failures(study, sweep.identity())
             sweep.end_with_parent()
-        return _run(settings, multirun, hydra.overrides.task)
+        return _value(_run(settings, multirun, hydra.overrides.task), settings.objective)
     except Interrupted:
         if multirun:
             raise  # ends the sweep
@@ -55,7 +56,7 @@ def _job(config: DictConfig) -> dict[str, Any]:
             raise SystemExit(1) from None
         if sweep.is_first_worker():
             _note_failure(study, list(hydra.overrides.task), str(error))  # the other jobs go on; the sweep's process ends with 1
-        return {"state": "failed"}
+        return math.nan if config.get("objective") else {"state": "failed"}
     finally:
         done = sweep.Done(str(study) if study is not None and (trained or failed) else None, failed)
         progress = sweep.note_done(hydra.job.num, done) if multirun and sweep.is_first_worker() else None
@@ -93,6 +94,17 @@ def _run(settings: Any, multirun: bool, overrides: Iterable[str]) -> dict[str, A
     from earlydrop.training.run import run
 
     return run(settings, in_sweep=multirun, unused=unused(overrides, settings))
+
+
+def _value(done: dict[str, Any], objective: str | None) -> dict[str, Any] | float:
+    """What a job returns: for a sweeper that optimises, a number."""
+    if objective is None:
+        return done
+    if objective not in done:
+        from earlydrop.training.fields import ConfigError
+
+        raise ConfigError(f"objective is {objective!r}: the run {done['folder']} ({done['state']}) did not measure it")
+    return float(done[objective])
 
 
 def _explain(error: Exception) -> str:

@@ -43,6 +43,12 @@ class SweepCallback(Callback):
             from earlydrop.commands.grid import plan_grid
 
             raise SystemExit(plan_grid(config))  # no job starts, and no folder is made
+        chooses = not str(config.hydra.sweeper.get("_target_", "")).endswith("BasicSweeper")
+        if chooses and config.get("objective") is None:
+            raise SystemExit(
+                "error: this sweeper chooses its runs by what earlier ones gave: say which metric with objective=, such as "
+                "objective=test/accuracy hydra.sweeper.direction=maximize"
+            )
         folder = Path(config.hydra.sweep.dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +56,10 @@ class SweepCallback(Callback):
         except OSError as error:
             raise SystemExit(f"error: out: {folder} cannot be written ({why(error)}): give another folder with out=") from None
         try:
-            jobs: int | None = count_jobs(dict(config.hydra.sweeper.params or {}), list(config.hydra.overrides.task))
+            params = dict(config.hydra.sweeper.params or {})
+            jobs: int | None = (
+                config.hydra.sweeper.get("n_trials") if chooses else count_jobs(params, list(config.hydra.overrides.task))
+            )
         except HydraException:  # model=glob(*): the options are not known yet
             jobs = None
         notes = tempfile.mkdtemp(prefix=".sweep-", dir=folder.resolve())  # where the jobs see it, on whatever node they run

@@ -1,4 +1,4 @@
-"""A callback for the Hugging Face ``Trainer``."""
+"""Callbacks for the Hugging Face ``Trainer``: one drives dropout, one measures gradients."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ import inspect
 import math
 import warnings
 import weakref
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from transformers import Trainer, TrainerCallback
+from torch import Tensor, nn
 
+try:
+    from transformers import Trainer, TrainerCallback
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "transformers":
+        raise
+    raise ModuleNotFoundError("transformers is not installed: pip install 'earlydrop[hf]'", name=error.name) from error
+
+from earlydrop.gradients.probe import LossFunction
 from earlydrop.integrations.length import Rates, RunLength, batches_of, in_steps
+from earlydrop.integrations.measuring import Measuring
 from earlydrop.scheduler import DropoutScheduler
 
 
@@ -102,6 +112,69 @@ class DropoutCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.let_go()
+
+
+class ProbeCallback(TrainerCallback):
+    """Measure gradients while a Hugging Face ``Trainer`` trains: ``probe/gradient_norm``, ``probe/gdv``, ``probe/gde``, ``model/distance``.
+
+    They are logged by the trainer: into ``trainer.state.log_history``, and to its reporters. Training is bit for bit what it is
+    without the callback: random numbers, ``.grad`` and buffers are as before.
+
+    Args:
+        every: Optimizer steps (``state.global_step``) between two measurements; the first is before the first step.
+        batches: How many mini-batches to take of the training data, the same ones every time; or a list of them. At least 2.
+        dataset: The batches behind the whole-dataset gradient of the GDE; by default the mini-batches together. False leaves
+            the GDE out, as a model must that draws noise which is no dropout.
+        loss_fn: ``loss_fn(model, batch)`` returns the mean loss, a scalar; by default the trainer's ``compute_loss``.
+        initial: The module or state dict that the model distance is from; by default the weights that the trainer was given, those
+            before a checkpoint is loaded.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        batches: int | Iterable[Any] = 8,
+        *,
+        dataset: Iterable[Any] | bool | None = None,
+        loss_fn: LossFunction | None = None,
+        initial: nn.Module | Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.measuring = Measuring(every, batches, dataset, loss_fn, initial)
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if kwargs.get("model") is not None:
+            self.measuring.keep_initial(kwargs["model"])
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.measuring.keep_initial(kwargs["model"])
+        self.measuring.take(kwargs["model"], kwargs.get("train_dataloader"), args.train_batch_size)
+        self._measure(state, control, kwargs["model"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._measure(state, control, kwargs["model"])
+
+    def _measure(self, state: Any, control: Any, model: nn.Module) -> None:
+        trainer = _calling_trainer()
+        if trainer is None or not self.measuring.due(state.global_step):
+            return
+        loss_fn = _Loss(trainer, self.measuring.loss_fn or trainer.compute_loss)
+        waiting = control.should_log  # a log of ours does not stand for the trainer's own at this step
+        trainer.log(self.measuring.measure(model, loss_fn))
+        control.should_log = waiting
+
+
+class _Loss:
+    """The loss of a batch, as a trainer computes it. Slots: what looks for random generators does not walk through the trainer."""
+
+    __slots__ = ("loss_fn", "trainer")
+
+    def __init__(self, trainer: Any, loss_fn: LossFunction) -> None:
+        self.trainer, self.loss_fn = trainer, loss_fn
+
+    def __call__(self, module: nn.Module, batch: Any) -> Tensor:
+        inputs = self.trainer._prepare_inputs(batch)
+        with self.trainer.compute_loss_context_manager():
+            return self.loss_fn(module, inputs)
 
 
 _DRIVING: weakref.WeakSet[DropoutCallback] = weakref.WeakSet()

@@ -1,15 +1,27 @@
-"""A callback for Lightning's ``Trainer``."""
+"""Callbacks for Lightning's ``Trainer``: one drives dropout, one measures gradients."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import Tensor, nn
 
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "lightning":
+        raise
+    raise ModuleNotFoundError("Lightning is not installed: pip install 'earlydrop[lightning]'", name=error.name) from error
+
+from earlydrop.gradients.probe import LossFunction
 from earlydrop.integrations.length import Rates, RunLength, in_steps
+from earlydrop.integrations.measuring import Measuring
 from earlydrop.scheduler import DropoutScheduler
 
 SAVED = "earlydrop"
@@ -120,6 +132,121 @@ class DropoutCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.let_go()
+
+
+class ProbeCallback(Callback):
+    """Measure gradients while a LightningModule trains: ``probe/gradient_norm``, ``probe/gdv``, ``probe/gde``, ``model/distance``.
+
+    They go to the trainer's loggers at the step where they are taken, and into ``trainer.callback_metrics``. Training is bit for bit
+    what it is without the callback: random numbers, ``.grad``, buffers and the states of torchmetrics are as before.
+
+    Args:
+        every: Optimizer steps (``trainer.global_step``) between two measurements; the first is before the first step.
+        batches: How many mini-batches to take of the training data, the same ones every time; or a list of them. At least 2.
+        dataset: The batches behind the whole-dataset gradient of the GDE; by default the mini-batches together. False leaves
+            the GDE out, as a model must that draws noise which is no dropout.
+        loss_fn: ``loss_fn(module, batch)`` returns the mean loss, a scalar; by default what ``training_step`` returns, with its
+            ``self.log`` silenced. With manual optimization it has to be given.
+        initial: The module or state dict that the model distance is from; by default the weights that ``fit()`` begins with, those
+            before a checkpoint is loaded.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        batches: int | Iterable[Any] = 8,
+        *,
+        dataset: Iterable[Any] | bool | None = None,
+        loss_fn: LossFunction | None = None,
+        initial: nn.Module | Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.measuring = Measuring(every, batches, dataset, loss_fn, initial)
+        self._measured = -1  # the step at which gradients were measured last
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.measuring.keep_initial(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.measuring.loss_fn is None and not pl_module.automatic_optimization:
+            raise ValueError(
+                f"{type(pl_module).__name__} optimizes by itself in training_step, so it cannot be measured by calling that: give "
+                "ProbeCallback(loss_fn=...), a function of (module, batch)"
+            )
+        loader = trainer.train_dataloader
+        self.measuring.take(pl_module, loader, getattr(loader, "batch_size", None))
+        self._measured = -1
+        self._measure(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        values = self._measure(trainer, pl_module)
+        if values:
+            pl_module.log_dict(values, logger=False)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        step = int(trainer.global_step)
+        if step == self._measured or not self.measuring.due(step):
+            return {}
+        self._measured = step
+        with _silenced(pl_module):
+            values = self.measuring.measure(pl_module, _Loss(trainer, pl_module, self.measuring.loss_fn))
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+        return values
+
+
+class _Loss:
+    """The loss of a batch, as a trainer computes it. Slots: what looks for random generators does not walk through the trainer."""
+
+    __slots__ = ("given", "pl_module", "trainer")
+
+    def __init__(self, trainer: Trainer, pl_module: LightningModule, given: LossFunction | None) -> None:
+        self.trainer, self.pl_module, self.given = trainer, pl_module, given
+
+    def __call__(self, module: nn.Module, batch: Any) -> Tensor:
+        batch = self.trainer.strategy.batch_to_device(batch)
+        with self.trainer.precision_plugin.train_step_context():
+            if self.given is not None:
+                return self.given(module, batch)
+            found: Any = self.pl_module.training_step(*((batch, 0) if _takes_index(self.pl_module) else (batch,)))
+            loss: Tensor = found["loss"] if isinstance(found, Mapping) else found
+            return loss
+
+
+def _takes_index(pl_module: LightningModule) -> bool:
+    """Whether a training step takes the index of its batch too."""
+    parameters = inspect.signature(pl_module.training_step).parameters.values()
+    return len(parameters) > 1 or any(each.kind is each.VAR_POSITIONAL for each in parameters)
+
+
+@contextmanager
+def _silenced(pl_module: LightningModule) -> Iterator[None]:
+    """A module whose ``self.log`` does nothing, and whose metrics of torchmetrics are afterwards as before."""
+    metrics = [
+        module for module in pl_module.modules() if any(c.__module__.startswith("torchmetrics.") for c in type(module).__mro__)
+    ]
+    kept = [(module, {name: _copy(value) for name, value in vars(module).items()}) for module in metrics]
+    before = vars(pl_module).get("log")
+    pl_module.log = _no_log  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del pl_module.log
+        if before is not None:
+            pl_module.log = before  # type: ignore[method-assign]
+        for module, values in kept:
+            vars(module).update(values)
+
+
+def _no_log(*args: Any, **kwargs: Any) -> None:
+    """In place of ``self.log``."""
+
+
+def _copy(value: Any) -> Any:
+    """What a metric adds to in place, apart."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return list(value) if type(value) is list else value
 
 
 def _length(trainer: Trainer, pl_module: LightningModule) -> RunLength:

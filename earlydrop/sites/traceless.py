@@ -113,10 +113,11 @@ def _parts(item: object) -> list[object]:
     if isinstance(item, functools.partial):
         parts += [item.func, *item.args, *item.keywords.values()]
     parts += [getattr(item, "__self__", None), getattr(item, "__func__", None)]
-    for cell in getattr(item, "__closure__", None) or ():
+    closure, defaults = (getattr(item, name, None) for name in ("__closure__", "__defaults__"))
+    for cell in closure if isinstance(closure, tuple) else ():  # an object may answer to any name
         try:
             parts.append(cell.cell_contents)
         except ValueError:  # a cell that is still empty
             continue
-    parts += list(getattr(item, "__defaults__", None) or ())
+    parts += list(defaults) if isinstance(defaults, tuple) else []
     return parts

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import os
 
+from earlydrop.metrics import METRICS, is_own
 from earlydrop.training.config import SPLITS, Config
 from earlydrop.training.fields import BOUNDS, ConfigError
 from earlydrop.training.keys import OPEN, keys
 from earlydrop.training.names import printable, slug
 from earlydrop.training.profile import profile_window
+from earlydrop.training.record.trackers import missing
 from earlydrop.training.schedule_config import drops, own_schedule, parse_schedule
 
 
@@ -46,6 +50,8 @@ def check(config: Config) -> None:
     splits = config.evaluation.splits
     if not splits or len(set(splits)) < len(splits) or not set(splits) <= set(SPLITS):
         raise ConfigError(f"evaluation.splits is {splits}: expected one or more of {', '.join(SPLITS)}, each once")
+    _check_objective(config)
+    _check_tracking(config)
     watched = config.trainer.stop_metric
     if watched is not None and watched.partition("/")[0] not in splits:
         raise ConfigError(f"trainer.stop_metric is {watched!r}: evaluation.splits is {splits}, which does not measure it")
@@ -62,6 +68,36 @@ def check(config: Config) -> None:
             f"trainer.accumulate is {config.trainer.accumulate}: expected a divisor of trainer.batch_size "
             f"({config.trainer.batch_size}), which counts the images of one optimizer step"
         )
+
+
+def _check_objective(config: Config) -> None:
+    """What is optimised has to be measured in every run."""
+    name = config.objective
+    if name is None:
+        return
+    if name not in METRICS and not is_own(name):
+        near = difflib.get_close_matches(name, METRICS, 1, 0.6)
+        meant = f": did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"objective is {name!r}: expected a metric, such as test/accuracy or train_eval/loss{meant}")
+    split = name.partition("/")[0]
+    if split in SPLITS and split not in config.evaluation.splits:
+        raise ConfigError(f"objective is {name!r}: evaluation.splits is {config.evaluation.splits}, which does not measure it")
+    if split.startswith("probe") and not config.probe.at:
+        raise ConfigError(f"objective is {name!r}: probe.at is empty, so it is not measured; give probe=few")
+
+
+def _check_tracking(config: Config) -> None:
+    """A tracker is installed, and sends only where it can."""
+    mode, backend = config.tracking.mode, config.tracking.backend
+    if mode == "off" or backend == "wandb":
+        return
+    said = f"tracking.backend is {backend!r}"
+    if missing(backend):
+        raise ConfigError(f"{said}: {backend} is not installed; pip install 'earlydrop[{backend}]'")
+    if mode == "online" and backend != "mlflow":
+        raise ConfigError(f"{said}: it writes files on this machine and sends nothing; leave tracking=offline")
+    if mode == "online" and not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise ConfigError(f"{said}, tracking is online: MLFLOW_TRACKING_URI does not say where to; set it, or use tracking=offline")
 
 
 def _check_schedule(config: Config) -> None:

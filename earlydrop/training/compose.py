@@ -10,7 +10,7 @@ from typing import Any
 
 from earlydrop.training.config import Config
 from earlydrop.training.fields import ConfigError
-from earlydrop.training.keys import expected, keys
+from earlydrop.training.keys import as_now, expected, keys
 from earlydrop.training.plugins import installed
 from earlydrop.training.schedule_config import schedule_options
 
@@ -119,9 +119,17 @@ def one_line(error: Exception) -> str:
         words = expected(keys()[wrong[2]])
         return f"{wrong[1]}: expected {words[0].lower()}{words[1:]}"
     lines = [line.strip() for each in (error, error.__cause__) if each is not None for line in str(each).splitlines()]
-    return ": ".join(
+    said = ": ".join(
         line.rstrip(":") for line in lines if line and not line.startswith(("full_key", "object_type", "reference_type"))
     )
+    return re.sub(r"Merge error: \w+ is not a subclass of (\w+)Config\. value:", _group_is_no_value, said)
+
+
+def _group_is_no_value(found: re.Match[str]) -> str:
+    """In place of OmegaConf's words: a file gives a group of keys one value, as `tracking` had before it was a group."""
+    name = found[1].lower()
+    first = next(key for key in keys() if key.startswith(f"{name}."))
+    return f"{name} is a group of keys, such as {first}; write {name}: {{{first.partition('.')[2]}: ...}}, not"
 
 
 def _literal(value: Any) -> Any:
@@ -148,7 +156,7 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _literal(values)))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _literal(as_now(values))))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
     if not isinstance(config, Config):

@@ -300,6 +300,28 @@ class PlanConfig:
     images_per_second: float | None = _key(None, MACHINE, bounds="positive")
 
 
+def _with_wandb(config: Config) -> bool:
+    return config.tracking.mode != "off" and config.tracking.backend == "wandb"
+
+
+@dataclass
+class TrackingConfig:
+    """Where a run can be watched, beside its own ``metrics.jsonl``.
+
+    Attributes:
+        mode: ``offline`` records on this machine, ``online`` sends, ``off`` does neither. Written
+            ``tracking=off`` on a command line.
+        backend: Weights & Biases (``wandb``), ``tensorboard``, ``csv`` files, or ``mlflow``.
+        console: Keep in W&B what a run prints.
+        system: Keep W&B's charts of the machine's load.
+    """
+
+    mode: str = _key("offline", MACHINE, choices=("offline", "online", "off"))
+    backend: str = _key("wandb", MACHINE, choices=("wandb", "tensorboard", "csv", "mlflow"))
+    console: bool = _key(False, MACHINE, used=_with_wandb)
+    system: bool = _key(False, MACHINE, used=_with_wandb)
+
+
 @dataclass
 class Config:
     """A whole run.
@@ -316,8 +338,8 @@ class Config:
         resume: ``auto`` goes on from the last checkpoint on the same kind of machine, ``force`` on
             any, ``never`` begins anew.
         checkpoint: File of weights for ``mode=eval``.
-        tracking: W&B: ``offline`` records in the run's folder, ``online`` sends, ``off`` does
-            neither.
+        objective: Metric whose last value a job returns, for a sweeper that optimises it, such as
+            Optuna's.
         project: Project in W&B.
         tags: Tags in W&B.
         model: What is trained.
@@ -329,6 +351,7 @@ class Config:
         evaluation: What is evaluated.
         distributed: Several workers for one run.
         plan: The machine that ``mode=plan`` plans for.
+        tracking: Where a run can be watched.
         trainer: Length, batch, precision and cadence.
     """
 
@@ -341,7 +364,7 @@ class Config:
     threads: int | None = _key(None, MACHINE, bounds="threads")
     resume: str = _key("auto", MACHINE, choices=("auto", "force", "never"))
     checkpoint: str | None = _key(None, MACHINE)
-    tracking: str = _key("offline", MACHINE, choices=("offline", "online", "off"))
+    objective: str | None = _key(None, MACHINE)
     project: str = _key("earlydrop", MACHINE)
     tags: list[str] = _key([], MACHINE)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -351,6 +374,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

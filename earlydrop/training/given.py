@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from earlydrop.scheduler import DropoutScheduler
 from earlydrop.schedules import none
@@ -100,6 +100,10 @@ def given_data(data: Any) -> Code:
         code.add(type(data))
         found = code.found | {"content": str(getattr(data, "digest", ""))}
         return _code(_name(type(data).__name__, found), functools.partial(_itself, data), found, code.paths)
+    if isinstance(data, DataLoader):
+        raise ConfigError(
+            "data is a DataLoader: expected a pair of datasets, for training and for test, such as (loader.dataset, ...)"
+        )
     splits = pair_of("data", _datasets(data))
     read = {split: read_images("data", split, dataset) for split, dataset in splits.items()}
     found = {"content": digest_of_images(read)}
@@ -139,6 +143,9 @@ def _dataset(split: Any) -> Any:
     if not held:
         return split
     images, labels = (torch.as_tensor(each) for each in split)
+    channels = (1, 3, 4)
+    if isinstance(split[0], np.ndarray) and images.dim() == 4 and images.shape[3] in channels and images.shape[1] not in channels:
+        images = images.permute(0, 3, 1, 2)  # as of a single picture, which has its channels last
     if len(images) != len(labels):
         raise ConfigError(f"data has {len(images)} images and {len(labels)} labels: expected as many of each")
     return TensorDataset(images, labels)

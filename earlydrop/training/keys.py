@@ -8,7 +8,7 @@ import inspect
 import itertools
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,14 @@ class Key:
 def keys() -> dict[str, Key]:
     """Every key of the schema by its dotted name, in the schema's order."""
     return {key.name: key for key in _walk(Config, "")}
+
+
+def as_now(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values of an earlier version, in which ``tracking`` was one word, as the schema has them now."""
+    mode = values.get("tracking")
+    if isinstance(mode, (str, bool)):
+        return {**values, "tracking": {"mode": "off" if mode is False else mode}}
+    return dict(values)
 
 
 OPEN = ("model.args", "data.args", "schedule.args")

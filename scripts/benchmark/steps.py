@@ -9,7 +9,7 @@ from torch import nn
 
 import earlydrop
 from benchmark.measure import DEVICE, Row, compare, stepper, study_stepper, synchronised, vit
-from earlydrop.training.config import Config, ModelConfig
+from earlydrop.training.config import Config, ModelConfig, TrackingConfig
 from earlydrop.training.models import Task, build_model
 from earlydrop.training.optim import make_optimizer
 from earlydrop.training.plan import make_plan
@@ -113,7 +113,7 @@ def row_seed(quick: bool) -> list[Row]:
 
 def row_trainer(quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory() as temporary:
-        config = Config(out=temporary, tracking="off", device=DEVICE.type)
+        config = Config(out=temporary, tracking=TrackingConfig(mode="off"), device=DEVICE.type)
         config.trainer.epochs, config.trainer.eval_every = 1_000, "100%"
         plan = make_plan(config)
         trainer = Trainer(plan, *scheduled_model(plan), RunFolder(plan.folder), track=lambda step, metrics: None)

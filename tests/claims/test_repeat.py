@@ -40,7 +40,7 @@ def test_the_runs_are_those_of_the_claims_arms_each_once_with_the_studys_cadence
     where = Study("s", {"data.train_images": 300}, {"first": (1,)}, {"trainer.log_every": 7})
     configs = configurations(where, [LOSS, SAME], [5, 6], tmp_path)
     assert [(c.schedule.name, c.seed) for c in configs] == [("early", 5), ("none", 5), ("early", 6), ("none", 6)]
-    assert {(c.trainer.log_every, c.data.train_images, c.study, c.threads, c.tracking) for c in configs} == {
+    assert {(c.trainer.log_every, c.data.train_images, c.study, c.threads, c.tracking.mode) for c in configs} == {
         (7, 300, "s", 1, "off")
     }
 

@@ -1,8 +1,9 @@
 import pytest
+import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from earlydrop import early
+from earlydrop import early, model_distance, probe
 from tests.integrations.watched import DATA, EXPECTED, Net
 
 ITEMS = [{"x": x, "labels": y} for x, y in DATA]
@@ -139,3 +140,77 @@ def test_reporters_see_the_rate_when_the_callback_leads(tmp_path):
         callback(early(0.5, 2)).on_train_begin(trainer.args, trainer.state, trainer.control, model=Net())
     with pytest.raises(ValueError, match="does not have this callback"):
         callback(early(0.5, 4)).lead(trainer)
+
+
+class Random(nn.Module):
+    """Everything that a measurement could disturb: dropout, BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+
+    def forward(self, x, labels=None):
+        logits = self.net(x)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def measured(tmp_path, *callbacks, **options):
+    torch.manual_seed(3)
+    model = Random()
+    trainer = make_trainer(tmp_path, model, *callbacks, max_steps=10, learning_rate=0.1, **options)
+    trainer.train()
+    return model, trainer.state.log_history
+
+
+def probe_callback(**options):
+    from earlydrop.integrations.huggingface import ProbeCallback
+
+    return ProbeCallback(**options)
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}], ids=["plain", "accumulated"])
+def test_measuring_leaves_the_training_as_it_is_to_the_bit(tmp_path, options):
+    plain, lines = measured(tmp_path, **options)
+    model, more = measured(tmp_path, probe_callback(every=4, batches=3), **options)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in plain.state_dict().items())
+    assert [each["loss"] for each in more if "loss" in each] == [each["loss"] for each in lines if "loss" in each]
+    probes = [each for each in more if "probe/gdv" in each]
+    assert [each["step"] for each in probes] == [0, 4, 8]
+    assert all({"probe/gradient_norm", "probe/gde", "model/distance"} <= each.keys() for each in probes)
+    assert probes[0]["model/distance"] == 0 < probes[1]["model/distance"]
+
+
+def test_what_is_logged_is_what_the_probe_measures(tmp_path):
+    batches = [
+        {k: torch.stack([torch.as_tensor(each[k]) for each in ITEMS[i : i + 8]]) for k in ("x", "labels")} for i in (0, 8, 16)
+    ]
+
+    def loss_fn(model, batch):
+        return nn.functional.cross_entropy(model.net[0](batch["x"])[:, :2], batch["labels"])  # what draws nothing
+
+    model, lines = measured(tmp_path, probe_callback(every=10, batches=batches[:2], dataset=batches, loss_fn=loss_fn))
+    last = [each for each in lines if "probe/gdv" in each][-1]
+    report = probe(model, loss_fn, batches[:2], dataset=batches)
+    assert (last["probe/gdv"], last["probe/gde"], last["probe/gradient_norm"]) == (report.gdv, report.gde, report.gradient_norm)
+    torch.manual_seed(3)
+    assert last["model/distance"] == model_distance(model, Random())
+
+
+def test_reporters_see_what_is_measured(tmp_path):
+    from transformers import TrainerCallback
+
+    class Reporter(TrainerCallback):
+        seen = ()
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.seen = (*self.seen, (state.global_step, "probe/gdv" in logs))
+
+    reporter = Reporter()
+    measured(tmp_path, reporter, probe_callback(every=10, batches=2))
+    assert [step for step, probed in reporter.seen if probed] == [0, 10]
+
+
+def test_data_without_an_index_says_what_to_give(tmp_path):
+    trainer = make_trainer(tmp_path, Random(), probe_callback(every=2, batches=2), data=Stream(), max_steps=2)
+    with pytest.raises(ValueError, match=r"has no index to take them by; give batches= as a list of batches"):
+        trainer.train()

@@ -4,12 +4,13 @@ from datetime import timedelta
 import lightning
 import pytest
 import torch
+import torchmetrics
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from earlydrop import constant, early
-from earlydrop.integrations.lightning import DropoutCallback
+from earlydrop import constant, early, model_distance, probe
+from earlydrop.integrations.lightning import DropoutCallback, ProbeCallback
 from tests.integrations.watched import DATA, EXPECTED, Net
 
 IMAGES, LABELS = torch.stack([x for x, _ in DATA]), torch.tensor([y for _, y in DATA])
@@ -265,3 +266,130 @@ def test_fit_again_goes_on_where_its_trainer_is(tmp_path):
         trainer.fit_loop.max_epochs = 2
         trainer.fit(module, loader())
         assert module.net.seen == EXPECTED
+
+
+class Noted(lightning.pytorch.loggers.logger.DummyLogger):
+    """Keeps what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def log_metrics(self, metrics, step=None):
+        self.lines.append((step, dict(metrics)))
+
+
+class Random(lightning.LightningModule):
+    """Everything that a measurement could disturb: shuffled data, dropout, BatchNorm, a metric, a log."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+        self.correct = torchmetrics.classification.MulticlassAccuracy(2)
+        self.losses = []
+
+    def training_step(self, batch, index):
+        x, y = batch
+        logits = self.net(x)
+        loss = nn.functional.cross_entropy(logits, y)
+        self.correct.update(logits, y)
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        self.log("seen", self.correct.compute())
+        self.losses.append(loss.item()) if loss.requires_grad and self.trainer.global_step == len(self.losses) else None
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+
+
+def train_random(tmp_path, *callbacks, **options):
+    lightning.seed_everything(3, verbose=False)
+    module, noted = Random(), Noted()
+    data = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=8, shuffle=True)
+    trainer = lightning.Trainer(
+        max_epochs=3, accelerator="cpu", logger=noted, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+        default_root_dir=tmp_path, enable_checkpointing=False, callbacks=list(callbacks), **options,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    return module, noted.lines, trainer
+
+
+def test_measuring_leaves_the_training_as_it_is_to_the_bit(tmp_path):
+    plain, lines, _ = train_random(tmp_path)
+    measured, more, trainer = train_random(tmp_path, ProbeCallback(every=5, batches=3))
+    assert all(torch.equal(value, measured.state_dict()[name]) for name, value in plain.state_dict().items())
+    assert torch.equal(plain.correct.compute(), measured.correct.compute())
+    probes = [(step, values) for step, values in more if "probe/gdv" in values]
+    assert [line for line in more if "probe/gdv" not in line[1]] == lines
+    assert [step for step, _ in probes] == [0, 5, 10]
+    for step, values in probes:
+        assert values.keys() == {"probe/gradient_norm", "probe/gdv", "probe/gde", "model/distance"}
+        assert (values["model/distance"] == 0) == (step == 0)
+    assert trainer.callback_metrics["probe/gdv"] == pytest.approx(probes[-1][1]["probe/gdv"])
+
+
+def test_what_is_logged_is_what_the_probe_measures(tmp_path):
+    batches = [(IMAGES[i : i + 8], LABELS[i : i + 8]) for i in range(0, 32, 8)]
+
+    def loss_fn(module, batch):
+        return nn.functional.cross_entropy(module.net[0](batch[0])[:, :2], batch[1])  # what draws nothing
+
+    given = ProbeCallback(every=12, batches=batches[:2], dataset=batches, loss_fn=loss_fn)
+    module, lines, _ = train_random(tmp_path, given)
+    ((_, first), (step, last)) = [(step, values) for step, values in lines if "probe/gdv" in values]
+    report = probe(module, loss_fn, batches[:2], dataset=batches)
+    assert step == 12
+    assert (last["probe/gdv"], last["probe/gde"], last["probe/gradient_norm"]) == (report.gdv, report.gde, report.gradient_norm)
+    lightning.seed_everything(3, verbose=False)
+    assert last["model/distance"] == model_distance(module, Random())
+    assert first["probe/gdv"] != last["probe/gdv"]
+
+
+def test_accumulated_steps_are_measured_once(tmp_path):
+    _, lines, _ = train_random(tmp_path, ProbeCallback(every=2, batches=2), accumulate_grad_batches=2)
+    assert [step for step, values in lines if "probe/gdv" in values] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "every is 0: expected a number of optimizer steps, 1 or more"),
+        ({"every": 1, "batches": 1}, "batches is 1: expected a number of mini-batches, at least 2"),
+        ({"every": 1, "batches": iter([])}, "batches is .*: expected a number of mini-batches, at least 2, or a list"),
+        ({"every": 1, "batches": 5}, "the training data has 32 items, and 40 are needed; give fewer"),
+    ],
+    ids=["every", "batches", "iterator", "too many"],
+)
+def test_what_cannot_be_measured_is_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, Module(), ProbeCallback(**options), max_epochs=1)
+
+
+def test_data_without_an_index_and_manual_optimization_say_what_to_give(tmp_path):
+    trainer = lightning.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path, enable_checkpointing=False, callbacks=[ProbeCallback(every=1, batches=2)],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"\(Stream\) has no index to take them by; give batches= as a list"):
+        trainer.fit(Module(), DataLoader(Stream(), batch_size=8))
+    with pytest.raises(ValueError, match=r"give ProbeCallback\(loss_fn=...\)"):
+        fit(tmp_path, Manual(1), ProbeCallback(every=1, batches=2), max_epochs=1)
+
+
+def test_a_schedule_may_react_to_what_is_measured(tmp_path):
+    """Dropout of 0.5 until the gradients' directions vary by less than at the start."""
+    rates = {"now": 0.5}
+
+    class Watch(lightning.Callback):
+        first, seen = None, ()
+
+        def on_train_batch_end(self, trainer, module, *_):
+            self.seen = (*self.seen, drop.scheduler.last_rate)
+            gdv = trainer.callback_metrics.get("probe/gdv")
+            if gdv is not None:
+                self.first = gdv if self.first is None else self.first
+                rates["now"] = 0.0 if gdv != self.first else rates["now"]
+
+    watch, drop = Watch(), DropoutCallback(lambda step: rates["now"])
+    fit(tmp_path, Module(), ProbeCallback(every=2, batches=2), watch, drop, max_epochs=2)
+    assert watch.seen == (0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0)  # measured after two and after four steps

@@ -34,3 +34,12 @@ def test_nothing_in_a_list_of_a_foreign_configuration_is_interpolated(monkeypatc
     monkeypatch.setenv("SECRET", "sesame")
     texts = ["${oc.env:SECRET}", r"\${oc.env:SECRET}", "a ${seed} b"]
     assert config_from_dict({"tags": texts}).tags == texts
+
+
+def test_a_file_that_gives_a_group_one_value_is_told_its_keys(warm, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "quiet.yaml").write_text('# @package _global_\ntracking: "off"\n')
+    done = warm.run("--config-dir", "mine", "experiment=quiet", "mode=plan", cwd=tmp_path, env={}, program="earlydrop")
+    assert done.returncode == 1
+    assert "tracking is a group of keys, such as tracking.mode; write tracking: {mode: ...}, not off" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

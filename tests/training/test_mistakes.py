@@ -10,7 +10,7 @@ from earlydrop.training.prepare import scheduled_model
 MISTAKES = [
     ({"mode": "trian"}, "mode is 'trian': expected one of train, eval, plan"),
     ({"resume": "always"}, "resume is 'always': expected one of auto, force, never"),
-    ({"tracking": "on"}, "tracking is 'on': expected one of offline, online, off"),
+    ({"tracking.mode": "on"}, "tracking.mode is 'on': expected one of offline, online, off"),
     ({"seed": -1}, "seed is -1: expected 0 or more"),
     ({"threads": 0}, "threads is 0: expected more than 0"),
     ({"device": "gpu"}, r"device=gpu is not a device that torch knows; did you mean cuda\? on this machine use device=cpu"),

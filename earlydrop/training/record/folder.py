@@ -16,7 +16,7 @@ import filelock
 
 from earlydrop.training.config import Config
 from earlydrop.training.fields import ConfigError
-from earlydrop.training.keys import keys
+from earlydrop.training.keys import as_now, keys
 from earlydrop.training.record.files import remove, why, write_atomically
 
 log = logging.getLogger(__name__)
@@ -201,6 +201,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DamagedFileError(f"{path} is missing or damaged: {str(error).splitlines()[0]}") from error
+    content = as_now(content) if isinstance(content, dict) else content
     groups = {key.split(".")[0] for key in keys() if "." in key}
     if not isinstance(content, dict) or any(not isinstance(content.get(group, {}), dict) for group in groups):
         raise DamagedFileError(f"{path} is damaged: it is no configuration of a run")

@@ -1,4 +1,4 @@
-"""Tracking with Weights & Biases: offline by default, never a prompt, and never in the way of training."""
+"""Tracking, with Weights & Biases or another backend: offline by default, never a prompt, and never in the way of training."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from typing import Any
 
 from earlydrop.metrics import METRICS, improved
 from earlydrop.training.config import Config
+from earlydrop.training.keys import keys
+from earlydrop.training.record.trackers import BACKENDS, Opened
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class Tracker:
 
     def __init__(self, run: Any) -> None:
         self._run = run
+        self._counts = type(run) not in BACKENDS.values()  # W&B's charts are drawn against a metric of its own
         self._last: dict[str, float] = {}
         self._best: dict[str, float] = {}
 
@@ -48,7 +51,7 @@ class Tracker:
             if known is not None and known.summarised and (name not in self._best or improved(name, value, self._best[name])):
                 self._best[name] = value
         if step >= getattr(self._run, "starting_step", 0):  # what a server has already is not sent again
-            self._try(lambda: self._run.log({STEP: step} | metrics, step=step))
+            self._try(lambda: self._run.log(({STEP: step} if self._counts else {}) | metrics, step=step))
 
     def replay(self, lines: list[dict[str, float]]) -> None:
         """Log the past of a resumed run again: a killed process may not have written all of it."""
@@ -139,11 +142,12 @@ def run_id(study: str, fingerprint: str) -> str:
 def tracking(
     config: Config, *, folder: Path, name: str, identity: str, job_type: str, tags: list[str], extra: dict[str, Any]
 ) -> Iterator[tuple[Tracker, Any]]:
-    """Open a W&B run for as long as the context lasts: a tracker, and the run itself, which is None without tracking.
+    """Open a run on the dashboard for as long as the context lasts: a tracker, and the run itself, which is None without tracking.
 
     An exception in it marks the run failed, unless it was only asked to stop. ``extra`` stands beside the configuration.
     """
-    run = _start(config, folder, name, identity, job_type, tags, extra) if config.tracking != "off" else None
+    start = _start if config.tracking.backend == "wandb" else _start_other
+    run = start(config, folder, name, identity, job_type, tags, extra) if config.tracking.mode != "off" else None
     code = 1
     try:
         yield Tracker(run), run
@@ -156,12 +160,26 @@ def tracking(
             began = time.monotonic()
             try:
                 run.finish(exit_code=code)
-                if config.tracking == "online" and time.monotonic() - began > 0.9 * _FINISH_TIMEOUT:
+                if config.tracking.mode == "online" and time.monotonic() - began > 0.9 * _FINISH_TIMEOUT:
                     log.warning(
                         "the upload was cut off after %d s: `wandb sync %s/wandb/*run-*` sends the rest", _FINISH_TIMEOUT, folder
                     )
             except Exception as error:
-                log.warning("tracking could not be finished (%s): `wandb sync` uploads what is there", _first_line(error))
+                upload = ": `wandb sync` uploads what is there" if config.tracking.backend == "wandb" else ""
+                log.warning("tracking could not be finished (%s)%s", _first_line(error), upload)
+
+
+def _start_other(
+    config: Config, folder: Path, name: str, identity: str, job_type: str, tags: list[str], extra: dict[str, Any]
+) -> Any:
+    """A run of another backend; None where it cannot be opened."""
+    settings = {key: each.of(config) for key, each in keys().items()} | extra
+    online = config.tracking.mode == "online"
+    try:
+        return BACKENDS[config.tracking.backend](Opened(folder, name, identity, config.project, tags, settings, online))
+    except Exception as error:
+        log.warning("tracking is not possible (%s): going on without it; metrics.jsonl has everything", _first_line(error))
+        return None
 
 
 def _start(config: Config, folder: Path, name: str, identity: str, job_type: str, tags: list[str], extra: dict[str, Any]) -> Any:
@@ -170,6 +188,8 @@ def _start(config: Config, folder: Path, name: str, identity: str, job_type: str
 
     # W&B's own telemetry is shut down twice when a process ends, and warns of it behind our last line.
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)
+    if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
+        identity = os.environ["WANDB_RUN_ID"]  # a sweep's agent waits for this run
     key = os.environ.get("WANDB_API_KEY", "")
     if key != key.strip():  # wandb refuses a key with a line break around it, even offline
         os.environ["WANDB_API_KEY"] = key.strip()
@@ -182,11 +202,14 @@ def _start(config: Config, folder: Path, name: str, identity: str, job_type: str
         return wandb.init(
             project=config.project, name=name, group=config.study, job_type=job_type, id=identity, resume="allow", mode=mode,  # type: ignore[arg-type]
             tags=[tag[:64] for tag in tags], config=dataclasses.asdict(config) | extra, dir=str(folder), reinit=reinit,
-            settings=wandb.Settings(init_timeout=15, finish_timeout=_FINISH_TIMEOUT, silent=True, console="off", x_disable_stats=True),
+            settings=wandb.Settings(
+                init_timeout=15, finish_timeout=_FINISH_TIMEOUT, silent=True, console="wrap" if config.tracking.console else "off",
+                x_disable_stats=not config.tracking.system,
+            ),
         )  # fmt: skip
 
     try:
-        mode = _usable_mode(config.tracking)
+        mode = _usable_mode(config.tracking.mode)
         before = set(folder.glob("wandb/run-*"))
         try:
             run = start(mode)

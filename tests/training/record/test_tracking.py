@@ -392,3 +392,20 @@ def test_the_readmes_command_uploads_runs_and_the_studys_report(config, tmp_path
         subprocess.run(command, shell=True, check=True, capture_output=True, timeout=120)
     assert {told.fields["jobType"] for told in fake.runs.values()} == {"train", "report"}
     assert set(fake.runs) == {run_id("a-study", make_plan(settings).fingerprint), run_id("a-study", "report")}
+
+
+@pytest.mark.parametrize(
+    ("keys", "console", "stats"),
+    [({}, "off", True), ({"tracking__console": True, "tracking__system": True}, "wrap", False)],
+    ids=str,
+)
+def test_wandbs_console_and_system_charts_are_on_where_asked_for(config, monkeypatch, keys, console, stats):
+    told = []
+
+    def init(**options):
+        told.append(options["settings"])
+        raise RuntimeError("not in this test")
+
+    monkeypatch.setattr(wandb, "init", init)
+    run(config(tracking={"mode": "offline"}, trainer__steps=1, **keys))
+    assert (told[0].console, told[0].x_disable_stats) == (console, stats)

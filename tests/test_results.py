@@ -29,11 +29,11 @@ def test_the_readme_shows_the_answer():
     assert otherwise in " ".join(readme.split())  # in a paragraph, wherever its lines break
 
 
-def test_the_readme_shows_what_the_quickstart_showed():
+def test_the_start_page_shows_what_the_quickstart_showed():
     shows = (ROOT / "results" / "quickstart" / "shows.txt").read_text().strip()
     lines = shows.splitlines()
     assert len(lines) == 10  # a verdict and a measurement of each of five claims
-    assert shows in (ROOT / "README.md").read_text()
+    assert shows in (ROOT / "docs" / "index.md").read_text()
     table = (ROOT / "results" / "quickstart" / "table.md").read_text()
     for verdict, measurement in zip(lines[::2], lines[1::2], strict=True):
         assert f"- {verdict}\n{measurement}\n" in table

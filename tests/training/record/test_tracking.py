@@ -378,9 +378,9 @@ def test_off_is_off(config, tmp_path, monkeypatch):
     assert not [path for path in tmp_path.rglob("*") if "wandb" in path.name]
 
 
-def test_the_readmes_command_uploads_runs_and_the_studys_report(config, tmp_path, monkeypatch, capsys):
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    (command,) = re.findall(r"`(find runs [^`]*wandb sync [^`]*)`", readme)
+def test_the_command_of_the_page_of_dashboards_uploads_runs_and_the_studys_report(config, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[3] / "docs" / "howto" / "dashboards.md").read_text()
+    (command,) = re.findall(r"^(find runs .*wandb sync .*)$", page, re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     settings = config(tracking="offline", study="a-study", out="runs")
     folder = Path(run(settings)["folder"])

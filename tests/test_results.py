@@ -3,7 +3,9 @@
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import scipy.stats
 
 from earlydrop.claims.tables import write_findings
 
@@ -27,6 +29,26 @@ def test_the_readme_shows_the_answer():
     table, _, otherwise = (ROOT / "results" / "findings" / "answer.md").read_text().strip().partition("\n\n")
     assert readme.partition("<!-- table: answer -->\n")[2].partition("\n<!-- end -->")[0] == table
     assert otherwise in " ".join(readme.split())  # in a paragraph, wherever its lines break
+
+
+def test_the_readmes_numbers_of_early_dropout_on_text_are_those_of_the_summaries():
+    runs = pd.read_csv(ROOT / "results" / "findings" / "runs.csv", low_memory=False)
+    runs = runs[(runs["study"] == "text") & runs["seed"].between(300, 359)]
+    loss = runs.pivot_table(index="seed", columns="arm", values="final/train_eval/loss")
+    accuracy = runs.pivot_table(index="seed", columns="arm", values="final/test/accuracy")
+    gain = loss["none"] - loss["early-0.1-20%"]
+    points = 100 * (accuracy["early-0.1-20%"] - accuracy["none"]).mean()
+    half = scipy.stats.t.ppf(0.975, 59) * gain.std() / 60**0.5
+    stuck = (loss > 2.1).sum()
+    assert len(gain) == 60
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    for text in (
+        f"by {100 * gain.mean() / loss['none'].mean():.1f}% ({gain.mean():.3f}, 95% interval "
+        f"{gain.mean() - half:.3f} to {gain.mean() + half:.3f}; lower in {(gain > 0).sum()} of 60)",
+        f"raises the test accuracy by {points:.1f} points",
+        f"{stuck['none']} of the 60 runs without dropout never leave their first plateau, {stuck['early-0.1-20%']} with early",
+    ):
+        assert text in readme, text
 
 
 def test_the_start_page_shows_what_the_quickstart_showed():

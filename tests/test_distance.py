@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -71,3 +72,40 @@ def test_a_model_with_a_compiled_part_has_the_names_of_the_plain_one():
     assert model_distance(partly, plain) == model_distance(plain, partly) == model_distance(partly, plain.state_dict()) == 0.0
     partly[0].bias.data += 1
     assert model_distance(partly, plain) == 2.0
+
+
+def test_a_state_dict_saved_with_distributed_data_parallel_around_the_model():
+    model = nn.Linear(2, 2)
+    wrapped = {f"module.{name}": value + 1 for name, value in model.state_dict().items()}
+    assert model_distance(model, wrapped) == pytest.approx(math.sqrt(6))
+    assert model_distance(wrapped, model.state_dict()) == pytest.approx(math.sqrt(6))
+
+
+def test_entries_of_a_state_dict_that_are_no_parameters_of_the_module_are_left_out_on_either_side():
+    model = nn.Linear(2, 2)
+    more = {name: value + 1 for name, value in model.state_dict().items()} | {"buffer": torch.ones(3)}
+    assert model_distance(model, more) == model_distance(more, model) == pytest.approx(math.sqrt(6))
+    with pytest.raises(ValueError, match="'buffer' is in one of the two models only"):
+        model_distance(model.state_dict(), more)
+
+
+def test_what_holds_a_part_only_is_refused():
+    class Sharded(torch.Tensor):
+        def full_tensor(self):
+            raise NotImplementedError
+
+    shard = torch.ones(2).as_subclass(Sharded)
+    with pytest.raises(ValueError, match=r"model_distance does not support sharded parameters .*'w' is one: gather both"):
+        model_distance({"w": shard}, {"w": torch.ones(2)})
+
+
+def test_empty_parameters_count_nothing_and_hide_nothing():
+    """Two empty tensors share the address 0."""
+    empty = {"a": torch.ones(0), "b": torch.ones(0), "w": torch.zeros(2)}
+    assert model_distance(empty, empty | {"w": torch.ones(2)}) == pytest.approx(math.sqrt(2))
+
+
+def test_a_double_on_one_side_is_not_rounded():
+    tiny = {"w": torch.tensor([1 + 1e-12], dtype=torch.float64)}
+    assert model_distance({"w": torch.ones(1)}, tiny) == pytest.approx(1e-12, rel=1e-3)
+    assert model_distance(tiny, {"w": torch.ones(1)}) == pytest.approx(1e-12, rel=1e-3)

@@ -67,7 +67,7 @@ def test_the_report_and_the_schedules_keys_are_written_out():
     """An editor reads the source: a field that is made at run time is not completed."""
     report = {f.name for f in dataclasses.fields(GradientReport)}
     assert report == MEASURES.keys() | {"gradients", "images", "dataset_images", "further"}
-    source = (ROOT / "earlydrop" / "training" / "config.py").read_text()
+    source = (ROOT / "earlydrop" / "training" / "schedule_config.py").read_text()
     body = source.split("class ScheduleConfig:")[1].split("\ndef ")[0]
     for maker in MAKERS.values():
         for name in maker.__annotations__.keys() - {"return"}:

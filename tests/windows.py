@@ -22,6 +22,8 @@ def rehearse():
         delattr(signal, name)
     multiprocessing.set_start_method("spawn")
     shutil._use_fd_functions = False  # removes trees by path, as on Windows
+    if hasattr(shutil, "_rmtree_impl"):  # Python 3.14 chooses when it imports shutil
+        shutil._rmtree_impl = shutil._rmtree_unsafe
     _change(os, "mkdir", _named)
     _change(io, "open", _named_where_written)
     builtins.open = io.open

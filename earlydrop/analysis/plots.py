@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from earlydrop.analysis.runs import load_history
 from earlydrop.analysis.stats import Paired, interval
+from earlydrop.analysis.styles import styles
 from earlydrop.metrics import METRICS, is_own
 from earlydrop.schedules import MAKERS
 
@@ -24,9 +25,6 @@ for _name, _metric in METRICS.items():
         FIGURES.setdefault(_metric.figure, []).append(_name)
 _RATES = FIGURES["drop_rate"]
 LOOK = {"font.size": 11, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
-_LINES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3))]
-_MARKERS = "osD^vPX*"
-_COLOURS = ["#222222", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999"]
 
 
 def _histories(runs: pd.DataFrame) -> pd.DataFrame:
@@ -145,13 +143,14 @@ def picture(runs: pd.DataFrame, metrics: Sequence[str] = ()) -> Picture:
 
 def _draw_lines(axes: Any, history: pd.DataFrame, metric: str, label: str, marks: Mapping[str, float]) -> None:
     """One line an arm, with its band, and the cutoffs."""
-    for i, (arm, rows) in enumerate(history.groupby("arm", sort=True)):
+    look = styles(sorted(history["arm"].unique()))
+    for arm, rows in history.groupby("arm", sort=True):
         values = rows.dropna(subset=[metric]).groupby("step")[metric].agg(list)
         means, halves = np.array([interval(np.array(v)) for v in values]).reshape(-1, 2).T
         steps = values.index.to_numpy()
-        style: dict[str, Any] = {"linestyle": _LINES[i % len(_LINES)], "color": _COLOURS[i % len(_COLOURS)]}
-        style |= {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 4, "markevery": max(len(steps) // 12, 1)}
-        axes.plot(steps, means, label=_legend(str(arm)), **style)
+        style = look[str(arm)]
+        every = max(len(steps) // 12, 1)
+        axes.plot(steps, means, label=_legend(str(arm)), markersize=4, markevery=every, **style)
         if np.isfinite(halves).any():
             axes.fill_between(steps, means - halves, means + halves, color=style["color"], alpha=0.15, linewidth=0)
     for at in sorted(set(marks.values())):
@@ -169,7 +168,7 @@ def draw_axis(points: Mapping[float, Paired], horizontal: str, vertical: str, pa
         axes = figure.subplots()
         effects = np.array([p.effect for p in points.values()])
         halves = np.array([p.effect - p.low for p in points.values()])
-        axes.errorbar(list(points), effects, halves, color=_COLOURS[2], marker="o", capsize=4, linestyle="-")
+        axes.errorbar(list(points), effects, halves, color="#0072b2", marker="o", capsize=4, linestyle="-")
         axes.axhline(0, color="#999999", linewidth=1)
         if max(points) > 20 * min(points) > 0:
             axes.set_xscale("log")
@@ -208,6 +207,7 @@ def draw_differences(found: Mapping[str, Mapping[str, Paired]], path: Path) -> N
     """Draw paired differences as points with their 95% intervals: a panel a metric, a row an arm, all against the arm without dropout."""
     metrics = list(dict.fromkeys(metric for by_metric in found.values() for metric in by_metric))
     arms = list(found)
+    look = styles(arms)
     columns = min(len(metrics), 3)
     rows = -(-len(metrics) // columns)
     with mpl.rc_context(LOOK):
@@ -218,9 +218,9 @@ def draw_differences(found: Mapping[str, Mapping[str, Paired]], path: Path) -> N
             for i, arm in enumerate(arms):
                 point = found[arm].get(metric)
                 if point is not None:
-                    look: dict[str, Any] = {"color": _COLOURS[(i + 1) % len(_COLOURS)], "marker": _MARKERS[(i + 1) % len(_MARKERS)]}
                     ends = [[point.effect - point.low], [point.high - point.effect]]
-                    axes.errorbar([point.effect], [i], xerr=ends, capsize=3, linestyle="none", markersize=5, **look)
+                    style = look[arm] | {"linestyle": "none"}
+                    axes.errorbar([point.effect], [i], xerr=ends, capsize=3, markersize=5, **style)
             axes.set_title(metric, fontsize=10, loc="left")
             axes.set_yticks(range(len(arms)), [_legend(arm) for arm in arms], fontsize=9)
             axes.set_ylim(len(arms) - 0.5, -0.5)

@@ -1,0 +1,69 @@
+"""How an arm looks in every figure: its schedule says its colour, its variants the line and marker."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import matplotlib.colors as mcolors
+
+_COLOURS = {  # Okabe and Ito's, which colour-blind readers can tell apart
+    "none": "#222222",
+    "constant": "#d55e00",
+    "early": "#0072b2",
+    "late": "#009e73",
+    "piecewise": "#cc79a7",
+    "annealed": "#e69f00",
+    "curriculum": "#56b4e9",
+    "ramp": "#8c6d31",
+    "early path": "#7a4fa3",
+    "late path": "#5f7f00",
+}
+_OTHERS = ("#a1253f", "#2a7f7f", "#999999")
+_MARKERS = dict(zip(_COLOURS, "osD^vPX*8d", strict=True))
+_SHADES = (0.0, 0.4, -0.4, 0.65, -0.65, 0.2, -0.2)  # towards white, or, where negative, black
+_VARIANTS = "h<>pH"
+_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+
+
+def styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour, line and marker of each arm, for matplotlib.
+
+    Arms of one schedule share its colour, in other shades, with lines and markers of their own.
+    Early and late stochastic depth have colours of their own.
+    The first arm of a schedule has the schedule's own look, whatever else the figure shows.
+
+    Args:
+        arms: Labels of arms, such as ``early-0.1-20%``.
+
+    Returns:
+        By arm: ``color``, ``linestyle`` and ``marker``.
+    """
+    seen: Counter[str] = Counter()
+    others: dict[str, int] = {}
+    found = {}
+    for arm in arms:
+        words = re.split(r"[- ]", arm)
+        name = f"{words[0]} path" if "path" in words and f"{words[0]} path" in _COLOURS else words[0]
+        if name in _COLOURS:
+            colour, marker = _COLOURS[name], _MARKERS[name]
+        else:
+            place = others.setdefault(name, len(others))
+            colour, marker = _OTHERS[place % len(_OTHERS)], _VARIANTS[place % len(_VARIANTS)]
+        variant = seen[name]
+        seen[name] += 1
+        if variant:
+            marker = _VARIANTS[(variant - 1) % len(_VARIANTS)]
+            colour = _shade(colour, _SHADES[variant % len(_SHADES)])
+        line = _LINES[variant % len(_LINES)]
+        found[arm] = {"color": colour, "linestyle": line, "marker": marker}
+    return found
+
+
+def _shade(colour: str, share: float) -> str:
+    """A colour mixed with white, or, for a negative share, with black."""
+    end = 1.0 if share > 0 else 0.0
+    mixed = [channel + (end - channel) * abs(share) for channel in mcolors.to_rgb(colour)]
+    return mcolors.to_hex(mixed)

@@ -35,7 +35,7 @@ def on_files(files: Any, config: Any) -> Any:
     }
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
-    for picture in sorted({*pictures(), ROOT / "results" / "quickstart" / "train_eval_loss.png"}):
+    for picture in [*pictures(), *sorted((ROOT / "results" / "quickstart").glob("*.png"))]:
         files.append(File.generated(config, f"figures/{picture.name}", abs_src_path=str(picture)))
     return files
 

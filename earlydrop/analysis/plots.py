@@ -158,6 +158,8 @@ def _draw_lines(axes: Any, history: pd.DataFrame, metric: str, label: str, marks
         axes.annotate("cutoff", (at, 1.0), xycoords=("data", "axes fraction"), fontsize=8, color="#777777", ha="left", va="top")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(label)
+    if metric.endswith("accuracy") and axes.get_ylim()[0] < 0:  # a band may reach below what there is
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
 
 

@@ -53,7 +53,7 @@ MISTAKES = [
     ({"trainer.epochs": 0}, "trainer.epochs is 0: expected more than 0"),
     ({"trainer.batch_size": 9_999}, "trainer.batch_size is 9999: the training set has only 300 images"),
     ({"trainer.accumulate": 3}, r"trainer.accumulate is 3: expected a divisor of trainer.batch_size \(32\)"),
-    ({"trainer.precision": "fp16"}, "trainer.precision is 'fp16': expected one of float32, bf16"),
+    ({"trainer.precision": "fp16"}, "trainer.precision is 'fp16': expected one of float32, tf32, bf16"),
     ({"trainer.masks": "quick"}, "trainer.masks is 'quick': expected one of native, fast"),
     ({"trainer.stop_metric": "train/loss"}, "trainer.stop_metric is 'train/loss': expected one of train_eval/loss"),
     ({"trainer.eval_every": "x"}, "trainer.eval_every is 'x'"),

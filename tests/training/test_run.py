@@ -115,7 +115,7 @@ def test_modes_plan_and_eval(config, capsys):
     planned = run(config(mode="plan"))
     out = capsys.readouterr().out
     assert not Path(planned["folder"]).exists()
-    for word in ("fingerprint", "cutoff=9", "sites        1 driven", "estimated", "0: 0.3"):
+    for word in ("fingerprint", "cutoff=9", "sites        1 of 1 driven", "estimated", "0: 0.3"):
         assert word in out
     with pytest.raises(ConfigError, match="no checkpoint"):
         run(config(mode="eval"))

@@ -222,8 +222,8 @@ def test_batch_norm_is_not_shared(tmp_path, start):
     assert not list(tmp_path.iterdir())
 
 
-IMAGES = ["data=imagefolder", "data.train_images=null", "data.image_size=8", "augment.shift=2", "probe=none", "trainer.batch_size=8",
-          "trainer.steps=2", "model=mlp", "model.width=null", "model.depth=null", "model.heads=null", "model.hidden=[8]"]  # fmt: skip
+IMAGES = ["data=imagefolder", "data.workers=0", "data.train_images=null", "data.image_size=8", "augment.shift=2", "probe=none",
+          "trainer.batch_size=8", "trainer.steps=2", "model=mlp", "model.width=null", "model.depth=null", "model.heads=null", "model.hidden=[8]"]  # fmt: skip
 
 
 def test_an_image_folder_is_listed_by_the_first_worker_alone(tmp_path, start):

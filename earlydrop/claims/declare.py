@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,23 @@ class Comparison(NamedTuple):
 BOUNDED_TESTS = ("share above", "steps to")
 
 
+class Sensitivity(NamedTuple):
+    """The sensitivity of a metric to a setting, such as the final loss to the learning rate.
+
+    The value of a seed is the mean of ``min(value, at_most)`` over the values of the setting, minus
+    the smallest of them: Wortsman et al. 2023 (arXiv:2309.14322, section 2.2).
+
+    Attributes:
+        key: The configuration key of the setting.
+        values: The values of the setting that are compared.
+        at_most: Larger values of the metric count as this one, in the metric's units.
+    """
+
+    key: str
+    values: tuple[float, ...]
+    at_most: float
+
+
 @dataclass(frozen=True)
 class Claim:
     """One claim.
@@ -79,6 +96,7 @@ class Claim:
         family: Over which claims its tests are adjusted (Holm): those of its file with the same family.
         against_metric: What the metric is held against, where that is another metric of the same runs; None for the same metric.
         test: How the arms are compared; None for the paired t test.
+        sensitivity: The setting to which the metric's sensitivity is compared; None to compare the metric itself.
     """
 
     id: str
@@ -94,6 +112,23 @@ class Claim:
     family: str = ""
     against_metric: str | None = None
     test: Comparison | None = None
+    sensitivity: Sensitivity | None = None
+
+    @property
+    def parts(self) -> list[Claim]:
+        """The comparisons whose runs give its values: itself, or one for each value of the setting of its sensitivity."""
+        if self.sensitivity is None:
+            return [self]
+        key = self.sensitivity.key
+        return [
+            replace(
+                self,
+                arm={**self.arm, key: value},
+                against={**self.against, key: value},
+                sensitivity=None,
+            )
+            for value in self.sensitivity.values
+        ]
 
     @property
     def finding(self) -> str:
@@ -176,11 +211,12 @@ def _declaration(path: Path) -> Declaration:
     claims = tuple(_claim(path.name, name, values, families.get(name, name)) for name, values in content["claims"].items())
     standard = _settings(f"{path.name}: standard", content["standard"])
     for study, claim in itertools.product(studies.values(), claims):
-        for side, settings in (("arm", claim.arm), ("against", claim.against)):
-            try:
-                study.arm(settings)
-            except ValueError as error:
-                raise ValueError(f"{path.name}: claim {claim.id}, {side}: {error}") from error
+        for part in claim.parts:
+            for side, settings in (("arm", part.arm), ("against", part.against)):
+                try:
+                    study.arm(settings)
+                except ValueError as error:
+                    raise ValueError(f"{path.name}: claim {claim.id}, {side}: {error}") from error
     return Declaration(path.stem, content["regime"], standard, studies, claims)
 
 
@@ -236,7 +272,7 @@ def _claim(file: str, name: str, values: Any, family: str) -> Claim:
     where = f"{file}: claim {name}"
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {values!r}: expected {', '.join(sorted(_NEEDED))}")
-    wrong = _NEEDED ^ (set(values) - {"against_metric", "test"})
+    wrong = _NEEDED ^ (set(values) - {"against_metric", "test", "sensitivity"})
     if wrong == {"smallest"}:
         raise ValueError(f"{where}: smallest is missing: expected the smallest effect that matters, such as 1% or 0.004")
     if wrong:
@@ -251,7 +287,32 @@ def _claim(file: str, name: str, values: Any, family: str) -> Claim:
     size = {"smallest": smallest, "relative": relative, "family": family}
     window = _window(where, values["window"])
     test = _test(where, values.get("test"), values["direction"], window)
-    return Claim(name, **{**values, **sides, **size, "window": window, "test": test})
+    sensitivity = _sensitivity(where, values.get("sensitivity"), test)
+    read = {"window": window, "test": test, "sensitivity": sensitivity}
+    return Claim(name, **{**values, **sides, **size, **read})
+
+
+def _sensitivity(where: str, value: Any, test: Comparison | None) -> Sensitivity | None:
+    """The sensitivity that a claim compares: ``{key: optim.lr, values: [0.001, 0.002], at most: 5.5}``."""
+    if value is None:
+        return None
+    example = "{key: optim.lr, values: [0.001, 0.002], at most: 5.5}"
+    if not isinstance(value, Mapping) or set(value) != {"key", "values", "at most"}:
+        raise ValueError(f"{where}: sensitivity is {value!r}: expected {example}")
+    settings = value["values"]
+    if not isinstance(settings, list) or len(settings) < 2 or not all(map(_is_number, settings)):
+        raise ValueError(f"{where}: sensitivity has the values {settings!r}: expected two or more numbers")
+    if len(set(settings)) < len(settings):
+        raise ValueError(f"{where}: sensitivity has a value twice in {settings}: expected each once")
+    if not _is_number(value["at most"]):
+        raise ValueError(f"{where}: sensitivity counts at most {value['at most']!r}: expected a number")
+    if test is not None:
+        raise ValueError(f"{where}: test is {test.kind}: a sensitivity is compared by the paired t test, expected none")
+    return Sensitivity(str(value["key"]), tuple(map(float, settings)), float(value["at most"]))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _test(where: str, value: Any, direction: str, window: Window) -> Comparison | None:
@@ -262,7 +323,7 @@ def _test(where: str, value: Any, direction: str, window: Window) -> Comparison 
         test = Comparison("median")
     else:
         kind, bound = next(iter(value.items())) if isinstance(value, Mapping) and len(value) == 1 else ("", None)
-        if kind not in BOUNDED_TESTS or isinstance(bound, bool) or not isinstance(bound, (int, float)):
+        if kind not in BOUNDED_TESTS or bound is None or not _is_number(bound):
             raise ValueError(f"{where}: test is {value!r}: expected median, {{share above: 2.1}} or {{steps to: 2.1}}")
         test = Comparison(kind, float(bound))
     if direction not in ("lower", "higher"):

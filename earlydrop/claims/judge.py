@@ -175,6 +175,40 @@ def differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[
     Raises:
         ValueError: Two finished runs of one arm and seed that both measured the metric.
     """
+    seeds = list(seeds)
+    if claim.sensitivity is None:
+        return _differences(runs, study, claim, seeds)
+    parts = [_differences(runs, study, part, seeds) for part in claim.parts]
+    arm = sensitivities([part.arm for part in parts], claim.sensitivity.at_most)
+    against = sensitivities([part.against for part in parts], claim.sensitivity.at_most)
+    return Differences(
+        values={seed: arm[seed] - against[seed] for seed in arm},
+        arm=arm,
+        against=against,
+        seconds=(sum(part.seconds[0] for part in parts), sum(part.seconds[1] for part in parts)),
+        fingerprints=[fingerprint for part in parts for fingerprint in part.fingerprints],
+        names=(study.arm(claim.arm).words, study.arm(claim.against).words),
+        remark="; ".join(dict.fromkeys(part.remark for part in parts if part.remark)),
+        steps=max(part.steps for part in parts),
+    )
+
+
+def sensitivities(by_setting: list[dict[int, float]], at_most: float) -> dict[int, float]:
+    """The sensitivity of each seed that has a value at every setting (Wortsman et al. 2023, section 2.2).
+
+    >>> sensitivities([{7: 2.0}, {7: 1.0}, {7: 9.0}], at_most=3.0)
+    {7: 1.0}
+    """
+    shared = [seed for seed in by_setting[0] if all(seed in values for values in by_setting)]
+    found = {}
+    for seed in shared:
+        values = [min(values[seed], at_most) for values in by_setting]
+        found[seed] = sum(values) / len(values) - min(values)
+    return found
+
+
+def _differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: list[int]) -> Differences:
+    """Arm minus against of one claim's metric."""
     sides = _sides(runs, study, claim)
     metrics = (claim.metric, claim.against_metric or claim.metric)
     measurements = [list(rows[list(_MEASURED)].itertuples(index=False)) for rows in sides[:2]]

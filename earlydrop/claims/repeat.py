@@ -95,7 +95,8 @@ def configurations(study: Study, claims: Iterable[Claim], seeds: Iterable[int], 
             raise ValueError(
                 f"study {study.name}: claim {claim.id} needs {needed} in the study's cadence, to measure {claim.metric}"
             )
-    arms = {study.arm(settings): settings for claim in claims for settings in (claim.arm, claim.against)}
+    parts = [part for claim in claims for part in claim.parts]
+    arms = {study.arm(settings): settings for part in parts for settings in (part.arm, part.against)}
     configs = []
     for seed in seeds:
         for settings in arms.values():

@@ -12,7 +12,7 @@ from earlydrop.analysis.page import html_list, html_page, html_table, pictures, 
 from earlydrop.analysis.runs import EARLY, find_runs
 from earlydrop.analysis.stats import Paired
 from earlydrop.claims.answer import answer_table, dissent_line
-from earlydrop.claims.declare import LABEL, Declaration, LossWindow, Window, label_seeds, load_declarations
+from earlydrop.claims.declare import LABEL, Claim, Declaration, LossWindow, Window, label_seeds, load_declarations
 from earlydrop.claims.figures import MAPS, draw_answer, draw_findings, regime_cells
 from earlydrop.claims.judge import DECIDED, Verdict, judge_all, regime
 from earlydrop.claims.summaries import RUNS, Summaries, collect, merged, read_summaries
@@ -61,7 +61,7 @@ def verdict_table(verdicts: list[Verdict], summaries: Summaries) -> pd.DataFrame
             "model": str(first["config/model.name"]),
             "study": each.study + ("" if each.round in ("first", each.study) else f", {each.round}"),
             "compared": " - ".join(each.arms) + (f" (with {each.remark})" if each.remark else ""),
-            "metric": f"{claim.metric}, {window_words(claim.window)}",
+            "metric": f"{claim.metric}, {window_words(claim.window)}{sensitivity_words(claim)}",
             "predicted": claim.direction,
             "smallest": "" if each.smallest is None else f"{each.smallest:.3g}",
             "difference": _interval(found) if found else "",
@@ -82,6 +82,11 @@ def window_words(window: Window) -> str:
     if isinstance(window, LossWindow):
         return f"at losses from {window.high:g} to {window.low:g}"
     return f"{window[0]:.0%} to {window[1]:.0%}"
+
+
+def sensitivity_words(claim: Claim) -> str:
+    """What a claim's sensitivity is to, such as ``, sensitivity to optim.lr``; empty for a claim without one."""
+    return f", sensitivity to {claim.sensitivity.key}" if claim.sensitivity is not None else ""
 
 
 def _count(verdict: Verdict) -> str:

@@ -24,7 +24,7 @@ def write(tmp_path, **changes):
         "studies": {"toy": {"first": [1, 2]}},
     }
     for key, value in changes.items():
-        node = claim if key in claim or key in ("margin", "test") else content
+        node = claim if key in claim or key in ("margin", "test", "sensitivity") else content
         if value is None:
             del node[key]
         else:
@@ -85,7 +85,7 @@ def test_the_committed_claims_can_be_read_and_cover_every_finding():
     assert load_declarations(claims_folder("classic"))
     declarations = load_declarations(claims_folder())
     ids = {claim.id.partition("-")[0] for each in declarations for claim in each.claims}
-    assert ids == {"F1", "F2", "F3a", "F3b", "F4a", "F4b", "F5", "F6", "F7", "F8", "F9", "F10", "F11", "D5", "D6", "W"}
+    assert ids == {"F1", "F2", "F3a", "F3b", "F4a", "F4b", "F5", "F6", "F7", "F8", "F9", "F10", "F11", "F12", "D5", "D6", "W"}
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "3"])
@@ -111,7 +111,8 @@ def test_every_committed_study_is_declared_as_its_runs_were(request):
         for each in load_declarations(claims_folder(name)):
             for study in (study for study in each.studies.values() if study.name in ran):
                 arms = set(summaries.of(study.name)["settings"])
-                declared = [settings for claim in each.claims for settings in (claim.arm, claim.against)]
+                parts = [part for claim in each.claims for part in claim.parts]
+                declared = [settings for part in parts for settings in (part.arm, part.against)]
                 found = [study.arm(settings) in arms for settings in declared]
                 assert any(found), study.name
                 if study.name == each.main_study:
@@ -144,3 +145,35 @@ def test_a_test_that_does_not_exist_or_fit_is_refused(tmp_path, changes, message
 def test_a_test_is_read(tmp_path, value, expected):
     (found,) = write(tmp_path, test=value)
     assert found.claims[0].test == expected
+
+
+RATES = {"key": "optim.lr", "values": [0.001, 0.002], "at most": 5.5}
+
+
+def test_a_sensitivity_is_read_and_has_a_comparison_for_each_value(tmp_path):
+    (found,) = write(tmp_path, sensitivity=RATES)
+    (claim,) = found.claims
+    assert claim.sensitivity == ("optim.lr", (0.001, 0.002), 5.5)
+    assert [part.arm for part in claim.parts] == [
+        {"schedule.name": "late", "optim.lr": 0.001},
+        {"schedule.name": "late", "optim.lr": 0.002},
+    ]
+    assert [part.against["optim.lr"] for part in claim.parts] == [0.001, 0.002]
+    assert all(part.sensitivity is None for part in claim.parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sensitivity": "optim.lr"}, r"sensitivity is 'optim.lr': expected {key: optim.lr, values: "),
+        ({"sensitivity": RATES | {"values": [0.001]}}, r"the values \[0.001\]: expected two or more numbers"),
+        ({"sensitivity": RATES | {"values": [1, "2"]}}, r"the values \[1, '2'\]: expected two or more numbers"),
+        ({"sensitivity": RATES | {"values": [1, 1]}}, r"sensitivity has a value twice in \[1, 1\]"),
+        ({"sensitivity": RATES | {"at most": "ln 256"}}, r"counts at most 'ln 256': expected a number"),
+        ({"sensitivity": RATES | {"key": "optim.rate"}}, r"claim X, arm: 'optim.rate' is no key"),
+        ({"sensitivity": RATES, "test": "median"}, r"test is median: a sensitivity is compared by the paired t test"),
+    ],
+)
+def test_a_sensitivity_that_cannot_be_measured_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path, **changes)

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from earlydrop.claims.declare import Comparison, LossWindow
-from earlydrop.claims.judge import difference, judge, judge_all, regime
+from earlydrop.claims.declare import Comparison, LossWindow, Sensitivity
+from earlydrop.claims.judge import difference, differences, judge, judge_all, regime
 from earlydrop.claims.measured import windowed
 from earlydrop.claims.summaries import Summaries
 from tests.claims.made_up import ARMS, LOSS, SAME, declaration, made_up, study, verdict
@@ -401,3 +401,27 @@ def test_losses_that_fall_by_a_jump_and_metrics_between_the_measurements():
     assert found == pytest.approx(expected, abs=1e-3)
     ends = history([5.0, 4.0, 3.0, 2.0], [0.0, 1.0, 2.0, 3.0])
     assert windowed(ends, "m", LossWindow(5.0, 2.0), 40) == pytest.approx(1.5)  # both ends are reached
+
+
+def test_the_sensitivity_to_a_setting_is_compared_seed_by_seed():
+    """Against Wortsman et al. 2023, section 2.2, written out; a seed that lacks one rate has no value."""
+    rates = {0.001: -0.3, 0.002: -0.1, 0.004: -0.6}
+    studies = [
+        made_up(effect=effect, noise=0.05, config={"optim.lr": rate}, seeds=range(10, 16 if rate < 0.004 else 15))
+        for rate, effect in rates.items()
+    ]
+    summaries = Summaries(pd.concat([each.runs for each in studies]), pd.concat([each.history for each in studies]))
+    claim = dataclasses.replace(LOSS, sensitivity=Sensitivity("optim.lr", tuple(rates), 4.5))
+    found = differences(summaries.of("toy"), study(first=range(10, 16)), claim, range(10, 16))
+    final = summaries.history[summaries.history["step"] == 100]
+    losses = final.pivot_table(index="seed", columns=["arm", "fingerprint"], values="train_eval/loss")
+    assert list(found.values) == [10, 11, 12, 13, 14]
+    for seed in found.values:
+        for arm, ours in (("early", found.arm), ("none", found.against)):
+            values = [min(value, 4.5) for value in losses.loc[seed, arm].dropna()]
+            assert len(values) == 3
+            assert ours[seed] == pytest.approx(sum(values) / 3 - min(values))
+    assert len(found.fingerprints) == 2 * (6 + 6 + 5)
+    result = verdict(claim, summaries)
+    assert result.verdict == "incomplete"
+    assert len(result.paired.seeds) == 5

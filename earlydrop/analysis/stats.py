@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,12 @@ def paired(values: Mapping[int, float]) -> Paired | None:
         spread = 0.0
     half = float(scipy.stats.t.ppf(1 - LEVEL / 2, n - 1)) * spread / n**0.5
     return Paired(tuple(values), mean, mean - half, mean + half, _two_sided(mean, spread, n), spread)
+
+
+def at_level(found: Paired, level: float) -> Paired:
+    """The same difference with its interval at another level, such as that of one look of several."""
+    half = float(scipy.stats.t.ppf(1 - level / 2, len(found.seeds) - 1)) * found.error
+    return replace(found, low=found.effect - half, high=found.effect + half)
 
 
 def _two_sided(mean: float, spread: float, n: int) -> float:

@@ -18,11 +18,14 @@ from typing import Any, NamedTuple
 import yaml
 
 from earlydrop.analysis.arms import Arm
+from earlydrop.analysis.sequential import OBRIEN_FLEMING, SHAPES
 from earlydrop.metrics import METRICS
 
 SETS = ("findings", "classic", "quickstart")
 EQUIVALENT, NOT_LOWER = "equivalent", "not lower"
 DIRECTIONS = ("lower", "higher", EQUIVALENT, NOT_LOWER)
+FIRST = "first"
+"""The round of seeds that a file's looks are about."""
 LABEL = "label"
 """The round of seeds that labels a study's regime and enters no verdict."""
 _NEEDED = {"claim", "source", "arm", "against", "metric", "window", "direction", "smallest"}
@@ -160,6 +163,18 @@ class Study:
         return Arm.of({**self.config, **settings})
 
 
+class Looks(NamedTuple):
+    """A group-sequential design: the claims are judged when so many seeds have run, and may stop there.
+
+    Attributes:
+        seeds: How many seeds each look has, rising; the last look has the whole round.
+        boundary: ``obrien-fleming`` (early looks need strong evidence) or ``pocock`` (equal p-values).
+    """
+
+    seeds: tuple[int, ...]
+    boundary: str
+
+
 @dataclass(frozen=True)
 class Declaration:
     """The claims of one file, and where they are tested.
@@ -170,6 +185,7 @@ class Declaration:
         standard: The settings of standard dropout, for the label of a study's regime.
         studies: The studies by name.
         claims: The claims.
+        looks: When the round ``first`` of the main study is judged; None for once, when it is whole.
     """
 
     name: str
@@ -177,6 +193,7 @@ class Declaration:
     standard: Settings = field(hash=False)
     studies: Mapping[str, Study] = field(hash=False)
     claims: tuple[Claim, ...]
+    looks: Looks | None = None
 
     @property
     def main_study(self) -> str:
@@ -198,7 +215,7 @@ def _declaration(path: Path) -> Declaration:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, Mapping):
         raise ValueError(f"{path.name}: expected a mapping with {', '.join(sorted(_FILE))}")
-    wrong = _FILE ^ (set(content) - {"families"})
+    wrong = _FILE ^ (set(content) - {"families", "looks"})
     if wrong:
         raise ValueError(f"{path.name}: {', '.join(sorted(wrong))} missing or unknown: expected {', '.join(sorted(_FILE))}")
     if content["regime"] not in ("underfit", "overfit"):
@@ -217,7 +234,29 @@ def _declaration(path: Path) -> Declaration:
                     study.arm(settings)
                 except ValueError as error:
                     raise ValueError(f"{path.name}: claim {claim.id}, {side}: {error}") from error
-    return Declaration(path.stem, content["regime"], standard, studies, claims)
+    looks = _looks(path.name, content.get("looks"), next(iter(studies.values())))
+    return Declaration(path.stem, content["regime"], standard, studies, claims, looks)
+
+
+def _looks(file: str, value: Any, study: Study) -> Looks | None:
+    """The looks of a file: ``[20, 40, 60]``, or ``{seeds: [20, 40, 60], boundary: pocock}``."""
+    if value is None:
+        return None
+    seeds, boundary = value, OBRIEN_FLEMING
+    if isinstance(value, Mapping) and set(value) == {"seeds", "boundary"}:
+        seeds, boundary = value["seeds"], value["boundary"]
+    whole = isinstance(seeds, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in seeds)
+    if not whole or len(seeds) < 2 or seeds[0] < 2 or sorted(set(seeds)) != seeds:
+        raise ValueError(f"{file}: looks is {value!r}: expected rising numbers of seeds such as [20, 40, 60]")
+    if boundary not in SHAPES:
+        raise ValueError(f"{file}: looks has the boundary {boundary!r}: expected one of {', '.join(SHAPES)}")
+    declared = len(study.rounds.get(FIRST, ()))
+    if seeds[-1] != declared:
+        raise ValueError(
+            f"{file}: the last look has {seeds[-1]} seeds and the round {FIRST} of study {study.name} has {declared}: "
+            "expected the same number"
+        )
+    return Looks(tuple(seeds), boundary)
 
 
 def _study(file: str, name: str, values: Any) -> Study:

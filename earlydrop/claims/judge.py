@@ -8,6 +8,9 @@ A claim that one arm is lower (or higher) takes two tests, and Holm adjusts both
 - *not resolved*: none of these, with the seeds that would resolve it and their price;
 - *incomplete*: not all declared seeds have finished, so nothing is said yet.
 
+A file may declare looks (a group-sequential design). Then a claim is judged at each look whose seeds have all finished, its p-values are
+those of `earlydrop.analysis.sequential.sequential_p`, and its interval is the repeated confidence interval of Jennison and Turnbull (1989).
+
 A claim of equivalence is *reproduced* if the two one-sided tests show it, *opposite* if the difference lies beyond the margin. A claim that
 an arm is not lower is *reproduced* if a one-sided test shows that it is not lower by the smallest effect, *opposite* if it is lower.
 """
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,8 +28,29 @@ import pandas as pd
 from earlydrop.analysis.arms import Arm, text
 from earlydrop.analysis.nonparametric import Within, median_difference, share_difference, time_difference
 from earlydrop.analysis.runs import runs_of
-from earlydrop.analysis.stats import LEVEL, Paired, bootstrap, holm, p_above, p_beyond, p_within, paired
-from earlydrop.claims.declare import EQUIVALENT, LABEL, NOT_LOWER, Claim, Declaration, Settings, Study
+from earlydrop.analysis.sequential import nominal_level, sequential_p
+from earlydrop.analysis.stats import (
+    LEVEL,
+    Paired,
+    at_level,
+    bootstrap,
+    holm,
+    p_above,
+    p_beyond,
+    p_within,
+    paired,
+)
+from earlydrop.claims.declare import (
+    EQUIVALENT,
+    FIRST,
+    LABEL,
+    NOT_LOWER,
+    Claim,
+    Declaration,
+    Looks,
+    Settings,
+    Study,
+)
 from earlydrop.claims.measured import WindowError, value_of
 from earlydrop.claims.power import Price, first_level, price
 from earlydrop.claims.summaries import Summaries
@@ -61,6 +85,8 @@ class Verdict:
         fingerprints: The runs behind it.
         remark: How the runs differ from what was declared; empty if they do not.
         seconds: What a run of each of its two arms takes.
+        look: At which look it was judged, from 1; 0 where no looks are declared.
+        looks: How many looks are declared.
     """
 
     study: str
@@ -77,6 +103,8 @@ class Verdict:
     fingerprints: tuple[str, ...]
     remark: str = ""
     seconds: tuple[float, float] = (0.0, 0.0)
+    look: int = 0
+    looks: int = 0
 
 
 class _Sides(NamedTuple):
@@ -261,48 +289,119 @@ def difference(runs: pd.DataFrame, study: Study, claim: Claim, seeds: Iterable[i
     return paired(differences(runs, study, claim, seeds).values)
 
 
+Adjust = Callable[[Claim, float, float], tuple[float, float]]
+"""Turns the p-values of a claim's two tests into those that Holm's procedure takes."""
+
+
 def judge(declaration: Declaration, study_name: str, round_name: str, runs: pd.DataFrame) -> list[Verdict]:
     """Verdicts on a file's claims from one study's runs, from `Summaries.of`, and one round of seeds: one a claim.
+
+    Where the file declares looks, its main study's round ``first`` is judged at the looks that are whole.
 
     Raises:
         ValueError: Two finished runs of one arm and seed, or runs of several configurations.
     """
+    seeds = declaration.studies[study_name].rounds[round_name]
+    if declaration.looks is None or round_name != FIRST or study_name != declaration.main_study:
+        return _judge_seeds(declaration, study_name, round_name, runs, seeds)
+    return _judge_looks(declaration, declaration.looks, runs, seeds)
+
+
+def _judge_looks(declaration: Declaration, looks: Looks, runs: pd.DataFrame, seeds: tuple[int, ...]) -> list[Verdict]:
+    """Verdicts at the first look that decides a claim, else at the last look that is whole."""
+    p_values: dict[str, tuple[list[float], list[float]]] = {claim.id: ([], []) for claim in declaration.claims}
+
+    def adjust(claim: Claim, first: float, second: float) -> tuple[float, float]:
+        firsts, seconds = p_values[claim.id]
+        firsts.append(first)
+        seconds.append(second)
+        sides = (1, 2) if claim.direction in (EQUIVALENT, NOT_LOWER) else (2, 1)
+        return (
+            sequential_p(firsts, looks.seeds, looks.boundary, sides[0]),
+            sequential_p(seconds, looks.seeds, looks.boundary, sides[1]),
+        )
+
+    chosen: list[Verdict] = []
+    for i, count in enumerate(looks.seeds):
+        at_look = _judge_seeds(declaration, declaration.main_study, FIRST, runs, seeds[:count], adjust)
+        level = nominal_level(LEVEL, looks.seeds, i, looks.boundary)
+        for j, verdict in enumerate(at_look):
+            whole = verdict.verdict not in ("incomplete", "not run")
+            if i and (chosen[j].verdict in DECIDED or not whole):
+                continue  # it stopped at an earlier look, or this look is not whole yet
+            summary = verdict.paired
+            if summary is not None and verdict.claim.test is None:
+                summary = at_level(summary, level)
+            at_look[j] = dataclasses.replace(verdict, paired=summary, look=i + 1, looks=len(looks.seeds))
+            chosen[j : j + 1] = [at_look[j]]
+    return chosen
+
+
+def _judge_seeds(
+    declaration: Declaration,
+    study_name: str,
+    round_name: str,
+    runs: pd.DataFrame,
+    seeds: tuple[int, ...],
+    adjust: Adjust | None = None,
+) -> list[Verdict]:
+    """Verdicts from some seeds of a round; ``adjust`` changes the p-values before Holm's procedure."""
     study = declaration.studies[study_name]
-    seeds = study.rounds[round_name]
     verdicts: list[Verdict] = []
     tests: dict[str, list[tuple[int, Paired | None, Within | None]]] = {}  # by family: which verdict, and its tests
     for claim in declaration.claims:
         try:
-            found = differences(runs, study, claim, seeds)
+            measured = differences(runs, study, claim, seeds)
         except WindowError as error:  # no seed is left out for it: that would choose among the seeds
             called = (study.arm(claim.arm).words, study.arm(claim.against).words)
-            found = Differences({}, {}, {}, (0.0, 0.0), [], called, str(error))
-        summary, within = _compare(claim, found)
-        whole = summary is not None and len(found.values) == len(seeds)
-        state = "" if whole else "incomplete" if found.values or "window" in found.remark else "not run"
+            measured = Differences({}, {}, {}, (0.0, 0.0), [], called, str(error))
+        summary, within = _compare(claim, measured)
+        whole = summary is not None and len(measured.values) == len(seeds)
+        state = "" if whole else "incomplete" if measured.values or "window" in measured.remark else "not run"
         sampled = whole and len(seeds) >= BOOTSTRAP_FROM and claim.test is None
-        sample = bootstrap(found.values.values()) if sampled else None
-        smallest = smallest_effect(claim, list(found.against.values())) if summary else None
+        smallest = smallest_effect(claim, list(measured.against.values())) if summary else None
         tests.setdefault(claim.family, []).append((len(verdicts), summary if whole else None, within))
         verdicts.append(
-            Verdict(study_name, round_name, claim, found.names, len(seeds), summary, smallest, None, None, state, sample,
-                    tuple(found.fingerprints), found.remark, found.seconds)
-        )  # fmt: skip
+            Verdict(
+                study=study_name,
+                round=round_name,
+                claim=claim,
+                arms=measured.names,
+                expected=len(seeds),
+                paired=summary,
+                smallest=smallest,
+                p=None,
+                price=None,
+                verdict=state,
+                bootstrap=bootstrap(measured.values.values()) if sampled else None,
+                fingerprints=tuple(measured.fingerprints),
+                remark=measured.remark,
+                seconds=measured.seconds,
+            )
+        )
     for family in tests.values():
-        p_values = [p for index, tested, within in family for p in _p_values(verdicts[index], tested, within)]
+        p_values: list[float] = []
+        for index, tested, within in family:
+            first, second = _p_values(verdicts[index], tested, within)
+            if adjust is not None and tested is not None:
+                first, second = adjust(verdicts[index].claim, first, second)
+            p_values += [first, second]
         adjusted = holm(p_values)
         for (index, tested, _), first, second in zip(family, adjusted[::2], adjusted[1::2], strict=True):
-            verdict = verdicts[index]
-            if tested is None or verdict.smallest is None:
-                continue
-            words, p = _decide(verdict.claim, tested, first, second)
-            cost = None
-            if words == OPEN and tested.spread > 0 and verdict.claim.test is None:
-                level = first_level(declaration.claims, verdict.claim)
-                seen = tested.effect if tested.p < LEVEL else 0.0
-                cost = price(verdict.claim, tested.spread, verdict.smallest, level, verdict.seconds, seen)
-            verdicts[index] = dataclasses.replace(verdict, p=p, price=cost, verdict=words)
+            if tested is not None and verdicts[index].smallest is not None:
+                verdicts[index] = _decided(declaration, verdicts[index], tested, first, second)
     return verdicts
+
+
+def _decided(declaration: Declaration, verdict: Verdict, tested: Paired, first: float, second: float) -> Verdict:
+    """The verdict with its word and p-value, and, where nothing is decided, what would decide it."""
+    words, p = _decide(verdict.claim, tested, first, second)
+    cost = None
+    if words == OPEN and tested.spread > 0 and verdict.claim.test is None and verdict.smallest is not None:
+        level = first_level(declaration.claims, verdict.claim)
+        seen = tested.effect if tested.p < LEVEL else 0.0
+        cost = price(verdict.claim, tested.spread, verdict.smallest, level, verdict.seconds, seen)
+    return dataclasses.replace(verdict, p=p, price=cost, verdict=words)
 
 
 def smallest_effect(claim: Claim, base: list[float]) -> float:

@@ -45,7 +45,11 @@ def sentences(verdict: Verdict) -> str:
         return f'Not measured: "{claim.claim}".'
     seeds = len(found.seeds)
     needed = verdict.price.seeds if verdict.price is not None else None
-    undecided = f"Undecided with {seeds} seeds" + (f" (about {needed} needed)" if needed is not None else "")
+    undecided = f"Undecided with {seeds} seeds"
+    if 0 < verdict.look < verdict.looks:
+        undecided += f" (look {verdict.look} of {verdict.looks})"
+    elif needed is not None:
+        undecided += f" (about {needed} needed)"
     sentence = _SENTENCES.get(verdict.verdict, undecided + ': "{claim}".').format(claim=claim.claim)
     where = f", {window_words(claim.window)}" if claim.window is not None else ""
     measured = f"Measured {found.effect:+.3g} (95% interval {found.low:+.3g} to {found.high:+.3g}, {seeds} seeds{where})."

@@ -55,7 +55,7 @@ def verdict_table(verdicts: list[Verdict], summaries: Summaries) -> pd.DataFrame
     for each in verdicts:
         claim, found = each.claim, each.paired
         first = summaries.runs[summaries.runs["study"] == each.study].iloc[0]
-        words = each.verdict if each.price is None else f"{each.verdict} ({each.price})"
+        words = f"{each.verdict} ({_after(each)})" if _after(each) else each.verdict
         row = {
             "claim": claim.id,
             "model": str(first["config/model.name"]),
@@ -82,6 +82,13 @@ def window_words(window: Window) -> str:
     if isinstance(window, LossWindow):
         return f"at losses from {window.high:g} to {window.low:g}"
     return f"{window[0]:.0%} to {window[1]:.0%}"
+
+
+def _after(verdict: Verdict) -> str:
+    """What stands behind the word of a verdict: its look, or the price of what is not resolved."""
+    if verdict.look and (verdict.verdict in DECIDED or verdict.look < verdict.looks):
+        return f"look {verdict.look} of {verdict.looks}"
+    return str(verdict.price) if verdict.price is not None else ""
 
 
 def sensitivity_words(claim: Claim) -> str:

@@ -135,3 +135,26 @@ def test_the_first_that_is_enough_is_found_up_to_the_most(smallest):
     assert max(asked) <= 100
     assert len(asked) <= 15
     assert first_enough(enough, smallest - 1) is None or smallest <= 2
+
+
+def test_holm_equivalence_and_power_are_those_of_statsmodels():
+    """To more digits than any table prints."""
+    weightstats = pytest.importorskip("statsmodels.stats.weightstats")
+    from statsmodels.stats.multitest import multipletests
+    from statsmodels.stats.power import TTestPower
+
+    random = np.random.default_rng(3)
+    p_values = random.uniform(0, 0.2, 11)
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1], rel=1e-12)
+
+    values = random.normal(0.1, 1, 9)
+    found = paired(dict(enumerate(values)))
+    for margin in (0.2, 0.5, 2.0):
+        p, *_ = weightstats.ttost_paired(values, np.zeros(9), -margin, margin)
+        assert p_within(found, margin) == pytest.approx(p, rel=1e-9)
+
+    for n in (5, 20, 60):
+        theirs = TTestPower().power(0.6, n, 0.025, alternative="larger")
+        assert power_of_bound(1.0, 0.6, n, 0.025, sides=1) == pytest.approx(theirs, rel=1e-6)
+        # A difference that is found in the wrong direction is no success.
+        assert power_of_difference(1.0, 0.6, n, 0.05) == pytest.approx(theirs, rel=1e-6)

@@ -1,0 +1,121 @@
+"""Group-sequential designs: a study that is judged at declared looks and may stop at each of them.
+
+A claim is tested several times on a growing number of seeds. The boundaries keep the probability
+that any look is significant, where there is no effect, at the declared level. Sources: O'Brien and
+Fleming (1979), Pocock (1977), and Jennison and Turnbull (2000), *Group Sequential Methods*,
+chapters 2 and 19 (the recursion of Armitage, McPherson and Rowe).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import scipy.optimize
+import scipy.stats
+
+OBRIEN_FLEMING, POCOCK = "obrien-fleming", "pocock"
+SHAPES = (OBRIEN_FLEMING, POCOCK)
+
+_NODES = 160
+"""Gauss-Legendre nodes a look: the probabilities are exact to about ten digits."""
+_FAR = 9.0
+"""Standard deviations beyond which a normal density counts as 0."""
+
+
+def level_of(constant: float, looks: Sequence[int], shape: str, sides: int) -> float:
+    """The probability that any look crosses its boundary where there is no effect.
+
+    At look k, with a share t of all seeds, the boundary of the z statistic is ``constant`` for
+    Pocock's shape and ``constant / sqrt(t)`` for that of O'Brien and Fleming.
+
+    Args:
+        constant: The constant of the boundary.
+        looks: Numbers of seeds, rising; the last one is the whole study.
+        shape: ``obrien-fleming`` or ``pocock``.
+        sides: 2 for a two-sided test, 1 for a one-sided test.
+
+    >>> round(level_of(2.004, (20, 40, 60), "obrien-fleming", 2), 3)
+    0.05
+    """
+    shares = np.array(looks, float) / looks[-1]
+    bounds = constant * np.sqrt(shares) if shape == POCOCK else np.full(len(looks), constant)
+    # B(t) = z sqrt(t) is a Brownian motion; the boundaries of B are sqrt(t) times those of z.
+    density, points, weights = None, np.zeros(1), np.ones(1)
+    before = 0.0
+    for share, bound in zip(shares, bounds, strict=True):
+        low = -bound if sides == 2 else min(-_FAR * math.sqrt(share), bound - 1.0)
+        if bound <= low:
+            return 1.0
+        nodes, node_weights = np.polynomial.legendre.leggauss(_NODES)
+        to = low + (bound - low) * (nodes + 1) / 2
+        step = scipy.stats.norm.pdf(to[:, None], points[None, :], math.sqrt(share - before))
+        density = step @ (weights if density is None else weights * density)
+        points, weights, before = to, node_weights * (bound - low) / 2, share
+    inside = float(weights @ density) if density is not None else 1.0
+    return min(1.0, max(0.0, 1.0 - inside))
+
+
+@lru_cache(maxsize=64)
+def constant_of(level: float, looks: tuple[int, ...], shape: str, sides: int) -> float:
+    """The constant of the boundary whose level is ``level``: the inverse of `level_of`.
+
+    >>> round(constant_of(0.05, (1, 2, 3), "pocock", 2), 3)
+    2.289
+    """
+    return float(
+        scipy.optimize.brentq(
+            lambda constant: level_of(constant, looks, shape, sides) - level,
+            a=0.05,
+            b=_FAR,
+            xtol=1e-10,
+        )
+    )
+
+
+def nominal_level(level: float, looks: Sequence[int], look: int, shape: str, sides: int = 2) -> float:
+    """The p-value below which a look is significant.
+
+    Args:
+        level: The level of the whole study.
+        looks: Numbers of seeds, rising.
+        look: Which look, from 0.
+        shape: ``obrien-fleming`` or ``pocock``.
+        sides: 2 for a two-sided test, 1 for a one-sided test.
+    """
+    constant = constant_of(level, tuple(looks), shape, sides)
+    return float(sides * scipy.stats.norm.sf(_boundary(constant, looks, look, shape)))
+
+
+def sequential_p(p_values: Sequence[float], looks: Sequence[int], shape: str, sides: int = 2) -> float:
+    """The p-value of a study that has been looked at: the smallest level at which it would have stopped by now.
+
+    It is valid for Holm's procedure like any p-value, and further looks can only lower it.
+
+    Args:
+        p_values: The p-values of the looks so far, each from all seeds up to that look.
+        looks: Numbers of seeds of all declared looks, rising.
+        shape: ``obrien-fleming`` or ``pocock``.
+        sides: 2 where the p-values are those of two-sided tests, else 1.
+
+    Raises:
+        ValueError: There are more p-values than looks.
+    """
+    if not 0 < len(p_values) <= len(looks):
+        raise ValueError(f"{len(p_values)} p-values for {len(looks)} looks: expected from 1 to {len(looks)}")
+    constant = -_FAR
+    for i, p in enumerate(p_values):
+        z = float(scipy.stats.norm.isf(max(p, 1e-300) / sides))
+        share = looks[i] / looks[-1]
+        constant = max(constant, z if shape == POCOCK else z * math.sqrt(share))
+    if constant >= _FAR:
+        return min(p_values)
+    if sides == 2 and constant <= 0:
+        return 1.0
+    return max(level_of(constant, looks, shape, sides), min(p_values))
+
+
+def _boundary(constant: float, looks: Sequence[int], look: int, shape: str) -> float:
+    return constant if shape == POCOCK else constant / math.sqrt(looks[look] / looks[-1])

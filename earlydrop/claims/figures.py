@@ -15,6 +15,7 @@ from earlydrop.claims.answer import answer_rows, decisive, points
 from earlydrop.claims.answer_figure import draw_points
 from earlydrop.claims.declare import Declaration, Study, label_seeds
 from earlydrop.claims.judge import Verdict, regime
+from earlydrop.claims.sensitivity_figure import draw_sensitivity
 from earlydrop.claims.summaries import Summaries
 from earlydrop.metrics import METRICS
 
@@ -29,6 +30,10 @@ _COLUMNS = {  # study: the column along which constant dropout is compared with 
 }
 
 
+_MOST_ARMS = 12
+"""More curves in one figure cannot be told apart."""
+
+
 def _title(study: str, runs: pd.DataFrame, each: str = "line") -> str:
     models, data = (", ".join(sorted(set(map(str, runs[f"config/{key}.name"])))) for key in ("model", "data"))
     return f"{study}: {models} on {data}, n = {runs.groupby('arm')['seed'].nunique().max()} a {each}"
@@ -38,6 +43,15 @@ def _shared(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of the seeds that every arm has, so that the lines of a figure can be compared; all runs if there are none."""
     seeds = set.intersection(*(set(rows) for _, rows in runs.groupby("arm")["seed"]))
     return runs[runs["seed"].isin(seeds)] if seeds else runs
+
+
+def _of_the_study(runs: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """The runs to draw: all, or, of more than `_MOST_ARMS`, those that differ from the study in their schedule alone."""
+    if runs["arm"].nunique() <= _MOST_ARMS:
+        return runs
+    base = study.arm({"schedule.name": "none"}).base
+    alike = runs_of(runs, lambda arm: arm.base == base)
+    return alike if alike["arm"].nunique() > 1 else runs
 
 
 def draw_findings(declarations: list[Declaration], summaries: Summaries, folder: Path) -> dict[Path, list[str]]:
@@ -55,8 +69,13 @@ def draw_findings(declarations: list[Declaration], summaries: Summaries, folder:
         runs = runs[(runs["state"] == "finished") & ~runs["seed"].isin(label_seeds(declarations, study))]
         if runs.empty:
             continue
-        runs = _shared(runs)
+        runs = _shared(_of_the_study(runs, next(each.studies[study] for each in declarations if study in each.studies)))
         files |= dict.fromkeys(_draw_study(study, runs, folder), sorted(runs["fingerprint"]))
+    for declaration in declarations:
+        path = folder / f"{declaration.name.replace('_', '-')}-sensitivity.png"
+        prints = draw_sensitivity(declaration, summaries, path)
+        if prints:
+            files[path] = prints
     cells = regime_cells(summaries)
     if cells:
         runs, path = summaries.of(MAP_STUDY), folder / "regimes.png"

@@ -87,6 +87,7 @@ class Verdict:
         seconds: What a run of each of its two arms takes.
         look: At which look it was judged, from 1; 0 where no looks are declared.
         looks: How many looks are declared.
+        lower: In how many seeds the arm's value is lower; None without a paired difference.
     """
 
     study: str
@@ -105,6 +106,7 @@ class Verdict:
     seconds: tuple[float, float] = (0.0, 0.0)
     look: int = 0
     looks: int = 0
+    lower: int | None = None
 
 
 class _Sides(NamedTuple):
@@ -377,6 +379,7 @@ def _judge_seeds(
                 fingerprints=tuple(measured.fingerprints),
                 remark=measured.remark,
                 seconds=measured.seconds,
+                lower=sum(value < 0 for value in measured.values.values()) if summary else None,
             )
         )
     for family in tests.values():

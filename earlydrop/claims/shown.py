@@ -1,4 +1,4 @@
-"""What a study that has just run shows of the claims that are declared for it, in a line each."""
+"""What the runs of a study show of the claims that are declared for it, in two lines each."""
 
 from __future__ import annotations
 
@@ -12,22 +12,40 @@ from earlydrop.claims.tables import claims_folder, window_words
 
 
 def shown(runs: pd.DataFrame) -> list[str]:
-    """A line for each claim on the study of some runs, from `earlydrop.analysis.load_runs` with their measured steps in ``history``.
+    """Sentences on each claim about the studies of some runs, and what was expected where the claims say so.
 
-    A round of seeds that has not run says nothing.
+    Args:
+        runs: From `earlydrop.analysis.load_runs`, with their measured steps in ``history``.
+
+    A round of seeds that has not run is left out.
     """
     declarations = [declaration for name in SETS for declaration in load_declarations(claims_folder(name))]
-    return [sentences(verdict) for _, study in runs.groupby("study") for verdict in _verdicts(declarations, study)]
+    lines = []
+    for study, rows in runs.groupby("study"):
+        verdicts = list(_verdicts(declarations, rows))
+        lines += [sentences(verdict) for verdict in verdicts]
+        lines += _expectations(declarations, str(study)) if verdicts else []
+    return lines
+
+
+def _expectations(declarations: Iterable[Declaration], study: str) -> list[str]:
+    """What the demonstrations say that their runs should show."""
+    notes = [each.studies[study].note for each in declarations if study in each.studies]
+    return [f"{note[0].upper()}{note[1:]}." for note in notes if note.startswith("expected")]
 
 
 def _verdicts(declarations: Iterable[Declaration], runs: pd.DataFrame) -> Iterator[Verdict]:
-    """What the runs of one study say of every claim on it."""
+    """The verdicts on every claim about the study of these runs."""
     study = str(runs["study"].iloc[0])
     for declaration in declarations:
-        if study in declaration.studies:
-            for each in declaration.studies[study].rounds:
-                found = judge(declaration, study, each, runs) if each != LABEL else []
-                yield from (verdict for verdict in found if verdict.paired is not None)
+        if study not in declaration.studies:
+            continue
+        for round_name in declaration.studies[study].rounds:
+            if round_name == LABEL:
+                continue
+            for verdict in judge(declaration, study, round_name, runs):
+                if verdict.paired is not None:
+                    yield verdict
 
 
 _SENTENCES = {
@@ -40,10 +58,10 @@ _SENTENCES = {
 
 def sentences(verdict: Verdict) -> str:
     """A line with the verdict, and one with the measurement."""
-    claim, found = verdict.claim, verdict.paired
-    if found is None:
+    claim, difference = verdict.claim, verdict.paired
+    if difference is None:
         return f'Not measured: "{claim.claim}".'
-    seeds = len(found.seeds)
+    seeds = len(difference.seeds)
     needed = verdict.price.seeds if verdict.price is not None else None
     undecided = f"Undecided with {seeds} seeds"
     if 0 < verdict.look < verdict.looks:
@@ -51,7 +69,16 @@ def sentences(verdict: Verdict) -> str:
     elif needed is not None:
         undecided += f" (about {needed} needed)"
     sentence = _SENTENCES.get(verdict.verdict, undecided + ': "{claim}".').format(claim=claim.claim)
-    where = f", {window_words(claim.window)}" if claim.window is not None else ""
-    measured = f"Measured {found.effect:+.3g} (95% interval {found.low:+.3g} to {found.high:+.3g}, {seeds} seeds{where})."
+    interval = f"95% interval {difference.low:+.3g} to {difference.high:+.3g}"
+    where = f", over {window_words(claim.window)}" if claim.window is not None else ""
+    measured = f"Measured {difference.effect:+.3g} ({interval}; {_seeds(verdict, seeds)}{where})."
     remark = f" Its runs are not as declared: {verdict.remark}." if verdict.remark else ""
     return f"{sentence}\n  {measured}{remark}"
+
+
+def _seeds(verdict: Verdict, seeds: int) -> str:
+    """In how many seeds the difference has the claimed direction: ``lower in 8 of 10 seeds``."""
+    if verdict.lower is None or verdict.claim.direction not in ("lower", "higher") or verdict.claim.test is not None:
+        return f"{seeds} seeds"
+    count = verdict.lower if verdict.claim.direction == "lower" else seeds - verdict.lower
+    return f"{verdict.claim.direction} in {count} of {seeds} seeds"

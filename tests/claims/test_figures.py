@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,7 +7,9 @@ from PIL import Image
 
 from earlydrop.analysis.plots import draw_axis
 from earlydrop.claims import figures
+from earlydrop.claims.declare import Sensitivity
 from earlydrop.claims.figures import draw_findings
+from earlydrop.claims.sensitivity_figure import draw_sensitivity
 from earlydrop.claims.summaries import Summaries
 from tests.claims.made_up import LOSS, declaration, made_up, study
 
@@ -31,3 +35,26 @@ def test_dropouts_gain_is_drawn_along_an_axis(tmp_path, monkeypatch):
     pixels = np.asarray(Image.open(path).convert("RGB"), int)
     coloured = pixels.max(2) - pixels.min(2) > 50
     assert coloured.sum() > 200  # the curve: axes and text are grey
+
+
+def test_the_loss_is_drawn_against_the_setting_of_a_sensitivity(tmp_path):
+    rates = (0.001, 0.002, 0.004)
+    parts = [made_up(effect=-rate, config={"optim.lr": rate}) for rate in rates]
+    summaries = Summaries(pd.concat([each.runs for each in parts]), pd.concat([each.history for each in parts]))
+    claim = dataclasses.replace(LOSS, sensitivity=Sensitivity("optim.lr", rates, 9.0))
+    path = tmp_path / "f-sensitivity.png"
+    files = draw_findings([declaration(claim, LOSS)], summaries, tmp_path)
+    assert len(files[path]) == 2 * 3 * 6
+    assert path.is_file()
+    assert tmp_path / "other.png" not in files
+    assert draw_sensitivity(declaration(LOSS), summaries, tmp_path / "other.png") == []
+    assert not (tmp_path / "other.png").exists()
+
+
+def test_a_studys_curves_leave_out_arms_that_differ_in_more_than_their_schedule(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "_MOST_ARMS", 2)
+    usual, clipped = made_up(), made_up(config={"optim.clip": 1.0})
+    clipped.runs["arm"] += " · optim.clip=1.0"
+    summaries = Summaries(pd.concat([usual.runs, clipped.runs]), pd.concat([usual.history, clipped.history]))
+    files = draw_findings([declaration(LOSS)], summaries, tmp_path)
+    assert files[tmp_path / "toy-train_eval-loss.png"] == sorted(usual.runs["fingerprint"])

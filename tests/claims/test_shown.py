@@ -2,6 +2,7 @@ import dataclasses
 import re
 
 import pytest
+import yaml
 
 from earlydrop.claims import shown as module
 from earlydrop.claims.declare import load_declarations
@@ -24,7 +25,9 @@ def runs(**made):
 
 def test_a_line_a_claim_with_its_answer_and_interval(declared):
     lower, higher = shown(runs(effect=-0.2))
-    assert re.match(r"Confirmed: lower loss\.\n  Measured -0\.\d+ \(95% interval -0\.\d+ to -0\.\d+, 6 seeds\)\.$", lower)
+    assert re.match(
+        r"Confirmed: lower loss\.\n  Measured -0\.\d+ \(95% interval -0\.\d+ to -0\.\d+; lower in 6 of 6 seeds\)\.$", lower
+    )
     assert higher.startswith('The opposite of "higher loss".\n  Measured -0.2')
     assert shown(runs(effect=0.0))[0].startswith('No effect that matters: "lower loss".\n  Measured ')
 
@@ -39,7 +42,7 @@ def test_a_window_is_named_beside_the_number(declared, monkeypatch):
     studies = [study(first=range(10, 16))]
     monkeypatch.setattr(module, "load_declarations", lambda folder: [declaration(claim, studies=studies)])
     (line,) = shown(runs(effect=-0.2))
-    assert "6 seeds, 5% to 50%)." in line
+    assert "lower in 0 of 6 seeds, over 5% to 50%)." in line
 
 
 def test_seeds_that_are_not_declared_say_nothing(declared):
@@ -47,22 +50,34 @@ def test_seeds_that_are_not_declared_say_nothing(declared):
     assert shown(made_up(study="other").of("other")) == []
 
 
-def test_the_quickstarts_claims_are_about_its_own_configuration():
+@pytest.mark.parametrize("name", ["quickstart", "early_gain"])
+def test_the_claims_of_a_demonstration_are_about_its_own_configuration(name):
     """Each arm that a claim names is one of the experiment's runs, key by key."""
     from earlydrop.analysis.arms import Arm, flat
-    from earlydrop.training.compose import compose
+    from earlydrop.training.compose import compose, conf_folder
     from earlydrop.training.keys import keys
 
-    (declared,) = load_declarations(claims_folder("quickstart"))
+    declared = next(each for each in load_declarations(claims_folder("quickstart")) if each.name == name)
+    experiment = yaml.safe_load((conf_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+    schedules = re.findall(r"{[^}]*}", experiment["hydra"]["sweeper"]["params"]["schedule"])
     ran = set()
-    for name in ("none", "constant", "early", "late"):
-        values = flat(compose(["experiment=quickstart", f"schedule={name}"]))
+    for schedule in schedules:
+        values = flat(compose([f"experiment={name}", f"schedule={schedule}"]))
         ran.add(Arm.of({key: value for key, value in values.items() if key in keys()}))
-    main = declared.studies["quickstart"]
+    main = declared.studies[declared.main_study]
     assert {main.arm(settings) for claim in declared.claims for settings in (claim.arm, claim.against)} == ran
 
 
-@pytest.mark.parametrize("name", ["glyphs", "glyphs_long", "text", "dynamics_early"])
+def test_a_demonstration_says_what_is_expected(declared, monkeypatch):
+    where = dataclasses.replace(study(first=range(10, 16)), note="expected is a lower loss")
+    monkeypatch.setattr(module, "load_declarations", lambda folder: [declaration(LOSS, studies=[where])])
+    assert shown(runs(effect=-0.2))[1:] == ["Expected is a lower loss."]
+    where = dataclasses.replace(where, note="some seeds were added")
+    monkeypatch.setattr(module, "load_declarations", lambda folder: [declaration(LOSS, studies=[where])])
+    assert len(shown(runs(effect=-0.2))) == 1
+
+
+@pytest.mark.parametrize("name", ["glyphs", "glyphs_long", "text", "dynamics_early", "text_rates"])
 def test_the_studies_of_the_findings_are_declared_as_their_experiments_run_them(name):
     from earlydrop.analysis.arms import Arm, config_of, flat
     from earlydrop.training.compose import compose

@@ -1,0 +1,104 @@
+"""The metric against a setting, such as the final loss against the learning rate: a curve an arm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from earlydrop.analysis.plots import LOOK
+from earlydrop.analysis.stats import interval
+from earlydrop.analysis.styles import styles
+from earlydrop.claims.declare import FIRST, Claim, Declaration, Study
+from earlydrop.claims.judge import differences
+from earlydrop.claims.summaries import Summaries
+from earlydrop.metrics import METRICS
+
+
+def draw_sensitivity(declaration: Declaration, summaries: Summaries, path: Path) -> list[str]:
+    """Draw a panel for each claim about a sensitivity: the mean over seeds with its 95% interval.
+
+    Args:
+        declaration: A file of claims.
+        summaries: The runs.
+        path: The picture.
+
+    Returns:
+        The fingerprints of the runs that it shows; empty, and no picture, where no claim about a sensitivity has runs.
+    """
+    study = declaration.studies[declaration.main_study]
+    claims = [claim for claim in declaration.claims if claim.sensitivity is not None]
+    curves = {claim.id: _curves(claim, study, summaries) for claim in claims}
+    shown = [claim for claim in claims if any(len(curve) > 1 for curve in curves[claim.id].values())]
+    if not shown:
+        return []
+    with mpl.rc_context(LOOK):
+        figure = Figure(figsize=(4.4 * len(shown), 4.0), layout="constrained")
+        panels = figure.subplots(1, len(shown), sharey=True, squeeze=False).ravel()
+        for axes, claim in zip(panels, shown, strict=True):
+            _draw_panel(axes, claim, curves[claim.id])
+        panels[0].set_ylabel(f"{METRICS[shown[0].metric].label}, final")
+        panels[0].legend(frameon=False, fontsize=9)
+        model, data = (study.config.get(f"{key}.name", "") for key in ("model", "data"))
+        seeds = len(study.rounds[FIRST])
+        figure.suptitle(
+            f"{study.name}: {model} on {data}, n = {seeds}; bands are 95% intervals",
+            fontsize=9,
+            x=0.02,
+            ha="left",
+        )
+        figure.savefig(path, dpi=130)
+    runs = summaries.of(study.name)
+    seeds_used = study.rounds[FIRST]
+    prints = [print_ for claim in shown for print_ in differences(runs, study, claim, seeds_used).fingerprints]
+    return sorted(set(prints))
+
+
+Curve = dict[float, list[float]]
+"""Values of the metric, one a seed, by the value of the setting."""
+
+
+def _curves(claim: Claim, study: Study, summaries: Summaries) -> dict[str, Curve]:
+    """By arm, its values at each value of the setting."""
+    sensitivity = claim.sensitivity
+    if sensitivity is None:
+        return {}
+    names = study.arm(claim.arm).words, study.arm(claim.against).words
+    curves: dict[str, Curve] = {names[1]: {}, names[0]: {}}
+    runs = summaries.of(study.name)
+    if runs.empty:
+        return curves
+    for value, part in zip(sensitivity.values, claim.parts, strict=True):
+        measured = differences(runs, study, part, study.rounds[FIRST])
+        for name, values in zip(names, (measured.arm, measured.against), strict=True):
+            if values:
+                curves[name][value] = list(values.values())
+    return curves
+
+
+def _draw_panel(axes: Axes, claim: Claim, curves: dict[str, Curve]) -> None:
+    look = styles(sorted(curves))
+    for arm, curve in curves.items():
+        settings = np.array(sorted(curve))
+        means, halves = np.array([interval(curve[value]) for value in settings]).reshape(-1, 2).T
+        axes.plot(settings, means, label=arm, markersize=5, **look[arm])
+        axes.fill_between(
+            settings,
+            means - halves,
+            means + halves,
+            color=look[arm]["color"],
+            alpha=0.15,
+            linewidth=0,
+        )
+    key = claim.sensitivity.key if claim.sensitivity is not None else ""
+    axes.set_xscale("log", base=2)
+    ticks = sorted({value for curve in curves.values() for value in curve})
+    axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+    axes.set_xlabel(key)
+    others = {name: value for name, value in claim.arm.items() if not name.startswith("schedule.")}
+    words = ", ".join(f"{name}={value:g}" for name, value in others.items()) or "as in the study"
+    axes.set_title(words, fontsize=10, loc="left")
+    axes.grid(alpha=0.25)

@@ -94,11 +94,12 @@ def pictures() -> list[Path]:
 
 def findings_page() -> str:
     """The answer, then each claim: what the paper says, what was seen, a picture."""
-    from earlydrop.claims.answer import answer_rows, column, decisive
+    from earlydrop.claims.answer import answer_rows, column, current, decisive
     from earlydrop.claims.shown import sentences
     from earlydrop.metrics import METRICS
 
     declarations, verdicts = _judged()
+    declarations = current(declarations, verdicts)
     answer = (FINDINGS / "answer.md").read_text(encoding="utf-8")
     lines = ["# Findings", "", *_INTRODUCTION, "", answer, "", "![All claims](figures/answer.png)", ""]
     there = {picture.name for picture in pictures()}

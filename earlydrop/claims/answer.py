@@ -101,7 +101,7 @@ def dissent_line(declarations: Iterable[Declaration], verdicts: Iterable[Verdict
     words = {claim: row.words for row in answer_rows() for claim in row.claims}
     parts = [
         f'"{words[verdict.claim.id]}" on {column(declaration)} ({_word(verdict)} in the round "{verdict.round}")'
-        for declaration in declarations
+        for declaration in current(declarations, verdicts)
         for verdict in dissent(declaration, verdicts)
         if verdict.claim.id in words
     ]
@@ -130,9 +130,18 @@ def answer_table(declarations: Iterable[Declaration], verdicts: Iterable[Verdict
     return pd.DataFrame(rows, columns=["claim", *columns]).set_index("claim")
 
 
+def current(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> list[Declaration]:
+    """The files of claims without those that another file replaces, once the other has a verdict."""
+    declarations = list(declarations)
+    judged = {verdict.study for verdict in verdicts if verdict.verdict in WORDS}
+    replaced = {file.replaces for file in declarations if file.main_study in judged}
+    return [file for file in declarations if file.name not in replaced]
+
+
 def _cells(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> dict[tuple[str, str], list[Verdict]]:
     """The verdicts that count, by the words of their row and the name of their dataset."""
     verdicts = list(verdicts)
+    declarations = current(declarations, verdicts)
     words = {claim: row.words for row in answer_rows() for claim in row.claims}
     cells: dict[tuple[str, str], list[Verdict]] = {}
     for declaration in declarations:

@@ -186,6 +186,7 @@ class Declaration:
         studies: The studies by name.
         claims: The claims.
         looks: When the round ``first`` of the main study is judged; None for once, when it is whole.
+        replaces: The name of an earlier file that the answer leaves out for this one; empty for none.
     """
 
     name: str
@@ -194,6 +195,7 @@ class Declaration:
     studies: Mapping[str, Study] = field(hash=False)
     claims: tuple[Claim, ...]
     looks: Looks | None = None
+    replaces: str = ""
 
     @property
     def main_study(self) -> str:
@@ -215,7 +217,7 @@ def _declaration(path: Path) -> Declaration:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, Mapping):
         raise ValueError(f"{path.name}: expected a mapping with {', '.join(sorted(_FILE))}")
-    wrong = _FILE ^ (set(content) - {"families", "looks"})
+    wrong = _FILE ^ (set(content) - {"families", "looks", "replaces"})
     if wrong:
         raise ValueError(f"{path.name}: {', '.join(sorted(wrong))} missing or unknown: expected {', '.join(sorted(_FILE))}")
     if content["regime"] not in ("underfit", "overfit"):
@@ -235,7 +237,18 @@ def _declaration(path: Path) -> Declaration:
                 except ValueError as error:
                     raise ValueError(f"{path.name}: claim {claim.id}, {side}: {error}") from error
     looks = _looks(path.name, content.get("looks"), next(iter(studies.values())))
-    return Declaration(path.stem, content["regime"], standard, studies, claims, looks)
+    replaces = content.get("replaces", "")
+    if replaces != "" and not (path.parent / f"{replaces}.yaml").is_file():
+        raise ValueError(f"{path.name}: replaces is {replaces!r}: expected the name of a file beside it, such as dynamics")
+    return Declaration(
+        name=path.stem,
+        regime=content["regime"],
+        standard=standard,
+        studies=studies,
+        claims=claims,
+        looks=looks,
+        replaces=replaces,
+    )
 
 
 def _looks(file: str, value: Any, study: Study) -> Looks | None:

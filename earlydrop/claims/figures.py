@@ -11,7 +11,7 @@ from earlydrop.analysis.arms import Arm
 from earlydrop.analysis.plots import draw_axis, draw_map, draw_metric
 from earlydrop.analysis.runs import runs_of
 from earlydrop.analysis.stats import Paired, paired
-from earlydrop.claims.answer import answer_rows, decisive, points
+from earlydrop.claims.answer import answer_rows, current, decisive, points
 from earlydrop.claims.answer_figure import draw_points
 from earlydrop.claims.declare import Declaration, Study, label_seeds
 from earlydrop.claims.judge import Verdict, regime
@@ -92,7 +92,7 @@ def draw_answer(declarations: list[Declaration], verdicts: list[Verdict], folder
     path = folder / "answer.png"
     draw_points(found, path)
     named = {claim for row in answer_rows() for claim in row.claims}
-    used = [v for each in declarations for v in decisive(each, verdicts).values() if v.claim.id in named]
+    used = [v for each in current(declarations, verdicts) for v in decisive(each, verdicts).values() if v.claim.id in named]
     return {path: sorted({fingerprint for verdict in used for fingerprint in verdict.fingerprints})}
 
 

@@ -116,3 +116,12 @@ def test_points_lie_towards_their_claim():
         assert point.word == "confirmed"
         assert point.paired.low < 0.2 < point.paired.high
         assert point.size == 0.05
+
+
+def test_a_file_that_another_replaces_leaves_the_answer_when_the_other_has_run():
+    old = dataclasses.replace(declaration(F5, studies=[study("a", first=SEEDS)]), name="old")
+    new = dataclasses.replace(declaration(F5, studies=[study("b", first=SEEDS)]), name="new", replaces="old")
+    verdicts = judge_all([old], made_up("a", effect=-0.2))
+    assert answer_table([old, new], verdicts).iloc[0, 0].startswith("\N{CHECK MARK} confirmed")
+    verdicts += judge_all([new], made_up("b", effect=0.2))
+    assert answer_table([old, new], verdicts).iloc[0, 0].startswith("\N{BALLOT X} opposite")

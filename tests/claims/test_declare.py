@@ -177,3 +177,10 @@ def test_a_sensitivity_is_read_and_has_a_comparison_for_each_value(tmp_path):
 def test_a_sensitivity_that_cannot_be_measured_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         write(tmp_path, **changes)
+
+
+def test_a_file_replaces_one_that_there_is(tmp_path):
+    with pytest.raises(ValueError, match=r"f.yaml: replaces is 'g': expected the name of a file beside it"):
+        write(tmp_path, replaces="g")
+    (found,) = write(tmp_path, replaces="f")
+    assert found.replaces == "f"

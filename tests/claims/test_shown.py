@@ -77,7 +77,7 @@ def test_a_demonstration_says_what_is_expected(declared, monkeypatch):
     assert len(shown(runs(effect=-0.2))) == 1
 
 
-@pytest.mark.parametrize("name", ["glyphs", "glyphs_long", "text", "dynamics_early", "text_rates"])
+@pytest.mark.parametrize("name", ["glyphs", "glyphs_long", "text", "dynamics_early", "dynamics_fashion", "text_rates"])
 def test_the_studies_of_the_findings_are_declared_as_their_experiments_run_them(name):
     from earlydrop.analysis.arms import Arm, config_of, flat
     from earlydrop.training.compose import compose

@@ -1,0 +1,219 @@
+"""Curvature along the path of training, in units that compare with the learning rate.
+
+`critical_sharpness` needs a few forward passes, `preconditioned_sharpness` some Hessian-vector
+products. Both leave the weights, gradients and random state as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+_DOUBLINGS = 40
+_HALVINGS = 16
+"""Smaller steps than 2**-16 of the start change 32-bit weights by little more than rounding."""
+_BISECTIONS = 12
+"""After these the critical step is known to 0.03%."""
+
+
+@torch.no_grad()
+def critical_sharpness(
+    loss: Callable[[], Tensor], parameters: Sequence[Tensor], direction: Sequence[Tensor], start: float
+) -> float:
+    """The critical sharpness along an update: 2 over the smallest learning rate that raises the loss.
+
+    The update of a step is ``- learning rate * direction``. Where the loss is quadratic along it, the
+    result is the curvature ``d'Hd / d'g`` of the direction d with gradient g: for gradient descent along an
+    eigenvector, the eigenvalue. Training is unstable where the learning rate is above 2 over the result.
+
+    Args:
+        loss: Gives the loss at the present weights, a scalar. It must give the same value twice: seed it
+            where the model drops.
+        parameters: The weights that the update changes.
+        direction: The update per unit of the learning rate, a tensor a parameter, of its shape.
+        start: The learning rate to start the search from.
+
+    Returns:
+        The critical sharpness, per unit of the learning rate. It is 0 where no learning rate up to ``start`` times
+        2**40 raises the loss, and infinite where even ``start`` over 2**16 raises it.
+
+    Raises:
+        ValueError: The starting learning rate is not positive, the direction does not fit the parameters, or the
+            loss is not finite at the present weights.
+
+    Source: Kalra et al. 2026, arXiv:2601.16979.
+    """
+    if not start > 0 or not math.isfinite(start):
+        raise ValueError(f"start is {start}: expected a learning rate above 0")
+    shapes = [tuple(p.shape) for p in parameters], [tuple(d.shape) for d in direction]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"the direction has the shapes {shapes[1]} and the parameters {shapes[0]}: expected the same")
+    weights = [p.detach().clone() for p in parameters]
+    base = float(loss())
+    if not math.isfinite(base):
+        raise ValueError(f"the loss at the present weights is {base}: expected a finite number")
+
+    def raises(rate: float) -> bool:
+        for parameter, weight, step in zip(parameters, weights, direction, strict=True):
+            parameter.copy_(weight - rate * step)
+        return not float(loss()) <= base
+
+    try:
+        low, high = _bracket(raises, start)
+        if not 0 < high < math.inf:
+            return math.inf if high == 0 else 0.0
+        for _ in range(_BISECTIONS):
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if raises(middle) else (middle, high)
+    finally:
+        for parameter, weight in zip(parameters, weights, strict=True):
+            parameter.copy_(weight)
+    return 2.0 / math.sqrt(low * high)
+
+
+def _bracket(raises: Callable[[float], bool], start: float) -> tuple[float, float]:
+    """Learning rates, one the double of the other, between which the loss begins to rise."""
+    rate = start
+    if raises(rate):
+        for _ in range(_HALVINGS):
+            rate /= 2
+            if not raises(rate):
+                return rate, 2 * rate
+        return 0.0, 0.0
+    for _ in range(_DOUBLINGS):
+        rate *= 2
+        if raises(rate):
+            return rate / 2, rate
+    return math.inf, math.inf
+
+
+def preconditioned_sharpness(
+    loss: Tensor,
+    parameters: Sequence[Tensor],
+    preconditioner: Sequence[Tensor] | None = None,
+    iterations: int = 100,
+    tolerance: float = 1e-3,
+) -> float:
+    """The largest eigenvalue of the preconditioned Hessian P^(-1/2) H P^(-1/2), by power iteration.
+
+    It bounds the stable learning rate of an adaptive optimizer: of gradient descent preconditioned by P
+    at 2 over the result, of Adam with a momentum of 0.9 at 38 over it.
+
+    Args:
+        loss: The loss, a scalar with a graph that can be differentiated twice.
+        parameters: The weights.
+        preconditioner: The diagonal of P, a positive tensor a parameter; None for the plain Hessian.
+        iterations: The most Hessian-vector products.
+        tolerance: The relative change of the eigenvalue at which the iteration stops.
+
+    Returns:
+        The eigenvalue, per unit of the learning rate.
+
+    Raises:
+        ValueError: The preconditioner is not positive, or the loss does not depend on the parameters.
+
+    Source: Cohen et al. 2022, arXiv:2207.14484, and Kalra and Barkeshli 2024, arXiv:2406.09405.
+    """
+    scales = None
+    if preconditioner is not None:
+        if any(bool((diagonal <= 0).any()) for diagonal in preconditioner):
+            raise ValueError("the preconditioner has entries that are not positive: expected sqrt(v) + eps of Adam")
+        scales = [diagonal.rsqrt() for diagonal in preconditioner]
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    used = [(p, g, i) for i, (p, g) in enumerate(zip(parameters, gradients, strict=True)) if g is not None and g.requires_grad]
+    if not used:
+        raise ValueError("the gradient of the loss does not depend on the parameters: its curvature is 0 everywhere")
+    weights = [p for p, _, _ in used]
+    slopes = [g for _, g, _ in used]
+    scale = None if scales is None else [scales[i] for _, _, i in used]
+
+    def product(vector: list[Tensor]) -> list[Tensor]:
+        scaled = vector if scale is None else [s * v for s, v in zip(scale, vector, strict=True)]
+        result = torch.autograd.grad(slopes, weights, scaled, retain_graph=True, materialize_grads=True)
+        return list(result) if scale is None else [s * r for s, r in zip(scale, result, strict=True)]
+
+    largest = _power_iteration(product, weights, 0.0, iterations, tolerance)
+    if largest < 0:  # the largest in size is negative: shift the spectrum so that the largest is
+        largest += _power_iteration(product, weights, largest, iterations, tolerance)
+    return largest
+
+
+def _power_iteration(
+    product: Callable[[list[Tensor]], list[Tensor]],
+    like: Sequence[Tensor],
+    shift: float,
+    iterations: int,
+    tolerance: float,
+) -> float:
+    """The eigenvalue of largest size of H - shift, from a start that is the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    vector = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in like]
+    vector = _normalised(vector)
+    value = 0.0
+    for _ in range(iterations):
+        image = [h - shift * v for h, v in zip(product(vector), vector, strict=True)]
+        before, value = value, sum(float((h * v).sum()) for h, v in zip(image, vector, strict=True))
+        if not any(bool(h.any()) for h in image):
+            return 0.0
+        vector = _normalised(image)
+        if abs(value - before) <= tolerance * abs(value):
+            break
+    return value
+
+
+def _normalised(vector: Sequence[Tensor]) -> list[Tensor]:
+    norm = math.sqrt(sum(float(v.double().square().sum()) for v in vector))
+    return [v / norm for v in vector]
+
+
+def adam_direction(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The update of Adam or AdamW per unit of the learning rate, from the state after its last step.
+
+    Args:
+        optimizer: ``torch.optim.Adam`` or ``AdamW`` that has taken a step.
+        parameters: The weights, in the order of the result. Weight decay is left out.
+
+    Returns:
+        ``m / (sqrt(v) + eps)`` a parameter, m and v corrected for their start.
+
+    Raises:
+        ValueError: The optimizer is another, or has taken no step.
+    """
+    moments = _adam_state(optimizer, parameters)
+    return [m / (1 - beta1**step) / _root(v, beta2, step, eps) for m, v, beta1, beta2, step, eps in moments]
+
+
+def adam_preconditioner(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The diagonal of Adam's preconditioner, ``(1 - beta1**t) (sqrt(v) + eps)`` (Cohen et al. 2022, equation 2).
+
+    Args and errors are those of `adam_direction`.
+    """
+    moments = _adam_state(optimizer, parameters)
+    return [(1 - beta1**step) * _root(v, beta2, step, eps) for _, v, beta1, beta2, step, eps in moments]
+
+
+def _root(second: Tensor, beta2: float, step: float, eps: float) -> Tensor:
+    corrected: Tensor = second / (1 - beta2**step)
+    return corrected.sqrt() + eps
+
+
+_Moments = tuple[Tensor, Tensor, float, float, float, float]
+
+
+def _adam_state(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[_Moments]:
+    if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+        raise ValueError(f"the optimizer is {type(optimizer).__name__}: expected Adam or AdamW")
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    moments = []
+    for parameter in parameters:
+        state = optimizer.state.get(parameter, {})
+        if "exp_avg" not in state:
+            raise ValueError("the optimizer has taken no step with a parameter: expected its state after a step")
+        group = groups[id(parameter)]
+        beta1, beta2 = group["betas"]
+        step = float(state["step"])
+        moments.append((state["exp_avg"], state["exp_avg_sq"], beta1, beta2, step, group["eps"]))
+    return moments

@@ -130,7 +130,7 @@ def main() -> None:
         print(f"{state} {name:<13} {seconds:5.1f} s  {words}", flush=True)
         content = {"device": arguments.device, "torch": str(torch.__version__), "checks": done}
         arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    raise SystemExit(sum(each["outcome"] == "FAIL" for each in done))
+    raise SystemExit(sum(result["outcome"] == "FAIL" for result in done))
 
 
 if __name__ == "__main__":

@@ -112,15 +112,15 @@ def main() -> None:
         make(arguments.entity, arguments.project, arguments.study) for make in (workspace, report)
     ]
     if arguments.save:
-        for each in made:
-            each.save()
-            print(each.url)
+        for page in made:
+            page.save()
+            print(page.url)
         return
     print(
         json.dumps(
             [
-                json.loads(each._to_model().model_dump_json(by_alias=True, exclude_none=True))
-                for each in made
+                json.loads(page._to_model().model_dump_json(by_alias=True, exclude_none=True))
+                for page in made
             ],
             indent=1,
         )

@@ -56,7 +56,7 @@ def row_probe_memory(quick: bool) -> list[Row]:
     """A model of one large layer and tiny batches, so that gradients are all there is to count."""
     many = 16 if quick else 64
     model = nn.Sequential(nn.Dropout(0.1), nn.Linear(4_096, 4_096, bias=False)).to(DEVICE)
-    one = 4 * sum(p.numel() for p in model.parameters())
+    gradient_bytes = 4 * sum(p.numel() for p in model.parameters())
     batches = [torch.randn(1, 4_096, device=DEVICE) for _ in range(many)]
 
     def loss_fn(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,7 @@ def row_probe_memory(quick: bool) -> list[Row]:
 
     acts = (lambda: earlydrop.probe(model, loss_fn, batches, dataset=batches), stacked)
     peaks = [
-        min(peak_memory(act) for _ in range(3)) / one for act in acts
+        min(peak_memory(act) for _ in range(3)) / gradient_bytes for act in acts
     ]  # the first call also fills the allocator's caches
     what = (
         f"peak extra memory of the probe with {many} gradients, in gradient-sized vectors "

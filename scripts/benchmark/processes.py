@@ -155,8 +155,8 @@ def row_workers(quick: bool) -> list[Row]:
             rates[name] = _rate(
                 launcher, run, Path(temporary) / name.replace(" ", "-"), **ONE_THREAD
             )
-    one = (rates["one"] + rates["one again"]) / 2
-    value = rates["two"] / one
+    alone = (rates["one"] + rates["one again"]) / 2
+    value = rates["two"] / alone
     note = ", ".join(f"{name} {rate:.0f} images/s" for name, rate in rates.items())
     what = (
         "images per second of a run on two gloo workers, against one process (vit_micro, 2 parts a "

@@ -372,8 +372,8 @@ def row_study_step(quick: bool) -> list[Row]:
             ("compiled", False, True),
             ("compiled, bfloat16", True, True),
         ):
-            other = study_stepper("findings/underfitting", bf16, compiled)
-            value, low, high, note = compare(other, eager, 20 if quick else 60, warm_up=5)
+            variant = study_stepper("findings/underfitting", bf16, compiled)
+            value, low, high, note = compare(variant, eager, 20 if quick else 60, warm_up=5)
             what = (
                 "step of the underfitting study without dropout, one thread, "
                 f"{name}, against eager in float32"

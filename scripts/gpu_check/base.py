@@ -99,6 +99,6 @@ def train(
     return read_metrics(trainer.plan.folder / "metrics.jsonl"), weights
 
 
-def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> int:
+def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> int:
     """The number of tensors that are not equal to the bit."""
-    return sum(not torch.equal(one[name], other[name]) for name in one)
+    return sum(not torch.equal(first[name], second[name]) for name in first)

@@ -80,7 +80,7 @@ def check_graphs(device: torch.device, folder: Path) -> str:
 
 def check_attention(device: torch.device, folder: Path) -> str:
     """With dropout on, attention goes through a fused kernel, eager and compiled."""
-    found = {}
+    fused = {}
     for compiles in (False, True) if compiler_problem(device.type) is None else (False,):
         model = (
             build_model(
@@ -103,14 +103,14 @@ def check_attention(device: torch.device, folder: Path) -> str:
         with torch.profiler.profile(activities=torch.profiler.supported_activities()) as profile:
             step()
         names = {event.key for event in profile.key_averages()}
-        found["compiled" if compiles else "eager"] = any(
+        fused["compiled" if compiles else "eager"] = any(
             "scaled_dot_product" in name
             and ("flash" in name or "efficient" in name or "cudnn" in name)
             for name in names
         )
-    lacking = [mode for mode, there in found.items() if not there]
+    lacking = [mode for mode, there in fused.items() if not there]
     want(not lacking, f"no fused attention with dropout on: {', '.join(lacking)}")
-    return f"fused attention with dropout on: {', '.join(found)}"
+    return f"fused attention with dropout on: {', '.join(fused)}"
 
 
 def _rate(step: Callable[[], object], images: int, repeats: int = 7) -> float:
@@ -192,7 +192,7 @@ def check_copies(device: torch.device, folder: Path) -> str:
         copy()
         compute()
 
-    alone = [1 / _rate(each, 1) for each in (compute, copy)]
+    alone = [1 / _rate(work, 1) for work in (compute, copy)]
     together = 1 / _rate(both, 1)
     hidden = (sum(alone) - together) / min(alone)
     words = (

@@ -230,11 +230,11 @@ def _left(root: Path, sweep: bool) -> list[str]:
     ]
 
 
-def _try(tally: Tally, case: str, each: Mistake, root: Path, really: bool) -> None:
+def _try(tally: Tally, case: str, mistaken: Mistake, root: Path, really: bool) -> None:
     cwd = root / "deep" / "er"  # so that ../../ stays below the root
     (cwd / "empty").mkdir(parents=True)
     (cwd / "file").touch()
-    done = (real if really else fork)(each.command, each.arguments, cwd, limit=60)
+    done = (real if really else fork)(mistaken.command, mistaken.arguments, cwd, limit=60)
     if tally.crash(case, done):
         return
     outside = [
@@ -252,25 +252,27 @@ def _try(tally: Tally, case: str, each: Mistake, root: Path, really: bool) -> No
             f"wrote {written}",
         )
     if done.code == 0:
-        _accepted(tally, case, each, done)
+        _accepted(tally, case, mistaken, done)
     else:
-        _refused(tally, case, each, done, root, really)
+        _refused(tally, case, mistaken, done, root, really)
 
 
-def _accepted(tally: Tally, case: str, each: Mistake, done: Outcome) -> None:
+def _accepted(tally: Tally, case: str, mistaken: Mistake, done: Outcome) -> None:
     own = (
-        " ".join(each.arguments[len(TINY) :]) if each.command == "run" else " ".join(each.arguments)
+        " ".join(mistaken.arguments[len(TINY) :])
+        if mistaken.command == "run"
+        else " ".join(mistaken.arguments)
     )
-    if each.certain:
+    if mistaken.certain:
         tally.fail("silent", case, done.shown, f"accepted: {done.last_line}")
     else:
-        tally.notes.append(f"accepted, and may be: {each.command} {own!r:.100}")
+        tally.notes.append(f"accepted, and may be: {mistaken.command} {own!r:.100}")
 
 
 def _refused(
-    tally: Tally, case: str, each: Mistake, done: Outcome, root: Path, really: bool
+    tally: Tally, case: str, mistaken: Mistake, done: Outcome, root: Path, really: bool
 ) -> None:
-    left = _left(root, each.sweep)
+    left = _left(root, mistaken.sweep)
     if left:
         tally.fail(
             "other",
@@ -280,30 +282,30 @@ def _refused(
         )
     if done.lines == 0 and not done.out.strip():
         tally.fail("other", case, done.shown, f"refused with code {done.code} without a word")
-    if done.lines > MOST_LINES and not each.sweep:
+    if done.lines > MOST_LINES and not mistaken.sweep:
         tally.fail(
             "other", case, done.shown, f"refused in {done.lines} lines, the last: {done.last_line}"
         )
     if (
-        done.seconds > MOST_SECONDS and not really and not each.sweep
+        done.seconds > MOST_SECONDS and not really and not mistaken.sweep
     ):  # of a real process, the import takes most
         tally.fail("other", case, done.shown, f"refused after {done.seconds:.1f} s")
 
 
 def mistakes(tally: Tally) -> None:
     """Some 400 mistakes, in forks; a few of them again as real processes."""
-    made = [(str(i), each, False) for i, each in enumerate(all_mistakes(tally.seed))]
+    made = [(str(i), mistaken, False) for i, mistaken in enumerate(all_mistakes(tally.seed))]
     sample = random.Random(tally.seed).sample(made, REAL)
     made = [
         *tally.chosen(made, 20),
-        *((f"real-{case}", each, True) for case, each, _ in tally.chosen(sample, 1)),
+        *((f"real-{case}", mistaken, True) for case, mistaken, _ in tally.chosen(sample, 1)),
     ]
     root = Path(tempfile.mkdtemp(prefix="torture-")).resolve()
     try:
-        for case, each, really in made:
+        for case, mistaken, really in made:
             if tally.wants(case):
                 shutil.rmtree(root)
                 os.mkdir(root)
-                _try(tally, case, each, root, really)
+                _try(tally, case, mistaken, root, really)
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -54,15 +54,15 @@ class Undisturbed:
 
 def marked(mark: str) -> list[int]:
     """The processes that have a mark in their environment, dead ones left out."""
-    found = []
+    processes = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             here = f"{MARK}={mark}".encode() in (path / "environ").read_bytes().split(b"\0")
             if here and "State:\tZ" not in (path / "status").read_text():
-                found.append(int(path.name))
+                processes.append(int(path.name))
         except OSError:  # it has ended, or is another user's
             continue
-    return found
+    return processes
 
 
 def _until_training(process: subprocess.Popen[bytes], cwd: Path) -> None:
@@ -186,9 +186,9 @@ def _cases(seed: int, short: bool) -> list[tuple[str, str, int, bool, float]]:
                     )
     if not short:
         return [
-            each for i, each in enumerate(cases) if each[1] == "run" or i % 3 != 1
+            case for i, case in enumerate(cases) if case[1] == "run" or i % 3 != 1
         ]  # a sweep takes long: two moments of three
-    return [each for each in cases if each[0] == "run-SIGTERM-process-1"]
+    return [case for case in cases if case[0] == "run-SIGTERM-process-1"]
 
 
 def _images(folder: Path) -> None:

@@ -33,9 +33,9 @@ class Tally:
 
     def wants(self, case: str) -> bool:
         """Whether to try a case; counts it if so."""
-        wanted = self.only in (None, case)
-        self.tried += wanted
-        return wanted
+        is_wanted = self.only in (None, case)
+        self.tried += is_wanted
+        return is_wanted
 
     def fail(self, kind: str, case: str, command: str, seen: str) -> None:
         """Note a failure and show it at once: a part takes minutes."""

@@ -1,11 +1,11 @@
-"""What somebody with one GPU runs for eight minutes: is earlydrop right and fast on it?
+"""Eight minutes of checks for one GPU: is earlydrop right and fast on it?
 
     python scripts/gpu_check.py                        every check, on the GPU
     python scripts/gpu_check.py --device cpu           those that need none
     python scripts/gpu_check.py --only masks,resume    some of them
 
-Prints a line for each check, PASS, FAIL or SKIP, and writes gpu_check.json (--out elsewhere). The exit code is the number of failures.
-Each check runs in a process of its own, with a time limit.
+Prints a line for each check, PASS, FAIL or SKIP, and writes gpu_check.json (--out elsewhere). The
+exit code is the number of failures. Each check runs in a process of its own, with a time limit.
 """
 
 import argparse
@@ -66,10 +66,11 @@ def _work(name: str, device: str, folder: str, answer: Connection) -> None:
 
 
 def limited(name: str, device: str, limit: float) -> tuple[str, str, float]:
-    """The outcome of a check in a process of its own, and the seconds that it took; a failure if it takes too long or dies."""
+    """The outcome and the seconds of a check in its own process; too long or dead is a failure."""
     began = time.perf_counter()
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    forks = device == "cpu" and sys.platform == "linux"  # a fork cannot use a GPU that its parent has looked at
+    # A fork cannot use a GPU that its parent has looked at.
+    forks = device == "cpu" and sys.platform == "linux"
     context = multiprocessing.get_context("fork" if forks else "spawn")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         process = context.Process(target=_work, args=(name, device, folder, theirs))
@@ -93,31 +94,43 @@ def _end(pid: int | None) -> None:
     """End a process and all that it started."""
     try:
         os.killpg(pid or 0, signal.SIGKILL)
-    except (AttributeError, ProcessLookupError):  # without groups of processes, or before it has made its own
+    except (
+        AttributeError,
+        ProcessLookupError,
+    ):  # without groups of processes, or before it has made its own
         os.kill(pid or 0, signal.SIGTERM)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda", help="cuda (default), cuda:1, or cpu")
     parser.add_argument("--only", help=f"comma-separated, of {', '.join(CHECKS)}")
     parser.add_argument("--limit", type=float, help="seconds for each check (default: its own)")
-    parser.add_argument("--out", type=Path, default=Path("gpu_check.json"), help="where the outcomes go as JSON")
+    parser.add_argument(
+        "--out", type=Path, default=Path("gpu_check.json"), help="where the outcomes go as JSON"
+    )
     arguments = parser.parse_args()
     names = arguments.only.split(",") if arguments.only else list(CHECKS)
     unknown = [name for name in names if name not in CHECKS]
     if unknown:
         parser.error(f"--only has {', '.join(unknown)}: expected some of {', '.join(CHECKS)}")
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"--device is {arguments.device}, and torch finds no GPU: give --device cpu for the checks that need none")
+        parser.error(
+            f"--device is {arguments.device}, and torch finds no GPU: give --device cpu for the "
+            "checks that need none"
+        )
     done = []
     for name in names:
-        state, words, seconds = limited(name, arguments.device, arguments.limit or CHECKS[name].limit)
+        state, words, seconds = limited(
+            name, arguments.device, arguments.limit or CHECKS[name].limit
+        )
         done.append({"check": name, "outcome": state, "found": words, "seconds": round(seconds, 1)})
         print(f"{state} {name:<13} {seconds:5.1f} s  {words}", flush=True)
         content = {"device": arguments.device, "torch": str(torch.__version__), "checks": done}
         arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    raise SystemExit(sum(each["outcome"] == "FAIL" for each in done))
+    raise SystemExit(sum(result["outcome"] == "FAIL" for result in done))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""Kill a run at random moments, start it again each time, and compare it with an undisturbed one, bit for bit.
+"""Kill a run at random moments, start it again, and compare it with an undisturbed one.
 
-    python scripts/kill_resume.py                           twenty kills of one process by SIGKILL, at as many moments
+    python scripts/kill_resume.py                           twenty kills of one process by SIGKILL
     python scripts/kill_resume.py --kills 3                 a short form
-    python scripts/kill_resume.py --kills 50 --workers 4    of four workers under torchrun: one of them, all, or the launcher
+    python scripts/kill_resume.py --kills 50 --workers 4    of four workers under torchrun
 
-Weights, optimizer state and metrics.jsonl must be identical. The runs cross the cutoff, an evaluation and probes, and save a checkpoint
-every quarter of a second, so kills fall into every part of a run.
+Of several workers one, all, or the launcher is killed. Each kill comes at another moment.
+
+Weights, optimizer state and metrics.jsonl must be identical. The runs cross the cutoff, an
+evaluation and probes, and save a checkpoint every quarter of a second, so kills fall into every
+part of a run.
 """
 
 import argparse
@@ -22,15 +25,23 @@ from pathlib import Path
 import torch
 
 RUN = [
-    sys.executable, "-m", "earlydrop", "tracking=off", "trainer.steps=60", "trainer.batch_size=64", "trainer.checkpoint_seconds=0.25",
-    "trainer.eval_every=50%", "data.train_images=1000", "probe.dataset_limit=200", "probe.batches=3", "threads=1", "trainer.log_every=3",
+    sys.executable, "-m", "earlydrop", "tracking=off", "trainer.steps=60", "trainer.batch_size=64",
+    "trainer.checkpoint_seconds=0.25",
+    "trainer.eval_every=50%", "data.train_images=1000", "probe.dataset_limit=200",
+    "probe.batches=3", "threads=1", "trainer.log_every=3",
 ]  # fmt: skip
 
 
 def start(out: Path, workers: int) -> subprocess.Popen[bytes]:
     command = RUN
     if workers > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={workers}",
+        ]
         command = [
             *launcher,
             *RUN[1:],
@@ -38,7 +49,9 @@ def start(out: Path, workers: int) -> subprocess.Popen[bytes]:
             f"probe.batches={max(3, workers)}",
             "distributed.timeout=60",
         ]
-    return subprocess.Popen([*command, f"out={out}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [*command, f"out={out}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def workers_of(launcher: subprocess.Popen[bytes]) -> list[int]:
@@ -55,13 +68,19 @@ def disturb(process: subprocess.Popen[bytes], workers: int, random: random.Rando
     number = random.choice((signal.SIGKILL, signal.SIGTERM))
     ranks = workers_of(process)
     what = random.choice(("a worker", "all workers", "the launcher"))
-    victims = {"a worker": [random.choice(ranks)] if ranks else [], "all workers": ranks, "the launcher": [process.pid]}[what]
+    victims = {
+        "a worker": [random.choice(ranks)] if ranks else [],
+        "all workers": ranks,
+        "the launcher": [process.pid],
+    }[what]
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
     process.wait()
     gone = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in ranks):  # workers outlive a launcher that was killed by as long as they save
+    while any(
+        Path(f"/proc/{pid}").exists() for pid in ranks
+    ):  # workers outlive a launcher that was killed by as long as they save
         if time.monotonic() > gone:
             raise SystemExit(f"a worker lives on a minute after {what} had {number.name}")
         time.sleep(0.05)
@@ -84,14 +103,18 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and torch.equal(a, b)
     if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return (
+            isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        )
     if isinstance(a, list):
         return isinstance(b, list) and len(a) == len(b) and all(map(same, a, b))
     return a == b
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -33,7 +33,9 @@ def lowest_versions(extras: tuple[str, ...] = ("train",)) -> list[str]:
     for requirement in requirements:
         bound = re.match(r"([\w.-]+)>=([\w.]+)", requirement)
         if bound is None:
-            raise ValueError(f"{requirement!r} in pyproject.toml has no lower bound: write name>=version")
+            raise ValueError(
+                f"{requirement!r} in pyproject.toml has no lower bound: write name>=version"
+            )
         lines.append(f"{bound[1]}=={bound[2]}")
     return lines
 

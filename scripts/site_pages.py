@@ -62,7 +62,7 @@ def keys_page() -> str:
 
 
 def commands_page() -> str:
-    """What each command says of itself."""
+    """Each command's own help."""
     lines = ["# Commands", ""]
     environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)}
     for name, arguments in COMMANDS.items():
@@ -101,7 +101,16 @@ def findings_page() -> str:
     declarations, verdicts = _judged()
     declarations = current(declarations, verdicts)
     answer = (FINDINGS / "answer.md").read_text(encoding="utf-8")
-    lines = ["# Findings", "", *_INTRODUCTION, "", answer, "", "![All claims](figures/answer.png)", ""]
+    lines = [
+        "# Findings",
+        "",
+        *_INTRODUCTION,
+        "",
+        answer,
+        "",
+        "![All claims](figures/answer.png)",
+        "",
+    ]
     there = {picture.name for picture in pictures()}
     for row in answer_rows():
         cells = [

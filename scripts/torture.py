@@ -1,12 +1,15 @@
-"""Attack the command line from outside: kill runs, fill the disk, damage files, mistype everything, send signals.
+"""Attack the command line: kill runs, fill the disk, damage files, mistype, send signals.
 
     python scripts/torture.py                          everything; more than an hour
     python scripts/torture.py --short                  some of everything, in about a minute
-    python scripts/torture.py --only mistakes          one part: kills, disk, damage, mistakes or signals
+    python scripts/torture.py --only mistakes          one part
     python scripts/torture.py --only kills --case fresh-17      one case, as a failure names it
 
-It attacks the package of the environment that it is started in, works in temporary folders, and needs Linux. A part prints what it tried and
-what went wrong: tracebacks, values accepted in silence, processes left behind, runs lost. The exit code is 1 if anything did.
+The parts are kills, disk, damage, mistakes and signals.
+
+It attacks the package of the environment that it is started in, works in temporary folders, and
+needs Linux. A part prints what it tried and what went wrong: tracebacks, values accepted in
+silence, processes left behind, runs lost. The exit code is 1 if anything did.
 """
 
 import argparse
@@ -16,9 +19,8 @@ import tempfile
 
 os.environ["OMP_NUM_THREADS"] = "1"  # forks need a process without threads
 os.environ["WANDB_MODE"] = "offline"
-os.environ.setdefault(
-    "MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "torture-matplotlib")
-)  # its fonts are the user's, not a case's
+# Its fonts are the user's, not a case's.
+os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "torture-matplotlib"))
 
 from torture.commands import load
 from torture.damage import damage
@@ -31,11 +33,17 @@ PARTS = {"kills": kills, "disk": disk, "damage": damage, "mistakes": mistakes, "
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=PARTS, action="append", help="a part (may be repeated; default: all)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", choices=PARTS, action="append", help="a part (may be repeated; default: all)"
+    )
     parser.add_argument("--short", action="store_true", help="a few cases of each part")
     parser.add_argument("--case", help="one case of the part")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn: mutations, mistakes, moments")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of what is drawn: mutations, mistakes, moments"
+    )
     arguments = parser.parse_args()
     if arguments.case is not None and (arguments.only is None or len(arguments.only) != 1):
         parser.error("--case needs --only PART")
@@ -51,7 +59,9 @@ def main() -> None:
     if tried == 0:
         parser.error(f"there is no case {arguments.case!r}")
     failed = sum(len(tally.failures) for tally in tallies)
-    print("\n" + "\n".join(tally.line() for tally in tallies) + f"\n{tried} tried, {failed} failures")
+    print(
+        "\n" + "\n".join(tally.line() for tally in tallies) + f"\n{tried} tried, {failed} failures"
+    )
     sys.exit(failed > 0)
 
 

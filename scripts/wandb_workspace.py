@@ -1,11 +1,12 @@
 """The dashboard as code: a W&B workspace and a report for a study, built with wandb-workspaces.
 
     pip install wandb-workspaces
-    python scripts/wandb_workspace.py --entity NAME                      print both as JSON; needs no network
-    python scripts/wandb_workspace.py --entity NAME --save               save them on the server
+    python scripts/wandb_workspace.py --entity NAME          print both as JSON, without a network
+    python scripts/wandb_workspace.py --entity NAME --save   save them on the server
 
-Panels: training loss, test accuracy, drop rates, gradient norm, model distance, gradient direction variance and error, against the
-training step. Runs are grouped by arm (what a run stands for); lines are means over seeds, bands their spread.
+Panels: training loss, test accuracy, drop rates, gradient norm, model distance, gradient direction
+variance and error, against the training step. Runs are grouped by arm; lines are means over seeds,
+bands their spread.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ SECTIONS = {
         "Training loss (running)": ["train/loss"],
         "Test accuracy": ["test/accuracy"],
     },
-    "Schedule": {"Drop rates": ["dropout/unit_rate", "dropout/path_rate"], "Learning rate": ["train/lr"]},
+    "Schedule": {
+        "Drop rates": ["dropout/unit_rate", "dropout/path_rate"],
+        "Learning rate": ["train/lr"],
+    },
     "Gradients": {
         "Gradient norm": ["probe/gradient_norm"],
         "Model distance": ["model/distance"],
@@ -42,7 +46,14 @@ SECTIONS = {
 def panels(section: str) -> list[wr.LinePlot]:
     """The line plots of one section: means over the seeds of an arm, with their spread."""
     return [
-        wr.LinePlot(title=title, x=STEP, y=metrics, groupby=wr.Config("arm"), groupby_aggfunc="mean", groupby_rangefunc="stddev")
+        wr.LinePlot(
+            title=title,
+            x=STEP,
+            y=metrics,
+            groupby=wr.Config("arm"),
+            groupby_aggfunc="mean",
+            groupby_rangefunc="stddev",
+        )
         for title, metrics in SECTIONS[section].items()
     ]
 
@@ -50,8 +61,17 @@ def panels(section: str) -> list[wr.LinePlot]:
 def workspace(entity: str, project: str, study: str) -> ws.Workspace:
     """The workspace of a study."""
     sections = [ws.Section(name=name, panels=panels(name), is_open=True) for name in SECTIONS]
-    runs = ws.RunsetSettings(groupby=[ws.Config("arm")], filters=[ws.Metric("Group") == study, ws.Metric("JobType") == "train"])
-    return ws.Workspace(entity=entity, project=project, name=f"earlydrop: {study}", sections=sections, runset_settings=runs)
+    runs = ws.RunsetSettings(
+        groupby=[ws.Config("arm")],
+        filters=[ws.Metric("Group") == study, ws.Metric("JobType") == "train"],
+    )
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=f"earlydrop: {study}",
+        sections=sections,
+        runset_settings=runs,
+    )
 
 
 def report(entity: str, project: str, study: str) -> wr.Report:
@@ -59,33 +79,52 @@ def report(entity: str, project: str, study: str) -> wr.Report:
     # without entity and project a run set is of the report's own project, and needs no look-up
     runset = wr.Runset(name=study, groupby=["config.arm"], filters=f"Metric('Group') == '{study}'")
     text = (
-        "Runs differ in their dropout schedule alone: initial weights, batches and augmentation are the same for a seed. "
+        "Runs differ in their dropout schedule alone: initial weights, batches and augmentation "
+        "are the same for a seed. "
         "One seed decides nothing; compare arms over several."
     )
     blocks: list[object] = [wr.TableOfContents(), wr.P(text)]
     for name in SECTIONS:
         blocks += [wr.H1(name), wr.PanelGrid(runsets=[runset], panels=panels(name))]
     return wr.Report(
-        entity=entity, project=project, title=f"earlydrop: {study}", description="Dropout schedules compared.", blocks=blocks
+        entity=entity,
+        project=project,
+        title=f"earlydrop: {study}",
+        description="Dropout schedules compared.",
+        blocks=blocks,
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--entity", required=True, help="your W&B user or team")
     parser.add_argument("--project", default="earlydrop")
     parser.add_argument("--study", default="quickstart")
-    parser.add_argument("--save", action="store_true", help="save them on the server instead of printing them")
+    parser.add_argument(
+        "--save", action="store_true", help="save them on the server instead of printing them"
+    )
     arguments = parser.parse_args()
     if MISSING is not None:
         parser.exit(1, f"error: {MISSING} is missing: pip install wandb-workspaces\n")
-    made = [make(arguments.entity, arguments.project, arguments.study) for make in (workspace, report)]
+    made = [
+        make(arguments.entity, arguments.project, arguments.study) for make in (workspace, report)
+    ]
     if arguments.save:
-        for each in made:
-            each.save()
-            print(each.url)
+        for page in made:
+            page.save()
+            print(page.url)
         return
-    print(json.dumps([json.loads(each._to_model().model_dump_json(by_alias=True, exclude_none=True)) for each in made], indent=1))
+    print(
+        json.dumps(
+            [
+                json.loads(page._to_model().model_dump_json(by_alias=True, exclude_none=True))
+                for page in made
+            ],
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

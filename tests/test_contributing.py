@@ -34,7 +34,7 @@ def copy(tmp_path_factory, request):
     for folder in ("earlydrop", "conf"):
         shutil.copytree(source / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     blocks = BLOCK.findall((source / "CONTRIBUTING.md").read_text())
-    assert len(blocks) == 16
+    assert len(blocks) == 15
     for block in blocks:
         add(root, *block)
     return root

@@ -1,4 +1,7 @@
-"""The arguments of somebody's function from the keys of a configuration: typed by its annotations, unknown ones refused by name."""
+"""Arguments of a user's function, from the keys of a configuration.
+
+They are typed by the function's annotations; unknown ones are refused by name.
+"""
 
 from __future__ import annotations
 
@@ -32,30 +35,43 @@ def arguments(
 
     Args:
         group: ``model``, ``data`` or ``schedule``; the keys are those of ``<group>.args``.
-        name: What the configuration calls the function.
+        name: The function's name in the configuration.
         function: The function or class.
         given: ``<group>.args``.
         offered: Further values that a parameter takes if it has this name.
         positional: How many leading parameters the caller fills in itself.
 
     Raises:
-        ConfigError: An argument that it does not take, one of another type, or one that it needs and nobody gave.
+        ConfigError: An argument that it does not take, one of another type, or one that it needs
+            and nobody gave.
     """
-    in_front = [each for each in _parameters(group, name, function)[:positional] if each.kind in _IN_FRONT]
+    first = _parameters(group, name, function)[:positional]
+    in_front = [parameter for parameter in first if parameter.kind in _IN_FRONT]
     if len(in_front) < positional:
-        raise ConfigError(f"{group}.name is {name!r}: it takes no argument for the Task; expected a function build(task, ...)")
-    values = typed(group, name, function, given, positional)
+        raise ConfigError(
+            f"{group}.name is {name!r}: it takes no argument for the Task; expected a function "
+            "build(task, ...)"
+        )
+    values = typed(group, name, function, given, positional=positional)
     for key, parameter in _takes(_parameters(group, name, function)[positional:]).items():
         if key in values:
             continue
         if key in offered:
             values[key] = offered[key]
         elif parameter.default is parameter.empty:
-            raise ConfigError(f"{group}.name is {name!r}: it needs {key!r}; give it with +{group}.args.{key}=")
+            raise ConfigError(
+                f"{group}.name is {name!r}: it needs {key!r}; give it with +{group}.args.{key}="
+            )
     return values
 
 
-def typed(group: str, name: str, function: Callable[..., Any], given: Mapping[str, Any], positional: int = 0) -> dict[str, Any]:
+def typed(
+    group: str,
+    name: str,
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    positional: int = 0,
+) -> dict[str, Any]:
     """The given arguments in the types that the function's annotations ask for.
 
     Raises:
@@ -63,42 +79,51 @@ def typed(group: str, name: str, function: Callable[..., Any], given: Mapping[st
     """
     parameters = _parameters(group, name, function)
     takes = _takes(parameters[positional:])
+    takes_any = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
     for key, value in given.items():
-        if key not in takes and not any(each.kind == inspect.Parameter.VAR_KEYWORD for each in parameters):
+        if key not in takes and not takes_any:
             said = f"it takes {', '.join(takes)}" if takes else "it takes none"
             raise ConfigError(
-                f"{group}.args.{key} is {value!r}: {group}.name={name} has no such argument, {said}{nearest(key, takes)}"
+                f"{group}.args.{key} is {value!r}: {group}.name={name} has no such argument, "
+                f"{said}{nearest(key, takes)}"
             )
     hints = _hints(function)
-    return {key: fit(value, hints.get(key, Any), f"{group}.args.{key}") for key, value in given.items()}
+    values = {}
+    for key, value in given.items():
+        values[key] = fit(value, hints.get(key, Any), f"{group}.args.{key}")
+    return values
 
 
 def takes(group: str, name: str, function: Callable[..., Any]) -> list[str]:
     """The names of a function's parameters."""
-    return [each.name for each in _parameters(group, name, function)]
+    return [parameter.name for parameter in _parameters(group, name, function)]
 
 
 def _parameters(group: str, name: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
-        raise ConfigError(f"{group}.name is {name!r}: it does not say which arguments it takes") from None
+        raise ConfigError(
+            f"{group}.name is {name!r}: it does not say which arguments it takes"
+        ) from None
 
 
 def _takes(parameters: list[inspect.Parameter]) -> dict[str, inspect.Parameter]:
-    return {each.name: each for each in parameters if each.kind in _NAMED}
+    return {parameter.name: parameter for parameter in parameters if parameter.kind in _NAMED}
 
 
 def fit(value: Any, kind: Any, key: str) -> Any:
-    """A value in the type that an annotation asks for; as it is, where the annotation is none of the plain types.
+    """Convert a value to the type that an annotation asks for.
+
+    A value of any other than the plain types stays as it is.
 
     Raises:
         ConfigError: It is of another type.
     """
-    found = _fitted(value, kind)
-    if found is _WRONG:
+    fitted = _fitted(value, kind)
+    if fitted is _WRONG:
         raise ConfigError(f"{key} is {value!r}: expected {_words(kind)}")
-    return found
+    return fitted
 
 
 _WRONG = object()
@@ -107,11 +132,11 @@ _WRONG = object()
 def _fitted(value: Any, kind: Any) -> Any:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        exact = (each for each in inner if type(value) is each)
-        for each in (*exact, *inner):
-            found = _fitted(value, each)
-            if found is not _WRONG:
-                return found
+        exact = (inner_kind for inner_kind in inner if type(value) is inner_kind)
+        for inner_kind in (*exact, *inner):
+            fitted = _fitted(value, inner_kind)
+            if fitted is not _WRONG:
+                return fitted
         return _WRONG
     if origin is typing.Literal:
         return value if value in inner else _WRONG
@@ -142,13 +167,17 @@ def _fitted_items(value: Any, kind: Any, inner: tuple[Any, ...]) -> Any:
         kinds = list(inner)
     else:
         kinds = [inner[0] if inner else Any] * len(value)
-    items = [_fitted(item, each) for item, each in zip(value, kinds, strict=True)]
+    items = [_fitted(item, item_kind) for item, item_kind in zip(value, kinds, strict=True)]
     return _WRONG if any(item is _WRONG for item in items) else kind(items)
 
 
 def _words(kind: Any) -> str:
     """An annotation as it is written."""
-    return kind.__name__ if isinstance(kind, type) and typing.get_origin(kind) is None else str(kind).replace("typing.", "")
+    return (
+        kind.__name__
+        if isinstance(kind, type) and typing.get_origin(kind) is None
+        else str(kind).replace("typing.", "")
+    )
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights, kept beside training and evaluated as a model of its own."""
+"""An exponential moving average of a model's weights, evaluated as a model of its own."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """Averaged weights: after every step a' = decay · a + (1 − decay) · w, from the initial weights on.
+    """Averaged weights: a' = decay · a + (1 − decay) · w after every step, from the first on.
 
-    This is the average of timm's ``ModelEma`` without its warm-up, as the recipes of ConvNeXt take it (Liu et al. 2022,
-    arXiv:2201.03545, appendix A.1). Buffers in floating point, such as the statistics of BatchNorm, are averaged too; others are copied.
+    This is the average of timm's ``ModelEma`` without its warm-up, as the recipes of ConvNeXt take
+    it (Liu et al. 2022, arXiv:2201.03545, appendix A.1). Buffers in floating point, such as the
+    statistics of BatchNorm, are averaged too; others are copied.
 
     Args:
         model: The model in training. It is never changed, but within `in_place`.
@@ -23,10 +24,14 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
-        own: dict[tuple[int, torch.Size], Tensor] = {}  # weights that have two names, such as tied ones, have one average
+        own: dict[
+            tuple[int, torch.Size], Tensor
+        ] = {}  # weights that have two names, such as tied ones, have one average
         self.averages: dict[str, Tensor] = {}
         for name, tensor in _tensors(model):
-            self.averages[name] = own.setdefault((tensor.data_ptr(), tensor.shape), tensor.detach().clone())
+            self.averages[name] = own.setdefault(
+                (tensor.data_ptr(), tensor.shape), tensor.detach().clone()
+            )
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every weight once, with its average."""
@@ -79,5 +84,7 @@ class WeightAverage:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a model by name; what else its modules save is no weight."""
-    yield from ((name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor))
+    """The tensors of a model's state by name; anything else in it is no weight."""
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            yield name, value

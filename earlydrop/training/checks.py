@@ -1,4 +1,4 @@
-"""What a configuration refuses by itself, before the data and the model are looked at."""
+"""Checks of a configuration by itself, before the data and the model are read."""
 
 from __future__ import annotations
 
@@ -22,68 +22,115 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: A value is not one of the choices, out of range, or does not fit another.
     """
-    for name, key in keys().items():
-        value = key.of(config)
-        if key.choices and value not in key.choices and name != "schedule.name":  # which may be somebody's own; the plan says so
-            raise ConfigError(f"{name} is {value!r}: expected one of {', '.join(str(c) for c in key.choices if c is not None)}")
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and printable(text) != text:
-                raise ConfigError(f"{name} is {text!r}: expected UTF-8; rename it, or go by a link with another name")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{name} is {value!r}: expected a finite number")
-        if key.bounds is not None and value is not None:
-            inside, expected = BOUNDS[key.bounds]
-            if not inside(value):
-                raise ConfigError(f"{name} is {value!r}: expected {expected}")
+    _check_values(config)
     _check_schedule(config)
     _check_names(config)
     _check_path_rate(config)
     _check_arguments(config)
     if config.checkpoint is not None and config.mode != "eval":
         raise ConfigError(
-            f"checkpoint is {config.checkpoint!r}: it says what mode=eval evaluates; a run goes on from its own checkpoints"
+            f"checkpoint is {config.checkpoint!r}: it says what mode=eval evaluates; a run goes on "
+            "from its own checkpoints"
         )
     if config.optim.min_lr > config.optim.lr:
-        raise ConfigError(f"optim.min_lr is {config.optim.min_lr:g}: expected at most optim.lr, which is {config.optim.lr:g}")
+        raise ConfigError(
+            f"optim.min_lr is {config.optim.min_lr:g}: expected at most optim.lr, which is "
+            f"{config.optim.lr:g}"
+        )
     if config.probe.at and config.probe.batches < 2:
-        raise ConfigError(f"probe.batches is {config.probe.batches!r}: gradient direction variance needs at least 2 gradients")
-    splits = config.evaluation.splits
-    if not splits or len(set(splits)) < len(splits) or not set(splits) <= set(SPLITS):
-        raise ConfigError(f"evaluation.splits is {splits}: expected one or more of {', '.join(SPLITS)}, each once")
+        raise ConfigError(
+            f"probe.batches is {config.probe.batches!r}: gradient direction variance needs at "
+            "least 2 gradients"
+        )
+    _check_splits(config)
     _check_objective(config)
     _check_tracking(config)
-    watched = config.trainer.stop_metric
-    if watched is not None and watched.partition("/")[0] not in splits:
-        raise ConfigError(f"trainer.stop_metric is {watched!r}: evaluation.splits is {splits}, which does not measure it")
+    _check_stop_metric(config)
     if config.probe.compare and config.probe.at and config.schedule.rate <= 0 and not drops(config):
-        raise ConfigError(f"probe.compare is true: schedule.rate is {config.schedule.rate:g}, expected the rate to compare with")
-    if config.trainer.mc_passes is not None and config.data.name == "text":
         raise ConfigError(
-            f"trainer.mc_passes is {config.trainer.mc_passes}: Monte Carlo dropout is measured on images; leave it null"
+            f"probe.compare is true: schedule.rate is {config.schedule.rate:g}, expected the rate "
+            "to compare with"
         )
-    if config.trainer.profile is not None:
-        profile_window(config.trainer.profile)
-    if config.trainer.batch_size % config.trainer.accumulate:
+    _check_trainer(config)
+
+
+def _check_values(config: Config) -> None:
+    """Every value is one of its choices, inside its bounds, finite, and UTF-8."""
+    for name, key in keys().items():
+        value = key.of(config)
+        takes_any = name == "schedule.name"  # a user's own schedule is looked at with the plan
+        if key.choices and value not in key.choices and not takes_any:
+            choices = ", ".join(str(choice) for choice in key.choices if choice is not None)
+            raise ConfigError(f"{name} is {value!r}: expected one of {choices}")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and printable(text) != text:
+                raise ConfigError(
+                    f"{name} is {text!r}: expected UTF-8; rename it, or go by a link with another "
+                    "name"
+                )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} is {value!r}: expected a finite number")
+        if key.bounds is not None and value is not None:
+            inside, expected = BOUNDS[key.bounds]
+            if not inside(value):
+                raise ConfigError(f"{name} is {value!r}: expected {expected}")
+
+
+def _check_splits(config: Config) -> None:
+    splits = config.evaluation.splits
+    if not splits or len(set(splits)) < len(splits) or not set(splits) <= set(SPLITS):
         raise ConfigError(
-            f"trainer.accumulate is {config.trainer.accumulate}: expected a divisor of trainer.batch_size "
-            f"({config.trainer.batch_size}), which counts the images of one optimizer step"
+            f"evaluation.splits is {splits}: expected one or more of {', '.join(SPLITS)}, each once"
+        )
+
+
+def _check_stop_metric(config: Config) -> None:
+    watched, splits = config.trainer.stop_metric, config.evaluation.splits
+    if watched is not None and watched.partition("/")[0] not in splits:
+        raise ConfigError(
+            f"trainer.stop_metric is {watched!r}: evaluation.splits is {splits}, which does not "
+            "measure it"
+        )
+
+
+def _check_trainer(config: Config) -> None:
+    trainer = config.trainer
+    if trainer.mc_passes is not None and config.data.name == "text":
+        raise ConfigError(
+            f"trainer.mc_passes is {trainer.mc_passes}: Monte Carlo dropout is measured on "
+            "images; leave it null"
+        )
+    if trainer.profile is not None:
+        profile_window(trainer.profile)
+    if trainer.batch_size % trainer.accumulate:
+        raise ConfigError(
+            f"trainer.accumulate is {trainer.accumulate}: expected a divisor of trainer.batch_size "
+            f"({trainer.batch_size}), which counts the images of one optimizer step"
         )
 
 
 def _check_objective(config: Config) -> None:
-    """What is optimised has to be measured in every run."""
+    """The metric that a sweeper optimises has to be measured in every run."""
     name = config.objective
     if name is None:
         return
     if name not in METRICS and not is_own(name):
-        near = difflib.get_close_matches(name, METRICS, 1, 0.6)
-        meant = f": did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"objective is {name!r}: expected a metric, such as test/accuracy or train_eval/loss{meant}")
+        close = difflib.get_close_matches(name, METRICS, 1, 0.6)
+        meant = f": did you mean {close[0]}?" if close else ""
+        raise ConfigError(
+            f"objective is {name!r}: expected a metric, such as test/accuracy or "
+            f"train_eval/loss{meant}"
+        )
     split = name.partition("/")[0]
     if split in SPLITS and split not in config.evaluation.splits:
-        raise ConfigError(f"objective is {name!r}: evaluation.splits is {config.evaluation.splits}, which does not measure it")
+        raise ConfigError(
+            f"objective is {name!r}: evaluation.splits is {config.evaluation.splits}, which does "
+            "not measure it"
+        )
     if split.startswith("probe") and not config.probe.at:
-        raise ConfigError(f"objective is {name!r}: probe.at is empty, so it is not measured; give probe=few")
+        raise ConfigError(
+            f"objective is {name!r}: probe.at is empty, so it is not measured; give probe=few"
+        )
 
 
 def _check_tracking(config: Config) -> None:
@@ -95,13 +142,18 @@ def _check_tracking(config: Config) -> None:
     if missing(backend):
         raise ConfigError(f"{said}: {backend} is not installed; pip install 'earlydrop[{backend}]'")
     if mode == "online" and backend != "mlflow":
-        raise ConfigError(f"{said}: it writes files on this machine and sends nothing; leave tracking=offline")
+        raise ConfigError(
+            f"{said}: it writes files on this machine and sends nothing; leave tracking=offline"
+        )
     if mode == "online" and not os.environ.get("MLFLOW_TRACKING_URI"):
-        raise ConfigError(f"{said}, tracking is online: MLFLOW_TRACKING_URI does not say where to; set it, or use tracking=offline")
+        raise ConfigError(
+            f"{said}, tracking is online: MLFLOW_TRACKING_URI does not say where to; set it, or "
+            "use tracking=offline"
+        )
 
 
 def _check_schedule(config: Config) -> None:
-    """A schedule of ours refuses its own values; somebody's own is looked at with the plan."""
+    """A schedule of ours refuses its own values; a user's is looked at with the plan."""
     if not own_schedule(config):
         try:
             parse_schedule(config.schedule)
@@ -110,48 +162,69 @@ def _check_schedule(config: Config) -> None:
 
 
 def _check_path_rate(config: Config) -> None:
-    """A second peak is for two kinds of sites, under a schedule that has one number for its peak."""
+    """A second peak needs two kinds of sites, and a schedule whose peak is one number."""
     schedule = config.schedule
     if schedule.path_rate is None:
         return
     given = f"schedule.path_rate is {schedule.path_rate:g}"
     if schedule.kind != "all":
         raise ConfigError(
-            f"{given}: it is the peak of the path sites beside schedule.rate, the peak of the unit sites, and needs schedule.kind=all; "
+            f"{given}: it is the peak of the path sites beside schedule.rate, the peak of the unit "
+            "sites, and needs schedule.kind=all; "
             f"schedule.kind is {schedule.kind!r}, so leave it null"
         )
     if drops(config) and not keys()["schedule.rate"].used(config):
-        raise ConfigError(f"{given}: schedule={schedule.name} has no schedule.rate beside which it could stand; leave it null")
+        raise ConfigError(
+            f"{given}: schedule={schedule.name} has no schedule.rate beside which it could stand; "
+            "leave it null"
+        )
     if schedule.path_rate == 0:
-        raise ConfigError(f"{given}: expected more than 0; schedule.kind=unit leaves the path sites off")
+        raise ConfigError(
+            f"{given}: expected more than 0; schedule.kind=unit leaves the path sites off"
+        )
     if schedule.rate == 0 and schedule.name != "none":
         raise ConfigError(
-            f"{given} and schedule.rate is 0: to drive the path sites alone, give schedule.kind=path and schedule.rate"
+            f"{given} and schedule.rate is 0: to drive the path sites alone, give "
+            "schedule.kind=path and schedule.rate"
         )
 
 
 def _check_arguments(config: Config) -> None:
-    """The arguments of somebody's own code are plain values under plain names."""
+    """The arguments of a user's code are plain values under plain names."""
     for key in OPEN:
         for name, value in keys()[key].of(config).items():
             if not str(name).isidentifier():
-                raise ConfigError(f"{key} has {name!r}: expected the name of an argument, such as {key}.width")
+                raise ConfigError(
+                    f"{key} has {name!r}: expected the name of an argument, such as {key}.width"
+                )
             if isinstance(value, dict):
-                raise ConfigError(f"{key}.{name} is {value!r}: expected a number, a text, true, false, null, or a list of them")
+                raise ConfigError(
+                    f"{key}.{name} is {value!r}: expected a number, a text, true, false, null, or "
+                    "a list of them"
+                )
 
 
-_NOT_IN_PROJECTS = "/\\#?%:"  # what W&B refuses in the name of a project
+_NOT_IN_PROJECTS = "/\\#?%:"  # characters that W&B refuses in the name of a project
 
 
 def _check_names(config: Config) -> None:
-    """Names become folders, and what the dashboard shows: each is one plain word or phrase."""
+    """Names become folders and titles on the dashboard: each is one plain word or phrase."""
     for key, name in (("study", config.study), ("label", config.label)):
-        if name is not None and (not name.strip(" .") or any(c in "/\\" or not c.isprintable() for c in name)):
-            raise ConfigError(f"{key} is {name!r}: expected one plain name for a folder, without / and not only dots")
+        if name is not None and (
+            not name.strip(" .") or any(c in "/\\" or not c.isprintable() for c in name)
+        ):
+            raise ConfigError(
+                f"{key} is {name!r}: expected one plain name for a folder, without / and not only "
+                "dots"
+            )
         if name is not None:
             slug(name, key)
-    if not 0 < len(config.project) <= 128 or any(c in _NOT_IN_PROJECTS or not c.isprintable() for c in config.project):
-        raise ConfigError(f"project is {config.project!r}: expected 1 to 128 characters without {' '.join(_NOT_IN_PROJECTS)}")
+    refused = [c for c in config.project if c in _NOT_IN_PROJECTS or not c.isprintable()]
+    if not 0 < len(config.project) <= 128 or refused:
+        raise ConfigError(
+            f"project is {config.project!r}: expected 1 to 128 characters without "
+            f"{' '.join(_NOT_IN_PROJECTS)}"
+        )
     for tag in config.tags:
         if not 0 < len(tag) <= 64:
             raise ConfigError(f"tags holds {tag!r}: a tag has 1 to 64 characters")

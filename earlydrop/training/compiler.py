@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from earlydrop.training.config import TrainerConfig
 
 INSTALL = "on Debian and Ubuntu: apt-get install g++ python3-dev"
-"""How the compiler and the headers that torch.compile needs on a CPU are installed."""
+"""The command that installs the compiler and the headers that torch.compile needs on a CPU."""
 
 
 def _one_line(x: Tensor) -> Tensor:
@@ -19,15 +19,17 @@ def _one_line(x: Tensor) -> Tensor:
 
 
 def compiled(model: nn.Module, options: TrainerConfig) -> nn.Module:
-    """A model as torch.compile makes it in the mode that a run asks for; its weights are the model's own."""
-    more: dict[str, Any] = {} if options.compile_mode == "default" else {"mode": options.compile_mode}
+    """Compile a model in the mode of its run; its weights are the model's own."""
+    more: dict[str, Any] = (
+        {} if options.compile_mode == "default" else {"mode": options.compile_mode}
+    )
     made: nn.Module = torch.compile(model, **more)  # type: ignore[assignment]
     return made
 
 
 @functools.cache
 def compiler_problem(device_type: str) -> str | None:
-    """What stops torch.compile on this machine.
+    """The problem that stops torch.compile on this machine, if there is one.
 
     Compiles a function of one line and runs it. The answer is kept for the process.
 

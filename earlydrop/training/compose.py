@@ -1,4 +1,4 @@
-"""Composing and reading configurations with Hydra: where their files are, the schema beside them, and plain values back into it."""
+"""Composing configurations with Hydra, and reading them back from plain values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from earlydrop.training.schedule_config import schedule_options
 
 
 def conf_folder() -> Path:
-    """The folder of configuration files: the repository's in a clone or an editable install, else the package's own.
+    """The folder of configuration files: the repository's where there is one, else the package's.
 
     Raises:
         FileNotFoundError: Neither is there.
@@ -35,7 +35,7 @@ def results_folder() -> Path | None:
 
 
 def register_schema() -> None:
-    """Give Hydra the schema, and an option of the group ``schedule`` for every registered schedule that has no file."""
+    """Give Hydra the schema, and an option for every registered schedule without a file."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
@@ -47,12 +47,15 @@ def register_schema() -> None:
             store.store(group="schedule", name=name, node=values)
     for group in ("model", "data", "schedule"):
         for name in installed(group):
-            if name not in schedule_options() and not (conf_folder() / group / f"{name}.yaml").is_file():
+            if (
+                name not in schedule_options()
+                and not (conf_folder() / group / f"{name}.yaml").is_file()
+            ):
                 store.store(group=group, name=name, node={"name": name})
 
 
 def _study_folder(out: str, study: str) -> str:
-    """Where a sweep's own files go: the study's folder, by the name that its runs give it."""
+    """The folder of a sweep's own files: the study's."""
     from earlydrop.training.names import study_folder
 
     try:
@@ -67,10 +70,11 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def compose_one(overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """`compose`, for one run: what a command line would refuse, or sweep over, is refused.
+    """Compose one run; errors of a command line, and sweeps, are refused.
 
     Raises:
-        ConfigError: A key or an option that there is not, a value that cannot be, several values of a key.
+        ConfigError: A key or an option that there is not, a value that cannot be, several values of
+            a key.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -78,17 +82,18 @@ def compose_one(overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
-        swept = [str(each.key_or_group) for each in parsed if each.is_sweep_override()]
+        swept = [str(item.key_or_group) for item in parsed if item.is_sweep_override()]
         values: dict[str, Any] = {}
         if not swept:
             values, params = _composed(overrides)
-            once = {str(each.key_or_group) for each in parsed}
+            once = {str(item.key_or_group) for item in parsed}
             swept = [key for key in params if key not in once]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(one_line(error)) from error
     if swept:
         raise ConfigError(
-            f"these overrides sweep over {', '.join(swept)}: give one value of each, such as {swept[0]}=..., or run the sweep with "
+            f"these overrides sweep over {', '.join(swept)}: give one value of each, such as "
+            f"{swept[0]}=..., or run the sweep with "
             "the command earlydrop"
         )
     return values
@@ -110,7 +115,7 @@ def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def one_line(error: Exception) -> str:
-    """What Hydra says of a configuration that it cannot compose, without the names of its own classes."""
+    """Hydra's error about a configuration, in one line, without the names of its classes."""
     sweep = re.search(r"Ambiguous value for argument '(.*?)'", str(error))
     if sweep is not None:
         return f"{sweep[1]} is a sweep: add -m"
@@ -118,36 +123,39 @@ def one_line(error: Exception) -> str:
     if wrong is not None and wrong[2] in keys():
         words = expected(keys()[wrong[2]])
         return f"{wrong[1]}: expected {words[0].lower()}{words[1:]}"
-    lines = [line.strip() for each in (error, error.__cause__) if each is not None for line in str(each).splitlines()]
-    said = ": ".join(
-        line.rstrip(":") for line in lines if line and not line.startswith(("full_key", "object_type", "reference_type"))
+    text = f"{error}\n{error.__cause__}" if error.__cause__ is not None else str(error)
+    lines = [line.strip() for line in text.splitlines()]
+    internal = ("full_key", "object_type", "reference_type")
+    said = ": ".join(line.rstrip(":") for line in lines if line and not line.startswith(internal))
+    return re.sub(
+        r"Merge error: \w+ is not a subclass of (\w+)Config\. value:", _group_is_no_value, said
     )
-    return re.sub(r"Merge error: \w+ is not a subclass of (\w+)Config\. value:", _group_is_no_value, said)
 
 
-def _group_is_no_value(found: re.Match[str]) -> str:
-    """In place of OmegaConf's words: a file gives a group of keys one value, as `tracking` had before it was a group."""
-    name = found[1].lower()
+def _group_is_no_value(match: re.Match[str]) -> str:
+    """A message for a file that gives a group of keys one value, as `tracking` once had."""
+    name = match[1].lower()
     first = next(key for key in keys() if key.startswith(f"{name}."))
-    return f"{name} is a group of keys, such as {first}; write {name}: {{{first.partition('.')[2]}: ...}}, not"
+    key = first.partition(".")[2]
+    return f"{name} is a group of keys, such as {first}; write {name}: {{{key}: ...}}, not"
 
 
 def _literal(value: Any) -> Any:
-    """Values in which ``${`` means itself: a configuration that somebody sent is never interpolated."""
+    """Escape ``${`` in values: a configuration from somebody else is never interpolated."""
     if isinstance(value, Mapping):
-        return {key: _literal(each) for key, each in value.items()}
+        return {key: _literal(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_literal(each) for each in value]
+        return [_literal(item) for item in value]
     return literal(value) if isinstance(value, str) else value
 
 
 def literal(text: str) -> str:
     """A text in which ``${`` means itself to OmegaConf."""
-    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
-    """A configuration from nested plain values, such as a run's ``config.yaml``; missing keys take their defaults.
+    """Make a configuration from nested plain values; missing keys take their defaults.
 
     Raises:
         ConfigError: An unknown key, or a value of the wrong type.
@@ -156,9 +164,13 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _literal(as_now(values))))
+        config = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(Config), _literal(as_now(values)))
+        )
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(config, Config):
         raise ConfigError("the configuration is not a mapping of the schema's keys")
     return dataclasses.replace(config)

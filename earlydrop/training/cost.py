@@ -1,4 +1,4 @@
-"""What a run will cost, from short timings here: time, memory, disk, and how many cores its input path needs."""
+"""The estimated cost of a run, from short timings: time, memory, disk and input path."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _FORWARD = 1 / 3  # of a training pass: a backward pass takes about two forward 
 
 
 class Cost(NamedTuple):
-    """What a run costs.
+    """The cost of a run.
 
     Attributes:
-        images_per_second: What one worker trains.
-        measured: Whether that was timed here, or given.
+        images_per_second: Images that one worker trains per second.
+        measured: Whether it was timed on this machine; else it was given.
         training: Seconds of training, of all workers side by side.
         evaluation: Seconds of all evaluations.
         probes: Seconds of all probes.
@@ -36,8 +36,9 @@ class Cost(NamedTuple):
         optimizer: Bytes of the optimizer's state.
         activations: Bytes that a part of a batch keeps for its backward pass.
         checkpoint: Bytes of a checkpoint.
-        input: Images a second that one core reads and augments; None where no image is read.
-        loaders: Processes that read and augment for a worker; with 0 it does so itself, before each part that it trains.
+        input: Images that one core reads and augments per second; None where none are read.
+        loaders: Processes that read and augment for a worker; with 0 it does so itself, before each
+            part that it trains.
     """
 
     images_per_second: float
@@ -65,7 +66,8 @@ class Cost(NamedTuple):
             passes: How many training passes the device's work on each is worth.
 
         Returns:
-            The time of the slower of device and input path; of both, if one process does the one after the other.
+            The time of the slower of device and input path; of both, if one process does the one
+            after the other.
         """
         computing = images * passes / self.images_per_second
         if self.input is None:
@@ -76,7 +78,7 @@ class Cost(NamedTuple):
 
 
 def workers_of(plan: Plan) -> int:
-    """How many workers a plan is for."""
+    """The number of workers of a plan."""
     from earlydrop.training.distributed import world_size
 
     return plan.config.plan.workers or world_size()
@@ -85,14 +87,16 @@ def workers_of(plan: Plan) -> int:
 def estimate(plan: Plan, like: Cost | None = None) -> Cost:
     """Time a few training passes and reads, and scale them to the whole run.
 
-    ``like`` is what a run of the same model and data costs: what was timed there is not timed again.
+    ``like`` is the cost of a run of the same model and data, whose timings are not taken
+    again.
     """
     config = plan.config
     workers, batch = workers_of(plan), config.trainer.batch_size
     like = like or _measure(plan)
-    evaluated = sum(
-        evaluated_images(plan, split, step == plan.total_steps) for step in plan.eval_steps for split in config.evaluation.splits
-    )
+    evaluated = 0
+    for step in plan.eval_steps:
+        for split in config.evaluation.splits:
+            evaluated += evaluated_images(plan, split, last=step == plan.total_steps)
     evaluated *= 2 if config.trainer.ema is not None else 1
     twice = 2 if plan.compares else 1
     probed = len(plan.probe_steps) * (config.probe.batches * batch + dataset_images(plan)) * twice
@@ -104,7 +108,7 @@ def estimate(plan: Plan, like: Cost | None = None) -> Cost:
 
 
 def _measure(plan: Plan) -> Cost:
-    """What does not depend on the length of a run; its times are 0."""
+    """The part of a cost that does not depend on a run's length; its times are 0."""
     config = plan.config
     model, _ = scheduled_model(plan)
     given = config.plan.images_per_second
@@ -128,19 +132,22 @@ def _measure(plan: Plan) -> Cost:
 
 
 def _images_per_second(plan: Plan) -> float:
-    """Images that this process trains a second, from whole optimizer steps; of large batches, from as many images as a moment allows."""
+    """Images that this process trains per second, from whole optimizer steps.
+
+    Of a large batch only as many images are timed as two seconds allow.
+    """
     batch = plan.config.trainer.batch_size // plan.config.trainer.accumulate
     rate, images = 0.0, min(batch, 4)
     while True:
         rate = _timed(plan, images)
-        wanted = min(batch, max(int(rate * _SECONDS / 3), 1))
-        if wanted < 2 * images or images == batch:
+        affordable = min(batch, max(int(rate * _SECONDS / 3), 1))
+        if affordable < 2 * images or images == batch:
             return rate
-        images = wanted
+        images = affordable
 
 
 def _timed(plan: Plan, images: int) -> float:
-    """The median of three steps of so many images, in images a second, after one that does not count."""
+    """Images per second: the median of three steps, after one that does not count."""
     trainer_config = dataclasses.replace(plan.config.trainer, batch_size=images, accumulate=1)
     config = dataclasses.replace(plan.config, trainer=trainer_config)
     small = dataclasses.replace(plan, config=config, source=plan.source.serial(), total_steps=4)
@@ -153,7 +160,7 @@ def _timed(plan: Plan, images: int) -> float:
         for parts in trainer.batches():
             began = time.perf_counter()
             trainer.train_step(parts)
-            trainer.window[-1].tolist()
+            trainer.window.summed()[-1].tolist()
             times.append(time.perf_counter() - began)
         folder.close()
     return images / sorted(times[1:])[1]
@@ -177,7 +184,10 @@ def _activations(plan: Plan, model: nn.Module) -> float:
 
 
 def _input_rate(plan: Plan) -> float:
-    """Images a second that one core reads and augments, after a few that do not count: files are opened and modules loaded there."""
+    """Images that one core reads and augments per second.
+
+    A few images before do not count: they open files and load modules.
+    """
     count, reader = min(16, plan.source.sizes["train"]), plan.source.serial()
     keyed = [(0, torch.arange(min(count, 2))), (0, torch.arange(count))]
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The printed plan of a run, and what the run will cost."""
+"""The printed plan of a run, with its estimated cost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from earlydrop.schedules import Schedule
 from earlydrop.sites import Site, find_sites
@@ -23,67 +24,107 @@ def print_plan(plan: Plan) -> None:
     """Print sites, resolved steps, rates, fingerprint and estimated cost, training nothing.
 
     Raises:
-        ConfigError: The workers cannot share a batch, or the model cannot do what the run says.
+        ConfigError: The workers cannot share a batch, or the model does not suit the run.
     """
     config, workers = plan.config, workers_of(plan)
     check_parts(config.trainer.accumulate, config.trainer.batch_size, workers)
     refuse_broken_compiler(plan)
     model, scheduler = scheduled_model(plan)
     try_forward(model, plan)
-    parameters = sum(p.numel() for p in model.parameters())
-    source, total = plan.source, plan.total_steps
     print(f"folder       {plan.folder}")
     print(f"fingerprint  {plan.fingerprint}")
-    print(f"model        {config.model.name}, {parameters:,} parameters, on {plan.device}, {_threads()}")
-    for key, code in plan.code.items():
-        files = ", ".join(path.name for path in code.paths)
-        print(f"own code     {key.removesuffix('.' + code.label)}={code.name}: {files}, SHA-256 {code.digest[:12]}")
-    for heading, lines in in_words(config.model, task_of(plan)).items():
-        for i, line in enumerate(lines):
-            print(f"{'' if i else heading:<13}{line}")
-    what = "images" if source.context is None else f"contexts of {source.context} bytes"
-    classes = f", {source.classes:,} classes" if source.context is None else ""
-    print(f"data         {config.data.name}: {source.sizes['train']:,} training and {source.sizes['test']:,} test {what}{classes}")
-    if source.left_out:
-        print(f"left out     {counts_in_words(source.left_out)}")
-    if source.absent:
-        print(
-            "             (not on this machine: these are its published sizes, so the fingerprint is not the run's; see data.download)"
-        )
-    print(f"length       {total} steps ({plan.steps_per_epoch} an epoch), warm-up {plan.warmup_steps} steps")
-    parts = config.trainer.accumulate
-    shared = f", {parts // workers} for each of {workers} workers" if workers > 1 else ""
-    each = "" if parts == 1 else f"s of {config.trainer.batch_size // parts}"
-    print(f"batch        {config.trainer.batch_size} in {parts} part{each}{shared}")
-    print(f"schedule     {plan.schedule!r}, kind {config.schedule.kind}")
-    shown = sorted({0, *(total * i // 10 for i in range(10)), total - 1})
-    print("rates        " + _rates(plan.schedule, shown))
-    if plan.path_schedule is not None:
-        print("path rates   " + _rates(plan.path_schedule, shown))
-    print(f"evaluated    after steps {_some(plan.eval_steps)}, on {', '.join(config.evaluation.splits)}")
-    print(f"probed       {'after steps ' + _some(plan.probe_steps) if plan.probe_steps else 'never'}")
+    _print_model(plan, model)
+    _print_data(plan)
+    _print_steps(plan, workers)
     if scheduler:
         kind = config.schedule.kind
-        print(f"sites        {_sites([site for site in find_sites(model) if kind in ('all', site.kind)])}")
+        sites = [site for site in find_sites(model) if kind in ("all", site.kind)]
+        print(f"sites        {_sites(sites)}")
     else:
         print("sites        none driven: the schedule never drops")
     _print_cost(plan, estimate(plan), workers)
 
 
+def _print_model(plan: Plan, model: nn.Module) -> None:
+    config = plan.config
+    parameters = sum(p.numel() for p in model.parameters())
+    print(
+        f"model        {config.model.name}, {parameters:,} parameters, on {plan.device}, "
+        f"{_threads()}"
+    )
+    for key, code in plan.code.items():
+        files = ", ".join(path.name for path in code.paths)
+        print(
+            f"own code     {key.removesuffix('.' + code.label)}={code.name}: {files}, SHA-256 "
+            f"{code.digest[:12]}"
+        )
+    for heading, lines in in_words(config.model, task_of(plan)).items():
+        for i, line in enumerate(lines):
+            print(f"{'' if i else heading:<13}{line}")
+
+
+def _print_data(plan: Plan) -> None:
+    source, name = plan.source, plan.config.data.name
+    what = "images" if source.context is None else f"contexts of {source.context} bytes"
+    classes = f", {source.classes:,} classes" if source.context is None else ""
+    print(
+        f"data         {name}: {source.sizes['train']:,} training and "
+        f"{source.sizes['test']:,} test {what}{classes}"
+    )
+    if source.left_out:
+        print(f"left out     {counts_in_words(source.left_out)}")
+    if source.absent:
+        print(
+            "             (not on this machine: these are its published sizes, so the fingerprint "
+            "is not the run's; see data.download)"
+        )
+
+
+def _print_steps(plan: Plan, workers: int) -> None:
+    """Print the length, the batch, the schedule, and the steps that are measured."""
+    config, total = plan.config, plan.total_steps
+    print(
+        f"length       {total} steps ({plan.steps_per_epoch} an epoch), warm-up "
+        f"{plan.warmup_steps} steps"
+    )
+    parts = config.trainer.accumulate
+    shared = f", {parts // workers} for each of {workers} workers" if workers > 1 else ""
+    size = "" if parts == 1 else f"s of {config.trainer.batch_size // parts}"
+    print(f"batch        {config.trainer.batch_size} in {parts} part{size}{shared}")
+    print(f"schedule     {plan.schedule!r}, kind {config.schedule.kind}")
+    tenths = sorted({0, *(total * i // 10 for i in range(10)), total - 1})
+    print("rates        " + _rates(plan.schedule, tenths))
+    if plan.path_schedule is not None:
+        print("path rates   " + _rates(plan.path_schedule, tenths))
+    splits = ", ".join(config.evaluation.splits)
+    print(f"evaluated    after steps {_steps(plan.eval_steps)}, on {splits}")
+    probed = f"after steps {_steps(plan.probe_steps)}" if plan.probe_steps else "never"
+    print(f"probed       {probed}")
+
+
 def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
     config = plan.config
-    sizes = {"weights and gradients": cost.weights, "optimizer": cost.optimizer, "activations": cost.activations}
+    sizes = {
+        "weights and gradients": cost.weights,
+        "optimizer": cost.optimizer,
+        "activations": cost.activations,
+    }
     said = ", ".join(f"{in_bytes(size)} {name}" for name, size in sizes.items())
-    print(f"memory       {in_bytes(sum(sizes.values()))} for each worker ({said} of a part in float32)")
+    print(
+        f"memory       {in_bytes(sum(sizes.values()))} for each worker ({said} of a part in "
+        "float32)"
+    )
     if cost.input is not None:
         needed = cost.images_per_second / cost.input
         print(
-            f"input        {cost.input:.0f} images/s from one core here; {needed:.1f} cores feed a worker, which has data.workers="
+            f"input        {cost.input:.0f} images/s from one core here; {needed:.1f} cores feed a "
+            "worker, which has data.workers="
             f"{config.data.workers}" + (": too few" if needed > max(config.data.workers, 1) else "")
         )
     free = shutil.disk_usage(existing(Path(config.out).expanduser())).free
     print(
-        f"checkpoints  {in_bytes(cost.checkpoint)} each, two kept and one being written, every {config.trainer.checkpoint_seconds:g} s; "
+        f"checkpoints  {in_bytes(cost.checkpoint)} each, two kept and one being written, every "
+        f"{config.trainer.checkpoint_seconds:g} s; "
         f"{in_bytes(free)} free" + (": too little" if free < 3 * cost.checkpoint else "")
     )
     parts = {"training": cost.training, "evaluation": cost.evaluation, "probes": cost.probes}
@@ -96,23 +137,27 @@ def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
     if cost.input_bound:
         freed = estimate(plan, cost._replace(input=None))
         hours = (freed.training + freed.evaluation + freed.probes) * workers / 3600
-        bound = f"bound by its input of {_fed(cost)}; compute bound it would be {hours:.3g} {unit}, {pace}"
+        bound = (
+            f"bound by its input of {_fed(cost)}; compute bound it would be {hours:.3g} {unit}, "
+            f"{pace}"
+        )
     elif cost.input is not None:
         bound += f", with an input of {_fed(cost)}"
     print(f"estimated    {total:.0f} s ({text}), {total * workers / 3600:.3g} {unit}, {bound}")
 
 
 def _fed(cost: Cost) -> str:
-    """What the input path gives a worker, in words."""
+    """The input path of a worker, in words."""
     cores = max(cost.loaders, 1)
-    return f"{cores * (cost.input or 0.0):.0f} images/s from {cores} core{'s' if cores > 1 else ''} like those here"
+    rate = cores * (cost.input or 0.0)
+    return f"{rate:.0f} images/s from {cores} core{'s' if cores > 1 else ''} like those here"
 
 
 _KINDS = {"unit": "dropout", "path": "stochastic depth"}
 
 
 def _sites(sites: list[Site]) -> str:
-    """What is driven, a line for the sites whose names differ in their numbers alone; then what is not driven, and why."""
+    """A line for each group of sites that differ in numbers alone: driven, or not and why."""
     groups: dict[tuple[str, str, bool], list[float]] = {}
     for site in sites:
         name = re.sub(r"\b\d+\b", "*", site.name) if not site.name.isdecimal() else site.name
@@ -122,7 +167,9 @@ def _sites(sites: list[Site]) -> str:
         count = f"{len(rates)} x " if len(rates) > 1 else ""
         if driven:
             low, high = min(rates), max(rates)
-            peaks = f"up to {high:.4g}" if low == high else f"up to {low:.4g} to {high:.4g}, by depth"
+            peaks = (
+                f"up to {high:.4g}" if low == high else f"up to {low:.4g} to {high:.4g}, by depth"
+            )
             lines.append(f"  {name:<34} {count}{kind}, {peaks}")
         else:
             why = "built with rate 0" if max(rates) == 0 else "not chosen"
@@ -134,7 +181,7 @@ def _rates(schedule: Schedule, steps: list[int]) -> str:
     return ", ".join(f"{step}: {schedule(step):.4g}" for step in steps)
 
 
-def _some(steps: tuple[int, ...]) -> str:
+def _steps(steps: tuple[int, ...]) -> str:
     if len(steps) <= 20:
         return ", ".join(map(str, steps))
     return f"{', '.join(map(str, steps[:3]))}, ..., {steps[-1]} ({len(steps)} times)"
@@ -157,9 +204,10 @@ def existing(path: Path) -> Path:
 
 
 def _threads() -> str:
-    """How many threads there are, and how they wait for each other, as the environment says."""
+    """The number of threads, and how they wait for each other, by the environment."""
     count = torch.get_num_threads()
     if count == 1:
         return "1 thread"
-    chosen = [f"{name}={os.environ[name]}" for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    chosen = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     return f"{count} threads" + (f" ({', '.join(chosen)})" if chosen else "")

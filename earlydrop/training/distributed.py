@@ -1,7 +1,8 @@
-"""The workers of one run: who is here, what each of them does, and what rank 0 decides for all. A single process is a group of one.
+"""The workers of one run; a single process is a group of one.
 
-``torchrun`` starts the workers and says in the environment who they are. `earlydrop.training.reduce` sums their gradients; what the host
-decides (stop, save, go on from where) goes through a group of its own on gloo, so that no decision waits for a device.
+``torchrun`` starts the workers and says in the environment who they are.
+`earlydrop.training.reduce` sums their gradients. The host's decisions (to stop, save, or go on
+from a step) go through a gloo group of their own, so that none waits for a device.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ T = TypeVar("T")
 
 
 class WorkerLostError(RuntimeError):
-    """Another worker is gone, or did not answer in time; the message says so and what to do."""
+    """Another worker is gone, or did not answer in time; the message says how to go on."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Group:
         rank: Which of them it is, from 0.
         size: How many there are.
         timeout: Seconds after which a worker that does not answer counts as lost.
-        reductions: The group that tensors on the training device go through; None for a single process.
+        reductions: The group that tensors on the training device go through; None for a single
+            process.
         decisions: The group that the host's decisions go through; None for a single process.
     """
 
@@ -59,9 +62,9 @@ class Group:
         return list(items[self.rank :: self.size])
 
     def block(self, count: int) -> range:
-        """This worker's consecutive share of ``count`` things, which the number of workers divides."""
-        each = count // self.size
-        return range(self.rank * each, (self.rank + 1) * each)
+        """This worker's consecutive share of ``count`` items; the group's size divides them."""
+        length = count // self.size
+        return range(self.rank * length, (self.rank + 1) * length)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over the workers, in place."""
@@ -74,13 +77,17 @@ class Group:
         """The largest of each value over the workers."""
         if self.size == 1:
             return list(values)
-        found = torch.tensor(values, dtype=torch.float64)
+        largest = torch.tensor(values, dtype=torch.float64)
         with answered(self):
-            dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.decisions)
-        return found.tolist()
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.decisions)
+        return largest.tolist()
 
     def decide(self, make: Callable[[], T]) -> T:
-        """What rank 0 makes, given to all; a ``ConfigError`` or ``OSError`` of rank 0 is raised on every worker."""
+        """Call a function on rank 0 and give its result to all.
+
+        Raises:
+            ConfigError: On every worker, for a ``ConfigError`` or an ``OSError`` of rank 0.
+        """
         if self.size == 1:
             return make()
         content: list[Any] = [None, None]
@@ -96,7 +103,10 @@ class Group:
         return content[0]  # type: ignore[no-any-return]
 
     def gradient_sum(self, model: nn.Module) -> GradientSum | None:
-        """What sums the gradients of a model over the workers; None for a single process. All begin with the first one's weights."""
+        """A sum of the model's gradients over the workers; None for a single process.
+
+        Every worker begins with the weights of the first.
+        """
         if self.size == 1:
             return None
         with answered(self):
@@ -111,7 +121,7 @@ ALONE = Group()
 
 @contextmanager
 def answered(group: Group) -> Iterator[None]:
-    """Within it the error of a collective call that a lost worker broke says so in a line.
+    """Within it a collective call that a lost worker breaks raises an error of one line.
 
     Raises:
         WorkerLostError: Another worker is gone or did not answer in time.
@@ -122,19 +132,30 @@ def answered(group: Group) -> Iterator[None]:
         if group.size == 1 or not _is_lost(error):
             raise
         raise WorkerLostError(
-            f"worker {group.rank} of {group.size}: another worker is gone, or did not answer within distributed.timeout="
-            f"{group.timeout:g} s; its own line says why, and the same command goes on from the last checkpoint"
+            f"worker {group.rank} of {group.size}: another worker is gone, or did not answer "
+            "within distributed.timeout="
+            f"{group.timeout:g} s; its own line says why, and the same command goes on from the "
+            "last checkpoint"
         ) from error
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    signs = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "peer", "nccl", "socket")
-    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and any(sign in text for sign in signs))
+    """Whether an error is one of the workers' communication.
+
+    Torch has types for the errors of NCCL, of a store and of the network. Those of gloo are plain
+    ``RuntimeError``s, so they are known by the module that raised them: `torch.distributed`.
+    """
+    if isinstance(error, dist.DistError):
+        return True
+    if type(error) is not RuntimeError or error.__traceback__ is None:
+        return False
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    module: str = innermost.f_globals.get("__name__", "")
+    return module == "torch.distributed" or module.startswith("torch.distributed.")
 
 
 def world_size() -> int:
-    """How many workers the launcher started; 1 without a launcher."""
+    """The number of workers that the launcher started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -152,34 +173,41 @@ def join(timeout: float, device: torch.device) -> Group:
     size = world_size()
     if size == 1:
         return ALONE
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in os.environ]
     if missing:
-        raise ConfigError(f"WORLD_SIZE is {size}, but {missing[0]} is not set: start the workers with torchrun")
+        raise ConfigError(
+            f"WORLD_SIZE is {size}, but {missing[0]} is not set: start the workers with torchrun"
+        )
     _end_with_launcher()
     rank, limit = int(os.environ["RANK"]), datetime.timedelta(seconds=timeout)
     cuda = device.type == "cuda"
     if cuda and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=limit, device_id=device if cuda else None)
+        dist.init_process_group(
+            "nccl" if cuda else "gloo", timeout=limit, device_id=device if cuda else None
+        )
         decisions: Any = dist.new_group(backend="gloo", timeout=limit) if cuda else dist.group.WORLD
         dist.barrier(group=decisions)
     except (RuntimeError, ValueError) as error:
         if "duplicate gpu" in str(error).lower():
             raise ConfigError(
-                f"worker {rank} of {size} has the same GPU as another one ({device}): start as many workers on a node as it has GPUs, or "
+                f"worker {rank} of {size} has the same GPU as another one ({device}): start as "
+                "many workers on a node as it has GPUs, or "
                 "let each see one of its own"
             ) from error
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ConfigError(
-            f"worker {rank} of {size} did not meet the others at {where} within distributed.timeout={timeout:g} s "
+            f"worker {rank} of {size} did not meet the others at {where} within "
+            f"distributed.timeout={timeout:g} s "
             f"({str(error).splitlines()[0]}): start all of them, with the same rendezvous"
         ) from error
-    return Group(rank, size, timeout, dist.group.WORLD, decisions)
+    return Group(rank, size, timeout=timeout, reductions=dist.group.WORLD, decisions=decisions)
 
 
 def _end_with_launcher() -> None:
-    """On Linux, a worker whose launcher dies is asked to stop, as by SIGTERM: it saves, and lets go of the run's folder."""
+    """On Linux, ask this worker to stop, as by SIGTERM, when its launcher dies."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
@@ -188,8 +216,8 @@ def leave(lost: bool = False) -> None:
     """Leave the workers' group, if there is one.
 
     Args:
-        lost: Whether this worker leaves for an error: collective calls that are under way on GPUs, which the others may never answer,
-            are then given up instead of waited for.
+        lost: Whether this worker leaves for an error: collective calls that are under way on GPUs,
+            which the others may never answer, are then given up instead of waited for.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
@@ -215,7 +243,8 @@ def check_parts(accumulate: int, batch_size: int, size: int) -> None:
     fits = [n for n in range(size, batch_size + 1, size) if batch_size % n == 0]
     advice = f", or set trainer.accumulate={fits[0]}, which gives other numbers" if fits else ""
     raise ConfigError(
-        f"{size} workers cannot share the trainer.accumulate={accumulate} parts of a batch equally: start {_either(counts)} of them{advice}"
+        f"{size} workers cannot share the trainer.accumulate={accumulate} parts of a batch "
+        f"equally: start {_either(counts)} of them{advice}"
     )
 
 

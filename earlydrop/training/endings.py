@@ -1,8 +1,8 @@
-"""How a run can end before its last step."""
+"""Endings of a run before its last step."""
 
 
 class TrainingFailed(RuntimeError):  # noqa: N818
-    """The run cannot go on; the message says at which step and why. Its last good checkpoint is kept."""
+    """The run cannot go on; the message says when and why. Its last good checkpoint is kept."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -24,32 +24,47 @@ EVERYONE = 0
 
 
 def autocast(plan: Plan) -> torch.autocast:
-    """The precision that a plan's forward passes run in: bfloat16 autocast, or a context that does nothing."""
-    return torch.autocast(plan.device.type, torch.bfloat16, enabled=plan.config.trainer.precision == "bf16")
+    """The precision of a plan's forward passes: bfloat16 autocast, or no change."""
+    return torch.autocast(
+        plan.device.type, torch.bfloat16, enabled=plan.config.trainer.precision == "bf16"
+    )
+
+
+def no_autocast(plan: Plan) -> torch.autocast:
+    """No autocast, within `autocast` of the same plan; the weights that were cast stay cast."""
+    return torch.autocast(plan.device.type, enabled=False)
 
 
 def fixed_subset(purpose: str, images: int, keep: int) -> Tensor:
-    """Indices of a subset of ``images`` that is the same for every run, in order; all of them where ``keep`` is as many."""
+    """Sorted indices of ``keep`` of so many images, at most all; the same for every run."""
     if keep >= images:
         return torch.arange(images)
     return torch.randperm(images, generator=stream(EVERYONE, purpose))[:keep].sort().values
 
 
 def usual_limit(images: int) -> int:
-    """How many training images stand for all where nothing is said: all up to 100,000, else 50,000."""
+    """The default number of training images to read: all up to 100,000, else 50,000."""
     return images if images <= 2 * MOST_IMAGES else MOST_IMAGES
 
 
 def evaluated_images(plan: Plan, split: str, last: bool) -> int:
-    """How many images of a split an evaluation reads."""
-    options, images = plan.config.evaluation, plan.source.sizes["test" if split == "test" else "train"]
+    """The number of images of a split that an evaluation reads."""
+    options, images = (
+        plan.config.evaluation,
+        plan.source.sizes["test" if split == "test" else "train"],
+    )
     most = images if split == "test" else options.train_images or usual_limit(images)
     return min(images, most if last else min(most, options.interim_images or most))
 
 
 @torch.no_grad()
-def _evaluate(model: nn.Module, batches: Iterable[Batch], plan: Plan, smoothing: float, group: Group) -> tuple[float, float]:
-    """Mean loss and accuracy over all workers' batches, in evaluation mode; accuracy against the heavier label of soft targets."""
+def _evaluate(
+    model: nn.Module, batches: Iterable[Batch], plan: Plan, smoothing: float, group: Group
+) -> tuple[float, float]:
+    """Mean loss and accuracy over all workers' batches, in evaluation mode.
+
+    Of soft targets the heavier label counts.
+    """
     totals = torch.zeros(3, dtype=torch.float64, device=home(plan.device))
     for images, targets in batches:
         with autocast(plan):
@@ -64,12 +79,16 @@ def _evaluate(model: nn.Module, batches: Iterable[Batch], plan: Plan, smoothing:
     return loss_sum / count, correct / count
 
 
-def evaluate_all(model: nn.Module, objective: Objective, plan: Plan, last: bool = True, group: Group = ALONE) -> dict[str, float]:
-    """Loss and accuracy on the test set, and on the training set under the objective (``train_eval``) and clean (``train_clean``).
+def evaluate_all(
+    model: nn.Module, objective: Objective, plan: Plan, last: bool = True, group: Group = ALONE
+) -> dict[str, float]:
+    """Loss and accuracy on the test set and on the training set.
 
-    ``train_eval`` draws augmentation and mixing from one fixed stream, the same for every run; where only some images are read, they too
-    are the same for every run. Before the ``last`` evaluation of a run fewer may be. The batches are shared among the workers: no image is
-    read twice, and the sums are exact. The model's mode is put back.
+    ``train_eval`` is the training set under the objective, with augmentation and mixing from one
+    stream that is the same for every run; ``train_clean`` is the training set as it is. A subset of
+    the images is the same for every run too. Before the ``last`` evaluation of a run it may be
+    smaller. The batches are shared among the workers: no image is read twice, and the sums are
+    exact. The model's mode is put back.
     """
     source, smoothing = plan.source, plan.config.augment.smoothing
     results: dict[str, float] = {}
@@ -80,16 +99,30 @@ def evaluate_all(model: nn.Module, objective: Objective, plan: Plan, last: bool 
         keep = fixed_subset("evaluation-images", images, evaluated_images(plan, split, last))
         keyed = group.share(list(enumerate(keep.split(plan.config.evaluation.batch_size))))
         if split == "train_eval":
-            found = _evaluate(model, objective.batches(keyed, EVERYONE, "train_eval"), plan, smoothing, group)
+            measured = _evaluate(
+                model,
+                objective.batches(keyed, EVERYONE, "train_eval"),
+                plan,
+                smoothing=smoothing,
+                group=group,
+            )
         else:
-            found = _evaluate(model, source.batches(keyed, "test" if split == "test" else "train", None), plan, 0.0, group)
-        results |= {f"{split}/loss": found[0], f"{split}/accuracy": found[1]}
+            measured = _evaluate(
+                model,
+                source.batches(keyed, "test" if split == "test" else "train", None),
+                plan,
+                smoothing=0.0,
+                group=group,
+            )
+        results |= {f"{split}/loss": measured[0], f"{split}/accuracy": measured[1]}
     model.train(training)
     return results
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3): Σ |Bₘ|/n · |accuracy(Bₘ) − confidence(Bₘ)|.
+    """Expected calibration error: Σ |Bₘ|/n · |accuracy(Bₘ) − confidence(Bₘ)|.
+
+    Guo et al. 2017, arXiv:1706.04599, equation 3.
 
     Of probabilities, (N, K), against labels, (N,), in equal bins of the confidence.
     """
@@ -101,27 +134,40 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
 
 
 def evaluate_mc(model: nn.Module, plan: Plan, passes: int) -> dict[str, float]:
-    """Monte Carlo dropout against the plain network on the test set: loss of the predictive mean, accuracy, calibration."""
+    """Compare Monte Carlo dropout with the plain network on the test set.
+
+    Gives the loss of the predictive mean, accuracy, calibration and mutual information.
+    """
     mean, plain, labels, information = [], [], [], []
     training = model.training
     for key, (images, targets) in enumerate(
-        plan.source.batches(split_batches(plan.source.sizes["test"], plan.config.evaluation.batch_size), "test", None)
+        plan.source.batches(
+            split_batches(plan.source.sizes["test"], plan.config.evaluation.batch_size),
+            "test",
+            None,
+        )
     ):
         with autocast(plan):
-            found = mc_dropout(model, images, passes, seed=stream_seed(plan.config.seed, "monte-carlo", key))
+            drawn = mc_dropout(
+                model, images, passes, seed=stream_seed(plan.config.seed, "monte-carlo", key)
+            )
             model.eval()
             with torch.no_grad():
                 plain.append(model(images).float().softmax(1))
         model.train(training)
-        mean.append(found.mean)
-        information.append(found.mutual_information)
+        mean.append(drawn.mean)
+        information.append(drawn.mutual_information)
         labels.append(targets)
     probabilities, target = torch.cat(mean), brought_home(torch.cat(labels))
     loss = F.nll_loss(exact(probabilities).clamp_min(1e-300).log(), target)
     return {
         "test_mc/loss": float(loss),
-        "test_mc/accuracy": float((brought_home(probabilities.argmax(1)) == target).double().mean()),
+        "test_mc/accuracy": float(
+            (brought_home(probabilities.argmax(1)) == target).double().mean()
+        ),
         "test_mc/ece": calibration_error(probabilities, target),
-        "test_mc/mutual_information": float(exact(torch.cat([each for each in information if each is not None])).mean()),
+        "test_mc/mutual_information": float(
+            exact(torch.cat([value for value in information if value is not None])).mean()
+        ),
         "test/ece": calibration_error(torch.cat(plain), target),
     }

@@ -1,4 +1,4 @@
-"""What every key of the configuration says of itself: default, role, bounds, and when it is used.
+"""The fields of the schema: default, role, bounds, and the configurations that use a key.
 
 A key's role says what it acts on, and everything else follows from it:
 
@@ -26,12 +26,15 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "below one": (lambda value: 0 <= value < 1, "a number in [0, 1)"),
     "rate": (lambda value: 0 <= value < 1, "a rate in [0, 1)"),
     "probability": (lambda value: 0 <= value <= 1, "a probability in [0, 1]"),
-    "threads": (lambda value: 0 < value <= _MOST_THREADS, f"more than 0, and at most {_MOST_THREADS}"),
+    "threads": (
+        lambda value: 0 < value <= _MOST_THREADS,
+        f"more than 0, and at most {_MOST_THREADS}",
+    ),
 }
 
 
 class ConfigError(ValueError):
-    """A value in the configuration cannot be used; the message names it and says what was expected."""
+    """A value in the configuration cannot be used; the message says what was expected."""
 
 
 def key(
@@ -47,7 +50,7 @@ def key(
 
     Args:
         default: Its default; null where it is left out.
-        role: What it acts on.
+        role: The effect of the key, one of the roles above.
         bounds: A name in `BOUNDS`.
         choices: All its values, if they can be listed.
         used: For which configurations it means anything; None for all.

@@ -1,7 +1,8 @@
-"""What determines the numbers of a run: the hash that names its folder, and the settings that tell it from other runs.
+"""The fingerprint of a run, which hashes everything that determines its numbers.
 
-Both follow from the roles in `earlydrop.training.config`. A new key is hashed wherever a run gives it another value than its default, so
-its default keeps every fingerprint.
+The fingerprint, and the settings that tell a run from others, follow from the roles of the keys in
+`earlydrop.training.config`. A new key is hashed only at another value than its default, so every
+fingerprint from before stays.
 """
 
 from __future__ import annotations
@@ -22,42 +23,67 @@ if TYPE_CHECKING:
 
 VERSIONS = {
     "data": 1,  # arrays in memory: shift, flip, normalisation
-    "folder": 2,  # image folders: transforms by sample. 2: they follow the keys of `augment`, RandAugment works on every Pillow
+    # image folders: transforms by sample. 2: they follow the keys of `augment`, RandAugment works
+    # on every Pillow
+    "folder": 2,
     "mixing": 1,
-    "parts": 2,  # a batch in several parts. 2: what is random is drawn for each part by itself
+    "parts": 2,  # a batch in several parts. 2: each part has random numbers of its own
     "masks": 1,
-    "compiled_masks": 2,  # trainer.masks=fast in compiled graphs. 2: they draw 16-bit masks on a CPU too
+    # trainer.masks=fast in compiled graphs. 2: they draw 16-bit masks on a CPU too
+    "compiled_masks": 2,
     "models": 1,
-    "library_models": 1,  # models that timm and torchvision build, found by their signature; weights to begin with
-    "own_data": 1,  # pairs of datasets of somebody's own, read into memory
-    "swin": 3,  # 3: its tables of position biases do not decay, as in the released code (in 2 they did)
+    # models that timm and torchvision build, found by their signature; weights to begin with
+    "library_models": 1,
+    "own_data": 1,  # pairs of a user's datasets, read into memory
+    # 3: its tables of position biases do not decay, as in the released code (in 2 they did)
+    "swin": 3,
     "vit": 2,  # timm's ViTs by name. 2: the class token begins as in the released code, at std 0.02
     "optimizer": 1,
     "evaluation": 1,
     "probe": 1,
-    "probe_parts": 2,  # the probe of a batch in several parts. 2: they go through the model one by one, as in training
+    # the probe of a batch in several parts. 2: they go through the model one by one, as in training
+    "probe_parts": 2,
     "monte_carlo": 1,
 }
-"""The numerics version of each part. Raise a part's version whenever the same configuration would give other numbers than before: it
-enters the fingerprint of the runs that use the part, and of no others, once it is above 1."""
+"""The numerics version of each part.
 
-_ALWAYS = {  # keys that were hashed before new ones were left out at their defaults: they are hashed at their defaults too
-    "model": ("name", "width", "depth", "heads", "patch", "hidden", "attention", "dropout", "profile", "input_dropout"),
+Raise a part's version whenever the same configuration would give other numbers than before: it
+enters the fingerprint of the runs that use the part, and of no others, once it is above 1.
+"""
+
+# keys that were hashed before new ones were left out at their defaults: they are hashed at their
+# defaults too
+_ALWAYS = {
+    "model": (
+        "name", "width", "depth", "heads", "patch", "hidden", "attention", "dropout", "profile",
+        "input_dropout",
+    ),
     "optim": (
-        "name", "lr", "min_lr", "weight_decay", "beta1", "beta2", "eps", "momentum", "clip", "l1", "l2", "max_norm",
+        "name", "lr", "min_lr", "weight_decay", "beta1", "beta2", "eps", "momentum", "clip", "l1",
+        "l2", "max_norm",
     ),
     "augment": ("shift", "flip", "mixup", "cutmix", "switch", "smoothing"),
     "probe": ("batches", "dataset_limit", "clean"),
 }  # fmt: skip
-_ELSEWHERE = (  # hashed under other names, or as what follows from them
-    "model.pretrained", "data.name", "data.train_images", "data.image_size", "optim.warmup", "probe.at", "trainer.epochs", "trainer.steps",
-    "trainer.batch_size", "trainer.accumulate", "trainer.precision", "trainer.compile", "trainer.masks", "trainer.log_every",
+_ELSEWHERE = (  # hashed under other names, or as their consequences
+    "model.pretrained", "data.name", "data.train_images", "data.image_size", "optim.warmup",
+    "probe.at", "trainer.epochs", "trainer.steps", "trainer.batch_size", "trainer.accumulate",
+    "trainer.precision", "trainer.compile", "trainer.masks", "trainer.log_every",
     "trainer.eval_every", "trainer.stop_metric", "trainer.stop_patience", "trainer.mc_passes",
 )  # fmt: skip
 
 
-EXPLICIT_MODELS = ("vit_", "deit_", "mixer_", "swin_", "convnext_", "mlp", "convnet_micro", "gpt_micro")
-"""What the names of models begin with whose dropout is no finding of `earlydrop.training.models.library`."""
+EXPLICIT_MODELS = (
+    "vit_",
+    "deit_",
+    "mixer_",
+    "swin_",
+    "convnext_",
+    "mlp",
+    "convnet_micro",
+    "gpt_micro",
+)
+"""Beginnings of the names of models whose dropout `models.library` does not look for."""
 
 
 def parts_used(config: Config) -> set[str]:
@@ -65,28 +91,43 @@ def parts_used(config: Config) -> set[str]:
     folder = config.data.name in IMAGE_FOLDERS
     used = {"models", "optimizer", "evaluation", "folder" if folder else "data"}
     name = config.model.name
-    used |= {"library_models"} if config.model.pretrained or not (":" in name or name.startswith(EXPLICIT_MODELS)) else set()
+    used |= (
+        {"library_models"}
+        if config.model.pretrained or not (":" in name or name.startswith(EXPLICIT_MODELS))
+        else set()
+    )
     used |= {"mixing"} if config.augment.mixup > 0 or config.augment.cutmix > 0 else set()
     used |= {"swin"} if config.model.name.startswith("swin") else set()
-    used |= {"vit"} if config.model.name.startswith("vit_") and config.model.name != "vit_micro" else set()
+    used |= (
+        {"vit"}
+        if config.model.name.startswith("vit_") and config.model.name != "vit_micro"
+        else set()
+    )
     used |= {"parts"} if config.trainer.accumulate > 1 else set()
     used |= {"masks"} if drops(config) else set()
-    used |= {"compiled_masks"} if drops(config) and config.trainer.compile and config.trainer.masks == "fast" else set()
+    used |= (
+        {"compiled_masks"}
+        if drops(config) and config.trainer.compile and config.trainer.masks == "fast"
+        else set()
+    )
     used |= {"probe"} if config.probe.at else set()
     used |= {"probe_parts"} if config.probe.at and config.trainer.accumulate > 1 else set()
     return used | ({"monte_carlo"} if config.trainer.mc_passes is not None else set())
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The settings that act on a run's weights, but for its seed: every key in use whose role is ``numbers``, null ones too.
+    """The settings that act on a run's weights, except its seed.
 
-    A run that never drops has the schedule ``none``, whatever it is called.
+    They are the keys in use whose role is ``numbers``, null ones included. A run that never drops
+    has the schedule ``none``, whatever it is called.
     """
     acting: dict[str, Any] = {}
     for name, key in keys().items():
         if key.role == NUMBERS and key.used(config):
             acting |= (
-                {f"{name}.{each}": value for each, value in key.of(config).items()} if name in OPEN else {name: key.of(config)}
+                {f"{name}.{argument}": value for argument, value in key.of(config).items()}
+                if name in OPEN
+                else {name: key.of(config)}
             )
     return acting if drops(config) else acting | {"schedule.name": "none"}
 
@@ -102,11 +143,21 @@ def fingerprint(
     code: Mapping[str, str] | None = None,
     pretrained: str | None = None,
 ) -> str:
-    """Twelve hexadecimal digits of the hash of everything that determines a run's numbers, durations in steps.
+    """Twelve hexadecimal digits that stand for everything that determines a run's numbers.
 
-    ``code`` holds the digests of what is somebody's own, ``pretrained`` that of the weights that a run begins with.
+    ``code`` holds the digests of the user's code, ``pretrained`` that of the weights that a
+    run begins with.
     """
-    content = _content(config, source, schedule, total, warmup, list(eval_steps), list(probe_steps), code or {})
+    content = _content(
+        config,
+        source,
+        schedule,
+        total=total,
+        warmup=warmup,
+        eval_steps=list(eval_steps),
+        probe_steps=list(probe_steps),
+        code=code or {},
+    )
     if code:
         content["code"] = dict(code)
     if pretrained is not None:
@@ -128,8 +179,14 @@ def _content(
     second = {} if config.schedule.path_rate is None else {"path_rate": config.schedule.path_rate}
     content: dict[str, Any] = {
         "numerics": 1,
-        "data": {"name": config.data.name, "digest": source.digest, "image_size": source.image_size},
-        "schedule": schedule.to_config() | {"kind": config.schedule.kind, "masks": trainer.masks} | second
+        "data": {
+            "name": config.data.name,
+            "digest": source.digest,
+            "image_size": source.image_size,
+        },
+        "schedule": schedule.to_config()
+        | {"kind": config.schedule.kind, "masks": trainer.masks}
+        | second
         if schedule.peak > 0
         else {"name": "none"},
         "steps": total,
@@ -156,21 +213,33 @@ def _content(
     further = _further(config, keys())
     parts = parts_used(config) | ({"own_data"} if "data.name" in code else set())
     raised = {part: VERSIONS[part] for part in sorted(parts) if VERSIONS[part] > 1}
-    return content | ({"further": further} if further else {}) | ({"versions": raised} if raised else {})
+    return (
+        content
+        | ({"further": further} if further else {})
+        | ({"versions": raised} if raised else {})
+    )
 
 
 def _used(config: Config, section: str, names: Iterable[str]) -> dict[str, Any]:
-    known = keys()
-    found = {name: known[f"{section}.{name}"] for name in names}
-    return {name: key.of(config) for name, key in found.items() if key.used(config) and key.of(config) is not None}
+    known, values = keys(), {}
+    for name in names:
+        key = known[f"{section}.{name}"]
+        value = key.of(config)
+        if key.used(config) and value is not None:
+            values[name] = value
+    return values
 
 
 def _further(config: Config, known: Mapping[str, Key]) -> dict[str, Any]:
     """Every other key that acts and is not at its default."""
-    hashed = {f"{section}.{name}" for section, names in _ALWAYS.items() for name in names} | set(_ELSEWHERE)
-    return {
-        name: key.of(config)
-        for name, key in known.items()
-        if key.role in (NUMBERS, CADENCE) and name not in hashed and not name.startswith("schedule.")
-        and key.used(config) and key.of(config) != key.default
-    }  # fmt: skip
+    hashed = set(_ELSEWHERE)
+    for section, names in _ALWAYS.items():
+        hashed |= {f"{section}.{name}" for name in names}
+    values = {}
+    for name, key in known.items():
+        acts = key.role in (NUMBERS, CADENCE) and key.used(config)
+        if not acts or name in hashed or name.startswith("schedule."):
+            continue
+        if key.of(config) != key.default:
+            values[name] = key.of(config)
+    return values

@@ -1,8 +1,9 @@
-"""Models and data that are given as Python objects: the names that stand for them, and what tells two of them apart.
+"""Models and data that are given as Python objects: their names and digests.
 
-A model's digest is made of the code that it comes from and, where it is a module, of its weights; a dataset's, of its content. Code is
-read where it was written: a file's as for ``module:function``; of a notebook's cell or a script, the functions themselves and what
-they use. What nothing can be read of is refused, since a change of it would go unnoticed.
+A model's digest is made of its code and, if it is a module, of its weights; a dataset's digest is
+made of its content. Code is read where it was written: as a whole file, as for ``module:function``,
+or, in a notebook or a script, as the functions and everything that they use. An object that cannot
+be read is refused, since a change of it would go unnoticed.
 """
 
 from __future__ import annotations
@@ -39,39 +40,64 @@ _SHORT = 6  # hexadecimal digits of a digest in a name
 
 
 def given_model(model: Any) -> Code:
-    """A model that is given as an object: a module, or what builds one when it is called with the `Task`, or with nothing.
+    """Name and hash a model given as an object: a module, or a function that builds one.
+
+    The function is called with the `Task`, or with nothing.
 
     Raises:
-        ConfigError: It is neither, is driven by a scheduler already, or holds what no digest can be made of.
+        ConfigError: It is neither, is driven by a scheduler already, or holds an object that no
+            digest can be made of.
     """
     if isinstance(model, nn.Module):
         if any(site.driven for site in find_sites(model)):
-            raise ConfigError(f"model is a {type(model).__name__} whose dropout is driven already: restore() its scheduler first")
+            raise ConfigError(
+                f"model is a {type(model).__name__} whose dropout is driven already: restore() its "
+                "scheduler first"
+            )
         code = _Reader("model")
         code.add_structure(model)
         weights = {name: _of_tensor(value) for name, value in model.state_dict().items()}
         name = _name(type(model).__name__, code.found)
-        return _code(name, functools.partial(_as_given, model), code.found | {"weights": _hash(weights)}, code.paths)
+        return _code(
+            name,
+            functools.partial(_as_given, model),
+            code.found | {"weights": _hash(weights)},
+            code.paths,
+        )
     if isinstance(model, str):
         raise ConfigError(f"model is {model!r}: a name is given as an override, model.name={model}")
     if not callable(model):
-        raise ConfigError(f"model is a {type(model).__name__}: expected a torch.nn.Module, or a function that builds one")
+        raise ConfigError(
+            f"model is a {type(model).__name__}: expected a torch.nn.Module, or a function that "
+            "builds one"
+        )
     module = getattr(model, "__module__", None) or ""
     if is_installed(module) and _parameters(model)[:1] not in ([], ["task"]):
         raise ConfigError(
-            f"model is {_qualified(model)}: a builder is called with the Task, which this does not take; give it as "
+            f"model is {_qualified(model)}: a builder is called with the Task, which this does not "
+            "take; give it as "
             "lambda task: ..., or name the model with the override model.name="
         )
     code = _Reader("model")
     code.add(model)
     build = model if _parameters(model) else functools.partial(_without_task, model)
-    return _code(_name(getattr(model, "__name__", type(model).__name__), code.found), build, code.found, code.paths)
+    return _code(
+        _name(getattr(model, "__name__", type(model).__name__), code.found),
+        build,
+        code.found,
+        code.paths,
+    )
 
 
 def reference_of(value: Any) -> str | None:
-    """``module:function`` of a builder that stands in a file, as a command line would name it; None of any other object."""
+    """``module:function`` of a builder in a file; None of any other object."""
     module, name = getattr(value, "__module__", None) or "", getattr(value, "__qualname__", "")
-    if not isinstance(value, (types.FunctionType, type)) or "<" in name or module == "__main__" or is_installed(module):
+    if (
+        not isinstance(value, (types.FunctionType, type))
+        or "<" in name
+        or module == "__main__"
+        or is_installed(module)
+    ):
         return None
     there: Any = sys.modules.get(module)
     file = getattr(there, "__file__", None)
@@ -83,7 +109,10 @@ def reference_of(value: Any) -> str | None:
 
 
 def given_data(data: Any) -> Code:
-    """Data that is given as an object: a pair for training and test, each a dataset or (images, labels); a `Source`; or what makes these.
+    """Name and hash data given as an object.
+
+    It is a pair for training and test, each a dataset or (images, labels); a `Source`; or a
+    function that makes one of these.
 
     Raises:
         ConfigError: It is none of these.
@@ -94,21 +123,26 @@ def given_data(data: Any) -> Code:
         try:
             data = data()
         except Exception as error:
-            raise ConfigError(f"data is a {type(data).__name__}: calling it raised {raised(error)}") from error
+            raise ConfigError(
+                f"data is a {type(data).__name__}: calling it raised {raised(error)}"
+            ) from error
     if Source in type(data).__mro__:
         code = _Reader("data")
         code.add(type(data))
-        found = code.found | {"content": str(getattr(data, "digest", ""))}
-        return _code(_name(type(data).__name__, found), functools.partial(_itself, data), found, code.paths)
+        digests = code.found | {"content": str(getattr(data, "digest", ""))}
+        name = _name(type(data).__name__, digests)
+        return _code(name, functools.partial(_itself, data), digests, code.paths)
     if isinstance(data, DataLoader):
         raise ConfigError(
-            "data is a DataLoader: expected a pair of datasets, for training and for test, such as (loader.dataset, ...)"
+            "data is a DataLoader: expected a pair of datasets, for training and for test, such as "
+            "(loader.dataset, ...)"
         )
     splits = pair_of("data", _datasets(data))
     read = {split: read_images("data", split, dataset) for split, dataset in splits.items()}
-    found = {"content": digest_of_images(read)}
+    digests = {"content": digest_of_images(read)}
     pair = {split: TensorDataset(*tensors) for split, tensors in read.items()}
-    return _code(_name(type(splits["train"]).__name__, found), functools.partial(_itself, pair), found, set())
+    name = _name(type(splits["train"]).__name__, digests)
+    return _code(name, functools.partial(_itself, pair), digests, set())
 
 
 def _as_given(model: nn.Module, task: Task) -> nn.Module:
@@ -116,7 +150,10 @@ def _as_given(model: nn.Module, task: Task) -> nn.Module:
     built = copy.deepcopy(model)
     kinds: tuple[tuple[Kind, float], ...] = (("unit", task.unit), ("path", task.path))
     for kind, peak in kinds:
-        if peak == 0 and any(site.kind == kind and site.base_rate > 0 for site in find_sites(built)):
+        if peak > 0:
+            continue
+        sites = [site for site in find_sites(built) if site.kind == kind]
+        if any(site.base_rate > 0 for site in sites):
             DropoutScheduler(built, none(), kind=kind)
     return built
 
@@ -139,29 +176,48 @@ def _datasets(data: Any) -> Any:
 
 
 def _dataset(split: Any) -> Any:
-    held = isinstance(split, (tuple, list)) and len(split) == 2 and all(isinstance(each, (Tensor, np.ndarray)) for each in split)
+    held = (
+        isinstance(split, (tuple, list))
+        and len(split) == 2
+        and all(isinstance(array, (Tensor, np.ndarray)) for array in split)
+    )
     if not held:
         return split
-    images, labels = (torch.as_tensor(each) for each in split)
+    images, labels = (torch.as_tensor(array) for array in split)
     channels = (1, 3, 4)
-    if isinstance(split[0], np.ndarray) and images.dim() == 4 and images.shape[3] in channels and images.shape[1] not in channels:
+    if (
+        isinstance(split[0], np.ndarray)
+        and images.dim() == 4
+        and images.shape[3] in channels
+        and images.shape[1] not in channels
+    ):
         images = images.permute(0, 3, 1, 2)  # as of a single picture, which has its channels last
     if len(images) != len(labels):
-        raise ConfigError(f"data has {len(images)} images and {len(labels)} labels: expected as many of each")
+        raise ConfigError(
+            f"data has {len(images)} images and {len(labels)} labels: expected as many of each"
+        )
     return TensorDataset(images, labels)
 
 
-def _code(name: str, value: Callable[..., Any], found: dict[str, str], paths: Iterable[Path]) -> Code:
-    return Code(name, value, dict(sorted(found.items())), _hash(found), tuple(sorted(paths)))
+def _code(
+    name: str, value: Callable[..., Any], digests: dict[str, str], paths: Iterable[Path]
+) -> Code:
+    return Code(
+        name=name,
+        value=value,
+        files=dict(sorted(digests.items())),
+        digest=_hash(digests),
+        paths=tuple(sorted(paths)),
+    )
 
 
-def _name(label: str, found: Mapping[str, str]) -> str:
-    """A name that no module has: the object's own, and some digits by which two of one name differ."""
-    return f"{OBJECT}{re.sub(r'[^A-Za-z0-9_]+', '', label) or 'object'}_{_hash(found)[:_SHORT]}"
+def _name(label: str, digests: Mapping[str, str]) -> str:
+    """A name that no module has: the object's own, and digits of its digest."""
+    return f"{OBJECT}{re.sub(r'[^A-Za-z0-9_]+', '', label) or 'object'}_{_hash(digests)[:_SHORT]}"
 
 
-def _hash(found: Mapping[str, str]) -> str:
-    return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()
+def _hash(digests: Mapping[str, str]) -> str:
+    return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
 
 
 def _of_tensor(value: Tensor) -> str:
@@ -181,7 +237,7 @@ class _Reader:
     """Collects digests of everything that an object is made of, by name.
 
     Attributes:
-        found: SHA-256, or the name itself of what an installed package has, by name.
+        found: SHA-256 by name; of an installed package's code, the name itself.
         paths: The source files.
     """
 
@@ -192,7 +248,7 @@ class _Reader:
         self._seen: dict[int, Any] = {}  # by identity; held, so that none is used again
 
     def add_structure(self, model: nn.Module) -> None:
-        """Add a module without its weights: the classes of its modules, and what they hold beside tensors."""
+        """Add a module without its weights: its classes, and attributes that are no tensors."""
         for name, module in model.named_modules():
             self.found[f"module {name}"] = _qualified(type(module))
             self.add(type(module))
@@ -201,7 +257,7 @@ class _Reader:
                     self.add(value, f"{name}.{key}")
 
     def add(self, value: Any, where: str = "") -> None:
-        """Add a value, and what it is made of.
+        """Add a value, and its parts.
 
         Raises:
             ConfigError: Nothing can be read of it.
@@ -226,7 +282,9 @@ class _Reader:
             self._add_all(value, where)
         elif isinstance(value, nn.Module):
             self.add_structure(value)
-            self.found[f"{where} weights"] = _hash({name: _of_tensor(each) for name, each in value.state_dict().items()})
+            self.found[f"{where} weights"] = _hash(
+                {name: _of_tensor(each) for name, each in value.state_dict().items()}
+            )
         elif isinstance(value, Tensor):
             self.found[where] = _of_tensor(value)
         else:
@@ -237,13 +295,15 @@ class _Reader:
             self.add(value, f"{where}[{index}]")
 
     def _add_instance(self, value: Any, where: str) -> None:
-        """Any other object: its class, and what pickle makes of it."""
+        """Add any other object: its class, and its pickle."""
         try:
             content = pickle.dumps(value)
         except Exception as error:
             raise ConfigError(
-                f"{self.what} uses {where or 'an object'}, a {type(value).__name__}, of which no digest can be made ({error}): a change "
-                "of it would not be noticed; give it plain values, or name the model as module:function"
+                f"{self.what} uses {where or 'an object'}, a {type(value).__name__}, of which no "
+                f"digest can be made ({error}): a change "
+                "of it would not be noticed; give it plain values, or name the model as "
+                "module:function"
             ) from error
         self.found[where] = hashlib.sha256(content).hexdigest()
         self.add(type(value))
@@ -257,12 +317,15 @@ class _Reader:
         if not files and file is not None:
             files = {name: Path(file)}
         if not files:
-            raise ConfigError(f"{self.what} uses the module {name}, which has no source file: put it into one")
+            raise ConfigError(
+                f"{self.what} uses the module {name}, which has no source file: put it into one"
+            )
         self.paths |= set(files.values())
-        self.found |= {each: hashlib.sha256(path.read_bytes()).hexdigest() for each, path in files.items()}
+        for file_module, path in files.items():
+            self.found[file_module] = hashlib.sha256(path.read_bytes()).hexdigest()
 
     def _add_code(self, value: Any) -> None:
-        """A function or class: of a file, the whole file; of a notebook or script, its own text and what that uses."""
+        """Add a function or class: its whole file; of a notebook or script, its text and uses."""
         module = getattr(value, "__module__", None) or "builtins"
         if is_installed(module):
             self.found[_qualified(value)] = "installed"
@@ -285,9 +348,18 @@ class _Reader:
 
     def _add_member(self, member: Any, where: str) -> None:
         inner = getattr(member, "__func__", member)
-        for each in (inner.fget, inner.fset, inner.fdel) if isinstance(inner, property) else (inner,):
-            if not isinstance(each, (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)):
-                self.add(each, where)
+        for function in (
+            (inner.fget, inner.fset, inner.fdel) if isinstance(inner, property) else (inner,)
+        ):
+            if not isinstance(
+                function,
+                (
+                    types.MemberDescriptorType,
+                    types.GetSetDescriptorType,
+                    types.WrapperDescriptorType,
+                ),
+            ):
+                self.add(function, where)
 
     def _add_text(self, function: Any) -> None:
         """The text of a function of a notebook or a script, and the global names that it uses."""
@@ -295,7 +367,8 @@ class _Reader:
             text = inspect.getsource(function)
         except (OSError, TypeError) as error:
             raise ConfigError(
-                f"{self.what} uses {_qualified(function)}, whose source cannot be found: a change of it would not be noticed; write it "
+                f"{self.what} uses {_qualified(function)}, whose source cannot be found: a change "
+                "of it would not be noticed; write it "
                 "in a file or in a cell of a notebook"
             ) from error
         self.found[_qualified(function)] = hashlib.sha256(text.encode()).hexdigest()
@@ -306,11 +379,14 @@ class _Reader:
 
 def _globals(code: types.CodeType) -> Iterator[str]:
     """The global names that code reads, the functions inside it included."""
-    yield from sorted({each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")})
+    reads = ("LOAD_GLOBAL", "LOAD_NAME")
+    yield from sorted({i.argval for i in dis.get_instructions(code) if i.opname in reads})
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _globals(constant)
 
 
 def _qualified(value: Any) -> str:
-    return f"{getattr(value, '__module__', None) or 'builtins'}.{getattr(value, '__qualname__', type(value).__name__)}"
+    module = getattr(value, "__module__", None) or "builtins"
+    name = getattr(value, "__qualname__", type(value).__name__)
+    return f"{module}.{name}"

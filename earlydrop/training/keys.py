@@ -1,11 +1,13 @@
-"""Every key of the configuration by its dotted name, with what the schema says of it."""
+"""Every key of the configuration by its dotted name, with its entry in the schema."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import inspect
 import itertools
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +21,11 @@ from earlydrop.training.fields import BOUNDS
 
 @dataclass(frozen=True)
 class Key:
-    """What the schema says of one key.
+    """A key of the schema.
 
     Attributes:
         name: Dotted, such as ``optim.lr``.
-        help: What it means, in one or two sentences.
+        help: Its meaning, in one or two sentences.
         default: Its default.
         kinds: The types that its values may have.
         role: ``numbers``, ``cadence``, ``seed``, ``machine`` or ``name``.
@@ -60,7 +62,7 @@ def keys() -> dict[str, Key]:
 
 
 def as_now(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values of an earlier version, in which ``tracking`` was one word, as the schema has them now."""
+    """Bring nested values of an earlier version, with a one-word ``tracking``, up to date."""
     mode = values.get("tracking")
     if isinstance(mode, (str, bool)):
         return {**values, "tracking": {"mode": "off" if mode is False else mode}}
@@ -68,29 +70,29 @@ def as_now(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 OPEN = ("model.args", "data.args", "schedule.args")
-"""The keys below which somebody's own code has keys of its own, such as ``model.args.width``."""
+"""The keys below which a user's code has keys of its own, such as ``model.args.width``."""
 
 
 def key_of(name: str) -> Key | None:
-    """What the schema says of a dotted name; of one below an open key, what it says of that."""
-    found = keys().get(name)
-    return found or next((keys()[key] for key in OPEN if name.startswith(f"{key}.")), None)
+    """The key of a dotted name; of a name below an open key, that key."""
+    key = keys().get(name)
+    return key or next((keys()[key] for key in OPEN if name.startswith(f"{key}.")), None)
 
 
 def _walk(cls: Any, prefix: str) -> Iterator[Key]:
     hints = typing.get_type_hints(cls)
-    texts = _described(cls, "Attributes")
-    for each in dataclasses.fields(cls):
-        hint = hints[each.name]
+    texts = _field_texts(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
-            yield from _walk(hint, f"{prefix}{each.name}.")
+            yield from _walk(hint, f"{prefix}{field.name}.")
             continue
-        made = each.default_factory is not dataclasses.MISSING
-        said = each.metadata
+        made = field.default_factory is not dataclasses.MISSING
+        said = field.metadata
         yield Key(
-            name=prefix + each.name,
-            help=texts.get(each.name) or _of_a_schedule(each.name),
-            default=each.default_factory() if made else each.default,  # type: ignore[operator]
+            name=prefix + field.name,
+            help=texts.get(field.name) or _of_a_schedule(field.name),
+            default=field.default_factory() if made else field.default,  # type: ignore[operator]
             kinds=typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,),
             role=said["role"],
             bounds=said["bounds"],
@@ -100,9 +102,23 @@ def _walk(cls: Any, prefix: str) -> Iterator[Key]:
         )
 
 
-def _described(thing: Any, section: str) -> dict[str, str]:
-    """The texts that a docstring's section (``Attributes``, ``Args``) gives to names."""
-    lines = (inspect.getdoc(thing) or "").partition(f"\n{section}:\n")[2].splitlines()
+def _field_texts(cls: Any) -> dict[str, str]:
+    """The text under each field of a class of the schema."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    body = definition.body if isinstance(definition, ast.ClassDef) else []
+    texts: dict[str, str] = {}
+    for field, below in itertools.pairwise(body):
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+            continue
+        text = below.value if isinstance(below, ast.Expr) else None
+        if isinstance(text, ast.Constant) and isinstance(text.value, str):
+            texts[field.target.id] = " ".join(text.value.split())
+    return texts
+
+
+def _argument_texts(maker: Any) -> dict[str, str]:
+    """The texts of a function's docstring about its arguments."""
+    lines = (inspect.getdoc(maker) or "").partition("\nArgs:\n")[2].splitlines()
     texts: dict[str, str] = {}
     name = ""
     for line in itertools.takewhile(lambda line: line.startswith("    "), lines):
@@ -115,8 +131,8 @@ def _described(thing: Any, section: str) -> dict[str, str]:
 
 
 def _of_a_schedule(parameter: str) -> str:
-    """What the schedules say of a parameter that the schema does not name."""
-    texts = (_described(maker, "Args").get(parameter) for maker in schedules.MAKERS.values())
+    """The schedules' own text for a parameter that the schema does not name."""
+    texts = (_argument_texts(maker).get(parameter) for maker in schedules.MAKERS.values())
     return next(filter(None, texts), "")
 
 

@@ -1,4 +1,4 @@
-"""Names of folders, from what a user calls things, and how long they may be."""
+"""Names of folders, made from a user's names, and their largest length."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from pathlib import Path
 from earlydrop.training.fields import ConfigError
 
 LONGEST = 100
-"""Most characters of a study's or a label's name, as given and as a folder. W&B takes 128 for a group, file systems 255 for a folder."""
+"""Most characters of a study's or a label's name, as given and as a folder.
 
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, on Windows
+W&B takes 128 for a group, file systems 255 for a folder.
+"""
+
+# Devices, on Windows.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def printable(text: str) -> str:
-    r"""A text with an escape such as ``\udcff`` for each byte of a file's name that is not UTF-8."""
+    r"""Escape each byte of a file's name that is not UTF-8, as in ``\udcff``."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def slug(text: str, key: str) -> str:
-    """A name that somebody gave, as one plain component of a path, which every system takes.
+    """Make a given name one plain component of a path, which every system takes.
 
     It is never cut, so that two long names with different ends stay two.
 
@@ -31,12 +35,14 @@ def slug(text: str, key: str) -> str:
         raise ConfigError(f"{key} is {text!r}: it cannot name a folder; use letters and digits")
     longest = max(len(text), len(plain))  # "%" becomes "pct"
     if longest > LONGEST:
-        raise ConfigError(f"{key} is {text!r}: it has {longest} characters, expected at most {LONGEST}")
+        raise ConfigError(
+            f"{key} is {text!r}: it has {longest} characters, expected at most {LONGEST}"
+        )
     return plain
 
 
 def run_label(label: str | None, described: str, seed: int) -> str:
-    """What a run's folder begins with: its label, else its schedule in words and its seed.
+    """The beginning of a run's folder: its label, else its schedule in words and its seed.
 
     Those words are cut where they are long: the fingerprint behind them tells runs apart.
 

@@ -1,4 +1,4 @@
-"""Optimizers with the released weight-decay exclusions, and the learning rate as a pure function of the step."""
+"""Optimizers with the released exclusions from weight decay, and the learning rate."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from torch import nn
 
 from earlydrop.training.config import OptimConfig
 
-_RHO = 0.9  # RMSprop's memory, as in the Keras example
+NOT_DECAYED, DECAYED = 0, 1
+"""The parameter groups of an optimizer: without weight decay, and with it."""
+
+_RHO = 0.9  # RMSprop's smoothing constant, as in the Keras example
 
 
-def learning_rate(step: int, base: float, minimum: float, warmup_steps: int, total_steps: int) -> float:
-    """The released schedule: numpy's ``linspace(0, base, warmup)`` with both ends, then a cosine from base to the minimum.
+def learning_rate(
+    step: int, base: float, minimum: float, warmup_steps: int, total_steps: int
+) -> float:
+    """The released schedule: a linear warm-up with both ends, then a cosine to the minimum.
 
-    With M = total − warmup and i = step − warmup: min + ½ (base − min) (1 + cos(π i / M)). So base occurs twice.
+    The warm-up is numpy's ``linspace(0, base, warmup)``. With M = total − warmup and i = step −
+    warmup, the cosine is min + ½ (base − min) (1 + cos(π i / M)). So base occurs twice.
 
     Args:
         step: Optimizer step, from 0.
         base: Peak learning rate.
-        minimum: Learning rate that the cosine runs towards.
+        minimum: Learning rate at the end of the cosine.
         warmup_steps: Optimizer steps of the warm-up.
         total_steps: Optimizer steps of the run.
 
@@ -42,28 +48,33 @@ def learning_rate(step: int, base: float, minimum: float, warmup_steps: int, tot
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW, SGD or RMSprop; no weight decay on biases, 1-D parameters and what the model names.
+    """Make AdamW, SGD or RMSprop, without weight decay on biases, 1-D parameters and exceptions.
 
-    A ViT names ``pos_embed`` and ``cls_token``, a Swin its tables of relative position biases.
+    The exceptions are parameters that the model names: a ViT ``pos_embed`` and ``cls_token``, a
+    Swin its tables of relative position biases.
 
     Args:
         model: The model.
         config: Optimizer and its constants.
 
     Returns:
-        The optimizer: its first group does not decay, its second does; its learning rate is set at every step.
+        The optimizer, with the group `NOT_DECAYED` before the group `DECAYED`. Its learning rate is
+        set at every step.
     """
     from timm.optim import param_groups_weight_decay
 
     no_decay: Any = getattr(model, "no_weight_decay", tuple)
-    groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=no_decay())  # at 0 it would return one group
+    # A decay of 1 at first: at 0 timm would return a single group.
+    groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=no_decay())
     for group in groups:
         group["weight_decay"] *= config.weight_decay
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     if config.name == "rmsprop":
         return torch.optim.RMSprop(groups, lr=config.lr, alpha=_RHO, eps=config.eps)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
 
 
 @torch.no_grad()
@@ -71,11 +82,12 @@ def add_penalties(optimizer: torch.optim.Optimizer, l1: float | None, l2: float 
     """Add the gradient of l1 · Σ|w| + l2 · Σw², over the weights that decay, to their gradients.
 
     Args:
-        optimizer: From `make_optimizer`: its second group holds the weights that decay.
-        l1: Coefficient of the absolute values, or None.
-        l2: Coefficient of the squares, or None.
+        optimizer: From `make_optimizer`.
+        l1: Coefficient of the absolute values; None adds none.
+        l2: Coefficient of the squares; None adds none.
     """
-    weights = [p for p in optimizer.param_groups[1]["params"] if p.grad is not None]
+    decayed = optimizer.param_groups[DECAYED]["params"]
+    weights = [p for p in decayed if p.grad is not None]
     gradients = [p.grad for p in weights]
     if l1 is not None:
         torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=l1)

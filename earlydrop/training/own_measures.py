@@ -1,9 +1,10 @@
-"""Gradient measures of somebody's own, each named as ``module:function`` in ``probe.measures``.
+"""A user's gradient measures, each named as ``module:function`` in ``probe.measures``.
 
-A measure of one parameter is called with the probe's `earlydrop.gradients.measures.Moments`. One with parameters called ``model``,
-``loss_fn`` or ``batches`` is called with these: the model at its weights of the moment and in training mode, the loss, and the probe's
-batches as a list, or their parts where a batch has several. Nothing that it does to the model's buffers, modes and gradients or to
-random state stays.
+A measure of one parameter is called with the probe's `earlydrop.gradients.measures.Moments`. One
+with parameters called ``model``, ``loss_fn`` or ``batches`` is called with these: the model at its
+weights of the moment and in training mode, the loss, and the probe's batches as a list, or their
+parts where a batch has several. Nothing that it does to the model's buffers, modes and gradients or
+to random state stays.
 """
 
 from __future__ import annotations
@@ -31,26 +32,37 @@ def own_measures(config: Config) -> dict[str, Code]:
     Raises:
         ConfigError: There is no such measure, two have one name, or one takes something else.
     """
-    found: dict[str, Code] = {}
+    measures: dict[str, Code] = {}
     for name in config.probe.measures if config.probe.at else ():
         if not is_own("measure", name):
-            known = "all of earlydrop's are taken anyway" if name in MEASURES else "expected module:function of your own"
+            known = (
+                "all of earlydrop's are taken anyway"
+                if name in MEASURES
+                else "expected module:function of your own"
+            )
             raise ConfigError(f"probe.measures has {name!r}: {known}{nearest(name, MEASURES)}")
         code = load("probe.measures", "measure", name)
         label = code.label
-        if label in MEASURES or label in found:
-            raise ConfigError(f"probe.measures has {name!r}: there is a measure {label!r} already; give yours another name")
+        if label in MEASURES or label in measures:
+            raise ConfigError(
+                f"probe.measures has {name!r}: there is a measure {label!r} already; give yours "
+                "another name"
+            )
         needed = _needed(code)
-        further = [each for each in needed if each not in _OFFERED]
+        further = [parameter for parameter in needed if parameter not in _OFFERED]
         if needs_model(code) if further else not needed:
             raise ConfigError(
-                f"probe.measures has {name!r}: it takes {', '.join(needed) or 'nothing'}; expected one parameter (the moments of the "
+                f"probe.measures has {name!r}: it takes {', '.join(needed) or 'nothing'}; expected "
+                "one parameter (the moments of the "
                 f"gradients), or some of {', '.join(_OFFERED)}"
             )
         if len(further) > 1:
-            raise ConfigError(f"probe.measures has {name!r}: it takes {', '.join(needed)}; expected one parameter, the moments")
-        found[label] = code
-    return found
+            raise ConfigError(
+                f"probe.measures has {name!r}: it takes {', '.join(needed)}; expected one "
+                "parameter, the moments"
+            )
+        measures[label] = code
+    return measures
 
 
 def needs_model(code: Code) -> bool:
@@ -59,7 +71,7 @@ def needs_model(code: Code) -> bool:
 
 
 def of_moments(code: Code) -> Callable[[Moments], float | None]:
-    """A measure of the moments; what goes wrong in it is a `ValueError`."""
+    """A measure of the moments; its errors become a `ValueError`."""
 
     def measure(moments: Moments) -> float | None:
         return _called(code, moments)
@@ -67,7 +79,12 @@ def of_moments(code: Code) -> Callable[[Moments], float | None]:
     return measure
 
 
-def of_model(code: Code, model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], batches: Iterable[Any]) -> float | None:
+def of_model(
+    code: Code,
+    model: nn.Module,
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    batches: Iterable[Any],
+) -> float | None:
     """The value of a measure of the model.
 
     Raises:
@@ -75,7 +92,11 @@ def of_model(code: Code, model: nn.Module, loss_fn: Callable[[nn.Module, Any], T
     """
     takes = inspect.signature(code.value).parameters
     with leave_no_trace(model, loss_fn), torch.enable_grad():
-        values = {"model": model, "loss_fn": loss_fn, "batches": list(batches) if "batches" in takes else None}
+        values = {
+            "model": model,
+            "loss_fn": loss_fn,
+            "batches": list(batches) if "batches" in takes else None,
+        }
         model.train()
         return _called(code, **{name: values[name] for name in _OFFERED if name in takes})
 
@@ -90,12 +111,18 @@ def _called(code: Code, *arguments: Any, **keywords: Any) -> float | None:
     try:
         number = float(value)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"the measure {code.name} gave a {type(value).__name__}, expected a number or None") from None
+        raise ValueError(
+            f"the measure {code.name} gave a {type(value).__name__}, expected a number or None"
+        ) from None
     if not math.isfinite(number):
-        raise ValueError(f"the measure {code.name} gave {number}; return None where it cannot be taken")
+        raise ValueError(
+            f"the measure {code.name} gave {number}; return None where it cannot be taken"
+        )
     return number
 
 
 def _needed(code: Code) -> list[str]:
     parameters = inspect.signature(code.value).parameters.values()
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    plain = [p for p in parameters if p.kind not in variadic]
+    return [p.name for p in plain if p.default is p.empty]

@@ -1,4 +1,4 @@
-"""A schedule of somebody's own: what ``module:function`` returns, a function of the step or a `Schedule`, as a schedule of a run."""
+"""A user's schedule: the function or `Schedule` that ``module:function`` returns."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from earlydrop.training.keys import keys
 from earlydrop.training.plugins import Code, is_own, load, nearest, raised, registered
 from earlydrop.training.schedule_config import ScheduleConfig
 
-_OF_THE_RUN = ("total_steps", "steps_per_epoch")  # what a function may ask for by the names of its parameters
+# Values that a function takes by the names of its parameters.
+_OF_THE_RUN = (
+    "total_steps",
+    "steps_per_epoch",
+)
 
 
 @dataclass(frozen=True, repr=False)
 class OwnSchedule(Schedule):
-    """Somebody's schedule; once it is resolved, its rate at every step is known and checked.
+    """A user's schedule; once it is resolved, its rate at every step is known and checked.
 
     Attributes:
-        code: What makes it.
-        arguments: What it is called with, beside the length of the run.
+        code: The code that makes it.
+        arguments: The code's arguments, beside the length of the run.
         rates: The rate at every step of the run, and at its end.
     """
 
@@ -52,12 +56,22 @@ class OwnSchedule(Schedule):
         asked = {key: length[key] for key in _OF_THE_RUN if key in _parameters(self.code)}
         try:
             made = self.code.value(**(dict(self.arguments) | asked))
-            made = made.resolve(total_steps, steps_per_epoch) if isinstance(made, Schedule) else made
+            made = (
+                made.resolve(total_steps, steps_per_epoch) if isinstance(made, Schedule) else made
+            )
         except Exception as error:
-            raise ConfigError(f"{said}: making it raised {raised(error, self.code.paths)}") from error
+            raise ConfigError(
+                f"{said}: making it raised {raised(error, self.code.paths)}"
+            ) from error
         if not callable(made):
-            raise ConfigError(f"{said}: it returned a {type(made).__name__}, expected a function of the step, or a Schedule")
-        return replace(self, rates=tuple(_rate_at(said, made, step, self.code) for step in range(total_steps + 1)))
+            raise ConfigError(
+                f"{said}: it returned a {type(made).__name__}, expected a function of the step, or "
+                "a Schedule"
+            )
+        return replace(
+            self,
+            rates=tuple(_rate_at(said, made, step, self.code) for step in range(total_steps + 1)),
+        )
 
     def to_config(self) -> dict[str, Any]:
         return {"name": self.code.name, "args": dict(self.arguments)}
@@ -69,8 +83,9 @@ class OwnSchedule(Schedule):
 def own_schedule(config: ScheduleConfig) -> OwnSchedule:
     """The schedule that a configuration names, if it is none of earlydrop's.
 
-    Its arguments are the keys of ``schedule.args``; a parameter called like another key of ``schedule`` (``rate``, ``cutoff``) takes that
-    one, and one called ``total_steps`` or ``steps_per_epoch`` the length of the run.
+    Its arguments are the keys of ``schedule.args``; a parameter called like another key of
+    ``schedule`` (``rate``, ``cutoff``) takes that one, and one called ``total_steps`` or
+    ``steps_per_epoch`` the length of the run.
 
     Raises:
         ConfigError: There is no such schedule, or an argument does not fit.
@@ -78,19 +93,31 @@ def own_schedule(config: ScheduleConfig) -> OwnSchedule:
     if not is_own("schedule", config.name):
         known = ", ".join(schedules.MAKERS)
         raise ConfigError(
-            f"schedule.name is {config.name!r}: expected one of {known}, or module:function of your own"
+            f"schedule.name is {config.name!r}: expected one of {known}, or module:function of "
+            "your own"
             f"{nearest(config.name, schedules.MAKERS)}"
         )
     code = load("schedule.name", "schedule", config.name)
     names = [key.removeprefix("schedule.") for key in keys() if key.startswith("schedule.")]
-    offered = {name: getattr(config, name) for name in names if name not in ("name", "kind", "args")}
-    offered = {name: value for name, value in offered.items() if value is not None}
-    values = arguments("schedule", config.name, code.value, config.args, offered | dict.fromkeys(_OF_THE_RUN))
-    return OwnSchedule(code, tuple((key, value) for key, value in values.items() if key not in _OF_THE_RUN))
+    offered = {}
+    for name in names:
+        value = getattr(config, name)
+        if name not in ("name", "kind", "args") and value is not None:
+            offered[name] = value
+    values = arguments(
+        "schedule",
+        config.name,
+        code.value,
+        given=config.args,
+        offered=offered | dict.fromkeys(_OF_THE_RUN),
+    )
+    return OwnSchedule(
+        code, tuple((key, value) for key, value in values.items() if key not in _OF_THE_RUN)
+    )
 
 
 def code_of_schedule(config: ScheduleConfig) -> Code | None:
-    """The code of somebody's own behind a schedule; None if it is earlydrop's."""
+    """The user's code behind a schedule; None if it is earlydrop's."""
     if config.name in schedules.MAKERS:
         return registered(config.name, schedules.MAKERS[config.name])
     return load("schedule.name", "schedule", config.name)
@@ -104,7 +131,9 @@ def _rate_at(said: str, made: Callable[[int], Any], step: int, code: Code) -> fl
     try:
         value = made(step)
     except Exception as error:
-        raise ConfigError(f"{said}: at step {step} it raised {raised(error, code.paths)}") from error
+        raise ConfigError(
+            f"{said}: at step {step} it raised {raised(error, code.paths)}"
+        ) from error
     if hasattr(value, "item"):
         value = value.item()
     try:

@@ -9,7 +9,7 @@ from earlydrop.scheduler import DropoutScheduler
 
 
 class TwoPeaks:
-    """What the trainer asks of a scheduler, of two of them.
+    """Two schedulers with the interface of one.
 
     Args:
         unit: Drives the unit sites.
@@ -40,10 +40,12 @@ class TwoPeaks:
             ValueError: It was saved with one peak for both kinds, or for another model.
         """
         if set(state) != set(self.kinds):
-            raise ValueError("the state was saved with one peak, not with one for each of unit and path sites")
+            raise ValueError(
+                "the state was saved with one peak, not with one for each of unit and path sites"
+            )
         for kind, scheduler in self.kinds.items():
             scheduler.load_state_dict(state[kind])
 
 
 Driver = DropoutScheduler | TwoPeaks
-"""What drives the dropout of a run."""
+"""The driver of a run's dropout."""

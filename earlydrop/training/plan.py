@@ -1,4 +1,4 @@
-"""The plan of a run: durations in steps, the schedule resolved, the fingerprint and the folder. Nothing here trains."""
+"""The plan of a run: durations in steps, the resolved schedule, the fingerprint, the folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ from earlydrop.training.outside import code_of
 from earlydrop.training.own_schedule import own_schedule
 from earlydrop.training.plugins import Code
 from earlydrop.training.profile import profile_window
-from earlydrop.training.schedule_config import describe_schedule, parse_path_schedule, parse_schedule
+from earlydrop.training.schedule_config import (
+    describe_schedule,
+    parse_path_schedule,
+    parse_schedule,
+)
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,14 @@ class Plan:
         warmup_steps: Optimizer steps of the learning rate's warm-up.
         eval_steps: After how many steps the model is evaluated.
         probe_steps: After how many steps gradients are measured.
-        fingerprint: Hash of what determines the numbers.
-        name: What the run is called: its label, or its schedule in words.
+        fingerprint: Hash of everything that determines the numbers.
+        name: The run's label, or its schedule in words.
         folder: ``<out>/<study>/<label>-<fingerprint>``.
-        path_schedule: The drop schedule of the path sites, in steps, where they have a peak of their own; else None.
-        code: What it computes with that is somebody's own, by the key that names it.
-        configuration: The fingerprint without that code: the same for a run whose code was changed, and nothing else.
+        path_schedule: The drop schedule of the path sites, in steps, where they have a peak of
+            their own; else None.
+        code: The user's own code that it computes with, by the key that names it.
+        configuration: The fingerprint without that code: the same for a run whose code was changed,
+            and nothing else.
     """
 
     config: Config
@@ -73,7 +79,12 @@ class Plan:
 def make_plan(config: Config, once: Once = alone) -> Plan:
     """Check a configuration and work out its plan.
 
-    ``once`` is given what one worker can do for all of them, such as to list the files of an image folder.
+    Args:
+        config: The configuration.
+        once: Called with work that one worker can do for all, such as listing an image folder.
+
+    Returns:
+        The plan.
 
     Raises:
         ConfigError: A value that cannot be used, with what was expected.
@@ -81,51 +92,35 @@ def make_plan(config: Config, once: Once = alone) -> Plan:
     check(config)
     device = choose_device(config.device)
     refuse_precision(config.trainer.precision, device)
-    schedule, path_schedule = _schedules(config)  # before the data is read
+    given_schedules = _schedules(config)  # before the data is read
     code = code_of(config)
     if evaluates_alone(config):
         return _plan_of_weights(config, device, code, once)
-    source = make_source(config.data, config.augment, device, planning=config.mode == "plan", once=once)
-    images, batch = source.sizes["train"], config.trainer.batch_size
-    if batch > images:
-        raise ConfigError(f"trainer.batch_size is {batch}: the training set has only {images} images")
-    steps_per_epoch = images // batch
+    source = make_source(
+        config.data, config.augment, device, planning=config.mode == "plan", once=once
+    )
+    steps_per_epoch = _steps_per_epoch(config, source)
     total = config.trainer.steps or config.trainer.epochs * steps_per_epoch
+    schedule, path_schedule = _resolved(given_schedules, total, steps_per_epoch)
+    _check_end(config, schedule, total)
+    eval_steps, probe_steps, warmup = _steps(config, total, steps_per_epoch)
 
-    def steps(duration: str, key: str) -> int:
-        try:
-            return duration_to_steps(duration, total, steps_per_epoch, key)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-
-    try:
-        schedule = schedule.resolve(total, steps_per_epoch)
-        path_schedule = path_schedule and path_schedule.resolve(total, steps_per_epoch)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"schedule: {error}") from error
-    if config.trainer.mc_passes is not None and schedule(total) == 0:
-        raise ConfigError(
-            f"trainer.mc_passes is {config.trainer.mc_passes}: Monte Carlo dropout needs dropout at the end of the run, but "
-            f"schedule={config.schedule.name} has rate 0 there; use schedule=constant or late, or leave mc_passes null"
+    def hashed(digests: Mapping[str, str]) -> str:
+        pretrained = config.model.pretrained
+        return fingerprint(
+            config,
+            source,
+            schedule,
+            total=total,
+            warmup=warmup,
+            eval_steps=eval_steps,
+            probe_steps=probe_steps,
+            code=digests,
+            pretrained=pretrained_digest(pretrained) if pretrained is not None else None,
         )
-    if config.trainer.profile is not None and profile_window(config.trainer.profile)[0] >= total:
-        raise ConfigError(
-            f"trainer.profile is {config.trainer.profile!r}: the run ends after {total} steps; give an earlier window"
-        )
-    every = max(steps(config.trainer.eval_every, "trainer.eval_every"), 1)
-    eval_steps = tuple(sorted({*range(every, total + 1, every), total}))
-    probe_steps = tuple(sorted({steps(duration, "a position in probe.at") for duration in config.probe.at}))
-    warmup = steps(config.optim.warmup, "optim.warmup")
-    pretrained = pretrained_digest(config.model.pretrained) if config.model.pretrained is not None else None
 
-    def hashed(own: Mapping[str, str]) -> str:
-        return fingerprint(config, source, schedule, total, warmup, eval_steps, probe_steps, own, pretrained)
-
-    digest = hashed({key: each.digest for key, each in code.items()})
+    digest = hashed({key: own.digest for key, own in code.items()})
     name = config.label or describe_schedule(config.schedule)
-    folder = _folder(config, name, digest)
     return Plan(
         config=config,
         source=source,
@@ -138,11 +133,73 @@ def make_plan(config: Config, once: Once = alone) -> Plan:
         probe_steps=probe_steps,
         fingerprint=digest,
         name=name,
-        folder=folder,
+        folder=_folder(config, name, digest),
         path_schedule=path_schedule,
         code=code,
         configuration=hashed({}),
     )
+
+
+def _steps_per_epoch(config: Config, source: Source) -> int:
+    images, batch = source.sizes["train"], config.trainer.batch_size
+    if batch > images:
+        raise ConfigError(
+            f"trainer.batch_size is {batch}: the training set has only {images} images"
+        )
+    return images // batch
+
+
+def _steps(
+    config: Config, total: int, steps_per_epoch: int
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """The steps of evaluations and of probes, and the length of the warm-up."""
+
+    def steps(duration: str, key: str) -> int:
+        try:
+            return duration_to_steps(duration, total, steps_per_epoch, key)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    every = max(steps(config.trainer.eval_every, "trainer.eval_every"), 1)
+    eval_steps = sorted({*range(every, total + 1, every), total})
+    probe_steps = sorted({steps(time, "a position in probe.at") for time in config.probe.at})
+    return tuple(eval_steps), tuple(probe_steps), steps(config.optim.warmup, "optim.warmup")
+
+
+def _resolved(
+    given: tuple[Schedule, Schedule | None], total: int, steps_per_epoch: int
+) -> tuple[Schedule, Schedule | None]:
+    """The two schedules with their durations in steps."""
+    schedule, path_schedule = given
+    try:
+        schedule = schedule.resolve(total, steps_per_epoch)
+        if path_schedule is not None:
+            path_schedule = path_schedule.resolve(total, steps_per_epoch)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"schedule: {error}") from error
+    return schedule, path_schedule
+
+
+def _check_end(config: Config, schedule: Schedule, total: int) -> None:
+    """Refuse keys that do not fit the end of the run.
+
+    Raises:
+        ConfigError: Monte Carlo dropout at rate 0, or a profile behind the last step.
+    """
+    passes, profile = config.trainer.mc_passes, config.trainer.profile
+    if passes is not None and schedule(total) == 0:
+        raise ConfigError(
+            f"trainer.mc_passes is {passes}: Monte Carlo dropout needs dropout at the end of the "
+            f"run, but schedule={config.schedule.name} has rate 0 there; use schedule=constant or "
+            "late, or leave mc_passes null"
+        )
+    if profile is not None and profile_window(profile)[0] >= total:
+        raise ConfigError(
+            f"trainer.profile is {profile!r}: the run ends after {total} steps; give an earlier "
+            "window"
+        )
 
 
 def _folder(config: Config, name: str, digest: str) -> Path:
@@ -151,20 +208,32 @@ def _folder(config: Config, name: str, digest: str) -> Path:
 
 
 def evaluates_alone(config: Config) -> bool:
-    """Whether weights that ``checkpoint`` names are evaluated, which takes neither a length nor a schedule.
+    """Whether only the weights of ``checkpoint`` are evaluated, without a length or a schedule.
 
-    Standard dropout is the exception: its evaluation scales by the rate of the step that the weights are from.
+    Standard dropout is the exception: its evaluation scales by the rate of the step that the
+    weights are from.
     """
     return config.checkpoint is not None and config.model.dropout != "standard"
 
 
-def _plan_of_weights(config: Config, device: torch.device, code: Mapping[str, Code], once: Once) -> Plan:
+def _plan_of_weights(
+    config: Config, device: torch.device, code: Mapping[str, Code], once: Once
+) -> Plan:
     """A plan without steps, which reads the splits that are evaluated and no others."""
     read = {"test" if split == "test" else "train" for split in config.evaluation.splits}
     splits = [split for split in ("train", "test") if split in read]
     source = make_source(config.data, config.augment, device, splits, once=once)
     schedule = MAKERS["none"]()
-    digest = fingerprint(config, source, schedule, 0, 0, [], [], {key: each.digest for key, each in code.items()})
+    digest = fingerprint(
+        config,
+        source,
+        schedule,
+        total=0,
+        warmup=0,
+        eval_steps=[],
+        probe_steps=[],
+        code={key: own.digest for key, own in code.items()},
+    )
     name = config.label or describe_schedule(config.schedule)
     return Plan(
         config=config,
@@ -189,7 +258,8 @@ def _schedules(config: Config) -> tuple[Schedule, Schedule | None]:
         if config.schedule.name not in MAKERS:
             if config.schedule.path_rate is not None:
                 raise ConfigError(
-                    f"schedule.path_rate is {config.schedule.path_rate:g}: a schedule of your own gives both kinds of sites one "
+                    f"schedule.path_rate is {config.schedule.path_rate:g}: a schedule of your own "
+                    "gives both kinds of sites one "
                     "rate; leave it null"
                 )
             return own_schedule(config.schedule), None

@@ -1,7 +1,8 @@
-"""Somebody else's code by name: ``module:function``, or a name that an installed package offers.
+"""A user's code by name: ``module:function``, or a name that an installed package offers.
 
-`load` alone imports such code, and it is called only while a run is planned or built. What reads runs (report, cite, findings, list) calls
-nothing here that imports: a configuration that came from elsewhere never runs code.
+`load` alone imports such code, and it is called only while a run is planned or built. What reads
+runs (report, cite, findings, list) calls nothing here that imports: a configuration that came from
+elsewhere never runs code.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]
 _PACKAGES = {"site-packages", "dist-packages"}  # folders of installed packages
 
 OBJECT = "__main__:"
-"""What the name of an object that was given in Python begins with: no module of that name can be imported."""
+"""The prefix of the name of an object given in Python; no module can be imported by it."""
 
 _loaded: dict[str, str] = {}
 """The modules that were imported here, each with the digest of its source at that moment."""
@@ -69,8 +70,9 @@ _given: dict[str, Code] = {}
 
 
 def installed(kind: str) -> dict[str, str]:
-    """The names of a kind that installed packages offer, each with its ``module:function``. Imports nothing."""
-    return {point.name: point.value.partition(" ")[0] for point in importlib.metadata.entry_points(group=GROUPS[kind])}
+    """Names that installed packages offer for a kind, with ``module:function``. Imports nothing."""
+    points = importlib.metadata.entry_points(group=GROUPS[kind])
+    return {point.name: point.value.partition(" ")[0] for point in points}
 
 
 def is_reference(name: str) -> bool:
@@ -79,15 +81,15 @@ def is_reference(name: str) -> bool:
 
 
 def is_own(kind: str, name: str) -> bool:
-    """Whether a name that is none of earlydrop's stands for code of somebody's. Imports nothing."""
+    """Whether a name that is none of earlydrop's stands for a user's code. Imports nothing."""
     return is_reference(name) or name in installed(kind)
 
 
 def load(key: str, kind: str, name: str) -> Code:
     """Import code that the person at the keyboard named.
 
-    The module is looked for in the folder where the command runs, then on the Python path. One whose source changed since it was imported
-    is imported again.
+    The module is looked for in the folder where the command runs, then on the Python path. One
+    whose source changed since it was imported is imported again.
 
     Raises:
         ConfigError: There is no such module or name in it, or its import fails.
@@ -96,32 +98,49 @@ def load(key: str, kind: str, name: str) -> Code:
     if name in _given:
         return _given[name]
     if name.startswith(OBJECT):
-        raise ConfigError(f"{said}: it was given as an object in Python, which no name stands for; give it to train() again")
+        raise ConfigError(
+            f"{said}: it was given as an object in Python, which no name stands for; give it to "
+            "train() again"
+        )
     reference = name if is_reference(name) else installed(kind).get(name, "")
     if not _REFERENCE.fullmatch(reference):
-        example = "expected module:function, such as mymodels:build for the function build of mymodels.py"
+        example = (
+            "expected module:function, such as mymodels:build for the function build of mymodels.py"
+        )
         raise ConfigError(f"{said}: {example}")
     module_name, _, attribute = reference.partition(":")
     with _from_here():
         files = source_files(module_name)
         if module_name not in files:
             raise ConfigError(
-                f"{said}: there is no module {module_name!r} in this folder ({Path.cwd()}) or on the Python path; "
+                f"{said}: there is no module {module_name!r} in this folder ({Path.cwd()}) or on "
+                "the Python path; "
                 "give its name without .py, or run the command where it is"
             )
         module = _imported(said, module_name, files)
         value: Any = module
         for part in attribute.split("."):
             if not hasattr(value, part):
-                raise ConfigError(f"{said}: {files[module_name].name} has no {attribute!r}{nearest(attribute, _names(module))}")
+                raise ConfigError(
+                    f"{said}: {files[module_name].name} has no "
+                    f"{attribute!r}{nearest(attribute, _names(module))}"
+                )
             value = getattr(value, part)
     if not callable(value):
-        raise ConfigError(f"{said}: {attribute} is a {type(value).__name__}, expected a function or a class")
-    return Code(name, value, _digests(files), _digest(files), tuple(files.values()))
+        raise ConfigError(
+            f"{said}: {attribute} is a {type(value).__name__}, expected a function or a class"
+        )
+    return Code(
+        name=name,
+        value=value,
+        files=_digests(files),
+        digest=_digest(files),
+        paths=tuple(files.values()),
+    )
 
 
 def registered(name: str, value: Callable[..., Any]) -> Code | None:
-    """The code behind a function that somebody put into a registry of ours; None if it is earlydrop's own.
+    """The code behind a function that a user registered; None if it is earlydrop's own.
 
     Raises:
         ConfigError: Its source cannot be found, so that a change of it would not be noticed.
@@ -135,10 +154,17 @@ def registered(name: str, value: Callable[..., Any]) -> Code | None:
     if not files:
         file = getattr(sys.modules.get(module_name), "__file__", None)
         if file is None or not Path(file).is_file():
-            raise ConfigError(f"{name!r} is registered from {module_name}, which has no source file: put it into a module")
+            raise ConfigError(
+                f"{name!r} is registered from {module_name}, which has no source file: put it into "
+                "a module"
+            )
         files = {module_name: Path(file)}
     return Code(
-        f"{module_name}:{getattr(inner, '__qualname__', name)}", value, _digests(files), _digest(files), tuple(files.values())
+        name=f"{module_name}:{getattr(inner, '__qualname__', name)}",
+        value=value,
+        files=_digests(files),
+        digest=_digest(files),
+        paths=tuple(files.values()),
     )
 
 
@@ -155,14 +181,16 @@ def given(codes: Iterable[Code]) -> Iterator[None]:
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module is part of Python, of earlydrop, or of an installed package: its name says what it is."""
+    """Whether a module is part of Python, of earlydrop, or of an installed package."""
     top = module.partition(".")[0]
     if top == "__main__":  # a notebook's is started from an installed file
         return False
     if top in sys.stdlib_module_names:
         return True
     file = getattr(sys.modules.get(top), "__file__", None)
-    return top == "earlydrop" or (file is not None and bool(_PACKAGES & set(Path(file).resolve().parts)))
+    return top == "earlydrop" or (
+        file is not None and bool(_PACKAGES & set(Path(file).resolve().parts))
+    )
 
 
 def sources_from_here(module: str) -> dict[str, Path]:
@@ -172,10 +200,10 @@ def sources_from_here(module: str) -> dict[str, Path]:
 
 
 def source_files(module: str) -> dict[str, Path]:
-    """The source of a module, and of every module beside it that it imports, by name. Imports nothing.
+    """The sources of a module and of the modules beside it that it imports. Imports nothing.
 
-    Beside it: of the same package, or, where the module is in no folder of installed packages, below the folder that holds it. What code
-    imports by a computed name is not seen.
+    Beside it: of the same package, or, where the module is in no folder of installed packages,
+    below the folder that holds it. Imports by a computed name are not seen.
     """
     first = _spec(module.partition(".")[0])
     if first is None:
@@ -183,11 +211,11 @@ def source_files(module: str) -> dict[str, Path]:
     root = _root(first)
     if root is None:
         return {}
-    found: dict[str, Path] = {}
+    sources: dict[str, Path] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in found or name.partition(".")[0] == "earlydrop":
+        if name in sources or name.partition(".")[0] == "earlydrop":
             continue
         spec = _spec(name)
         if spec is None or spec.origin is None or not Path(spec.origin).is_file():
@@ -195,22 +223,22 @@ def source_files(module: str) -> dict[str, Path]:
         path = Path(spec.origin).resolve()
         if not path.is_relative_to(root) or _PACKAGES & set(path.relative_to(root).parts):
             continue
-        found[name] = path
+        sources[name] = path
         parents = name.split(".")[:-1]
         waiting += [".".join(parents[:count]) for count in range(1, len(parents) + 1)]
         if path.suffix == ".py":
             waiting += _imports(path, name, is_package=spec.submodule_search_locations is not None)
-    return found
+    return sources
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A question with the nearest known word; empty if none is near."""
-    near = difflib.get_close_matches(word, list(known), 1, 0.6)
-    return f": did you mean {near[0]}?" if near else ""
+    close = difflib.get_close_matches(word, list(known), 1, 0.6)
+    return f": did you mean {close[0]}?" if close else ""
 
 
 def raised(error: BaseException, files: Iterable[str | Path] = ()) -> str:
-    """An error of somebody's code in a line: what it is, and where in their files it happened."""
+    """An error of a user's code in a line: its type, its text, and its place in their files."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     ours = {str(file) for file in files}
@@ -226,9 +254,10 @@ def _names(module: Any) -> list[str]:
 
 @contextmanager
 def _from_here() -> Iterator[None]:
-    """The folder where the command runs comes first while a module is looked for, and last afterwards, for imports to come.
+    """Put the working folder first on the path while a module is looked for, and last afterwards.
 
-    No bytecode is written: a file that is changed twice within a second must not be mistaken for what it was.
+    No bytecode is written: a file that is changed twice within a second must not be mistaken for
+    its earlier self.
     """
     here, writes_none = os.getcwd(), sys.dont_write_bytecode
     sys.path.insert(0, here)
@@ -244,20 +273,21 @@ def _from_here() -> Iterator[None]:
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """Where a module is, without importing it or what it is in."""
+    """The place of a module, without importing it or its packages."""
     path: Any = None
-    found: ModuleSpec | None = None
+    spec: ModuleSpec | None = None
     parts = name.split(".")
     for count in range(1, len(parts) + 1):
         whole = ".".join(parts[:count])
-        specs = (finder.find_spec(whole, path) for finder in sys.meta_path if hasattr(finder, "find_spec"))
-        found = next((spec for spec in specs if spec is not None), None)
-        if found is None:
+        finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
+        specs = (finder.find_spec(whole, path) for finder in finders)
+        spec = next((candidate for candidate in specs if candidate is not None), None)
+        if spec is None:
             return None
-        path = found.submodule_search_locations
+        path = spec.submodule_search_locations
         if path is None and count < len(parts):
             return None
-    return found
+    return spec
 
 
 def _root(spec: ModuleSpec) -> Path | None:
@@ -272,23 +302,24 @@ def _root(spec: ModuleSpec) -> Path | None:
     return path if _PACKAGES & set(path.parts) else path.parent
 
 
-def _imports(path: Path, name: str, is_package: bool) -> list[str]:
-    """The names that a file imports, and what a ``from`` takes out of each, which may be a module too."""
+def _imports(path: Path, module: str, is_package: bool) -> list[str]:
+    """Names that a file imports, and names that a ``from`` takes, which may be modules too."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # its import will say so
         return []
-    package = name.split(".") if is_package else name.split(".")[:-1]
-    found = []
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            found += [base] * bool(base)
-            found += [f"{base}.{alias.name}" if base else alias.name for alias in node.names if alias.name != "*"]
-    return found
+            names += [base] * bool(base)
+            taken = [alias.name for alias in node.names if alias.name != "*"]
+            names += [f"{base}.{name}" if base else name for name in taken]
+    return names
 
 
 def _digests(files: Mapping[str, Path]) -> dict[str, str]:
@@ -304,7 +335,10 @@ def _imported(said: str, name: str, files: Mapping[str, Path]) -> Any:
     digest = _digest(files)
     there = getattr(sys.modules.get(name), "__file__", None)
     if there is not None and name not in _loaded and Path(there).resolve() != files[name]:
-        raise ConfigError(f"{said}: another module {name!r} is imported already ({there}); give yours another name")
+        raise ConfigError(
+            f"{said}: another module {name!r} is imported already ({there}); give yours another "
+            "name"
+        )
     if name in _loaded and _loaded[name] != digest:
         for each in files:
             sys.modules.pop(each, None)
@@ -313,7 +347,8 @@ def _imported(said: str, name: str, files: Mapping[str, Path]) -> Any:
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise ConfigError(
-            f"{said}: importing {name} raised {raised(error, files.values())}; mend it, then give the same command"
+            f"{said}: importing {name} raised {raised(error, files.values())}; mend it, then give "
+            "the same command"
         ) from error
     _loaded[name] = digest
     return module

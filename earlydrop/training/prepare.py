@@ -1,4 +1,4 @@
-"""The model of a run before its first step: built for its schedule, driven, and refused if it cannot do what its run says."""
+"""The model of a run before its first step: built, driven, and refused where it cannot train."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from earlydrop.training.plugins import raised
 
 
 def scheduled_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
-    """The model at its initial weights on its device, and what drives its dropout: None for a schedule that never drops.
+    """Make the model at its initial weights, and the driver of its dropout.
+
+    The driver is None for a schedule that never drops.
 
     Raises:
         ConfigError: The model has no site of the scheduled kind.
@@ -33,11 +35,18 @@ def scheduled_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
     model = model.to(plan.device)
     if config.trainer.channels_last:
         if not any(p.dim() == 4 for p in model.parameters()):
-            raise ConfigError(f"trainer.channels_last is true: model.name={config.model.name} has no convolution; leave it false")
-        model = model.to(memory_format=torch.channels_last)  # convolutions give what they compute the layout of their weights
+            raise ConfigError(
+                f"trainer.channels_last is true: model.name={config.model.name} has no "
+                "convolution; leave it false"
+            )
+        # The output of a convolution has the layout of its weights.
+        model = model.to(memory_format=torch.channels_last)
     if task.unit == task.path == 0:
         return model, None
-    options: dict[str, Any] = {"sites": _driven if config.model.input_dropout else None, "masks": config.trainer.masks}
+    options: dict[str, Any] = {
+        "sites": _driven if config.model.input_dropout else None,
+        "masks": config.trainer.masks,
+    }
     try:
         if plan.path_schedule is None:
             return model, DropoutScheduler(model, plan.schedule, kind=kind, **options)
@@ -46,26 +55,37 @@ def scheduled_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
         return model, TwoPeaks(unit_scheduler, path_scheduler)
     except ValueError as error:
         raise ConfigError(
-            f"schedule.kind is {kind!r}, model.name is {config.model.name!r}: {error}; or train it without dropout, with schedule=none"
+            f"schedule.kind is {kind!r}, model.name is {config.model.name!r}: {error}; or train it "
+            "without dropout, with schedule=none"
         ) from error
 
 
 def task_of(plan: Plan) -> Task:
-    """What the model is built for."""
+    """The task that the model is built for."""
     config, peak, source = plan.config, plan.schedule.peak, plan.source
     if peak == 0 and plan.compares:
-        peak = config.schedule.rate  # a schedule that never drops, at sites that a probe switches on
-    unit, path = (peak if config.schedule.kind in (each, "all") else 0.0 for each in ("unit", "path"))
+        # A schedule that never drops, at sites that a probe switches on.
+        peak = config.schedule.rate
+    unit = peak if config.schedule.kind in ("unit", "all") else 0.0
+    path = peak if config.schedule.kind in ("path", "all") else 0.0
     if peak > 0 and config.schedule.path_rate is not None:
         path = config.schedule.path_rate
-    return Task(source.channels, source.classes, source.image_size, unit, path, source.context)
+    return Task(
+        channels=source.channels,
+        classes=source.classes,
+        image_size=source.image_size,
+        unit=unit,
+        path=path,
+        context=source.context,
+    )
 
 
 def try_forward(model: nn.Module, plan: Plan) -> None:
-    """Put one blank image through the model, leaving no trace, so that a model that cannot take it is refused before any work.
+    """Refuse a model that cannot take a blank image; the try leaves no trace.
 
     Raises:
-        ConfigError: The model cannot take images of this size, or gives something else than a score for each class.
+        ConfigError: The model cannot take images of this size, or gives something else than a score
+            for each class.
     """
     source, name = plan.source, plan.config.model.name
     image = source.blank(1, plan.device)
@@ -76,29 +96,44 @@ def try_forward(model: nn.Module, plan: Plan) -> None:
     except Exception as error:
         if own is not None:
             raise ConfigError(
-                f"model.name is {name!r}: an input of shape {tuple(image.shape)} raised {raised(error, own.paths)}; mend the model, or "
+                f"model.name is {name!r}: an input of shape {tuple(image.shape)} raised "
+                f"{raised(error, own.paths)}; mend the model, or "
                 "give it other data"
             ) from error
         refuse_device_problem(error, plan)
-        if not isinstance(error, (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError, IndexError)):
+        if not isinstance(
+            error,
+            (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError, IndexError),
+        ):
             raise
         raise ConfigError(
-            f"model.name is {name!r}: it cannot take {source.image_size}-pixel images of {source.channels} channels "
-            f"({(str(error).splitlines() or ['?'])[0]}); give another model, or other images with data.image_size"
+            f"model.name is {name!r}: it cannot take {source.image_size}-pixel images of "
+            f"{source.channels} channels "
+            f"({(str(error).splitlines() or ['?'])[0]}); give another model, or other images with "
+            "data.image_size"
         ) from error
-    expected = (1, source.classes) if source.context is None else (1, source.context, source.classes)
+    expected = (
+        (1, source.classes) if source.context is None else (1, source.context, source.classes)
+    )
     if not isinstance(scores, torch.Tensor):
-        raise ConfigError(f"model.name is {name!r}: it gives a {type(scores).__name__}, expected scores of shape {expected}")
+        raise ConfigError(
+            f"model.name is {name!r}: it gives a {type(scores).__name__}, expected scores of shape "
+            f"{expected}"
+        )
     if tuple(scores.shape) != expected:
         raise ConfigError(
-            f"model.name is {name!r}: it gives scores of shape {tuple(scores.shape)} for one example, expected {expected}"
+            f"model.name is {name!r}: it gives scores of shape {tuple(scores.shape)} for one "
+            f"example, expected {expected}"
         )
     if not scores.isfinite().all():
-        raise ConfigError(f"model.name is {name!r}: it gives {scores[~scores.isfinite()][0]} for a blank example; mend the model")
+        raise ConfigError(
+            f"model.name is {name!r}: it gives {scores[~scores.isfinite()][0]} for a blank "
+            "example; mend the model"
+        )
 
 
 def refuse_device_problem(error: Exception, plan: Plan) -> None:
-    """Refuse what the device cannot do, such as hold the model, which is no fault of the model's.
+    """Turn a limit of the device, such as its memory, into an error of one line.
 
     Raises:
         ConfigError: In one line.
@@ -112,57 +147,77 @@ def refuse_broken_compiler(plan: Plan) -> None:
     """Refuse ``trainer.compile`` on a machine where torch.compile does not work.
 
     Raises:
-        ConfigError: Saying what is missing and how it is installed.
+        ConfigError: With the missing part and the command that installs it.
     """
     problem = compiler_problem(plan.device.type) if plan.config.trainer.compile else None
     if problem is not None:
         raise ConfigError(
-            f"trainer.compile is true, and torch.compile does not work on this machine: {problem}; or set trainer.compile=false"
+            f"trainer.compile is true, and torch.compile does not work on this machine: {problem}; "
+            "or set trainer.compile=false"
         )
 
 
 def refuse_batch_norm(model: nn.Module, plan: Plan, workers: int) -> None:
-    """Refuse a model whose numbers would depend on how many workers there are: each sees the statistics of its own parts alone.
+    """Refuse BatchNorm on several workers: each would see the statistics of its own parts alone.
 
     Raises:
         ConfigError: It has BatchNorm, and there are several workers.
     """
-    name = next((name for name, each in model.named_modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)), None)
-    if workers > 1 and name is not None:
+    if workers == 1:
+        return
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
         raise ConfigError(
-            f"model.name is {plan.config.model.name!r}: {name} is a BatchNorm, whose statistics {workers} workers cannot share; "
+            f"model.name is {plan.config.model.name!r}: {name} is a BatchNorm, whose statistics "
+            f"{workers} workers cannot share; "
             "train it in one process"
         )
 
 
 def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
-    """Watch two blank images pass through the model with its schedule at rate 0, leaving no trace: nothing may drop.
+    """Refuse a model in which anything still drops when its schedule is at rate 0.
+
+    Two blank images pass through it; they leave no trace.
 
     Raises:
-        ConfigError: Something does, beside the input dropout that no schedule drives; so no arm of a study would be what it says.
+        ConfigError: Something does, beside the input dropout that no schedule drives; so no arm of
+            a study would be as declared.
     """
     source = plan.source
     images = source.blank(2, plan.device)
     kind = cast(Kind, plan.config.schedule.kind if plan.schedule.peak > 0 else "all")
     try:
         with autocast(plan):
-            found = audit(model, images, kind=kind)
-    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:  # such as BatchNorm over a single value
+            audited = audit(model, images, kind=kind)
+    except (
+        RuntimeError,
+        ValueError,
+        AssertionError,
+        TypeError,
+        IndexError,
+    ) as error:  # such as BatchNorm over a single value
         refuse_device_problem(error, plan)
         raise ConfigError(
-            f"model.name is {plan.config.model.name!r}: in training mode it cannot take two {source.image_size}-pixel images "
+            f"model.name is {plan.config.model.name!r}: in training mode it cannot take two "
+            f"{source.image_size}-pixel images "
             f"({(str(error).splitlines() or ['?'])[0]}); give another model, or larger images"
         ) from error
-    left = [drop for drop in found.undriven if drop.site != INPUT_DROPOUT]
-    fixed = [each for each in find_sites(model) if not each.driven and each.rate > 0 and each.name != INPUT_DROPOUT]
+    left = [drop for drop in audited.undriven if drop.site != INPUT_DROPOUT]
+    undriven = [site for site in find_sites(model) if not site.driven and site.rate > 0]
+    fixed = [site for site in undriven if site.name != INPUT_DROPOUT]
     if fixed and "model.name" in plan.code:
         raise ConfigError(
-            f"model.name is {plan.config.model.name!r}: {fixed[0].name} drops at {fixed[0].rate:g}, which schedule.name="
-            f"{plan.config.schedule.name} of kind {plan.config.schedule.kind} does not drive; build it with the Task's rates, task.unit "
+            f"model.name is {plan.config.model.name!r}: {fixed[0].name} drops at "
+            f"{fixed[0].rate:g}, which schedule.name="
+            f"{plan.config.schedule.name} of kind {plan.config.schedule.kind} does not drive; "
+            "build it with the Task's rates, task.unit "
             "for dropout and task.path for stochastic depth"
         )
     if left:
-        raise ConfigError(f"model.name is {plan.config.model.name!r}: it drops what no schedule drives\n{found}")
+        raise ConfigError(
+            f"model.name is {plan.config.model.name!r}: it drops what no schedule drives\n{audited}"
+        )
 
 
 def _driven(name: str, module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""When gradients are measured, and on what: mini-batches of the training size against the whole-dataset gradient, at frozen weights."""
+"""Measuring the gradients of mini-batches and of the whole dataset at frozen weights."""
 
 from __future__ import annotations
 
@@ -19,19 +19,34 @@ from earlydrop.training.distributed import ALONE, Group
 from earlydrop.training.evaluate import EVERYONE, autocast, fixed_subset, usual_limit
 from earlydrop.training.own_measures import needs_model, of_model, of_moments, own_measures
 from earlydrop.training.plan import Plan
+from earlydrop.training.plugins import Code
 from earlydrop.training.streams import seed_device, stream, stream_seed
 
 
 def dataset_images(plan: Plan) -> int:
-    """How many training images the whole-dataset gradient is taken from: all of them, up to a limit."""
+    """The number of training images behind the whole-dataset gradient: all, up to a limit."""
     images = plan.source.sizes["train"]
     return min(plan.config.probe.dataset_limit or usual_limit(images), images)
 
 
-class _DatasetBatches:
-    """The images behind the whole-dataset gradient, each once, under the objective from a fixed stream; can be iterated again.
+def batch_key(step: int, batch: int) -> int:
+    """The key of a probe's mini-batch in the streams of augmentation and mixing.
 
-    They come in batches of the size of a part: no more goes through the model at once than in training.
+    Args:
+        step: The step of the probe.
+        batch: Which of its mini-batches, from 0 and below 100,000.
+
+    >>> batch_key(step=3, batch=2)
+    300002
+    """
+    return step * 100_000 + batch
+
+
+class _DatasetBatches:
+    """The images of the whole-dataset gradient, each once, from a fixed stream; iterable again.
+
+    They come in batches of the size of a part: no more goes through the model at once than in
+    training.
     """
 
     def __init__(self, objective: Objective, plan: Plan, group: Group) -> None:
@@ -40,65 +55,125 @@ class _DatasetBatches:
     def __iter__(self) -> Iterator[Batch]:
         config, source = self.plan.config, self.plan.source
         size, parts = config.trainer.batch_size, config.trainer.accumulate
-        keep = fixed_subset("probe-images", source.sizes["train"], dataset_images(self.plan))
-        mine = self.group.share(list(enumerate(keep.split(size))))
-        keyed = [(i * parts + j, part) for i, batch in mine for j, part in enumerate(batch.split(size // parts))]
+        indices = fixed_subset("probe-images", source.sizes["train"], dataset_images(self.plan))
+        keyed = []
+        for i, batch in self.group.share(list(enumerate(indices.split(size)))):
+            for j, part in enumerate(batch.split(size // parts)):
+                keyed.append((i * parts + j, part))
         if config.probe.clean:
             return source.batches(keyed, "train", None)
         return self.objective.batches(keyed, EVERYONE, "probe-dataset")
 
 
-def probe_gradients(model: nn.Module, objective: Objective, plan: Plan, step: int, group: Group = ALONE) -> dict[str, float]:
-    """The ``probe/`` metrics of a model, uncompiled and at its present rates; one that is undefined here is left out.
+class _MiniBatches:
+    """A probe's mini-batches, drawn afresh from its own stream, in the parts of a training step.
 
-    Mini-batches of the training size are drawn afresh from the probe's own stream, which ``step`` names. The gradient of one is the mean
-    over as many parts as a training step has, each with augmentation, mixing and masks of its own. The mini-batches are shared among the
+    Each part has augmentation, mixing and masks of its own. The mini-batches are shared among the
     workers.
+    """
+
+    def __init__(self, objective: Objective, plan: Plan, step: int, group: Group) -> None:
+        self.objective, self.plan, self.step = objective, plan, step
+        config, images = plan.config, plan.source.sizes["train"]
+        order = stream(config.seed, "probe", step)
+        drawn = []
+        for _ in range(config.probe.batches):
+            drawn.append(torch.randperm(images, generator=order)[: config.trainer.batch_size])
+        self.mine = group.share(list(enumerate(drawn)))
+        self.parts_per_batch = config.trainer.accumulate
+
+    def parts(self) -> Iterator[Batch]:
+        """The parts of this worker's mini-batches, one after the other."""
+        config, parts = self.plan.config, self.parts_per_batch
+        keyed: list[tuple[int, Tensor]] = []
+        places: list[tuple[int, ...]] = []
+        for i, batch in self.mine:
+            key = batch_key(self.step, i)
+            for j, indices in enumerate(batch.chunk(parts)):
+                keyed.append((key * parts + j, indices))
+                places.append((i, j) if parts > 1 else (i,))
+        if config.probe.clean:
+            batches = self.plan.source.batches(keyed, "train", None)
+        else:
+            batches = self.objective.batches(keyed, config.seed, "probe")
+        for place, part in zip(places, batches, strict=True):
+            seed = stream_seed(config.seed, "probe-dropout", self.step, *place)
+            seed_device(self.plan.device, seed)
+            yield part
+
+    def __iter__(self) -> Iterator[Iterator[Batch]]:
+        """The mini-batches, each as its parts."""
+        parts = self.parts()
+        for _ in self.mine:
+            yield itertools.islice(parts, self.parts_per_batch)
+
+
+def probe_gradients(
+    model: nn.Module, objective: Objective, plan: Plan, step: int, group: Group = ALONE
+) -> dict[str, float]:
+    """Measure the gradients of a model, uncompiled and at its present rates.
+
+    The gradient of a mini-batch is the mean over as many parts as a training step has.
+
+    Args:
+        model: The model.
+        objective: The training objective.
+        plan: The run.
+        step: Optimizer steps done; it names the stream that mini-batches are drawn from.
+        group: The workers.
+
+    Returns:
+        The ``probe/`` metrics; one that is undefined here is left out.
 
     Raises:
         ValueError: A gradient is zero or not finite.
     """
-    config, source = plan.config, plan.source
-    order = stream(config.seed, "probe", step)
-    size, images, parts = config.trainer.batch_size, source.sizes["train"], config.trainer.accumulate
-    keyed = [(step * 100_000 + i, torch.randperm(images, generator=order)[:size]) for i in range(config.probe.batches)]
-    clean, mine = config.probe.clean, group.share(list(enumerate(keyed)))
+    config = plan.config
+    batches = _MiniBatches(objective, plan, step, group)
+    dataset = _DatasetBatches(objective, plan, group)
     own = own_measures(config)
-    of_gradients = {name: of_moments(code) for name, code in own.items() if not needs_model(code)}
+    own_of_moments = {name: of_moments(code) for name, code in own.items() if not needs_model(code)}
+    own_of_model = {name: code for name, code in own.items() if needs_model(code)}
 
     def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
         with autocast(plan):
             logits = model(batch[0])
-        return objective.loss(logits, batch[1], clean)
+        return objective.loss(logits, batch[1], config.probe.clean)
 
-    def seeded() -> Iterator[Batch]:
-        """The parts of this worker's mini-batches, one after the other."""
-        chosen = [(key * parts + j, part) for _, (key, batch) in mine for j, part in enumerate(batch.chunk(parts))]
-        places = [(i, j) if parts > 1 else (i,) for i, _ in mine for j in range(parts)]
-        given = source.batches(chosen, "train", None) if clean else objective.batches(chosen, config.seed, "probe")
-        for place, part in zip(places, given, strict=True):
-            seed_device(plan.device, stream_seed(config.seed, "probe-dropout", step, *place))
-            yield part
+    def measure() -> dict[str, float | None]:
+        """The package's measures that are recorded, then the user's own."""
+        report = probe(
+            model,
+            loss_fn,
+            iter(batches),
+            dataset=dataset,
+            parts=iter,
+            group=group.reductions,
+            measures=own_of_moments,
+        )
+        values = {name: getattr(report, name) for name in MEASURES}
+        values |= dict(report.further or {})
+        for name, code in own_of_model.items():
+            values[name] = of_model(code, model, loss_fn, batches.parts())
+        return values
 
-    def in_batches() -> Iterator[Iterator[Batch]]:
-        given = seeded()
-        for _ in mine:
-            yield itertools.islice(given, parts)
-
-    def measured() -> dict[str, float | None]:
-        """Ours that are recorded, then somebody's own."""
-        dataset = _DatasetBatches(objective, plan, group)
-        report = probe(model, loss_fn, in_batches(), dataset=dataset, parts=iter, group=group.reductions, measures=of_gradients)
-        found = {name: getattr(report, name) for name in MEASURES} | dict(report.further or {})
-        return found | {name: of_model(code, model, loss_fn, seeded()) for name, code in own.items() if needs_model(code)}
-
-    report = measured()
-    taken = {f"probe/{name}": value for name, value in report.items()}
+    present = measure()
+    metrics = {f"probe/{name}": value for name, value in present.items()}
     if config.probe.compare:
-        on = any(site.rate > 0 for site in find_sites(model) if site.driven)
-        with driven_off(model) if on else driven_at_base(model):
-            other = measured()
-        for state, found in (("on", report if on else other), ("off", other if on else report)):
-            taken |= {f"probe_{state}/{name}": value for name, value in found.items()}
-    recorded = {name for name in taken if name in METRICS or name.partition("/")[2] in own}
-    return {name: value for name, value in taken.items() if name in recorded and value is not None}
+        is_on = any(site.rate > 0 for site in find_sites(model) if site.driven)
+        with driven_off(model) if is_on else driven_at_base(model):
+            opposite = measure()
+        on, off = (present, opposite) if is_on else (opposite, present)
+        metrics |= {f"probe_on/{name}": value for name, value in on.items()}
+        metrics |= {f"probe_off/{name}": value for name, value in off.items()}
+    return _recorded(metrics, own)
+
+
+def _recorded(metrics: dict[str, float | None], own: dict[str, Code]) -> dict[str, float]:
+    """The metrics that have a value, and that are either in `METRICS` or the user's own."""
+    recorded = {}
+    for name, value in metrics.items():
+        known = name in METRICS or name.partition("/")[2] in own
+        if known and value is not None:
+            recorded[name] = value
+    return recorded

@@ -21,14 +21,18 @@ def profile_window(text: str) -> tuple[int, int]:
     """
     first, colon, end = text.partition(":")
     if not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
-        raise ConfigError(f"trainer.profile is {text!r}: expected two steps such as 10:20, the first below the second")
+        raise ConfigError(
+            f"trainer.profile is {text!r}: expected two steps such as 10:20, the first below the "
+            "second"
+        )
     return int(first), int(end)
 
 
 class Profiler:
-    """Records what the processor and the GPU do in a window of steps, and writes it as a trace beside the run's records.
+    """Records a trace of a window of steps, beside the run's records.
 
-    A trace holds every operation: ten steps of a ViT are some tens of megabytes. Open it at https://ui.perfetto.dev.
+    A trace holds every operation: ten steps of a ViT are some tens of megabytes. Open it at
+    https://ui.perfetto.dev.
 
     Args:
         window: Such as ``10:20``, or None for none.
@@ -36,15 +40,22 @@ class Profiler:
     """
 
     def __init__(self, window: str | None, folder: Path | None) -> None:
-        self.first, self.end = profile_window(window) if window is not None and folder is not None else (0, 0)
+        self.first, self.end = (
+            profile_window(window) if window is not None and folder is not None else (0, 0)
+        )
         self.folder = folder
         self.profile: Any = None
 
     def around(self, items: Iterator[T], step: int) -> Iterator[T]:
-        """Give what each step needs, from ``step`` on; what is done between two of them is the step's."""
+        """Give the items of each step from ``step`` on; work between two belongs to the step."""
         if step >= self.end:
             if self.end:
-                log.warning("trainer.profile: the run is at step %d, so steps %d to %d have passed", step, self.first, self.end - 1)
+                log.warning(
+                    "trainer.profile: the run is at step %d, so steps %d to %d have passed",
+                    step,
+                    self.first,
+                    self.end - 1,
+                )
             yield from items
             return
         try:

@@ -15,19 +15,19 @@ def in_notebook() -> bool:
     return type(shell).__name__ == "ZMQInteractiveShell"
 
 
-def progress_bar(total: int, name: str, shown: bool) -> Any:
-    """A bar that counts steps; a widget in a notebook that has them. Without a terminal or a notebook it shows nothing.
+def progress_bar(total: int, name: str, visible: bool) -> Any:
+    """A bar that counts steps: in a terminal, or as a widget in a notebook, else invisible.
 
     Args:
         total: Steps of the run.
-        name: What stands in front.
-        shown: Whether this process shows progress at all.
+        name: The text in front of the bar.
+        visible: Whether this process shows any progress.
     """
     options: dict[str, Any] = {"total": total, "desc": name, "unit": "step", "dynamic_ncols": True}
     if not in_notebook():
-        return tqdm(disable=None if shown else True, **options)
-    if shown and importlib.util.find_spec("ipywidgets") is not None:
+        return tqdm(disable=None if visible else True, **options)
+    if visible and importlib.util.find_spec("ipywidgets") is not None:
         from tqdm.notebook import tqdm as widget
 
         return widget(**options)
-    return tqdm(disable=not shown, **options)
+    return tqdm(disable=not visible, **options)

@@ -1,8 +1,9 @@
 """The sum of gradients over the workers, in an order that no history changes.
 
-Every worker adds its gradients to flat buffers that hold the parameters in one fixed order, from the last to the first, as a backward pass
-reaches them. So a run that was stopped adds the same numbers in the same order as one that was not. DistributedDataParallel does not: it
-orders its buckets anew after its first step, which is another step in a run that goes on.
+Every worker adds its gradients to flat buffers that hold the parameters in one fixed order, from
+the last to the first, as a backward pass reaches them. So a run that was stopped adds the same
+numbers in the same order as one that was not. DistributedDataParallel does not: it orders its
+buckets anew after its first step, which is another step in a run that goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 BUCKET_BYTES = 25 * 2**20
-"""Bytes of a buffer, about: large enough that a sum is not all latency, small enough that the first starts early in a backward pass."""
+"""Bytes of a buffer, about.
+
+Large enough that a sum is not all latency, small enough that the first starts early in a
+backward pass.
+"""
 
 
 class Bucket:
@@ -35,7 +40,8 @@ class Bucket:
         pieces = self.flat.split([*sizes, count])
         self.views = [piece.view(p.shape) for piece, p in zip(pieces[:-1], parameters, strict=True)]
         self.counts = pieces[-1]  # how many workers have a gradient of each
-        self.missing: set[int] = set()  # of parameters whose gradient has not come yet, by their place
+        # Of parameters whose gradient has not come yet, by their place.
+        self.missing: set[int] = set()
         self.work: Any = None
 
     def fill(self) -> None:
@@ -49,7 +55,10 @@ class Bucket:
                 view.copy_(p.grad)
 
     def give_back(self) -> None:
-        """Copy the sums back. A parameter without a gradient here gets that of the others; if none of them has one, it stays without."""
+        """Copy the sums back.
+
+        A parameter without a gradient here gets that of the others; without any, it stays so.
+        """
         for place, (view, p) in enumerate(zip(self.views, self.parameters, strict=True)):
             if p.grad is not None:
                 p.grad.copy_(view)
@@ -58,7 +67,7 @@ class Bucket:
 
 
 class GradientSum:
-    """Sums the gradients of a model over the workers of a group, while the backward pass still runs.
+    """Sums the gradients of a model over the workers while the backward pass still runs.
 
     Args:
         parameters: The model's parameters, in its order; those that are not trained are left out.
@@ -68,7 +77,9 @@ class GradientSum:
     Example: ``with reduction.summed(): loss.backward()``.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], group: Any, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], group: Any, bucket_bytes: int = BUCKET_BYTES
+    ) -> None:
         self.group = group
         self.buckets = _buckets([p for p in parameters if p.requires_grad], bucket_bytes)
         self.at_work = False
@@ -83,8 +94,10 @@ class GradientSum:
                 return
             if place not in bucket.missing:
                 raise RuntimeError(
-                    f"a parameter of shape {tuple(parameter.shape)} got its gradient twice in one backward pass, so the workers would add "
-                    "an unfinished one: checkpoint activations with use_reentrant=False, or train in one process"
+                    f"a parameter of shape {tuple(parameter.shape)} got its gradient twice in one "
+                    "backward pass, so the workers would add "
+                    "an unfinished one: checkpoint activations with use_reentrant=False, or train "
+                    "in one process"
                 )
             bucket.missing.remove(place)
             self._start_full_ones()
@@ -103,7 +116,7 @@ class GradientSum:
 
     @contextmanager
     def summed(self) -> Iterator[None]:
-        """Within it a backward pass; after it every ``.grad`` is the sum over the workers of what has been accumulated in it."""
+        """Within it a backward pass; after it every ``.grad`` is the sum over the workers."""
         for bucket in self.buckets:
             bucket.missing = set(range(len(bucket.parameters)))
         self.next, self.at_work = 0, True
@@ -114,17 +127,30 @@ class GradientSum:
         while self.next < len(self.buckets):  # those with a parameter that had no part in the loss
             self._start()
         for bucket in self.buckets:
-            bucket.work.wait()
+            _wait(bucket.work)
             bucket.give_back()
 
 
+def _wait(work: Any) -> None:
+    """Wait for a reduction; an error of gloo gets the type that torch gives to those of NCCL."""
+    try:
+        work.wait()
+    except dist.DistError:
+        raise
+    except RuntimeError as error:
+        raise dist.DistBackendError(str(error)) from error
+
+
 def _buckets(parameters: list[nn.Parameter], most: int) -> list[Bucket]:
-    """The parameters in buckets, from the last to the first; one bucket holds one device and type."""
+    """The parameters in buckets of one device and type, from the last to the first."""
     groups: list[list[nn.Parameter]] = []
     size = 0
     for parameter in reversed(parameters):
         nbytes = parameter.numel() * parameter.element_size()
-        same = bool(groups) and (groups[-1][0].dtype, groups[-1][0].device) == (parameter.dtype, parameter.device)
+        same = bool(groups) and (groups[-1][0].dtype, groups[-1][0].device) == (
+            parameter.dtype,
+            parameter.device,
+        )
         if not same or size + nbytes > most:
             groups.append([])
             size = 0

@@ -17,21 +17,25 @@ T = TypeVar("T")
 
 
 def own_schedule(config: Any) -> bool:
-    """Whether the schedule is somebody's own: ``module:function``, or a name that an installed package offers."""
+    """Whether the schedule is the user's own: ``module:function``, or an installed name."""
     return config.schedule.name not in schedules.MAKERS
 
 
 def drops(config: Any) -> bool:
-    """Whether the schedule ever drops anything; somebody's own, which is not imported to find out, counts as one that does."""
+    """Whether the schedule ever drops anything.
+
+    A user's own is not imported to find out, and counts as one that does.
+    """
     return own_schedule(config) or parse_schedule(config.schedule).peak > 0
 
 
 def _takes(parameter: str) -> Callable[[Any], bool]:
-    """Whether the named schedule has such a parameter, and drops at all. Somebody's own may have any."""
+    """Whether the named schedule drops and has such a parameter; a user's own may have any."""
 
     def used(config: Any) -> bool:
         return own_schedule(config) or (
-            parameter in inspect.signature(schedules.MAKERS[config.schedule.name]).parameters and drops(config)
+            parameter in inspect.signature(schedules.MAKERS[config.schedule.name]).parameters
+            and drops(config)
         )
 
     return used
@@ -43,7 +47,7 @@ def _two_kinds(config: Any) -> bool:
 
 
 def _with_parameters(cls: type[T]) -> type[T]:
-    """Add a key for each parameter of a registered schedule that has none yet; null there means the schedule's own default."""
+    """Add a key for each parameter of a schedule that has none; null is the schedule's default."""
     for maker in schedules.MAKERS.values():
         for name, annotation in typing.get_type_hints(maker).items():
             if name != "return" and name not in cls.__annotations__:
@@ -56,33 +60,28 @@ def _with_parameters(cls: type[T]) -> type[T]:
 @dataclass
 @_with_parameters
 class ScheduleConfig:
-    """Which rate at which step. A schedule ignores the keys that it has no use for, so that sweeps work.
-
-    Attributes:
-        name: One of ours (``none``, ``constant``, ``early``, ``late``, ...), or a function of your
-            own, ``module:function``.
-        kind: Which sites are driven: dropout (``unit``), stochastic depth (``path``) or both
-            (``all``).
-        rate: The peak drop rate, in [0, 1).
-        path_rate: With ``kind=all``, a peak of its own for stochastic depth; null is
-            ``schedule.rate``.
-        cutoff: When the early phase ends or the late phase begins: steps (``500``), epochs
-            (``50ep``) or a share of training (``20%``).
-        shape: How ``early`` falls to 0 (``linear``, ``constant`` or ``cosine``); null is ``linear``.
-        points: Of ``piecewise``: times and rates, such as ``0,0@0.2,0.5@0.5,0``.
-        gamma: How fast ``curriculum`` rises, per step; null is 10 / the number of steps.
-        args: Arguments of a schedule of your own, such as ``+schedule.args.period=100``.
-    """
+    """The drop rate at each step. A schedule ignores keys that it does not take, so sweeps work."""
 
     name: str = _key("early", choices=tuple(schedules.MAKERS))
+    """One of ours (``none``, ``constant``, ``early``, ``late``, ...), or a function of your own,
+    ``module:function``."""
     kind: str = _key("unit", choices=("unit", "path", "all"), used=drops)
+    """Which sites are driven: dropout (``unit``), stochastic depth (``path``) or both (``all``)."""
     rate: float = _key(0.1, used=_takes("rate"))
+    """The peak drop rate, in [0, 1)."""
     path_rate: float | None = _key(bounds="rate", used=_two_kinds)
+    """With ``kind=all``, a peak of its own for stochastic depth; null is ``schedule.rate``."""
     cutoff: str = _key("20%", used=_takes("cutoff"))
+    """When the early phase ends or the late phase begins: steps (``500``), epochs (``50ep``) or a
+    share of training (``20%``)."""
     shape: str | None = _key(used=_takes("shape"))
+    """How ``early`` falls to 0 (``linear``, ``constant`` or ``cosine``); null is ``linear``."""
     points: str | None = _key(used=_takes("points"))
+    """Of ``piecewise``: times and rates, such as ``0,0@0.2,0.5@0.5,0``."""
     gamma: float | None = _key(bounds="positive", used=_takes("gamma"))
+    """How fast ``curriculum`` rises, per step; null is 10 / the number of steps."""
     args: dict[str, Any] = _key({}, used=own_schedule)
+    """Arguments of a schedule of your own, such as ``+schedule.args.period=100``."""
 
 
 def parse_path_schedule(config: ScheduleConfig) -> schedules.Schedule | None:
@@ -103,25 +102,31 @@ def parse_schedule(config: ScheduleConfig) -> schedules.Schedule:
         ValueError: An unknown name, or a value that the schedule refuses.
     """
     if config.name not in schedules.MAKERS:
-        raise ConfigError(f"schedule.name is {config.name!r}: expected one of {', '.join(schedules.MAKERS)}")
+        raise ConfigError(
+            f"schedule.name is {config.name!r}: expected one of {', '.join(schedules.MAKERS)}"
+        )
     values = {}
     for name, parameter in inspect.signature(schedules.MAKERS[config.name]).parameters.items():
         value = getattr(config, name)
         if value is not None:
             values[name] = value
         elif parameter.default is parameter.empty:
-            example = ": schedule=piecewise needs points such as '0,0@0.20,0.5@0.50,0'" if name == "points" else ": give it a value"
+            example = (
+                ": schedule=piecewise needs points such as '0,0@0.20,0.5@0.50,0'"
+                if name == "points"
+                else ": give it a value"
+            )
             raise ConfigError(f"schedule.{name} is null{example}")
     return schedules.from_config({"name": config.name} | values)
 
 
 def describe_schedule(config: ScheduleConfig) -> str:
-    """A schedule in a few words, for labels and legends: its name and what it was given, such as ``early-0.1-20%``.
+    """A schedule in words, for labels: its name and arguments, such as ``early-0.1-20%``.
 
     A key that is null by default is said only where it differs from the schedule's own default.
     """
     if config.name not in schedules.MAKERS:
-        values = [f"{value:g}" if isinstance(value, float) else str(value) for value in config.args.values()]
+        values = [_in_words(value) for value in config.args.values()]
         kind = [config.kind] if config.kind != "unit" else []
         return "-".join([config.name.rpartition(":")[2], *values, *kind])
     words = [config.name]
@@ -129,7 +134,7 @@ def describe_schedule(config: ScheduleConfig) -> str:
     for name, parameter in inspect.signature(schedules.MAKERS[config.name]).parameters.items():
         value = getattr(config, name)
         if defaults[name] is not None or (value is not None and value != parameter.default):
-            words.append(f"{value:g}" if isinstance(value, float) else str(value))
+            words.append(_in_words(value))
     if config.kind != "unit" and config.name != "none":
         words.append(config.kind)
         if config.path_rate is not None:
@@ -137,11 +142,21 @@ def describe_schedule(config: ScheduleConfig) -> str:
     return "-".join(words)
 
 
+def _in_words(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def schedule_options() -> dict[str, dict[str, Any]]:
-    """The options of the group ``schedule``: each registered schedule, with its own default where the schema's would be another."""
+    """The options of the group ``schedule``: each registered schedule, with its own defaults."""
     defaults = {f.name: f.default for f in dataclasses.fields(ScheduleConfig)}
     options: dict[str, dict[str, Any]] = {}
     for name, maker in schedules.MAKERS.items():
-        own = {p.name: p.default for p in inspect.signature(maker).parameters.values() if p.default not in (p.empty, None)}
-        options[name] = {"name": name} | {k: v for k, v in own.items() if defaults[k] is not None and v != defaults[k]}
+        option: dict[str, Any] = {"name": name}
+        for key, parameter in inspect.signature(maker).parameters.items():
+            own = parameter.default
+            if own in (parameter.empty, None) or defaults[key] is None:
+                continue
+            if own != defaults[key]:
+                option[key] = own
+        options[name] = option
     return options

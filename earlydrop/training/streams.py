@@ -1,7 +1,7 @@
-"""Random streams: every random number of a run is a function of (seed, purpose, step or image), and of nothing else.
+"""Random streams: a run's random numbers are functions of (seed, purpose, step or image) alone.
 
-So two runs that differ only in their schedule see the same initial weights, batches and augmentation, and a run can go on after any
-step without its past.
+So two runs that differ only in their schedule see the same initial weights, batches and
+augmentation, and a run can go on after any step without its past.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def stream_seed(seed: int, purpose: str, *index: int) -> int:
 
     Args:
         seed: The run's seed.
-        purpose: What the numbers are for, such as ``"order"`` or ``"dropout"``.
+        purpose: The use of the numbers, such as ``"order"`` or ``"dropout"``.
         *index: Step, epoch or image.
 
     Returns:
@@ -34,7 +34,7 @@ def stream(seed: int, purpose: str, *index: int) -> torch.Generator:
 
     Args:
         seed: The run's seed.
-        purpose: What the numbers are for.
+        purpose: The use of the numbers.
         *index: Step, epoch or image.
 
     Returns:
@@ -44,10 +44,10 @@ def stream(seed: int, purpose: str, *index: int) -> torch.Generator:
 
 
 def seed_device(device: torch.device, seed: int) -> None:
-    """Seed torch's default generators of a device and of the CPU, as ``torch.manual_seed`` does with those of every device.
+    """Seed torch's default generators of a device and of the CPU, as ``torch.manual_seed`` does.
 
-    That takes up to a millisecond a call where torch was built for CUDA: until a GPU is used it keeps the seed for later, together with a
-    stack trace.
+    That takes up to a millisecond a call where torch was built for CUDA: until a GPU is used it
+    keeps the seed for later, together with a stack trace.
 
     Args:
         device: Where the random numbers will be drawn.

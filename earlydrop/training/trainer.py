@@ -1,4 +1,4 @@
-"""The trainer: one run from its plan to its last checkpoint, resumable after any step, bit for bit."""
+"""The trainer: one run, from its plan to its last checkpoint, resumable bit for bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from earlydrop.classic.max_norm import max_norm_
 from earlydrop.distance import model_distance
-from earlydrop.metrics import improved
 from earlydrop.sites import find_sites
 from earlydrop.training.average import WeightAverage
 from earlydrop.training.compiler import compiled
@@ -25,17 +24,20 @@ from earlydrop.training.data.order import training_order
 from earlydrop.training.data.source import Batch
 from earlydrop.training.distributed import Group
 from earlydrop.training.endings import Interrupted, TrainingFailed
-from earlydrop.training.evaluate import autocast, evaluate_all, evaluate_mc
-from earlydrop.training.fields import ConfigError
+from earlydrop.training.evaluate import autocast, evaluate_all, evaluate_mc, no_autocast
+from earlydrop.training.flops import bf16_peak, training_flops
 from earlydrop.training.optim import add_penalties, learning_rate, make_optimizer
+from earlydrop.training.pace import Pace
 from earlydrop.training.peaks import Driver
 from earlydrop.training.plan import Plan
 from earlydrop.training.probes import probe_gradients
 from earlydrop.training.profile import Profiler
 from earlydrop.training.record.checkpoint import load_checkpoint, save_best, save_checkpoint
 from earlydrop.training.record.folder import RunFolder, read_metrics
-from earlydrop.training.record.provenance import environment
+from earlydrop.training.record.provenance import check_environment, environment
+from earlydrop.training.stopping import Patience
 from earlydrop.training.streams import seed_device, stream_seed
+from earlydrop.training.window import REMEDY, Window
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +46,9 @@ class Trainer:
     """One run.
 
     Args:
-        plan: What to do.
+        plan: The plan of the run.
         model: The model at its initial weights, from `earlydrop.training.prepare`.
-        scheduler: What drives its dropout, if anything does.
+        scheduler: The driver of its dropout; None for a schedule that never drops.
         folder: Where it is recorded, held by this process; None on every worker but the first.
         track: Called with (step, metrics) for every line of ``metrics.jsonl``.
         stop: Called after each step; True asks to stop.
@@ -65,93 +67,25 @@ class Trainer:
         progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
         group: Group | None = None,
     ) -> None:
+        options = plan.config.trainer
         self.plan, self.model, self.scheduler, self.folder = plan, model, scheduler, folder
         self.group = group or Group()
         self.track, self.stop, self.progress = track, stop, progress
         self.sites = [site for site in find_sites(self.model) if site.driven]
-        self.initial = copy.deepcopy({name: p.detach() for name, p in self.model.named_parameters()})
+        self.initial = copy.deepcopy({name: p.detach() for name, p in model.named_parameters()})
         self.optimizer = make_optimizer(self.model, plan.config.optim)
         self.objective = Objective(plan.source, plan.config.augment)
-        self.called = compiled(self.model, plan.config.trainer) if plan.config.trainer.compile else self.model
+        self.called = compiled(self.model, options) if options.compile else self.model
         self.reduction = self.group.gradient_sum(self.model)
-        decay = plan.config.trainer.ema
-        self.average = WeightAverage(self.model, decay) if decay is not None else None
-        self.profiler = Profiler(plan.config.trainer.profile, folder.path if folder is not None else None)
+        self.average = WeightAverage(self.model, options.ema) if options.ema is not None else None
+        self.profiler = Profiler(options.profile, folder.path if folder is not None else None)
         self.step = 0
-        self.window: list[Tensor] = []  # (this worker's part of the loss, gradient norm) of the steps since the last logged one
-        self.watched: list[float] = []  # values of trainer.stop_metric so far
+        self.window = Window(self.group)
+        self.patience = Patience(options.stop_metric, options.stop_patience)
         self.environment = environment(plan.device, self.group.size)
+        self._saved_at = time.perf_counter()
 
-    def resume(self) -> None:
-        """Go on from the folder's newest whole checkpoint, if there is one.
-
-        Raises:
-            ConfigError: It was made on another device, thread count or torch, and ``resume`` is not ``force``.
-        """
-        content, self.watched = self.group.decide(self._load)
-        if content is None:
-            return
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(content["model_ema"])
-        self.step = content["step"]
-        self.window = list(content["window"].to(self.plan.device))
-        if not self.group.main:
-            self.window = [torch.stack((torch.zeros_like(loss), norm)) for loss, norm in self.window]
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(content["scheduler"])
-        log.info("going on from step %d of %d", self.step, self.plan.total_steps)
-
-    def _load(self) -> tuple[dict[str, Any] | None, list[float]]:
-        """The newest whole checkpoint, with the metrics cut back to it, the watched metric's values so far; on the first worker."""
-        folder = self._folder
-        content = load_checkpoint(folder.path / "checkpoints", self.plan.fingerprint)
-        if content is not None:
-            self._same_environment(content["environment"])  # before anything is cut back
-        folder.open_metrics(content["metrics_bytes"] if content else 0, content.get("metrics_sha256") if content else None)
-        watched = self.plan.config.trainer.stop_metric
-        return content, [line[watched] for line in read_metrics(folder.path / "metrics.jsonl") if watched in line]
-
-    @property
-    def _folder(self) -> RunFolder:
-        if self.folder is None:
-            raise RuntimeError(f"worker {self.group.rank} has no folder: only the first writes")
-        return self.folder
-
-    def _same_environment(self, there: dict[str, Any]) -> None:
-        if there != self.environment and self.plan.config.resume != "force":
-            here, absent = self.environment, {"workers": 1}
-            differing = [
-                f"{key} {there.get(key, absent.get(key))} there, {here.get(key, absent.get(key))} here"
-                for key in {**here, **there}
-                if there.get(key) != here.get(key)
-            ]
-            raise ConfigError(
-                f"{self._folder.path} was begun in another environment ({'; '.join(differing)}), so the last bits may differ: "
-                "go on there, or say resume=force, or start over with resume=never"
-            )
-
-    def save(self) -> None:
-        """Write a checkpoint of the step reached, unless its numbers are not finite."""
-        self._check_finite()
-        window = torch.stack(self.window) if self.window else torch.empty(0, 2)
-        if self.window:
-            window[:, 0] = self.group.sum(window[:, 0].clone())
-        if self.group.main:
-            content = self._content() | {"optimizer": self.optimizer.state_dict(), "window": window} | self._folder.metrics_state()
-            save_checkpoint(self._folder.path / "checkpoints", self.step, content)
-
-    def _content(self) -> dict[str, Any]:
-        """What every file of weights holds."""
-        averaged = {"model_ema": self.average.state_dict()} if self.average is not None else {}
-        return averaged | {
-            "fingerprint": self.plan.fingerprint,
-            "environment": self.environment,
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
-        }
+    # The loop
 
     def train(self) -> None:
         """Train to the end of the plan.
@@ -160,178 +94,240 @@ class Trainer:
             Interrupted: ``stop`` asked for it; a checkpoint was saved.
             TrainingFailed: The loss is not finite.
         """
-        plan, trainer = self.plan, self.plan.config.trainer
+        first = self.step
         self.model.train()
-        if self.step == 0 and 0 in plan.probe_steps:
-            self.record(self._probe())
-        saved = began = logged = time.perf_counter()
-        logged_step = first = self.step
-        for parts in self.profiler.around(self.batches(), self.step) if not self._out_of_patience() else ():
+        self._probe_at_the_start()
+        pace = self.pace()
+        for parts in self._remaining_batches(pace):
             self.train_step(parts)
-            metrics = {}
-            if self.step % trainer.log_every == 0 or self.step == plan.total_steps:
-                metrics = self.read_window()
-                now = time.perf_counter()
-                rate = (self.step - logged_step) * trainer.batch_size / (now - logged)
-                if self.group.main:
-                    self._folder.write_timing({"step": self.step, "images_per_second": rate, "seconds": now - began})
-                self.progress(self.step, metrics | {"images_per_second": rate})
-            if self.scheduler is not None:
-                self.scheduler.step()
-            if self.step in plan.eval_steps or self.step in plan.probe_steps:
-                self._check_finite()
-            if self.step in plan.eval_steps:
-                metrics |= self._evaluate()
-            if self.step in plan.probe_steps:
-                metrics |= self._probe()
-            stopped = self._stops_early(metrics)
-            if stopped and plan.config.evaluation.interim_images is not None:  # the numbers that a run ends with are on all images
-                metrics |= self._evaluate_all(True)
-            last = self.step == plan.total_steps or stopped
-            if last and trainer.mc_passes is not None:
-                metrics |= self._monte_carlo(trainer.mc_passes)
-            if metrics:
-                self.record(metrics)
-                logged, logged_step = time.perf_counter(), self.step
+            metrics = self._log(pace)
+            self._set_next_rate()
+            metrics |= self._evaluate_if_due()
+            metrics |= self._probe_if_due()
+            last = self._is_last(metrics)
+            metrics |= self._evaluate_at_the_end() if last else {}
+            self._record(metrics, pace)
             if last:
                 break
-            due = self.group.main and time.perf_counter() - saved > trainer.checkpoint_seconds
-            stop, save = self.group.largest(
-                (float(self.stop()), float(due))
-            )  # any worker may be asked to stop; the first has the clock
-            if stop or save:
-                self.save()
-                saved = time.perf_counter()
-            if stop:
-                raise Interrupted
+            self._save_or_stop()
         if self.step > first:
             self.save()
 
-    def _evaluate(self) -> dict[str, float]:
-        """Evaluate; where a metric is watched, keep the weights at which it was best."""
-        metrics = self._evaluate_all(self.step == self.plan.total_steps)
-        watched = self.plan.config.trainer.stop_metric
-        if watched is not None and self.group.main and all(improved(watched, metrics[watched], before) for before in self.watched):
-            content = self._content() | {"metric": watched, "value": metrics[watched]}
-            save_best(self._folder.path / "checkpoints", content)
-        return metrics
-
-    def _evaluate_all(self, last: bool) -> dict[str, float]:
-        """Evaluate the weights, and their average where one is kept."""
-        metrics = evaluate_all(self.model, self.objective, self.plan, last, self.group)
-        if self.average is not None:
-            with self.average.in_place():
-                averaged = evaluate_all(self.model, self.objective, self.plan, last, self.group)
-            metrics |= {f"ema/{name}": value for name, value in averaged.items()}
-        return metrics
-
-    def _stops_early(self, metrics: dict[str, float]) -> bool:
-        """Whether the watched metric has not improved in the last ``stop_patience`` evaluations."""
-        trainer = self.plan.config.trainer
-        if trainer.stop_metric is None or trainer.stop_metric not in metrics:
-            return False
-        self.watched.append(metrics[trainer.stop_metric])
-        return self._out_of_patience()
-
-    def _out_of_patience(self) -> bool:
-        trainer = self.plan.config.trainer
-        if trainer.stop_metric is None or not self.watched:
-            return False
-        best = 0
-        for i, value in enumerate(self.watched):
-            best = i if improved(trainer.stop_metric, value, self.watched[best]) else best
-        return len(self.watched) - 1 - best >= trainer.stop_patience
-
-    def _monte_carlo(self, passes: int) -> dict[str, float]:
-        if self.scheduler is None or self.scheduler.last_rate == 0:
-            log.warning("stopped early at step %d, where no dropout was on: Monte Carlo dropout was not measured", self.step)
-            return {}
-        return evaluate_mc(self.model, self.plan, passes)
+    def _remaining_batches(self, pace: Pace) -> Iterator[list[Batch]]:
+        """The parts of each step that is left; none for a run that stopped early already."""
+        self._saved_at = time.perf_counter()
+        if self.patience.is_over:
+            return iter(())
+        return self.profiler.around(pace.waiting(self.batches()), self.step)
 
     def batches(self) -> Iterator[list[Batch]]:
         """This worker's parts of the training batches, from the step reached to the last.
 
-        What is random in a part is drawn for (seed, step, part), so the numbers do not depend on how the parts are shared.
+        Everything random in a part is drawn for (seed, step, part), so the numbers do not depend on
+        how the parts are shared.
         """
         plan, parts = self.plan, self.plan.config.trainer.accumulate
         mine = self.group.block(parts)
         order = training_order(
-            plan.config.seed, plan.source.sizes["train"], plan.config.trainer.batch_size, self.step, plan.total_steps
+            seed=plan.config.seed,
+            images=plan.source.sizes["train"],
+            batch_size=plan.config.trainer.batch_size,
+            start=self.step,
+            stop=plan.total_steps,
         )
-        keyed = ((step * parts + i, chunk) for step, indices in order for i, chunk in enumerate(indices.chunk(parts)) if i in mine)
-        batches = iter(self.objective.batches(keyed, plan.config.seed, "augment"))
+
+        def keyed() -> Iterator[tuple[int, Tensor]]:
+            for step, indices in order:
+                chunks = indices.chunk(parts)
+                for i in mine:
+                    yield step * parts + i, chunks[i]
+
+        batches = iter(self.objective.batches(keyed(), plan.config.seed, "augment"))
         while part := list(itertools.islice(batches, len(mine))):
             yield part
 
     def train_step(self, parts: list[Batch]) -> None:
-        """One optimizer step on this worker's parts of its batch; nothing of it waits for the device."""
-        plan, config = self.plan, self.plan.config
-        rate = learning_rate(self.step, config.optim.lr, config.optim.min_lr, plan.warmup_steps, plan.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        if config.trainer.compile:
-            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs gave is no longer needed
-        loss = torch.zeros((), device=plan.device)
-        for i, (x, y) in zip(self.group.block(config.trainer.accumulate), parts, strict=True):
-            seed_device(plan.device, stream_seed(config.seed, "dropout", self.step, i))
-            with self._reducing(x is parts[-1][0]):
-                with autocast(plan):
-                    part = self.objective.loss(self.called(x), y) / config.trainer.accumulate
-                part.backward()
-            loss += part.detach()
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if config.optim.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.optim.clip, norm)
-        if config.optim.l1 is not None or config.optim.l2 is not None:
-            add_penalties(self.optimizer, config.optim.l1, config.optim.l2)
+        """One optimizer step on this worker's parts of a batch; it never waits for the device."""
+        options = self.plan.config.optim
+        self._set_learning_rate()
+        loss = self._accumulate_gradients(parts)
+        norm = self._clip_gradients(options.clip)
+        if options.l1 is not None or options.l2 is not None:
+            add_penalties(self.optimizer, options.l1, options.l2)
         self.optimizer.step()
-        if config.optim.max_norm is not None:
-            max_norm_(self.model, config.optim.max_norm)
+        if options.max_norm is not None:
+            max_norm_(self.model, options.max_norm)
         if self.average is not None:
             self.average.update()
-        self.window.append(torch.stack((loss, norm)))
+        self.window.append(loss, norm)
         self.step += 1
 
+    def _set_learning_rate(self) -> None:
+        plan, options = self.plan, self.plan.config.optim
+        rate = learning_rate(
+            step=self.step,
+            base=options.lr,
+            minimum=options.min_lr,
+            warmup_steps=plan.warmup_steps,
+            total_steps=plan.total_steps,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _accumulate_gradients(self, parts: list[Batch]) -> Tensor:
+        """Forward and backward passes of the parts; their share of the batch's mean loss.
+
+        One autocast context spans them all, so that each weight is cast once per step. A backward
+        pass runs outside autocast, as torch asks.
+        """
+        plan, options = self.plan, self.plan.config.trainer
+        self.optimizer.zero_grad(set_to_none=True)
+        if options.compile:
+            torch.compiler.cudagraph_mark_step_begin()  # the last step's outputs may be overwritten
+        loss = torch.zeros((), device=plan.device)
+        with autocast(plan):
+            for i, (x, y) in zip(self.group.block(options.accumulate), parts, strict=True):
+                seed = stream_seed(plan.config.seed, "dropout", self.step, i)
+                seed_device(plan.device, seed)
+                with self._reducing(x is parts[-1][0]):
+                    part = self.objective.loss(self.called(x), y) / options.accumulate
+                    with no_autocast(plan):
+                        part.backward()
+                loss += part.detach()
+        return loss
+
     def _reducing(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients are summed over the workers once a step, during the backward pass of the last part."""
+        """Within it, for the last part of a step, a backward pass sums the workers' gradients."""
         return self.reduction.summed() if last and self.reduction is not None else nullcontext()
 
+    def _clip_gradients(self, largest: float | None) -> Tensor:
+        """Scale the gradient down to a largest norm, if one is given; its norm before that."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if largest is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), largest, norm)
+        return norm
+
+    def _set_next_rate(self) -> None:
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    # Measurements
+
+    def _log(self, pace: Pace) -> dict[str, float]:
+        """Every ``log_every`` steps, and at the last: the training metrics and a line of timing."""
+        if self.step % self.plan.config.trainer.log_every and self.step != self.plan.total_steps:
+            return {}
+        metrics = self.read_window()
+        timing = pace.record(self.step)
+        if self.group.main:
+            self._folder.write_timing(timing)
+        speed = {"images_per_second": timing["images_per_second"]}
+        self.progress(self.step, metrics | speed)
+        return metrics
+
     def read_window(self) -> dict[str, float]:
-        """The training metrics since the last logged step: the one moment that waits for the device."""
-        values = self._check_finite()
-        self.window = []
-        losses, norms = zip(*values, strict=True)
+        """The training metrics since the last logged step; this waits for the device."""
+        loss, norm = self.window.means(self.step)
+        self.window.clear()
         metrics = {
-            "train/loss": math.fsum(losses) / len(losses),
+            "train/loss": loss,
             "train/lr": self.optimizer.param_groups[0]["lr"],
-            "train/gradient_norm": math.fsum(norms) / len(norms),
+            "train/gradient_norm": norm,
             "model/distance": model_distance(self.model, self.initial),
         }
         for kind in ("unit", "path"):
-            metrics[f"dropout/{kind}_rate"] = max((site.rate for site in self.sites if site.kind == kind), default=0.0)
+            rates = [site.rate for site in self.sites if site.kind == kind]
+            metrics[f"dropout/{kind}_rate"] = max(rates, default=0.0)
         return metrics
 
-    def _check_finite(self) -> list[list[float]]:
-        """The window's losses and gradient norms, all of them finite."""
-        values: list[list[float]] = []
-        if self.window:
-            window = torch.stack(self.window)
-            window[:, 0] = self.group.sum(window[:, 0].clone())
-            values = window.tolist()
-        for i, (loss, norm) in enumerate(values):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                step = self.step - len(values) + i
-                what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
-                raise TrainingFailed(f"the training {what} at step {step}: lower optim.lr, lengthen optim.warmup or set optim.clip")
-        return values
+    def _check_finite(self) -> None:
+        self.window.check_finite(self.step)
+
+    def _evaluate_if_due(self) -> dict[str, float]:
+        """Evaluate; where a metric is watched, keep the weights at which it was best."""
+        if self.step not in self.plan.eval_steps:
+            return {}
+        self._check_finite()
+        metrics = self._evaluate(last=self.step == self.plan.total_steps)
+        watched = self.plan.config.trainer.stop_metric
+        if watched is not None and self.group.main:
+            value = metrics[watched]
+            if self.patience.is_best(value):
+                content = self._content() | {"metric": watched, "value": value}
+                save_best(self._folder.path / "checkpoints", content)
+        return metrics
+
+    def _evaluate(self, last: bool) -> dict[str, float]:
+        """Evaluate the weights, and their average where one is kept."""
+        weights_and_data = self.model, self.objective, self.plan
+        metrics = evaluate_all(*weights_and_data, last=last, group=self.group)
+        if self.average is not None:
+            with self.average.in_place():
+                averaged = evaluate_all(*weights_and_data, last=last, group=self.group)
+            metrics |= {f"ema/{name}": value for name, value in averaged.items()}
+        return metrics
+
+    def _evaluate_at_the_end(self) -> dict[str, float]:
+        """Measures of the last step only: all images after an early stop, Monte Carlo dropout."""
+        metrics: dict[str, float] = {}
+        stopped_early = self.patience.is_over
+        if stopped_early and self.plan.config.evaluation.interim_images is not None:
+            metrics |= self._evaluate(last=True)
+        passes = self.plan.config.trainer.mc_passes
+        if passes is None:
+            return metrics
+        if self.scheduler is None or self.scheduler.last_rate == 0:
+            log.warning(
+                "stopped early at step %d, where no dropout was on: Monte Carlo dropout was not "
+                "measured",
+                self.step,
+            )
+            return metrics
+        return metrics | evaluate_mc(self.model, self.plan, passes)
+
+    def _probe_at_the_start(self) -> None:
+        if self.step == 0 and 0 in self.plan.probe_steps:
+            self.record(self._probe())
+
+    def _probe_if_due(self) -> dict[str, float]:
+        if self.step not in self.plan.probe_steps:
+            return {}
+        self._check_finite()
+        return self._probe()
 
     def _probe(self) -> dict[str, float]:
         try:
-            return probe_gradients(self.model, self.objective, self.plan, self.step, self.group)
+            return probe_gradients(
+                self.model, self.objective, plan=self.plan, step=self.step, group=self.group
+            )
         except ValueError as error:
             raise TrainingFailed(f"the probe at step {self.step}: {error}") from error
+
+    def pace(self) -> Pace:
+        """Start the clock of the run. Operations are counted only where the GPU's peak is known."""
+        plan = self.plan
+        utilisation = None
+        peak = bf16_peak(plan.device) if plan.config.trainer.precision == "bf16" else None
+        if peak is not None:
+            flops = training_flops(self.model, plan)
+            utilisation = flops / (peak * self.group.size) if flops is not None else None
+        return Pace(plan.device, self.step, plan.config.trainer.batch_size, utilisation)
+
+    # The end of a run
+
+    def _is_last(self, metrics: dict[str, float]) -> bool:
+        """Whether the run ends here: at its last step, or since the watched metric stands still."""
+        self.patience.take(metrics)
+        return self.step == self.plan.total_steps or self.patience.is_over
+
+    # Records and checkpoints
+
+    def _record(self, metrics: dict[str, float], pace: Pace) -> None:
+        """Record this step's metrics, if any; the time of measuring does not count as training."""
+        if metrics:
+            self.record(metrics)
+            pace.restart(self.step)
 
     def record(self, metrics: dict[str, float]) -> None:
         """Write a line of ``metrics.jsonl`` for the step reached, and pass it on.
@@ -341,9 +337,82 @@ class Trainer:
         """
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise TrainingFailed(
-                    f"{name} is {value} after step {self.step}: lower optim.lr, lengthen optim.warmup or set optim.clip"
-                )
+                raise TrainingFailed(f"{name} is {value} after step {self.step}: {REMEDY}")
         if self.group.main:
             self._folder.write_metrics(self.step, metrics)
             self.track(self.step, metrics)
+
+    def _save_or_stop(self) -> None:
+        """Save a checkpoint when it is due, or when a worker is asked to stop; then stop."""
+        seconds = time.perf_counter() - self._saved_at
+        due = self.group.main and seconds > self.plan.config.trainer.checkpoint_seconds
+        stop, save = self.group.largest((float(self.stop()), float(due)))
+        if stop or save:
+            self.save()
+            self._saved_at = time.perf_counter()
+        if stop:
+            raise Interrupted
+
+    def save(self) -> None:
+        """Write a checkpoint of the step reached, unless its numbers are not finite."""
+        self._check_finite()
+        window = self.window.summed()
+        if self.group.main:
+            content = self._content()
+            content |= {"optimizer": self.optimizer.state_dict(), "window": window}
+            content |= self._folder.metrics_state()
+            save_checkpoint(self._folder.path / "checkpoints", self.step, content)
+
+    def _content(self) -> dict[str, Any]:
+        """The content that every file of weights has."""
+        averaged = {"model_ema": self.average.state_dict()} if self.average is not None else {}
+        return averaged | {
+            "fingerprint": self.plan.fingerprint,
+            "environment": self.environment,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
+        }
+
+    def resume(self) -> None:
+        """Go on from the folder's newest whole checkpoint, if there is one.
+
+        Raises:
+            ConfigError: It was made on another device, thread count or torch, and ``resume`` is not
+                ``force``.
+        """
+        content, self.patience.values = self.group.decide(self._load)
+        if content is None:
+            return
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(content["model_ema"])
+        self.step = content["step"]
+        self.window.load(content["window"].to(self.plan.device))
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(content["scheduler"])
+        log.info("going on from step %d of %d", self.step, self.plan.total_steps)
+
+    def _load(self) -> tuple[dict[str, Any] | None, list[float]]:
+        """On the first worker: the newest whole checkpoint, and the watched metric's values so far.
+
+        The record is cut back to the checkpoint.
+        """
+        folder = self._folder
+        content = load_checkpoint(folder.path / "checkpoints", self.plan.fingerprint)
+        if content is None:
+            folder.open_metrics(0)
+        else:
+            if self.plan.config.resume != "force":  # before anything is cut back
+                check_environment(folder.path, content["environment"], self.environment)
+            folder.open_metrics(content["metrics_bytes"], content.get("metrics_sha256"))
+        watched = self.plan.config.trainer.stop_metric
+        lines = read_metrics(folder.path / "metrics.jsonl")
+        return content, [line[watched] for line in lines if watched in line]
+
+    @property
+    def _folder(self) -> RunFolder:
+        if self.folder is None:
+            raise RuntimeError(f"worker {self.group.rank} has no folder: only the first writes")
+        return self.folder

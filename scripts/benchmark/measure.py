@@ -1,4 +1,4 @@
-"""What the rows are made of: measurements side by side, a small ViT, its training step, the peak memory of a call."""
+"""Parts of the rows: measuring side by side, a small ViT, its step, the peak memory of a call."""
 
 import dataclasses
 import statistics
@@ -60,18 +60,34 @@ def compare(
         pairs.append((a, b) if i % 2 == 0 else (b, a))
     ratios = sorted(a / b for a, b in pairs)
     a, b = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
-    return statistics.median(ratios), ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10], f"{a:.1f} ms against {b:.1f} ms"
+    return (
+        statistics.median(ratios),
+        ratios[len(ratios) // 10],
+        ratios[-1 - len(ratios) // 10],
+        f"{a:.1f} ms against {b:.1f} ms",
+    )
 
 
 def vit(unit: float, depth: int = 6, attention: str = "plain") -> nn.Module:
-    return build_model(ModelConfig(depth=depth, attention=attention), Task(1, 10, 28, unit, 0.0), 0).to(DEVICE)
+    return build_model(
+        ModelConfig(depth=depth, attention=attention),
+        Task(channels=1, classes=10, image_size=28, unit=unit, path=0.0),
+        0,
+    ).to(DEVICE)
 
 
 def stepper(
-    model: nn.Module, batch: int = 128, bf16: bool = False, after: Callable[[], object] = lambda: None, fused: bool | None = True
+    model: nn.Module,
+    batch: int = 128,
+    bf16: bool = False,
+    after: Callable[[], object] = lambda: None,
+    fused: bool | None = True,
 ) -> Callable[[], None]:
     """One training step on fixed images: forward, backward, optimizer step."""
-    images, labels = torch.randn(batch, 1, 28, 28, device=DEVICE), torch.randint(10, (batch,), device=DEVICE)
+    images, labels = (
+        torch.randn(batch, 1, 28, 28, device=DEVICE),
+        torch.randint(10, (batch,), device=DEVICE),
+    )
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=fused or None)
 
     def step() -> None:
@@ -85,13 +101,19 @@ def stepper(
     return step
 
 
-def study_stepper(experiment: str, bf16: bool = False, compiled: bool = False) -> Callable[[], None]:
+def study_stepper(
+    experiment: str, bf16: bool = False, compiled: bool = False
+) -> Callable[[], None]:
     """The bare training step of an experiment's model, without dropout, on images of its size."""
     config = config_from_dict(compose([f"experiment={experiment}", "schedule=none", "device=cpu"]))
     plan = make_plan(config)
     model, _ = scheduled_model(plan)
     images, labels = next(
-        iter(Objective(plan.source, config.augment).batches([(0, torch.arange(config.trainer.batch_size))], 0, "augment"))
+        iter(
+            Objective(plan.source, config.augment).batches(
+                [(0, torch.arange(config.trainer.batch_size))], 0, "augment"
+            )
+        )
     )
     optimizer = make_optimizer(model.train(), config.optim)
     called = torch.compile(model) if compiled else model
@@ -107,7 +129,10 @@ def study_stepper(experiment: str, bf16: bool = False, compiled: bool = False) -
 
 
 def peak_memory(act: Callable[[], object]) -> int:
-    """Bytes that a call needs at its peak beyond what was held before: the device's, or the process's resident memory (Linux)."""
+    """Bytes that a call needs at its peak, beyond what was held before.
+
+    Of the device, or of the process's resident memory (Linux).
+    """
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -116,7 +141,9 @@ def peak_memory(act: Callable[[], object]) -> int:
 
     def resident(field: str) -> int:
         return next(
-            1024 * int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)
+            1024 * int(line.split()[1])
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith(field)
         )
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew

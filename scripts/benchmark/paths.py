@@ -1,4 +1,4 @@
-"""Input paths: images per second against what a model takes, in memory and from a folder of JPEG files."""
+"""Input paths: images per second in memory and from JPEG files, against a model's."""
 
 import subprocess
 import sys
@@ -24,22 +24,26 @@ def row_input(quick: bool) -> list[Row]:
     steps = 40
 
     def read() -> None:
-        for images, _ in objective.batches(training_order(0, plan.source.sizes["train"], size, 0, steps), 0, "augment"):
+        for images, _ in objective.batches(
+            training_order(0, plan.source.sizes["train"], size, 0, steps), 0, "augment"
+        ):
             images.sum()
 
     model, _ = scheduled_model(plan)
     train = stepper(model, size)
-    value, low, high, note = compare(lambda: [train() for _ in range(steps)], read, 3 if quick else 8, warm_up=1)
+    value, low, high, note = compare(
+        lambda: [train() for _ in range(steps)], read, 3 if quick else 8, warm_up=1
+    )
     return [
         Row(
             "input",
             "images per second of the input path, against what vit_micro consumes",
-            value,
-            "at least 10",
-            value >= 10,
-            low,
-            high,
-            note,
+            value=value,
+            target="at least 10",
+            met=value >= 10,
+            low=low,
+            high=high,
+            note=note,
         )
     ]
 
@@ -54,7 +58,16 @@ def row_folder_input(quick: bool) -> list[Row]:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         for recipe in ("paper/vit_tiny", "paper/vit_tiny_improved"):
-            config = config_from_dict(compose([f"experiment={recipe}", f"data.root={temporary}", "data.workers=0", "device=cpu"]))
+            config = config_from_dict(
+                compose(
+                    [
+                        f"experiment={recipe}",
+                        f"data.root={temporary}",
+                        "data.workers=0",
+                        "device=cpu",
+                    ]
+                )
+            )
             source = make_source(config.data, config.augment, torch.device("cpu"))
             objective = Objective(source, config.augment)
 
@@ -65,9 +78,20 @@ def row_folder_input(quick: bool) -> list[Row]:
 
             read()
             rates = sorted(count / synchronised(read) for _ in range(3 if quick else 7))
-            what = f"images per second and core: JPEG files 400 pixels high, decoded and augmented as in {recipe}"
+            what = (
+                "images per second and core: JPEG files 400 pixels high, decoded and augmented as "
+                f"in {recipe}"
+            )
             rows.append(
-                Row(f"folder input, {recipe.split('/')[1]}", what, rates[len(rates) // 2], "(no target)", True, rates[0], rates[-1])
+                Row(
+                    f"folder input, {recipe.split('/')[1]}",
+                    what,
+                    value=rates[len(rates) // 2],
+                    target="(no target)",
+                    met=True,
+                    low=rates[0],
+                    high=rates[-1],
+                )
             )
         torch.set_num_threads(threads)
     return rows

@@ -12,7 +12,10 @@ def row_probe(quick: bool) -> list[Row]:
     model = vit(0.1)
     earlydrop.DropoutScheduler(model, earlydrop.constant(0.1), masks="fast")
     many = 16 if quick else 64
-    batches = [(torch.randn(64, 1, 28, 28, device=DEVICE), torch.randint(10, (64,), device=DEVICE)) for _ in range(many)]
+    batches = [
+        (torch.randn(64, 1, 28, 28, device=DEVICE), torch.randint(10, (64,), device=DEVICE))
+        for _ in range(many)
+    ]
     parameters = list(model.parameters())
 
     def loss_fn(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -26,28 +29,64 @@ def row_probe(quick: bool) -> list[Row]:
             torch.autograd.grad(loss_fn(model, batch), parameters)
 
     value, low, high, note = compare(
-        lambda: earlydrop.probe(model, loss_fn, batches, dataset=batches), bare, 5 if quick else 12, warm_up=1
+        lambda: earlydrop.probe(model, loss_fn, batches, dataset=batches),
+        bare,
+        5 if quick else 12,
+        warm_up=1,
     )
-    what = f"{many} gradients and a whole-dataset gradient, against as many bare forward-backward passes"
-    return [Row("probe", what, value, "at most 1.05", value <= 1.05, low, high, note)]
+    what = (
+        f"{many} gradients and a whole-dataset gradient, against as many bare forward-backward "
+        "passes"
+    )
+    return [
+        Row(
+            "probe",
+            what,
+            value=value,
+            target="at most 1.05",
+            met=value <= 1.05,
+            low=low,
+            high=high,
+            note=note,
+        )
+    ]
 
 
 def row_probe_memory(quick: bool) -> list[Row]:
     """A model of one large layer and tiny batches, so that gradients are all there is to count."""
     many = 16 if quick else 64
     model = nn.Sequential(nn.Dropout(0.1), nn.Linear(4_096, 4_096, bias=False)).to(DEVICE)
-    one = 4 * sum(p.numel() for p in model.parameters())
+    gradient_bytes = 4 * sum(p.numel() for p in model.parameters())
     batches = [torch.randn(1, 4_096, device=DEVICE) for _ in range(many)]
 
     def loss_fn(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         return model(batch).square().mean()
 
     def stacked() -> None:
-        gradients = torch.stack([torch.autograd.grad(loss_fn(model, batch), model[1].weight)[0].flatten() for batch in batches])
+        gradients = torch.stack(
+            [
+                torch.autograd.grad(loss_fn(model, batch), model[1].weight)[0].flatten()
+                for batch in batches
+            ]
+        )
         directions = F.normalize(gradients)
         (directions @ directions.T).sum().item()
 
     acts = (lambda: earlydrop.probe(model, loss_fn, batches, dataset=batches), stacked)
-    peaks = [min(peak_memory(act) for _ in range(3)) / one for act in acts]  # the first call also fills the allocator's caches
-    what = f"peak extra memory of the probe with {many} gradients, in gradient-sized vectors (resident memory, temporaries of 0.1 included)"
-    return [Row("probe memory", what, peaks[0], "at most 4", peaks[0] <= 4, note=f"stack and matrix: {peaks[1]:.1f}")]
+    peaks = [
+        min(peak_memory(act) for _ in range(3)) / gradient_bytes for act in acts
+    ]  # the first call also fills the allocator's caches
+    what = (
+        f"peak extra memory of the probe with {many} gradients, in gradient-sized vectors "
+        "(resident memory, temporaries of 0.1 included)"
+    )
+    return [
+        Row(
+            "probe memory",
+            what,
+            value=peaks[0],
+            target="at most 4",
+            met=peaks[0] <= 4,
+            note=f"stack and matrix: {peaks[1]:.1f}",
+        )
+    ]

@@ -1,1 +1,1 @@
-"""What `scripts/gpu_check.py` checks."""
+"""The checks of `scripts/gpu_check.py`."""

@@ -1,4 +1,4 @@
-"""What the checks share: how one passes, fails or is skipped, and small runs."""
+"""Parts of the checks: how one passes, fails or is skipped, and small runs."""
 
 from __future__ import annotations
 
@@ -48,14 +48,16 @@ def want(condition: bool, message: str) -> None:
 
 
 def small(device: torch.device, folder: Path, **overrides: Any) -> Config:
-    """A small run: a ViT on embedded images, 20 steps of 4 parts, with dropout, mixing and a probe. Keys with __ for the dot."""
+    """A small run: a ViT, 20 steps of 4 parts, dropout, mixing, a probe; __ in keys is a dot."""
     values: dict[str, Any] = {
-        "out": str(folder), "tracking": "off", "device": str(device), "threads": torch.get_num_threads(),
+        "out": str(folder), "tracking": "off", "device": str(device),
+        "threads": torch.get_num_threads(),
         "model": {"name": "vit_micro", "width": 32, "depth": 2, "heads": 2},
         "data": {"train_images": 640},
         "schedule": {"name": "early", "rate": 0.2, "cutoff": "50%"},
         "augment": {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1},
-        "trainer": {"steps": 20, "batch_size": 64, "accumulate": 4, "log_every": 1, "eval_every": "100%", "checkpoint_seconds": 1e9},
+        "trainer": {"steps": 20, "batch_size": 64, "accumulate": 4, "log_every": 1,
+        "eval_every": "100%", "checkpoint_seconds": 1e9},
         "evaluation": {"splits": ["test"]},
         "probe": {"at": ["50%"], "batches": 2, "dataset_limit": 64},
     }  # fmt: skip
@@ -79,7 +81,9 @@ def make_trainer(config: Config, stop_at: float = math.inf) -> Trainer:
     return trainer
 
 
-def train(config: Config, stop_at: float = math.inf) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+def train(
+    config: Config, stop_at: float = math.inf
+) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """Train to the end, or to a step: the run's metrics and its weights."""
     trainer = make_trainer(config, stop_at)
     try:
@@ -95,6 +99,6 @@ def train(config: Config, stop_at: float = math.inf) -> tuple[list[dict[str, flo
     return read_metrics(trainer.plan.folder / "metrics.jsonl"), weights
 
 
-def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> int:
-    """How many tensors are not equal to the bit."""
-    return sum(not torch.equal(one[name], other[name]) for name in one)
+def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> int:
+    """The number of tensors that are not equal to the bit."""
+    return sum(not torch.equal(first[name], second[name]) for name in first)

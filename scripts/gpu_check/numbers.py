@@ -19,7 +19,7 @@ from gpu_check.base import FailedError, SkippedError, differing, small, train, w
 
 
 def check_environment(device: torch.device, folder: Path) -> str:
-    """What computes, by its versions; on a GPU nothing of it may be unknown."""
+    """The versions of everything that computes; on a GPU all of them are known."""
     found = environment(device)
     unknown = [name for name, value in found.items() if value is None]
     want(not unknown, f"unknown: {', '.join(unknown)}")
@@ -27,7 +27,7 @@ def check_environment(device: torch.device, folder: Path) -> str:
 
 
 def check_against_cpu(device: torch.device, folder: Path) -> str:
-    """The losses of 20 steps without dropout: in float32 within 1e-4 of the CPU's, in bf16 within 3e-2."""
+    """20 steps without dropout: losses within 1e-4 of the CPU's in float32, 3e-2 in bf16."""
     plain = {"schedule__name": "none", "probe__at": []}
     reference, _ = train(small(torch.device("cpu"), folder / "cpu", **plain))
     words = []
@@ -48,20 +48,28 @@ LAYERS: dict[
     "AlphaDropout": (nn.AlphaDropout, (256, 256), False),
     "DropPath": (DropPath, (8192, 8), True),
     "StochasticDepth": (lambda rate: StochasticDepth(rate, "row"), (8192, 8), True),
-    "DropBlock2d": (lambda rate: DropBlock2d(rate, block_size=3, gamma_scale=1.0), (64, 8, 16, 16), True),
+    "DropBlock2d": (
+        lambda rate: DropBlock2d(rate, block_size=3, gamma_scale=1.0),
+        (64, 8, 16, 16),
+        True,
+    ),
 }
 
 
 def check_masks(device: torch.device, folder: Path) -> str:
-    """Every driver, native and fast masks, eager and compiled: the share that is dropped, the mean, the seed, and evaluation."""
+    """Every driver, its masks, eager and compiled: dropped share, mean, seed, evaluation."""
     compiled = compiler_problem(device.type) is None
     tried = 0
     for name in LAYERS:
         for masks in ("native", "fast"):
-            for compiles in (False, True) if compiled and name in ("Dropout", "DropPath") else (False,):
+            for compiles in (
+                (False, True) if compiled and name in ("Dropout", "DropPath") else (False,)
+            ):
                 _check_mask(device, name, masks, compiles)
                 tried += 1
-    return f"{tried} of layer, masks and mode" + ("" if compiled else "; not compiled, for want of a compiler")
+    return f"{tried} of layer, masks and mode" + (
+        "" if compiled else "; not compiled, for want of a compiler"
+    )
 
 
 def _check_mask(device: torch.device, name: str, masks: str, compiles: bool) -> None:
@@ -82,9 +90,18 @@ def _check_mask(device: torch.device, name: str, masks: str, compiles: bool) -> 
     want(not torch.equal(one, other), f"{what}: two seeds gave one mask")
     kept = one.max() if keeps_mean else one.flatten().mode().values
     share = float((one != kept).double().mean())
-    units = {"Dropout2d": 256 * 64, "DropPath": 8192, "StochasticDepth": 8192, "DropBlock2d": 64}.get(name, ones.numel())
-    spread = 6 * math.sqrt(rate * (1 - rate) / units) + (0.05 if name == "DropBlock2d" else 0.0)  # whose blocks overlap
-    want(abs(share - rate) <= spread, f"{what}: {share:.4f} of the values are dropped, expected {rate} ± {spread:.4f}")
+    units = {
+        "Dropout2d": 256 * 64,
+        "DropPath": 8192,
+        "StochasticDepth": 8192,
+        "DropBlock2d": 64,
+    }.get(name, ones.numel())
+    # Whose blocks overlap.
+    spread = 6 * math.sqrt(rate * (1 - rate) / units) + (0.05 if name == "DropBlock2d" else 0.0)
+    want(
+        abs(share - rate) <= spread,
+        f"{what}: {share:.4f} of the values are dropped, expected {rate} ± {spread:.4f}",
+    )
     if keeps_mean:
         mean = float(one.double().mean())
         want(abs(mean - 1) <= spread / (1 - rate), f"{what}: the mean is {mean:.4f}, expected 1")
@@ -94,9 +111,15 @@ def _check_mask(device: torch.device, name: str, masks: str, compiles: bool) -> 
 
 def check_twice(device: torch.device, folder: Path) -> str:
     """Two runs of one configuration, with dropout, mixing and a probe, are equal to the bit."""
-    one, other = (train(small(device, folder / name, trainer__deterministic=True)) for name in ("one", "other"))
+    one, other = (
+        train(small(device, folder / name, trainer__deterministic=True))
+        for name in ("one", "other")
+    )
     want(one[0] == other[0], "two runs recorded other metrics")
-    want(not differing(one[1], other[1]), f"{differing(one[1], other[1])} of {len(one[1])} tensors differ")
+    want(
+        not differing(one[1], other[1]),
+        f"{differing(one[1], other[1])} of {len(one[1])} tensors differ",
+    )
     return f"{len(one[0])} lines of metrics and {len(one[1])} tensors are equal"
 
 
@@ -108,12 +131,15 @@ def check_resume(device: torch.device, folder: Path) -> str:
     resumed = train(stopped)
     want(before[-1]["step"] == 7, f"the run stopped at step {before[-1]['step']:g}, expected 7")
     want(straight[0] == resumed[0], "the metrics differ")
-    want(not differing(straight[1], resumed[1]), f"{differing(straight[1], resumed[1])} of {len(straight[1])} tensors differ")
+    want(
+        not differing(straight[1], resumed[1]),
+        f"{differing(straight[1], resumed[1])} of {len(straight[1])} tensors differ",
+    )
     return f"stopped at 7 of 20 steps: {len(straight[1])} tensors are equal"
 
 
 def check_average(device: torch.device, folder: Path) -> str:
-    """Averaged weights are the sum that defines them, on the device, and are put back to the bit after an evaluation."""
+    """Averaged weights are their defining sum, and are put back to the bit after an evaluation."""
     from earlydrop.training.average import WeightAverage
 
     model = nn.Linear(64, 64).to(device)
@@ -127,7 +153,10 @@ def check_average(device: torch.device, folder: Path) -> str:
     torch.testing.assert_close(average.state_dict()["weight"].cpu(), expected)
     with average.in_place():
         torch.testing.assert_close(model.weight.detach().cpu(), expected)
-    want(torch.equal(model.weight.detach().cpu(), past[-1]), "the weights are others after an evaluation of the average")
+    want(
+        torch.equal(model.weight.detach().cpu(), past[-1]),
+        "the weights are others after an evaluation of the average",
+    )
     return "as defined, and the weights are put back"
 
 
@@ -140,17 +169,38 @@ def check_workers(device: torch.device, folder: Path) -> str:
 
     from earlydrop.training.record.folder import read_metrics
 
-    command = ["tracking=off", "device=cuda", "data.train_images=640", "trainer.batch_size=64", "trainer.accumulate=4",
-               "trainer.steps=20", "trainer.log_every=1", "trainer.eval_every=100%", "probe=none"]  # fmt: skip
+    command = ["tracking=off", "device=cuda", "data.train_images=640", "trainer.batch_size=64",
+               "trainer.accumulate=4",
+               "trainer.steps=20", "trainer.log_every=1", "trainer.eval_every=100%",
+               "probe=none"]  # fmt: skip
     losses = []
     for count in (1, 2):
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "earlydrop"]
-        arguments = [*(launcher if count > 1 else ["-m", "earlydrop"]), *command, f"out={folder / str(count)}"]
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={count}",
+            "-m",
+            "earlydrop",
+        ]
+        arguments = [
+            *(launcher if count > 1 else ["-m", "earlydrop"]),
+            *command,
+            f"out={folder / str(count)}",
+        ]
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             raise FailedError(f"{count} workers: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
         (record,) = (folder / str(count)).rglob("metrics.jsonl")
-        losses.append([line["train/loss"] for line in read_metrics(record.parent / "metrics.jsonl") if "train/loss" in line])
+        losses.append(
+            [
+                line["train/loss"]
+                for line in read_metrics(record.parent / "metrics.jsonl")
+                if "train/loss" in line
+            ]
+        )
     apart = max(abs(a - b) / a for a, b in zip(*losses, strict=True))
     want(apart <= 1e-4, f"losses are up to {apart:.1e} apart, expected 1e-4")
     return f"largest relative difference of a loss: {apart:.1e}"

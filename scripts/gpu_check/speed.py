@@ -15,16 +15,16 @@ from torch import nn
 import earlydrop
 from earlydrop.training.compiler import compiler_problem
 from earlydrop.training.config import ModelConfig
+from earlydrop.training.flops import bf16_peak
 from earlydrop.training.models import Task, build_model
 from gpu_check.base import FailedError, SkippedError, make_trainer, small, want
-
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
-"""Dense bf16 operations a second, by what the GPU's name holds; from NVIDIA's data sheets."""
 
 
 def check_waits(device: torch.device, folder: Path) -> str:
     """Nothing in batches and steps waits for the GPU, by torch's own check."""
-    trainer = make_trainer(small(device, folder, trainer__log_every=1000, probe__at=[], trainer__precision="bf16"))
+    trainer = make_trainer(
+        small(device, folder, trainer__log_every=1000, probe__at=[], trainer__precision="bf16")
+    )
     trainer.model.train()
     batches = iter(trainer.batches())
     for _ in range(3):  # allocators, handles and kernels of the first steps
@@ -39,7 +39,11 @@ def check_waits(device: torch.device, folder: Path) -> str:
     except RuntimeError as error:
         import traceback
 
-        ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "earlydrop" in frame.filename]
+        ours = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if "earlydrop" in frame.filename
+        ]
         where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
         raise FailedError(f"{where} waits for the GPU ({str(error).splitlines()[0]})") from error
     finally:
@@ -52,7 +56,11 @@ def check_graphs(device: torch.device, folder: Path) -> str:
     problem = compiler_problem(device.type)
     if problem is not None:
         raise SkippedError(problem)
-    model = build_model(ModelConfig(name="mlp", hidden=[32]), Task(1, 10, 28, 0.2, 0.0), 0).to(device)
+    model = build_model(
+        ModelConfig(name="mlp", hidden=[32]),
+        Task(channels=1, classes=10, image_size=28, unit=0.2, path=0.0),
+        0,
+    ).to(device)
     scheduler = earlydrop.DropoutScheduler(model, earlydrop.early(0.2, cutoff=10))
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters["stats"]
@@ -72,9 +80,17 @@ def check_graphs(device: torch.device, folder: Path) -> str:
 
 def check_attention(device: torch.device, folder: Path) -> str:
     """With dropout on, attention goes through a fused kernel, eager and compiled."""
-    found = {}
+    fused = {}
     for compiles in (False, True) if compiler_problem(device.type) is None else (False,):
-        model = build_model(ModelConfig(depth=2, attention="fused"), Task(1, 10, 28, 0.1, 0.0), 0).to(device).train()
+        model = (
+            build_model(
+                ModelConfig(depth=2, attention="fused"),
+                Task(channels=1, classes=10, image_size=28, unit=0.1, path=0.0),
+                0,
+            )
+            .to(device)
+            .train()
+        )
         earlydrop.DropoutScheduler(model, earlydrop.early(0.1, cutoff=100))
         called = torch.compile(model) if compiles else model
         images = torch.randn(32, 1, 28, 28, device=device)
@@ -87,12 +103,14 @@ def check_attention(device: torch.device, folder: Path) -> str:
         with torch.profiler.profile(activities=torch.profiler.supported_activities()) as profile:
             step()
         names = {event.key for event in profile.key_averages()}
-        found["compiled" if compiles else "eager"] = any(
-            "scaled_dot_product" in name and ("flash" in name or "efficient" in name or "cudnn" in name) for name in names
+        fused["compiled" if compiles else "eager"] = any(
+            "scaled_dot_product" in name
+            and ("flash" in name or "efficient" in name or "cudnn" in name)
+            for name in names
         )
-    lacking = [mode for mode, there in found.items() if not there]
+    lacking = [mode for mode, there in fused.items() if not there]
     want(not lacking, f"no fused attention with dropout on: {', '.join(lacking)}")
-    return f"fused attention with dropout on: {', '.join(found)}"
+    return f"fused attention with dropout on: {', '.join(fused)}"
 
 
 def _rate(step: Callable[[], object], images: int, repeats: int = 7) -> float:
@@ -110,11 +128,23 @@ def _rate(step: Callable[[], object], images: int, repeats: int = 7) -> float:
 
 
 def check_trainer(device: torch.device, folder: Path) -> str:
-    """The trainer on embedded images has at least .95 of the speed of a bare loop; with images a second and the share of the peak."""
+    """The trainer has .95 of a bare loop's speed; with images a second and the peak's share."""
     size, precision = 1024, "bf16"
-    sizes = {"model__width": 192, "model__depth": 12, "model__heads": 3, "model__attention": "fused", "data__train_images": None}
-    plain = {"augment__mixup": 0.0, "augment__cutmix": 0.0, "schedule__name": "none", "probe__at": []}
-    config = small(device, folder, trainer__batch_size=size, trainer__accumulate=1, trainer__steps=100, trainer__precision=precision,
+    sizes = {
+        "model__width": 192,
+        "model__depth": 12,
+        "model__heads": 3,
+        "model__attention": "fused",
+        "data__train_images": None,
+    }
+    plain = {
+        "augment__mixup": 0.0,
+        "augment__cutmix": 0.0,
+        "schedule__name": "none",
+        "probe__at": [],
+    }
+    config = small(device, folder, trainer__batch_size=size, trainer__accumulate=1,
+                   trainer__steps=100, trainer__precision=precision,
                    trainer__log_every=1000, **sizes, **plain)  # fmt: skip
     trainer = make_trainer(config)
     trainer.model.train()
@@ -134,9 +164,12 @@ def check_trainer(device: torch.device, folder: Path) -> str:
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counted:
         bare()
     name = torch.cuda.get_device_name(device)
-    peak = next((value for key, value in PEAKS.items() if key in name), math.nan)
+    peak = bf16_peak(device) or math.nan
     share = ours * counted.get_total_flops() / (5 * size) / peak
-    words = f"{ours:,.0f} images/s, {ours / theirs:.3f} of a bare loop, {share:.1%} of the peak of {name}"
+    words = (
+        f"{ours:,.0f} images/s, {ours / theirs:.3f} of a bare loop, {share:.1%} of the peak of "
+        f"{name}"
+    )
     want(ours >= 0.95 * theirs, f"{words}; expected .95")
     return words
 
@@ -159,10 +192,13 @@ def check_copies(device: torch.device, folder: Path) -> str:
         copy()
         compute()
 
-    alone = [1 / _rate(each, 1) for each in (compute, copy)]
+    alone = [1 / _rate(work, 1) for work in (compute, copy)]
     together = 1 / _rate(both, 1)
     hidden = (sum(alone) - together) / min(alone)
-    words = f"{hidden:.0%} of the shorter of {alone[0] * 1e3:.1f} ms of products and {alone[1] * 1e3:.1f} ms of a copy are hidden"
+    words = (
+        f"{hidden:.0%} of the shorter of {alone[0] * 1e3:.1f} ms of products and "
+        f"{alone[1] * 1e3:.1f} ms of a copy are hidden"
+    )
     want(hidden >= 0.5, f"{words}, expected half")
     return words
 
@@ -171,8 +207,14 @@ def check_probe_memory(device: torch.device, folder: Path) -> str:
     """The probe of ViT-T at the paper's batch, 4,096 images in 32 parts, holds less than 16 GB."""
     from earlydrop.gradients.probe import probe
 
-    model = build_model(ModelConfig(name="vit_tiny_patch16_224", attention="fused"), Task(3, 1000, 224, 0.1, 0.0), 0).to(device)
-    parts = [(torch.randn(128, 3, 224, 224, device=device), torch.randint(1000, (128,), device=device))] * 32
+    model = build_model(
+        ModelConfig(name="vit_tiny_patch16_224", attention="fused"),
+        Task(channels=3, classes=1000, image_size=224, unit=0.1, path=0.0),
+        0,
+    ).to(device)
+    parts = [
+        (torch.randn(128, 3, 224, 224, device=device), torch.randint(1000, (128,), device=device))
+    ] * 32
 
     def loss_fn(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         with torch.autocast("cuda", torch.bfloat16):

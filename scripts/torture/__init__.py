@@ -1,1 +1,1 @@
-"""The parts of ``scripts/torture.py``: each attacks the command line in one way and counts what goes wrong."""
+"""The parts of ``scripts/torture.py``: each attacks in one way and counts what goes wrong."""

@@ -1,7 +1,10 @@
-"""Running the console commands from outside: in a fork of this process, which saves seconds of imports, or as a process of its own.
+"""Running the console commands from outside, in forks of this process or as processes.
 
-A fork is as separate as a process that was started: it may be killed, may crash, and leaves nothing behind here. What it does not share with a
-real one is the import itself, so each part also starts real processes.
+A fork saves the seconds of imports.
+
+A fork is as separate as a process that was started: it may be killed, may crash, and leaves nothing
+behind here. What it does not share with a real one is the import itself, so each part also starts
+real processes.
 """
 
 from __future__ import annotations
@@ -23,14 +26,15 @@ from pathlib import Path
 
 COMMANDS = ("run", "report", "cite", "findings", "reproduce")
 TINY = [
-    "tracking=off", "model=mlp", "model.hidden=[16]", "data.train_images=200", "trainer.epochs=1", "trainer.batch_size=50",
+    "tracking=off", "model=mlp", "model.hidden=[16]", "data.train_images=200", "trainer.epochs=1",
+    "trainer.batch_size=50",
     "probe.batches=2", "probe.dataset_limit=50", "threads=1",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: ``code`` is negative for a signal, None if it had to be stopped."""
+    """The end of a command; ``code`` is negative for a signal, None if it had to be stopped."""
 
     shown: str
     code: int | None
@@ -48,10 +52,14 @@ class Outcome:
 
     @property
     def last_line(self) -> str:
-        """What it ended with; of a traceback, the line that names the error."""
+        """The last line of its output; of a traceback, the line that names the error."""
         lines = [line for line in (self.err or self.out).splitlines() if line.strip()]
         if self.traceback:
-            lines = [line for line in lines if re.match(r"[A-Za-z_.]*(Error|Exception|Timeout|Interrupt)\b", line)] or lines
+            lines = [
+                line
+                for line in lines
+                if re.match(r"[A-Za-z_.]*(Error|Exception|Timeout|Interrupt)\b", line)
+            ] or lines
         return lines[-1][:300] if lines else "(no output)"
 
     @property
@@ -65,17 +73,30 @@ def shown(command: str, arguments: Sequence[str]) -> str:
 
 
 def load() -> None:
-    """Import what the commands import, once and without starting a thread, so that forks begin with it."""
-    for name in ("torch", "hydra", "timm", "torchvision", "pandas", "matplotlib.pyplot", "scipy.stats", "earlydrop.training.run"):
+    """Import the modules of the commands, once and without a thread, for forks to begin with."""
+    for name in (
+        "torch",
+        "hydra",
+        "timm",
+        "torchvision",
+        "pandas",
+        "matplotlib.pyplot",
+        "scipy.stats",
+        "earlydrop.training.run",
+    ):
         importlib.import_module(name)
     for command in COMMANDS:
         importlib.import_module(f"earlydrop.commands.{command}")
 
 
 def fork(
-    command: str, arguments: Sequence[str], cwd: Path, before: Callable[[], None] | None = None, limit: float = 120
+    command: str,
+    arguments: Sequence[str],
+    cwd: Path,
+    before: Callable[[], None] | None = None,
+    limit: float = 120,
 ) -> Outcome:
-    """Run a command in a fork of this process, in a folder; ``before`` is called in the fork first."""
+    """Run a command in a fork of this process and in a folder, after calling ``before`` there."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         began = time.monotonic()
         child = os.fork()
@@ -90,7 +111,13 @@ def fork(
     return Outcome(shown(command, arguments), code, *texts, seconds)
 
 
-def _be(command: str, arguments: Sequence[str], cwd: Path, outputs: tuple[int, int], before: Callable[[], None] | None) -> None:
+def _be(
+    command: str,
+    arguments: Sequence[str],
+    cwd: Path,
+    outputs: tuple[int, int],
+    before: Callable[[], None] | None,
+) -> None:
     """Be the command, in a fork: never returns."""
     code = 1
     try:
@@ -141,10 +168,17 @@ def words(command: str, arguments: Sequence[str]) -> list[str]:
     """The argument list of a real process."""
     if command == "run":
         return [sys.executable, "-m", "earlydrop", *arguments]
-    return [sys.executable, "-c", f"from earlydrop.commands.{command} import main; main()", *arguments]
+    return [
+        sys.executable,
+        "-c",
+        f"from earlydrop.commands.{command} import main; main()",
+        *arguments,
+    ]
 
 
-def start(command: str, arguments: Sequence[str], cwd: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:
+def start(
+    command: str, arguments: Sequence[str], cwd: Path, log: Path, **environment: str
+) -> subprocess.Popen[bytes]:
     """Start a real process, in a session of its own; what it says goes to a file."""
     with log.open("wb") as file:
         return subprocess.Popen(
@@ -158,9 +192,16 @@ def real(command: str, arguments: Sequence[str], cwd: Path, limit: float = 300) 
     began = time.monotonic()
     try:
         done = subprocess.run(
-            words(command, arguments), cwd=cwd, capture_output=True, text=True, errors="replace", timeout=limit, check=False,
+            words(command, arguments), cwd=cwd, capture_output=True, text=True, errors="replace",
+            timeout=limit, check=False,
             env=os.environ | {"HOME": str(cwd)},
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Outcome(shown(command, arguments), None, "", "", limit)
-    return Outcome(shown(command, arguments), done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+    return Outcome(
+        shown(command, arguments),
+        done.returncode,
+        done.stdout,
+        done.stderr,
+        time.monotonic() - began,
+    )

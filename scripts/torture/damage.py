@@ -1,4 +1,7 @@
-"""Damage to the files of a finished study: what reads them is not harmed, or names the file; never a traceback, never other numbers unsaid."""
+"""Damage to the files of a finished study.
+
+A reader is not harmed, or names the file: never a traceback, never other numbers in silence.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ from torture.tally import Tally
 
 COUNT = 200
 TRAIN = [
-    "-m", "experiment=findings/smoke", "hydra/launcher=basic", "schedule={name:none},{name:constant}", "seed=0,1", "threads=1", "out=runs",
+    "-m", "experiment=findings/smoke", "hydra/launcher=basic",
+    "schedule={name:none},{name:constant}", "seed=0,1", "threads=1", "out=runs",
 ]  # fmt: skip
 STUDY = Path("runs/smoke")
 NEEDED = ("metrics.jsonl", "config.yaml", "provenance.json")  # without one of them, a run is lost
@@ -70,7 +74,7 @@ MUTATIONS: dict[str, Callable[[bytes, random.Random], bytes | None]] = {
 
 
 def mutations(files: list[str], seed: int, count: int) -> list[tuple[str, str, int]]:
-    """Which file is mutated how, and with what seed: every sort of file in every way, then at random."""
+    """Files, mutations and seeds: every sort of file in every way, then at random."""
     rng = random.Random(seed)
     sorts: dict[str, list[str]] = {}
     for file in files:
@@ -79,7 +83,12 @@ def mutations(files: list[str], seed: int, count: int) -> list[tuple[str, str, i
     chosen = [(rng.choice(group), how) for group in sorts.values() for how in MUTATIONS]
     read = [file for file in files if Path(file).name not in UNREAD]
     while len(chosen) < count:
-        chosen.append((rng.choice(read), rng.choice(("flip", "digit", "truncate", "garbage", "blank", "binary"))))
+        chosen.append(
+            (
+                rng.choice(read),
+                rng.choice(("flip", "digit", "truncate", "garbage", "blank", "binary")),
+            )
+        )
     return [(file, how, rng.randrange(2**32)) for file, how in chosen[:count]]
 
 
@@ -89,7 +98,7 @@ def named(file: str, text: str) -> bool:
 
 
 def meaning(path: Path) -> Any:
-    """What a needed file says, however it is laid out; provenance may say another command."""
+    """The content of a needed file, whatever its layout; provenance may have another command."""
     try:
         if path.name == "config.yaml":
             return yaml.safe_load(path.read_text())
@@ -127,20 +136,41 @@ class _Trial:
         done = self.outcome(command, arguments)
         if self.tally.crash(self.case, done) or named(self.file, done.text):
             return
-        table = (self.root / "work" / made).read_text() if made and (self.root / "work" / made).is_file() else ""
+        table = (
+            (self.root / "work" / made).read_text()
+            if made and (self.root / "work" / made).is_file()
+            else ""
+        )
         if done.out + table == expected and done.code == 0:
             return
         kind = "silent" if done.code == 0 else "other"
-        seen = _first_difference(expected, done.out + table) if done.code == 0 else f"not named: {done.last_line}"
+        seen = (
+            _first_difference(expected, done.out + table)
+            if done.code == 0
+            else f"not named: {done.last_line}"
+        )
         self.tally.fail(kind, self.case, done.shown, seen)
 
     def reproduces(self, run: str) -> None:
-        """A run's configuration is trained again: identical, or the file is named, or a metric is (of the metrics' own file)."""
+        """Train a run's configuration again: identical, or the file or a metric of it is named."""
         done = self.outcome("reproduce", [run])
-        if self.tally.crash(self.case, done) or named(self.file, done.text) or (done.code == 0 and "identical" in done.out):
+        if (
+            self.tally.crash(self.case, done)
+            or named(self.file, done.text)
+            or (done.code == 0 and "identical" in done.out)
+        ):
             return
-        if not (done.code == 1 and done.out.startswith("different: ") and self.file.endswith("metrics.jsonl")):
-            self.tally.fail("silent" if done.code == 0 else "other", self.case, done.shown, f"not named: {done.last_line}")
+        if not (
+            done.code == 1
+            and done.out.startswith("different: ")
+            and self.file.endswith("metrics.jsonl")
+        ):
+            self.tally.fail(
+                "silent" if done.code == 0 else "other",
+                self.case,
+                done.shown,
+                f"not named: {done.last_line}",
+            )
 
     def trains(self) -> None:
         """The same command must leave whole runs, or name what is damaged."""
@@ -148,7 +178,12 @@ class _Trial:
         if self.tally.crash(self.case, done) or named(self.file, done.text):
             return
         if done.code != 0:
-            self.tally.fail("other", self.case, done.shown, f"exit code {done.code}, not named: {done.last_line}")
+            self.tally.fail(
+                "other",
+                self.case,
+                done.shown,
+                f"exit code {done.code}, not named: {done.last_line}",
+            )
             return
         for path in (self.root / "whole" / STUDY).glob("*/metrics.jsonl"):
             for name in NEEDED:
@@ -157,10 +192,18 @@ class _Trial:
     def _compare(self, done: Outcome, before: Path) -> None:
         after = self.root / "work" / before.relative_to(self.root / "whole")
         if not after.is_file():
-            self.tally.fail("lost", self.case, done.shown, f"{after.name} is missing, and the command says that all is done")
+            self.tally.fail(
+                "lost",
+                self.case,
+                done.shown,
+                f"{after.name} is missing, and the command says that all is done",
+            )
         elif meaning(after) != meaning(before):
             self.tally.fail(
-                "silent", self.case, done.shown, f"{after.name} is not what it was, and the command says that all is done"
+                "silent",
+                self.case,
+                done.shown,
+                f"{after.name} is not what it was, and the command says that all is done",
             )
 
 
@@ -182,7 +225,12 @@ class _Whole:
             raise SystemExit(f"error: the study failed: {done.shown}\n{done.err}")
         study = root / "whole" / STUDY
         runs = [path.parent for path in study.glob("*/config.yaml")]
-        self.files = sorted(str(path.relative_to(root / "whole")) for run in runs for path in run.rglob("*") if path.is_file())
+        self.files = sorted(
+            str(path.relative_to(root / "whole"))
+            for run in runs
+            for path in run.rglob("*")
+            if path.is_file()
+        )
         shutil.copytree(root / "whole", root / "work")
         self.said: dict[tuple[str, str], str] = {}
 
@@ -220,7 +268,10 @@ def _examine(trial: _Trial, whole: _Whole, judged: bool) -> None:
     table = str(STUDY / "table.csv")
     shutil.rmtree(trial.root / "work")
     shutil.copytree(trial.root / "whole", trial.root / "work")
-    expected = {command: whole.expected(command, folder, made) for command, folder, made in _reading(run, table, judged)}
+    expected = {
+        command: whole.expected(command, folder, made)
+        for command, folder, made in _reading(run, table, judged)
+    }
     for command, folder, made in _reading(run, table, judged):
         trial.reads(command, [folder], expected[command], made)
     trial.reproduces(run)
@@ -228,6 +279,12 @@ def _examine(trial: _Trial, whole: _Whole, judged: bool) -> None:
 
 
 def _reading(run: str, table: str, judged: bool) -> list[tuple[str, str, str | None]]:
-    """Commands that read, with the folder that they read and a table that they write; judging draws many figures, so not every time."""
-    reading: list[tuple[str, str, str | None]] = [("report", str(STUDY), table), ("cite", run, None)]
+    """Commands that read, with their folder and the table that they write.
+
+    Judging draws many figures, so it is not run every time.
+    """
+    reading: list[tuple[str, str, str | None]] = [
+        ("report", str(STUDY), table),
+        ("cite", run, None),
+    ]
     return [*reading, ("findings", str(STUDY), None)] if judged else reading

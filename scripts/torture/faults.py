@@ -1,4 +1,4 @@
-"""Faults in this process's file operations: at the k-th operation below a folder the process is killed, or the disk is full from then on."""
+"""Faults in this process's file operations: from the k-th on it is killed, or the disk is full."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ class Faults:
     Args:
         root: Only what happens below this folder counts.
         at: The number of the operation, from 0; None only counts.
-        what: ``"kill"``, or ``"full"``: half of what is written there is, and nothing is written after it.
+        what: ``"kill"``, or ``"full"``: half of what is written there is, and nothing is written
+            after it.
         log: Where the operations are listed, a line each, or None.
     """
 
-    def __init__(self, root: Path, at: int | None = None, what: str = "kill", log: Path | None = None) -> None:
+    def __init__(
+        self, root: Path, at: int | None = None, what: str = "kill", log: Path | None = None
+    ) -> None:
         self.root, self.at, self.what = f"{root.resolve()}{os.sep}", at, what
         self.count, self.full = 0, False
-        self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log is not None else None
+        self._log = (
+            os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log is not None else None
+        )
 
     def install(self) -> None:
         """Replace the operations, for good: to be called in a process that is there for it."""
@@ -52,7 +57,9 @@ class Faults:
 
     def below(self, path: Any) -> bool:
         """Whether a path is below the folder."""
-        return not isinstance(path, int) and os.path.abspath(os.fsdecode(path)).startswith(self.root)
+        return not isinstance(path, int) and os.path.abspath(os.fsdecode(path)).startswith(
+            self.root
+        )
 
     def write(self, file: Any, data: Any, path: Any) -> Any:
         """Write, or write half and then fail."""
@@ -66,7 +73,8 @@ class Faults:
 
     def _wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(path: Any, *arguments: Any, **named: Any) -> Any:
-            counted = self.below(path) or named.get("dir_fd") is not None  # shutil.rmtree works relative to open folders
+            # Shutil.rmtree works relative to open folders.
+            counted = self.below(path) or named.get("dir_fd") is not None
             if counted and self.due(name, path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
             return call(path, *arguments, **named)

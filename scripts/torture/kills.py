@@ -1,4 +1,4 @@
-"""Kills and a full disk at every file operation of a run; each run must end as an undisturbed one."""
+"""Kills and a full disk at every file operation; each run must end as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from torture.faults import Faults
 from torture.runs import differences
 from torture.tally import Tally
 
-RUN = [*TINY, "trainer.checkpoint_seconds=0", "trainer.eval_every=50%", "trainer.log_every=1", "out=runs"]
+RUN = [
+    *TINY,
+    "trainer.checkpoint_seconds=0",
+    "trainer.eval_every=50%",
+    "trainer.log_every=1",
+    "out=runs",
+]
 NEVER = [*RUN, "resume=never"]
 
 
@@ -42,25 +48,36 @@ class _Place:
             path.mkdir()
         return path
 
-    def attack(self, arguments: list[str], finished: bool, at: int, what: str) -> tuple[Path, Outcome]:
+    def attack(
+        self, arguments: list[str], finished: bool, at: int, what: str
+    ) -> tuple[Path, Outcome]:
         """A trial's folder, and how the attacked command ended."""
         cwd = self.trial(finished)
         return cwd, fork("run", arguments, cwd, Faults(cwd, at, what).install)
 
 
-def _ends_whole(tally: Tally, case: str, arguments: list[str], place: _Place, cwd: Path, where: str) -> None:
+def _ends_whole(
+    tally: Tally, case: str, arguments: list[str], place: _Place, cwd: Path, where: str
+) -> None:
     """The command, given again, must end as the undisturbed run did."""
     done = fork("run", arguments, cwd)
     if tally.crash(case, done):
         return
     if done.code != 0:
-        tally.fail("lost", case, done.shown, f"after {where}: exit code {done.code}: {done.last_line}")
+        tally.fail(
+            "lost", case, done.shown, f"after {where}: exit code {done.code}: {done.last_line}"
+        )
     for words in differences(cwd, place.reference):
-        tally.fail("lost", case, done.shown, f"after {where}: {words}; it said: {done.out.strip().splitlines()[-1:]}")
+        tally.fail(
+            "lost",
+            case,
+            done.shown,
+            f"after {where}: {words}; it said: {done.out.strip().splitlines()[-1:]}",
+        )
 
 
 def kills(tally: Tally) -> None:
-    """SIGKILL at every file operation of a run, and of ``resume=never`` over a finished one; the default command then ends it."""
+    """SIGKILL at every file operation of a run, of ``resume=never`` too; then a normal start."""
     with tempfile.TemporaryDirectory() as temporary:
         place = _Place(Path(temporary).resolve())
         cases = [("fresh", RUN, i, name) for i, name in enumerate(place.fresh)]
@@ -71,15 +88,19 @@ def kills(tally: Tally) -> None:
                 continue
             cwd, killed = place.attack(arguments, kind == "never", at, "kill")
             if killed.code == -9 or not tally.crash(case, killed):
-                _ends_whole(tally, case, RUN, place, cwd, f"SIGKILL of {kind} at operation {at} ({name})")
+                _ends_whole(
+                    tally, case, RUN, place, cwd, f"SIGKILL of {kind} at operation {at} ({name})"
+                )
             shutil.rmtree(cwd)
 
 
 def disk(tally: Tally) -> None:
-    """A disk that is full from an operation on: one line, exit code 1; with room again the same command ends the run."""
+    """A disk full from an operation on: one line, exit code 1; with room the same command ends."""
     with tempfile.TemporaryDirectory() as temporary:
         place = _Place(Path(temporary).resolve())
-        grows = [(i, name) for i, name in enumerate(place.fresh) if name.split()[0] in ("write", "mkdir")]
+        grows = [
+            (i, name) for i, name in enumerate(place.fresh) if name.split()[0] in ("write", "mkdir")
+        ]
         for at, name in tally.chosen(grows, 3):
             case = f"full-{at}"
             if not tally.wants(case):
@@ -101,4 +122,9 @@ def _refused_clearly(tally: Tally, case: str, failed: Outcome, where: str) -> No
     if failed.code == 0:
         tally.fail("silent", case, failed.shown, f"exit code 0 on {where}")
     elif failed.code != 1 or failed.lines != 1:
-        tally.fail("other", case, failed.shown, f"exit code {failed.code} and {failed.lines} lines on {where}: {failed.last_line}")
+        tally.fail(
+            "other",
+            case,
+            failed.shown,
+            f"exit code {failed.code} and {failed.lines} lines on {where}: {failed.last_line}",
+        )

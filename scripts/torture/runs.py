@@ -9,16 +9,25 @@ from typing import Any
 import torch
 from kill_resume import same
 
-PARTS = ("metrics.jsonl", "config.yaml", "provenance.json", "status.json", "timing.jsonl", "log.txt")
+PARTS = (
+    "metrics.jsonl",
+    "config.yaml",
+    "provenance.json",
+    "status.json",
+    "timing.jsonl",
+    "log.txt",
+)
 
 
 def run_folders(out: Path) -> dict[str, Path]:
     """The run folders below a folder, by their path in it."""
-    return {str(path.parent.relative_to(out)): path.parent for path in sorted(out.rglob("checkpoints"))}
+    return {
+        str(path.parent.relative_to(out)): path.parent for path in sorted(out.rglob("checkpoints"))
+    }
 
 
 def state_of(folder: Path) -> str:
-    """What the status says; empty if it cannot be read."""
+    """The content of the status; empty if it cannot be read."""
     try:
         return str(json.loads((folder / "status.json").read_text())["state"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -31,7 +40,7 @@ def weights(folder: Path) -> dict[str, Any]:
 
 
 def difference(folder: Path, reference: Path) -> str | None:
-    """What a run lacks to be finished with the reference's bytes; None if it lacks nothing."""
+    """The difference of a run from a finished reference, to the byte; None if there is none."""
     missing = [name for name in PARTS if not (folder / name).is_file()]
     if missing:
         return f"{', '.join(missing)} missing"

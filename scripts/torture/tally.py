@@ -1,4 +1,4 @@
-"""What a part tried and what went wrong in it."""
+"""The tries of a part, and its failures."""
 
 from __future__ import annotations
 
@@ -33,18 +33,20 @@ class Tally:
 
     def wants(self, case: str) -> bool:
         """Whether to try a case; counts it if so."""
-        wanted = self.only in (None, case)
-        self.tried += wanted
-        return wanted
+        is_wanted = self.only in (None, case)
+        self.tried += is_wanted
+        return is_wanted
 
     def fail(self, kind: str, case: str, command: str, seen: str) -> None:
         """Note a failure and show it at once: a part takes minutes."""
-        repeat = f"python scripts/torture.py --only {self.part} --case {case!r}" + (f" --seed {self.seed}" if self.seed else "")
+        repeat = f"python scripts/torture.py --only {self.part} --case {case!r}" + (
+            f" --seed {self.seed}" if self.seed else ""
+        )
         self.failures.append((kind, command, seen, repeat))
         print(f"  {kind}: {command}\n      {seen}\n      again: {repeat}", flush=True)
 
     def crash(self, case: str, outcome: Outcome) -> bool:
-        """Note a traceback, a death by a signal, or a command that does not end; say whether it was one of them."""
+        """Note a traceback, a death by a signal, an endless command; whether it was one of them."""
         if outcome.traceback:
             self.fail("traceback", case, outcome.shown, outcome.last_line)
         elif outcome.code is None:
@@ -56,7 +58,7 @@ class Tally:
         return True
 
     def chosen(self, items: list, few: int) -> list:
-        """All of them; a seeded few, in their order, in the short form; the one case needs all to choose from."""
+        """All items; in the short form a seeded few in their order; all for a single case."""
         if not self.short or self.only is not None or len(items) <= few:
             return items
         chosen = set(random.Random(self.seed).sample(range(len(items)), few))

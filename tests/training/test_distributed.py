@@ -11,6 +11,7 @@ from PIL import Image
 from earlydrop.training import distributed
 from earlydrop.training.distributed import ALONE, Group, check_parts, join, leave
 from earlydrop.training.fields import ConfigError
+from earlydrop.training.reduce import Bucket, GradientSum
 from tests.training.states import assert_same
 
 SMALL = ["tracking=off", "device=cpu", "threads=1", "data.train_images=330", "trainer.batch_size=64", "trainer.accumulate=4",
@@ -298,3 +299,44 @@ def test_two_workers_on_one_gpu_are_refused(as_worker):
     as_worker.setattr(distributed, "dist", Nccl("Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000"))
     with pytest.raises(ConfigError, match=r"worker 1 of 2 has the same GPU as another one \(cuda:0\)"):
         join(1.0, torch.device("cuda:0"))
+
+
+def reduce_a_number(error):
+    """Raise an error where a collective call of torch does: in a function of torch.distributed."""
+    module = {"__name__": "torch.distributed.distributed_c10d"}
+    exec("def all_reduce(error):\n    raise error", module)
+    module["all_reduce"](error)
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("act", "lost"),
+    [
+        (lambda: reduce_a_number(RuntimeError("Application pair closure")), True),
+        (lambda: fail(torch.distributed.DistBackendError("no words that anybody knows")), True),
+        (lambda: fail(torch.distributed.DistNetworkError("gone")), True),
+        (lambda: fail(RuntimeError("the socket of my own data timed out")), False),
+        (lambda: torch.zeros(2) @ torch.zeros(3), False),
+        (lambda: reduce_a_number(torch.OutOfMemoryError("nccl needs memory")), False),
+    ],
+)
+def test_a_lost_worker_is_known_by_the_type_and_place_of_the_error_and_not_by_its_words(act, lost):
+    with pytest.raises(RuntimeError) as raised, distributed.answered(Group(0, 2, 5.0)):
+        act()
+    assert (raised.type is distributed.WorkerLostError) is lost
+
+
+def test_a_reduction_that_fails_while_it_is_waited_for_has_a_type():
+    class Work:
+        def wait(self):
+            raise RuntimeError("Application pair closure")
+
+    sum_of_gradients = GradientSum([], None)
+    bucket = Bucket([torch.nn.Parameter(torch.zeros(1))])
+    bucket.work = Work()
+    sum_of_gradients.buckets, sum_of_gradients.next = [bucket], 1
+    with pytest.raises(torch.distributed.DistBackendError, match="pair closure"), sum_of_gradients.summed():
+        sum_of_gradients.next = 1

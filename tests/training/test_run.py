@@ -141,7 +141,7 @@ def stop_at(monkeypatch, step):
 
 
 def test_a_metric_that_is_not_finite_fails_the_run(config, monkeypatch):
-    monkeypatch.setattr(trainer_module, "evaluate_all", lambda *_: {"test/loss": float("nan")})
+    monkeypatch.setattr(trainer_module, "evaluate_all", lambda *_, **__: {"test/loss": float("nan")})
     with pytest.raises(TrainingFailed, match="test/loss is nan after step 9"):
         run(config(probe__at=[]))
     assert json.loads((make_plan(config(probe__at=[])).folder / "status.json").read_text())["state"] == "failed"
@@ -164,9 +164,9 @@ def test_a_record_changed_at_equal_size_is_not_gone_on_from(config, monkeypatch)
 def test_a_stop_asked_for_in_the_last_evaluation_is_heard(config, monkeypatch):
     original = trainer_module.evaluate_all
 
-    def evaluate(*arguments):
+    def evaluate(*arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(trainer_module, "evaluate_all", evaluate)
     settings = config(trainer__eval_every="100%")

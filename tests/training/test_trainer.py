@@ -1,9 +1,13 @@
+import itertools
 import json
+from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from earlydrop.analysis import load_runs
 from earlydrop.training.endings import TrainingFailed
@@ -194,3 +198,48 @@ def test_a_model_that_still_drops_at_rate_0_is_refused(config, monkeypatch):
         with pytest.raises(ConfigError, match=r"model.name is 'leaky': it drops what no schedule drives"):
             run(settings)
         assert not Path(settings.out).exists()
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of float32 weights to bfloat16, by their number of elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and kwargs.get("dtype") == torch.bfloat16:
+            self.counts[args[0].data_ptr()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("model", ["mlp", "vit_micro", "convnet_micro"])
+def test_in_bf16_weights_are_cast_once_a_step_and_the_bits_are_those_of_a_cast_a_part(config, model, monkeypatch):
+    sizes = {"mlp": {}, "vit_micro": {"model__hidden": None, "model__depth": 2, "model__width": 16}}
+    options = {"model__name": model, **sizes.get(model, {"model__hidden": None, "model__width": 8})}
+    plan = make_plan(config(trainer__precision="bf16", trainer__accumulate=4, **options))
+
+    def trained(count_casts):
+        trainer = Trainer(plan, *scheduled_model(plan), None, track=lambda step, metrics: None)
+        trainer.model.train()
+        steps = itertools.islice(trainer.batches(), 3)
+        for parts in steps:
+            with count_casts if trainer.step == 2 else nullcontext():
+                trainer.train_step(parts)
+        return trainer
+
+    casts = Casts()
+    ours = trained(casts)
+    weights = [p.data_ptr() for p in ours.model.parameters() if p.dim() > 1]
+    assert {casts.counts[weight] for weight in weights if casts.counts[weight]} == {1}
+    assert any(casts.counts[weight] for weight in weights)
+    # A context for each part: the cache of casts is emptied whenever one ends.
+    original = ours.objective.loss
+    monkeypatch.setattr(
+        type(ours.objective), "loss", lambda self, logits, targets: torch.clear_autocast_cache() or original(logits, targets)
+    )
+    casts = Casts()
+    theirs = trained(casts)
+    assert max(casts.counts[p.data_ptr()] for p in theirs.model.parameters()) == 4
+    for name, value in theirs.model.state_dict().items():
+        assert torch.equal(value, ours.model.state_dict()[name]), name

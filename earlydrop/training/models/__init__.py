@@ -1,8 +1,11 @@
-"""Models by name, built for their schedule: the scheduled kind of dropout at the schedule's peak, the other kind and the head at 0.
+"""Models by name, built for their schedule.
 
-To add one: a builder here whose first argument is the `Task` and whose keyword arguments are the keys of ``model`` that it takes, its line
-in `BUILDERS`, and a file in ``conf/model/``. Keys that it does not take are refused for it. A builder of somebody's own, named as
-``module:function``, is called in the same way; its further arguments are the keys of ``model.args``.
+The scheduled kind of dropout has the schedule's peak; the other kind and the head have 0.
+
+A new model needs a builder, its line in `BUILDERS`, and a file in ``conf/model/``. The builder's
+first argument is the `Task`; its keyword arguments are the keys of ``model`` that it takes, and
+others are refused for it. A user's builder, named as ``module:function``, is called in the same
+way; its further arguments are the keys of ``model.args``.
 """
 
 from __future__ import annotations
@@ -25,7 +28,15 @@ from earlydrop.training.models.convnet import convnet_micro
 from earlydrop.training.models.gpt import gpt_micro
 from earlydrop.training.models.mlp import mlp
 from earlydrop.training.models.pretrained import load_pretrained
-from earlydrop.training.plugins import Code, installed, is_reference, load, nearest, raised, registered
+from earlydrop.training.plugins import (
+    Code,
+    installed,
+    is_reference,
+    load,
+    nearest,
+    raised,
+    registered,
+)
 from earlydrop.training.streams import stream_seed
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
@@ -36,7 +47,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "swin_femto": timm.swin_femto,
     "gpt_micro": gpt_micro,
 }
-"""What builds each model that has a name of ours; any other name is timm's, torchvision's, or somebody's own."""
+"""The builders of the package's own models; other names are timm's, torchvision's or the user's."""
 
 READS_TEXT = ("gpt_micro",)
 """The models for text; every other one is for images."""
@@ -44,14 +55,24 @@ READS_TEXT = ("gpt_micro",)
 INPUT_DROPOUT = "input_dropout"
 """The site that no schedule drives."""
 
-_EVERY_MODEL = ("name", "attention", "input_dropout", "args", "pretrained")  # keys of `model` that are not for the builders
+# Keys of `model` that are not for the builders.
+_EVERY_MODEL = (
+    "name",
+    "attention",
+    "input_dropout",
+    "args",
+    "pretrained",
+)
 
 
 class WithInputDropout(nn.Module):
-    """A network behind a dropout of its inputs at a fixed rate, which no schedule drives (Srivastava et al. 2014, appendix A.4)."""
+    """A network behind a dropout of its inputs at a fixed rate, which no schedule drives.
+
+    Srivastava et al. 2014, appendix A.4.
+    """
 
     PREFIX = "network."
-    """What the names of the network's weights begin with here."""
+    """The prefix of the network's weights here."""
 
     def __init__(self, rate: float, network: nn.Module) -> None:
         super().__init__()
@@ -71,46 +92,57 @@ class WithInputDropout(nn.Module):
 def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
     """Build a model on the CPU.
 
-    The initial weights depend on the seed and the architecture alone, not on the rates; or they are those of ``model.pretrained``. Nothing
-    of the caller's random state is used.
+    The initial weights depend on the seed and the architecture alone, not on the rates; or they are
+    those of ``model.pretrained``. Nothing of the caller's random state is used.
 
     Raises:
         ConfigError: Unknown model, a key that it does not take, or sizes that do not fit.
     """
     build, own = _builder(config.name)
     if own is None and (config.name in READS_TEXT) != (task.context is not None):
-        wanted, given = ("text", "images") if config.name in READS_TEXT else ("images", "text")
-        other = "data=text" if wanted == "text" else f"model={READS_TEXT[0]}"
-        raise ConfigError(f"model.name is {config.name!r}: it reads {wanted}, and the data is {given}; did you mean {other}?")
+        reads, given = ("text", "images") if config.name in READS_TEXT else ("images", "text")
+        option = "data=text" if reads == "text" else f"model={READS_TEXT[0]}"
+        raise ConfigError(
+            f"model.name is {config.name!r}: it reads {reads}, and the data is {given}; did you "
+            f"mean {option}?"
+        )
     values = _values(config, build, own is not None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "init"))
-        model = _built(config, build, own, task, values)
+        model = _built(config, build, own=own, task=task, values=values)
     if config.pretrained is not None:
         load_pretrained(config.pretrained, config.name, model, task.classes)
     if config.input_dropout:
         model = WithInputDropout(config.input_dropout, model)
     fusable = [module for module in model.modules() if "fused_attn" in module.__dict__]
     if config.attention == "fused" and not fusable:
-        raise ConfigError(f"model.attention is 'fused': model.name={config.name} has no attention; leave it plain")
+        raise ConfigError(
+            f"model.attention is 'fused': model.name={config.name} has no attention; leave it plain"
+        )
     for module in fusable:
         module.fused_attn = config.attention == "fused"  # type: ignore[assignment]
     return model
 
 
 def in_words(config: ModelConfig, task: Task) -> dict[str, list[str]]:
-    """What is worth saying of how a model is built, beside its name: lines by heading."""
-    found = {}
-    if config.name not in BUILDERS and timm.named(config.name) is None and library.is_known(config.name):
-        found["arguments"] = library.in_words(config.name, task)
+    """Remarks on how a model is built, beside its name: lines by heading."""
+    remarks = {}
+    if (
+        config.name not in BUILDERS
+        and timm.named(config.name) is None
+        and library.is_known(config.name)
+    ):
+        remarks["arguments"] = library.in_words(config.name, task)
     if config.pretrained is not None:
         plain = build_model(replace(config, pretrained=None, input_dropout=None), task, 0)
-        found["begins with"] = [load_pretrained(config.pretrained, config.name, plain, task.classes)]
-    return found
+        remarks["begins with"] = [
+            load_pretrained(config.pretrained, config.name, plain, task.classes)
+        ]
+    return remarks
 
 
 def code_of_model(name: str) -> Code | None:
-    """The code of somebody's own that builds a model; None if earlydrop or a library builds it."""
+    """The user's code that builds a model; None if earlydrop or a library builds it."""
     if name in BUILDERS:
         return registered(name, BUILDERS[name])
     if is_reference(name) or (not library.is_known(name) and name in installed("model")):
@@ -119,7 +151,7 @@ def code_of_model(name: str) -> Code | None:
 
 
 def _builder(name: str) -> tuple[Callable[..., nn.Module], Code | None]:
-    """What builds a model, and the code behind it, if it is somebody's own."""
+    """The builder of a model, and the code behind it if it is the user's own."""
     if name in BUILDERS:
         return BUILDERS[name], None
     own = code_of_model(name)
@@ -130,16 +162,18 @@ def _builder(name: str) -> tuple[Callable[..., nn.Module], Code | None]:
         build = library.named(name)
     if build is None:
         raise ConfigError(
-            f"model.name is {name!r}: expected {', '.join(BUILDERS)}, a model of timm or torchvision (such as resnet18 or "
-            f"torchvision/regnet_y_400mf), or module:function of your own{nearest(name, [*BUILDERS, *library.names()])}"
+            f"model.name is {name!r}: expected {', '.join(BUILDERS)}, a model of timm or "
+            "torchvision (such as resnet18 or "
+            "torchvision/regnet_y_400mf), or module:function of your "
+            f"own{nearest(name, [*BUILDERS, *library.names()])}"
         )
     return build, None
 
 
 def _values(config: ModelConfig, build: Callable[..., nn.Module], own: bool) -> dict[str, Any]:
-    """The arguments behind the task: the keys of ``model`` that a builder takes, and those of ``model.args``.
+    """The arguments of a builder: the keys of ``model`` that it takes, and ``model.args``.
 
-    Somebody's own builder keeps its defaults where a key of ``model`` is null.
+    A user's builder keeps its defaults where a key of ``model`` is null.
     """
     takes = list(inspect.signature(build).parameters)[1:]
     offered = {}
@@ -147,16 +181,28 @@ def _values(config: ModelConfig, build: Callable[..., nn.Module], own: bool) -> 
         value = getattr(config, name)
         if name in takes and name not in _EVERY_MODEL:
             if name in config.args and (value is not None or not own):
-                raise ConfigError(f"model.args.{name} is {config.args[name]!r}: model.{name} is a key by itself; give that alone")
+                raise ConfigError(
+                    f"model.args.{name} is {config.args[name]!r}: model.{name} is a key by itself; "
+                    "give that alone"
+                )
             if value is not None or not own:
                 offered[name] = value
         elif name not in _EVERY_MODEL and value is not None:
-            raise ConfigError(f"model.{name} is {value!r}: model.name={config.name} has no such key; leave it null")
-    return arguments("model", config.name, build, config.args, offered, positional=1)
+            raise ConfigError(
+                f"model.{name} is {value!r}: model.name={config.name} has no such key; leave it "
+                "null"
+            )
+    return arguments("model", config.name, build, given=config.args, offered=offered, positional=1)
 
 
-def _built(config: ModelConfig, build: Callable[..., nn.Module], own: Code | None, task: Task, values: dict[str, Any]) -> nn.Module:
-    """Call a builder. What goes wrong in it is a line."""
+def _built(
+    config: ModelConfig,
+    build: Callable[..., nn.Module],
+    own: Code | None,
+    task: Task,
+    values: dict[str, Any],
+) -> nn.Module:
+    """Call a builder; an error in it becomes one line."""
     try:
         model = build(task, **values)
     except ConfigError:
@@ -164,14 +210,22 @@ def _built(config: ModelConfig, build: Callable[..., nn.Module], own: Code | Non
     except (AssertionError, TypeError, RuntimeError) as error:
         if own is None:
             raise ConfigError(
-                f"model.name is {config.name!r}: it cannot be built for {task.image_size}-pixel images ({error})"
+                f"model.name is {config.name!r}: it cannot be built for {task.image_size}-pixel "
+                f"images ({error})"
             ) from error
-        raise ConfigError(f"model.name is {config.name!r}: building it raised {raised(error, own.paths)}") from error
+        raise ConfigError(
+            f"model.name is {config.name!r}: building it raised {raised(error, own.paths)}"
+        ) from error
     except Exception as error:
         if own is None and config.name in BUILDERS:
             raise
         files = own.paths if own is not None else ()
-        raise ConfigError(f"model.name is {config.name!r}: building it raised {raised(error, files)}") from error
+        raise ConfigError(
+            f"model.name is {config.name!r}: building it raised {raised(error, files)}"
+        ) from error
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"model.name is {config.name!r}: it returned a {type(model).__name__}, expected a torch.nn.Module")
+        raise ConfigError(
+            f"model.name is {config.name!r}: it returned a {type(model).__name__}, expected a "
+            "torch.nn.Module"
+        )
     return model

@@ -1,4 +1,4 @@
-"""What every model builder is given, and what builders share."""
+"""The argument that every model builder is given, and parts that builders share."""
 
 from __future__ import annotations
 
@@ -12,33 +12,39 @@ from earlydrop.training.fields import ConfigError
 
 
 class Task(NamedTuple):
-    """What a model is built for: its images or text, its classes, and the rates that its dropout has at the schedule's peak."""
+    """The images or text, classes and drop rates that a model is built for."""
 
     channels: int
     classes: int
     image_size: int
     unit: float  # of every dropout but the classifier head's, which has none
     path: float  # of the last block's stochastic depth; the first block's is 0
-    context: int | None = None  # tokens of a context, where the data is text; its channels and size are then 0
+    context: int | None = (
+        None  # tokens of a context, where the data is text; its channels and size are then 0
+    )
 
 
 def choose_dropout(
     name: str | None, model: str, choices: Mapping[str, Callable[[float], nn.Module]]
 ) -> Callable[[float], nn.Module]:
-    """What makes a dropout layer of the sort that ``model.dropout`` names; the first if it names none.
+    """The class of dropout layer that ``model.dropout`` names; by default the first.
 
     Raises:
         ConfigError: The model has no such sort.
     """
     name = name or next(iter(choices))
     if name not in choices:
-        raise ConfigError(f"model.dropout is {name!r}: model.name={model} takes {', '.join(choices)}")
+        raise ConfigError(
+            f"model.dropout is {name!r}: model.name={model} takes {', '.join(choices)}"
+        )
     return choices[name]
 
 
 def set_path_profile(blocks: list[nn.Module], peak: float) -> None:
-    """Set the stochastic depth rates to the paper's profile: linear over all blocks from 0 to the peak."""
-    for rate, block in zip(torch.linspace(0, peak, len(blocks), dtype=torch.float64).tolist(), blocks, strict=True):
+    """Set the paper's profile of stochastic depth: linear over all blocks from 0 to the peak."""
+    for rate, block in zip(
+        torch.linspace(0, peak, len(blocks), dtype=torch.float64).tolist(), blocks, strict=True
+    ):
         for module in block.modules():
             if type(module).__name__ == "DropPath":
                 module.drop_prob = rate

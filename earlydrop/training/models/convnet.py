@@ -20,18 +20,20 @@ DROPOUTS: dict[str, Callable[[float], nn.Module]] = {
 
 
 class _Residual(nn.Module):
-    """Convolution, normalisation, ReLU, dropout, convolution, normalisation, stochastic depth; beside a shortcut."""
+    """Two convolutions with dropout between, and stochastic depth, beside a shortcut."""
 
     def __init__(self, inputs: int, width: int, stride: int, drop: nn.Module) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(inputs, width, kernel_size=3, stride=stride, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(width)
         self.drop = drop
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, kernel_size=3, stride=1, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
         self.drop_path = DropPath(0.0)
         plain = inputs == width and stride == 1
-        self.shortcut: nn.Module = nn.Identity() if plain else nn.Conv2d(inputs, width, 1, stride, bias=False)
+        self.shortcut: nn.Module = (
+            nn.Identity() if plain else nn.Conv2d(inputs, width, 1, stride, bias=False)
+        )
         self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,9 +46,20 @@ class _Residual(nn.Module):
 class ConvNet(nn.Module):
     """A stem of stride 2, three blocks of doubling width, mean over positions, classifier."""
 
-    def __init__(self, channels: int, width: int, classes: int, rate: float, dropout: Callable[[float], nn.Module]) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        classes: int,
+        rate: float,
+        dropout: Callable[[float], nn.Module],
+    ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, kernel_size=3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
         sizes = [(width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2)]
         self.blocks = nn.Sequential(*(_Residual(*size, dropout(rate)) for size in sizes))
         self.head = nn.Linear(4 * width, classes)
@@ -59,6 +72,12 @@ class ConvNet(nn.Module):
 def convnet_micro(task: Task, *, width: int | None, dropout: str | None) -> nn.Module:
     """Build it, 32 channels wide unless ``model.width`` says otherwise."""
     make = choose_dropout(dropout, "convnet_micro", DROPOUTS)
-    model = ConvNet(task.channels, width or 32, task.classes, task.unit, make)
+    model = ConvNet(
+        channels=task.channels,
+        width=width or 32,
+        classes=task.classes,
+        rate=task.unit,
+        dropout=make,
+    )
     set_path_profile(list(model.blocks), task.path)
     return model

@@ -1,4 +1,7 @@
-"""A small causal transformer on bytes, with dropout where GPT-2 has it: embeddings, attention weights, and both residual branches."""
+"""A small causal transformer on bytes, with dropout where GPT-2 has it.
+
+It is at the embeddings, the attention weights and both residual branches.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from earlydrop.training.models.build import Task, set_path_profile
 
 
 class CausalAttention(nn.Module):
-    """Attention to what came before. ``fused_attn`` and ``attn_drop`` are timm's names, by which a driven rate is known here too."""
+    """Causal attention, with timm's names ``fused_attn`` and ``attn_drop``, which drivers know."""
 
     def __init__(self, width: int, heads: int, rate: float) -> None:
         super().__init__()
@@ -26,9 +29,17 @@ class CausalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)  # B H T W/H
+        # B H T W/H.
+        q, k, v = (
+            self.qkv(x)
+            .view(batch, tokens, 3, self.heads, width // self.heads)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
         if self.fused_attn:
-            x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0, is_causal=True)
+            x = F.scaled_dot_product_attention(
+                q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0, is_causal=True
+            )
         else:
             scores = q * (width // self.heads) ** -0.5 @ k.transpose(-2, -1)
             ahead = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).triu_(1)
@@ -38,13 +49,15 @@ class CausalAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Normalisation and attention, then normalisation and MLP, each with stochastic depth beside a shortcut."""
+    """Attention, then an MLP, each behind a normalisation and beside a shortcut."""
 
     def __init__(self, width: int, heads: int, rate: float) -> None:
         super().__init__()
         self.norm1, self.attn = nn.LayerNorm(width), CausalAttention(width, heads, rate)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(rate))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(rate)
+        )
         self.drop_path1, self.drop_path2 = DropPath(0.0), DropPath(0.0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +69,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Embeddings, blocks, normalisation, and the embedding again as the classifier."""
 
-    def __init__(self, vocabulary: int, context: int, width: int, depth: int, heads: int, rate: float) -> None:
+    def __init__(
+        self, vocabulary: int, context: int, width: int, depth: int, heads: int, rate: float
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
         self.pos_embed = nn.Parameter(torch.empty(context, width))
@@ -64,7 +79,8 @@ class GPT(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads, rate) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         for name, parameter in self.named_parameters():
-            if parameter.dim() > 1:  # as GPT-2: branches that end in a sum start smaller the more of them there are
+            # As in GPT-2: branches that end in a sum start smaller the more of them there are.
+            if parameter.dim() > 1:
                 ends = name.endswith(("attn.proj.weight", "mlp.2.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if ends else 0.02)
             elif name.endswith("bias"):
@@ -84,6 +100,13 @@ def gpt_micro(task: Task, *, width: int | None, depth: int | None, heads: int | 
     width, depth, heads = width or 64, depth or 4, heads or 2
     if width % heads:
         raise ConfigError(f"model.heads is {heads}: expected a divisor of model.width ({width})")
-    model = GPT(task.classes, task.context or 0, width, depth, heads, task.unit)
+    model = GPT(
+        vocabulary=task.classes,
+        context=task.context or 0,
+        width=width,
+        depth=depth,
+        heads=heads,
+        rate=task.unit,
+    )
     set_path_profile(list(model.blocks), task.path)
     return model

@@ -1,8 +1,10 @@
 """Any model of timm and torchvision by its name, its dropout found from its signature.
 
-The architectures of `earlydrop.training.models.timm` have an explicit map of arguments, and the released profiles; this is for every other
-one. An argument of the class with ``drop`` or ``stochastic_depth`` in its name takes a rate. Which sites it gives, and of which kind they
-are, is seen on a model built on the meta device, once a process. What only the classifier's head uses stays 0.
+The architectures of `earlydrop.training.models.timm` have an explicit map of arguments, and the
+released profiles; this is for every other one. An argument of the class with ``drop`` or
+``stochastic_depth`` in its name takes a rate. Which sites it gives, and of which kind they are, is
+seen on a model built on the meta device, once a process. What only the classifier's head uses stays
+0.
 """
 
 from __future__ import annotations
@@ -24,16 +26,27 @@ from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.build import Task
 
 TORCHVISION = "torchvision/"
-"""What the names of torchvision's models begin with."""
+"""The prefix of the names of torchvision's models."""
 
 _TIMM_HEAD = ("drop_rate", "head_drop_rate")  # in timm these drop in front of the classifier
-_NOT_RATES = ("size", "type", "patch_drop")  # in the names of arguments that set no rate of units or paths
-_HIDDEN = ("proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "drop_path_rate")  # what a class may take without naming it
+# In the names of arguments that set no rate of units or paths.
+_NOT_RATES = (
+    "size",
+    "type",
+    "patch_drop",
+)
+# Arguments that a class may take without naming them.
+_HIDDEN = (
+    "proj_drop_rate",
+    "attn_drop_rate",
+    "pos_drop_rate",
+    "drop_path_rate",
+)
 _CLASSES = 7  # of a model that is only looked at
 
 
 class Found(NamedTuple):
-    """What is known of a model.
+    """The dropout of a model, as its arguments set it.
 
     Attributes:
         cls: Its class.
@@ -70,14 +83,14 @@ def is_known(name: str) -> bool:
 
 
 def named(name: str) -> Callable[..., nn.Module]:
-    """What builds the model of a name."""
+    """A builder of the model of a name."""
 
     def build(task: Task, **further: Any) -> nn.Module:
-        found = look_at(name)
-        values = _sizes(name, found.cls, task) | rates(found, task)
-        values |= typed("model", name, found.cls, further)
+        dropout = look_at(name)
+        values = _sizes(name, dropout.cls, task) | rates(dropout, task)
+        values |= typed("model", name, dropout.cls, further)
         model = _make(name, values)
-        _set(model, found, task)
+        _set(model, dropout, task)
         if name.startswith(TORCHVISION) and task.channels != 3:
             _adapt_channels(name, model, task.channels)
         return model
@@ -85,21 +98,25 @@ def named(name: str) -> Callable[..., nn.Module]:
     return build
 
 
-def rates(found: Found, task: Task) -> dict[str, float]:
+def rates(dropout: Found, task: Task) -> dict[str, float]:
     """The arguments that set rates, for a task."""
-    return dict.fromkeys(found.unit, task.unit) | dict.fromkeys(found.path, task.path) | dict.fromkeys(found.head, 0.0)
+    return (
+        dict.fromkeys(dropout.unit, task.unit)
+        | dict.fromkeys(dropout.path, task.path)
+        | dict.fromkeys(dropout.head, 0.0)
+    )
 
 
 def in_words(name: str, task: Task) -> list[str]:
-    """What a model's dropout arguments are set to, and which sites each gives; a line each."""
-    found = look_at(name)
+    """A line for each dropout argument: its value, and the sites that it sets."""
+    dropout = look_at(name)
     lines = []
-    for argument, rate in rates(found, task).items():
-        sites = found.unit.get(argument) or found.path.get(argument)
+    for argument, rate in rates(dropout, task).items():
+        sites = dropout.unit.get(argument) or dropout.path.get(argument)
         gives = _grouped(sites) if sites else "the classifier's head, which does not drop"
         lines.append(f"{argument}={rate:.4g}: {gives}")
-    if found.fixed:
-        lines.append(f"no argument, so set in place: {_grouped(found.fixed)}")
+    if dropout.fixed:
+        lines.append(f"no argument, so set in place: {_grouped(dropout.fixed)}")
     return lines or ["none: it has no argument that sets a rate"]
 
 
@@ -109,18 +126,22 @@ def look_at(name: str) -> Found:
     with torch.random.fork_rng(devices=[]):
         cls = type(_look(name, {}))
     candidates = _candidates(cls)
-    head = tuple(each for each in candidates if each in _TIMM_HEAD and not name.startswith(TORCHVISION))
-    asked = [each for each in candidates if each not in head]
+    head: tuple[str, ...] = ()
+    if not name.startswith(TORCHVISION):
+        head = tuple(argument for argument in candidates if argument in _TIMM_HEAD)
+    asked = [argument for argument in candidates if argument not in head]
     with torch.random.fork_rng(devices=[]):
         model, refused = _without_refused(name, asked, head)
-    marks = {each: _mark(i) for i, each in enumerate(asked) if each not in refused}
+    marks = {argument: _mark(i) for i, argument in enumerate(asked) if argument not in refused}
     sites = [site for site in find_sites(model) if site.base_rate > 0]
     unit: dict[str, tuple[str, ...]] = {}
     path: dict[str, tuple[str, ...]] = {}
     behind: set[str] = set()
     for argument, mark in marks.items():
         theirs = [site for site in sites if site.kind == "unit" and site.base_rate == mark]
-        paths = [] if theirs else [site for site in sites if site.kind == "path" and _sets_paths(argument)]
+        paths: list[Site] = []
+        if not theirs and _sets_paths(argument):
+            paths = [site for site in sites if site.kind == "path"]
         for group, of in ((unit, theirs), (path, paths)):
             if of:
                 group[argument] = tuple(site.name for site in of)
@@ -133,7 +154,7 @@ def look_at(name: str) -> Found:
         cls=cls,
         unit=unit,
         path=path,
-        head=(*(each for each in head if each not in refused), *only_head),
+        head=(*(argument for argument in head if argument not in refused), *only_head),
         fixed=tuple(site.name for site in sites if site.name not in behind),
         classifier=tuple(sorted(in_head)) if unit else (),
     )
@@ -151,29 +172,41 @@ def _sets_paths(argument: str) -> bool:
 def _candidates(cls: type) -> list[str]:
     """The arguments of a class that may set a rate."""
     parameters = inspect.signature(cls).parameters
-    found = [
-        each.name
-        for each in parameters.values()
-        if ("drop" in each.name or "stochastic_depth" in each.name)
-        and not any(word in each.name for word in _NOT_RATES)
-        and not isinstance(each.default, (bool, str))
-    ]
-    open_ended = any(each.kind == each.VAR_KEYWORD for each in parameters.values())
-    return found + [each for each in _HIDDEN if open_ended and each not in found]
+    names = [p.name for p in parameters.values() if _may_be_rate(p)]
+    open_ended = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    if open_ended:
+        names += [name for name in _HIDDEN if name not in names]
+    return names
 
 
-def _without_refused(name: str, asked: list[str], head: Iterable[str]) -> tuple[nn.Module, set[str]]:
+def _may_be_rate(parameter: inspect.Parameter) -> bool:
+    name = parameter.name
+    if not ("drop" in name or "stochastic_depth" in name):
+        return False
+    if any(word in name for word in _NOT_RATES):
+        return False
+    return not isinstance(parameter.default, (bool, str))
+
+
+def _without_refused(
+    name: str, asked: list[str], head: Iterable[str]
+) -> tuple[nn.Module, set[str]]:
     """The model with a mark at each argument, and those that its builder does not let through."""
     refused: set[str] = set()
     while True:
-        values = {each: _mark(i) for i, each in enumerate(asked)} | dict.fromkeys(head, 0.0)
-        values = {each: value for each, value in values.items() if each not in refused}
+        values = {argument: _mark(i) for i, argument in enumerate(asked)} | dict.fromkeys(head, 0.0)
+        values = {argument: value for argument, value in values.items() if argument not in refused}
         try:
             return _look(name, values), refused
         except (TypeError, ValueError, AssertionError) as error:
-            words = set(re.findall(r"'(\w+)'", str(error))) & values.keys() or set(_HIDDEN) & values.keys()
+            words = (
+                set(re.findall(r"'(\w+)'", str(error))) & values.keys()
+                or set(_HIDDEN) & values.keys()
+            )
             if not words:
-                raise ConfigError(f"model.name is {name!r}: it cannot be built ({str(error).splitlines()[0]})") from error
+                raise ConfigError(
+                    f"model.name is {name!r}: it cannot be built ({str(error).splitlines()[0]})"
+                ) from error
             refused |= words
 
 
@@ -187,14 +220,15 @@ def _look(name: str, values: dict[str, Any]) -> nn.Module:
 
 
 def _make(name: str, values: dict[str, Any]) -> nn.Module:
+    model: nn.Module
     if not name.startswith(TORCHVISION):
-        model: nn.Module = timm.create_model(name, pretrained=False, **values)
+        model = timm.create_model(name, pretrained=False, **values)
         return model
     plain = name.removeprefix(TORCHVISION)
     if plain in ("googlenet", "inception_v3"):  # one output, as every other model
         values = {"aux_logits": False, "init_weights": True} | values
-    found: nn.Module = torchvision.models.get_model(plain, weights=None, **values)
-    return found
+    model = torchvision.models.get_model(plain, weights=None, **values)
+    return model
 
 
 def _sizes(name: str, cls: type, task: Task) -> dict[str, Any]:
@@ -212,28 +246,32 @@ def _sizes(name: str, cls: type, task: Task) -> dict[str, Any]:
 
 def _in_head(model: nn.Module, sites: list[Site]) -> set[str]:
     """The unit sites beside a model's last layer, which gives the scores."""
-    last = [
-        name
-        for name, module in model.named_modules()
-        if getattr(module, "out_features", getattr(module, "out_channels", None)) == _CLASSES
-    ]
-    if not last:
+    last: str | None = None
+    for name, module in model.named_modules():
+        outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
+        if outputs == _CLASSES:
+            last = name
+    if last is None:
         return set()
-    beside = last[-1].rpartition(".")[0]
-    return {site.name for site in sites if site.kind == "unit" and site.name.rpartition(".")[0] == beside}
+    parent = last.rpartition(".")[0]
+    unit = [site.name for site in sites if site.kind == "unit"]
+    return {name for name in unit if name.rpartition(".")[0] == parent}
 
 
-def _set(model: nn.Module, found: Found, task: Task) -> None:
-    """Set in place the rates that no argument sets: those of the head to 0, others to their kind's peak, in their own proportions."""
+def _set(model: nn.Module, dropout: Found, task: Task) -> None:
+    """Set in place the rates that no argument sets.
+
+    Those of the head are 0; others have their kind's peak, in their own proportions.
+    """
     peaks = {"unit": task.unit, "path": task.path}
-    fixed = [site for site in find_sites(model) if site.name in found.fixed]
+    fixed = [site for site in find_sites(model) if site.name in dropout.fixed]
     for kind, peak in peaks.items():
         built = [(site, site.base_rate) for site in fixed if site.kind == kind]
         largest = max((rate for _, rate in built), default=0.0)
         for site, rate in built:
             _write(site, peak * (rate / largest) if largest > 0 else 0.0)
     for site in find_sites(model):
-        if site.name in found.classifier:
+        if site.name in dropout.classifier:
             _write(site, 0.0)
 
 
@@ -247,20 +285,30 @@ def _adapt_channels(name: str, model: nn.Module, channels: int) -> None:
     Raises:
         ConfigError: It begins with something else.
     """
-    layers = ((full, each) for full, each in model.named_modules() if isinstance(each, nn.Conv2d))
-    full, module = next(layers, ("", None))
+    modules = model.named_modules()
+    convolutions = ((name, m) for name, m in modules if isinstance(m, nn.Conv2d))
+    full, module = next(convolutions, ("", None))
     if module is None or module.in_channels != 3:
-        raise ConfigError(f"model.name is {name!r}: it takes images of 3 channels, and the data has {channels}; give another model")
+        raise ConfigError(
+            f"model.name is {name!r}: it takes images of 3 channels, and the data has {channels}; "
+            "give another model"
+        )
     first = nn.Conv2d(
-        channels, module.out_channels, module.kernel_size, module.stride, module.padding, module.dilation,  # type: ignore[arg-type]
-        bias=module.bias is not None, padding_mode=module.padding_mode,
-    )  # fmt: skip
+        in_channels=channels,
+        out_channels=module.out_channels,
+        kernel_size=module.kernel_size,  # type: ignore[arg-type]
+        stride=module.stride,  # type: ignore[arg-type]
+        padding=module.padding,  # type: ignore[arg-type]
+        dilation=module.dilation,  # type: ignore[arg-type]
+        bias=module.bias is not None,
+        padding_mode=module.padding_mode,
+    )
     parent, _, own = full.rpartition(".")
     setattr(model.get_submodule(parent), own, first)
 
 
 def _grouped(sites: Iterable[str]) -> str:
-    """Names of sites, those that differ in their numbers as one, with how many there are."""
+    """Names of sites; those that differ in numbers alone are one, with their count."""
     counts: dict[str, int] = {}
     for site in sites:
         pattern = re.sub(r"\d+", "*", site)

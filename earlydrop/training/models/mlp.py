@@ -23,22 +23,46 @@ class MLP(nn.Sequential):
     """Flatten, then linear, ReLU and dropout for each hidden width, then the classifier."""
 
     def __init__(
-        self, inputs: int, hidden: list[int], classes: int, rates: list[float], dropout: Callable[[float], nn.Module]
+        self,
+        inputs: int,
+        hidden: list[int],
+        classes: int,
+        rates: list[float],
+        dropout: Callable[[float], nn.Module],
     ) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
         for width, rate in zip(hidden, rates, strict=True):
-            layers += [nn.Linear(inputs, width), nn.ReLU(), dropout(rate)]  # also at 0: the layers keep their names
+            # Dropout at rate 0 too: the layers keep their names.
+            layers += [nn.Linear(inputs, width), nn.ReLU(), dropout(rate)]
             inputs = width
         super().__init__(*layers, nn.Linear(inputs, classes))
 
 
-def mlp(task: Task, *, hidden: list[int] | None, profile: list[float] | None, dropout: str | None) -> nn.Module:
-    """Build it: 784-512-256-128-10 unless ``model.hidden`` says otherwise; ``model.profile`` gives its layers rates in proportion."""
+def mlp(
+    task: Task, *, hidden: list[int] | None, profile: list[float] | None, dropout: str | None
+) -> nn.Module:
+    """Build an MLP, 784-512-256-128-10 unless ``model.hidden`` says otherwise.
+
+    ``model.profile`` gives its layers rates in proportion.
+    """
     widths = [512, 256, 128] if hidden is None else list(hidden)
     if not widths or min(widths) < 1:
-        raise ConfigError(f"model.hidden is {widths}: expected the widths of one or more hidden layers, such as [512,256,128]")
+        raise ConfigError(
+            f"model.hidden is {widths}: expected the widths of one or more hidden layers, such as "
+            "[512,256,128]"
+        )
     shares = profile or [1.0] * len(widths)
     if len(shares) != len(widths) or not all(0 < rate < math.inf for rate in shares):
-        raise ConfigError(f"model.profile is {profile}: expected {len(widths)} rates above 0, one for each hidden layer")
-    rates = [task.unit * (rate / max(shares)) for rate in shares]  # the schedule says the largest; the profile keeps its shape
-    return MLP(task.channels * task.image_size**2, widths, task.classes, rates, choose_dropout(dropout, "mlp", DROPOUTS))
+        raise ConfigError(
+            f"model.profile is {profile}: expected {len(widths)} rates above 0, one for each "
+            "hidden layer"
+        )
+    # The schedule gives the largest rate; the profile keeps its shape.
+    rates = [task.unit * (rate / max(shares)) for rate in shares]
+    return MLP(
+        inputs=task.channels * task.image_size**2,
+        hidden=widths,
+        classes=task.classes,
+        rates=rates,
+        dropout=choose_dropout(dropout, "mlp", DROPOUTS),
+    )

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.record.foreign import read_weights
 
-_HOLDS = ("state_dict_ema", "model_ema", "state_dict", "model")  # where a checkpoint may keep its weights; averaged ones first
+# Where a checkpoint may keep its weights; averaged ones first.
+_HOLDS = (
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model",
+)
 
 
 def pretrained_digest(path: str) -> str:
@@ -29,7 +35,8 @@ def pretrained_digest(path: str) -> str:
         return _digest(file.resolve(), stat.st_mtime_ns, stat.st_size)
     except OSError as error:
         raise ConfigError(
-            f"model.pretrained is {path!r}: {error.strerror or error}; expected a file of weights on this machine (.safetensors, .pth)"
+            f"model.pretrained is {path!r}: {error.strerror or error}; expected a file of weights "
+            "on this machine (.safetensors, .pth)"
         ) from error
 
 
@@ -40,7 +47,10 @@ def _digest(file: Path, changed: int, size: int) -> str:
 
 
 def load_pretrained(path: str, name: str, model: nn.Module, classes: int) -> str:
-    """Give a model the weights of a file, all but a classifier for another number of classes; say so in words.
+    """Load a file's weights, except a classifier for another number of classes.
+
+    Returns:
+        A sentence on what was loaded.
 
     Raises:
         ConfigError: The file cannot be read, or holds another model.
@@ -48,32 +58,38 @@ def load_pretrained(path: str, name: str, model: nn.Module, classes: int) -> str
     said = f"model.pretrained is {path!r}"
     pretrained_digest(path)
     weights = _renamed(_weights(said, path), model)
-    wanted = model.state_dict()
-    weights = _for_channels(weights, wanted)
-    head = _head(weights, wanted, classes)
-    found = {key: value for key, value in weights.items() if key not in head}
-    reason = _unfit(found, {key: value for key, value in wanted.items() if key not in head})
+    own = model.state_dict()
+    weights = _for_channels(weights, own)
+    head = _head(weights, own, classes)
+    loaded = {key: value for key, value in weights.items() if key not in head}
+    reason = _unfit(loaded, {key: value for key, value in own.items() if key not in head})
     if reason is not None:
-        raise ConfigError(f"{said}: it holds another model than model.name={name} on this data: {reason}")
-    model.load_state_dict(found, strict=False)
-    words = f"{len(found)} of {len(wanted)} tensors from {path}"
+        raise ConfigError(
+            f"{said}: it holds another model than model.name={name} on this data: {reason}"
+        )
+    model.load_state_dict(loaded, strict=False)
+    words = f"{len(loaded)} of {len(own)} tensors from {path}"
     if head:
-        left_out = [key for key in wanted if key in head]
-        there = f"{len(weights[left_out[0]])} classes there" if left_out[0] in weights else "not in the file"
+        left_out = [key for key in own if key in head]
+        there = (
+            f"{len(weights[left_out[0]])} classes there"
+            if left_out[0] in weights
+            else "not in the file"
+        )
         words += f"; new, for {classes} classes: {', '.join(left_out)} ({there})"
     return words
 
 
-def _unfit(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str | None:
+def _unfit(loaded: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
     """Why weights are not those of a model; None if they are."""
-    for key in sorted(wanted.keys() - found.keys()):
+    for key in sorted(own.keys() - loaded.keys()):
         return f"it lacks {key}"
-    for key in sorted(found.keys() - wanted.keys()):
+    for key in sorted(loaded.keys() - own.keys()):
         return f"it has {key}"
-    for key, value in found.items():
-        if value.shape != wanted[key].shape:
-            return f"{key} is {tuple(value.shape)} there and {tuple(wanted[key].shape)} here"
-    return None if found else "it has nothing but a classifier"
+    for key, value in loaded.items():
+        if value.shape != own[key].shape:
+            return f"{key} is {tuple(value.shape)} there and {tuple(own[key].shape)} here"
+    return None if loaded else "it has nothing but a classifier"
 
 
 def _weights(said: str, path: str) -> dict[str, Tensor]:
@@ -83,17 +99,27 @@ def _weights(said: str, path: str) -> dict[str, Tensor]:
         content: Any = read_weights(file)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise ConfigError(
-            f"{said}: it cannot be read as weights ({(str(error).splitlines() or ['?'])[0]}); expected a .safetensors or a .pth file"
+            f"{said}: it cannot be read as weights ({(str(error).splitlines() or ['?'])[0]}); "
+            "expected a .safetensors or a .pth file"
         ) from error
     if isinstance(content, dict):
-        content = next((content[key] for key in _HOLDS if isinstance(content.get(key), dict)), content)
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(f"{said}: it has no weights by name; expected a state_dict, by itself or under {', '.join(_HOLDS)}")
+        content = next(
+            (content[key] for key in _HOLDS if isinstance(content.get(key), dict)), content
+        )
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(value, Tensor) for value in content.values())
+    ):
+        raise ConfigError(
+            f"{said}: it has no weights by name; expected a state_dict, by itself or under "
+            f"{', '.join(_HOLDS)}"
+        )
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
 def _renamed(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The weights under the names and in the shapes that the model has, by its library's own rules where they are not so already."""
+    """The weights under the model's names and in its shapes, by its library's own rules."""
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     if {key: value.shape for key, value in weights.items()} == shapes:
         return weights
@@ -105,35 +131,38 @@ def _renamed(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         return weights
     try:
         renamed: dict[str, Tensor] = rename(dict(weights), model)
-    except (KeyError, RuntimeError, AttributeError, TypeError, ValueError):  # another model: said where the names are compared
-        return weights
+    except (KeyError, RuntimeError, AttributeError, TypeError, ValueError):
+        return weights  # of another model, which the comparison of names reports
     return renamed
 
 
-def _for_channels(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A first convolution for colour images, summed over the colours for grey ones, as timm does."""
-    found = dict(weights)
-    for key, value in wanted.items():
+def _for_channels(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sum a first convolution for colour images over the colours, for grey ones, as timm does."""
+    adapted = dict(weights)
+    for key, value in own.items():
         there = weights.get(key)
         if there is None or value.dim() != 4 or there.dim() != 4 or value.shape == there.shape:
             continue
         if there.shape[1] == 3 and value.shape[1] == 1 and there.shape[2:] == value.shape[2:]:
-            found[key] = there.float().sum(1, keepdim=True).to(there.dtype)
-    return found
+            adapted[key] = there.float().sum(1, keepdim=True).to(there.dtype)
+    return adapted
 
 
-def _head(weights: dict[str, Tensor], wanted: dict[str, Tensor], classes: int) -> set[str]:
+def _head(weights: dict[str, Tensor], own: dict[str, Tensor], classes: int) -> set[str]:
     """The tensors of a classifier for another number of classes, or of one that the file lacks."""
-    other = {
-        key
-        for key, value in wanted.items()
-        if key in weights
-        and value.shape[:1] == (classes,)
-        and weights[key].shape[:1] != value.shape[:1]
-        and weights[key].shape[1:] == value.shape[1:]
-    }
-    if other:
-        return other
-    lacking = [key for key in wanted if key not in weights]
+    resized = set()
+    for key, value in own.items():
+        if key not in weights or value.shape[:1] != (classes,):
+            continue
+        there = weights[key].shape
+        if there[:1] != value.shape[:1] and there[1:] == value.shape[1:]:
+            resized.add(key)
+    if resized:
+        return resized
+    lacking = [key for key in own if key not in weights]
     homes = {key.rpartition(".")[0] for key in lacking}
-    return set(lacking) if len(homes) == 1 and all(wanted[key].shape[:1] == (classes,) for key in lacking) else set()
+    return (
+        set(lacking)
+        if len(homes) == 1 and all(own[key].shape[:1] == (classes,) for key in lacking)
+        else set()
+    )

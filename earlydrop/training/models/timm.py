@@ -1,7 +1,8 @@
-"""Models that timm builds, with the released places of dropout and the released profile of stochastic depth.
+"""timm models with the released places of dropout and profile of stochastic depth.
 
-timm 1.x names the rates of attention, projections, positions and head apart, and not every architecture takes all of them: the map of
-arguments here says which, so that the head never drops and nothing is passed that is ignored.
+timm 1.x names the rates of attention, projections, positions and head apart, and not every
+architecture takes all of them: the map of arguments here says which, so that the head never drops
+and nothing is passed that is ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from earlydrop.training.models.build import Task, set_path_profile
 
 
 class _Architecture(NamedTuple):
-    """How timm builds one of them: the arguments that take a rate, and where its blocks are."""
+    """An architecture of timm: its arguments of rates, and the place of its blocks."""
 
     unit: tuple[str, ...]  # arguments that take the dropout rate
     path: tuple[str, ...]  # arguments that take the stochastic depth rate
@@ -25,8 +26,12 @@ class _Architecture(NamedTuple):
 
 
 ARCHITECTURES = {
-    "vit": _Architecture(("proj_drop_rate", "attn_drop_rate", "pos_drop_rate"), ("drop_path_rate",), "blocks"),
-    "deit": _Architecture(("proj_drop_rate", "attn_drop_rate", "pos_drop_rate"), ("drop_path_rate",), "blocks"),
+    "vit": _Architecture(
+        ("proj_drop_rate", "attn_drop_rate", "pos_drop_rate"), ("drop_path_rate",), "blocks"
+    ),
+    "deit": _Architecture(
+        ("proj_drop_rate", "attn_drop_rate", "pos_drop_rate"), ("drop_path_rate",), "blocks"
+    ),
     "mixer": _Architecture(("proj_drop_rate",), ("drop_path_rate",), "blocks"),
     "swin": _Architecture(("proj_drop_rate", "attn_drop_rate"), ("drop_path_rate",), "layers"),
     "convnext": _Architecture((), ("drop_path_rate",), "stages"),
@@ -34,55 +39,92 @@ ARCHITECTURES = {
 
 
 def _built(name: str, task: Task, make: Callable[..., Any], **sizes: Any) -> nn.Module:
-    """Build a model with its rates, and give it the position dropout and the path profile that the released code had."""
+    """Build a model with its rates, the released position dropout and the released path profile."""
     architecture = ARCHITECTURES[name]
-    rates = dict.fromkeys(architecture.unit, task.unit) | dict.fromkeys(architecture.path, task.path)
-    model: nn.Module = make(in_chans=task.channels, num_classes=task.classes, drop_rate=0.0, **rates, **sizes)
+    rates = dict.fromkeys(architecture.unit, task.unit) | dict.fromkeys(
+        architecture.path, task.path
+    )
+    model: nn.Module = make(
+        in_chans=task.channels, num_classes=task.classes, drop_rate=0.0, **rates, **sizes
+    )
     if name == "swin" and task.unit > 0:
         _add_position_dropout(model.get_submodule("patch_embed"), task.unit)
     parts: Any = getattr(model, architecture.blocks)
-    blocks = list(parts) if architecture.blocks == "blocks" else [block for stage in parts for block in stage.blocks]
+    blocks = (
+        list(parts)
+        if architecture.blocks == "blocks"
+        else [block for stage in parts for block in stage.blocks]
+    )
     set_path_profile(blocks, task.path)
     return model
 
 
-def vit_micro(task: Task, *, width: int | None, depth: int | None, heads: int | None, patch: int | None) -> nn.Module:
-    """A VisionTransformer for small images: width 64, depth 6, 2 heads, a patch of a quarter of the image."""
+def vit_micro(
+    task: Task, *, width: int | None, depth: int | None, heads: int | None, patch: int | None
+) -> nn.Module:
+    """A small VisionTransformer: width 64, depth 6, 2 heads, patches of a quarter of the image."""
     width, depth, heads = width or 64, depth or 6, heads or 2
     if width % heads:
         raise ConfigError(f"model.heads is {heads}: expected a divisor of model.width ({width})")
-    sizes = {"img_size": task.image_size, "patch_size": _patch(patch, task), "embed_dim": width, "depth": depth, "num_heads": heads}
+    sizes = {
+        "img_size": task.image_size,
+        "patch_size": _patch(patch, task),
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": heads,
+    }
     return _built("vit", task, timm.models.VisionTransformer, **sizes)
 
 
-def mixer_micro(task: Task, *, width: int | None, depth: int | None, patch: int | None) -> nn.Module:
+def mixer_micro(
+    task: Task, *, width: int | None, depth: int | None, patch: int | None
+) -> nn.Module:
     """An MLP-Mixer for small images: width 64, 6 blocks, a patch of a quarter of the image."""
-    sizes = {"img_size": task.image_size, "patch_size": _patch(patch, task), "embed_dim": width or 64, "num_blocks": depth or 6}
+    sizes = {
+        "img_size": task.image_size,
+        "patch_size": _patch(patch, task),
+        "embed_dim": width or 64,
+        "num_blocks": depth or 6,
+    }
     return _built("mixer", task, timm.models.MlpMixer, **sizes)
 
 
 def _patch(patch: int | None, task: Task) -> int:
     patch = patch or task.image_size // 4
     if task.image_size % patch:
-        raise ConfigError(f"model.patch is {patch}: expected a divisor of the image's {task.image_size} pixels")
+        raise ConfigError(
+            f"model.patch is {patch}: expected a divisor of the image's {task.image_size} pixels"
+        )
     return patch
 
 
 def swin_femto(task: Task) -> nn.Module:
     """Swin-F (Liu et al. 2023), which timm has no name for."""
-    sizes = {"img_size": task.image_size, "patch_size": 4, "window_size": 7, "embed_dim": 40, "depths": (2, 2, 6, 2)}
+    sizes = {
+        "img_size": task.image_size,
+        "patch_size": 4,
+        "window_size": 7,
+        "embed_dim": 40,
+        "depths": (2, 2, 6, 2),
+    }
     return _built("swin", task, timm.models.SwinTransformer, num_heads=(2, 4, 8, 16), **sizes)
 
 
 def named(name: str) -> Callable[[Task], nn.Module] | None:
-    """What builds the timm model of a name; None if its architecture is not one of `ARCHITECTURES`."""
-    architecture = next((prefix for prefix in ARCHITECTURES if name.startswith(prefix + "_") or name == prefix), None)
+    """A builder of the timm model of a name; None for architectures outside `ARCHITECTURES`."""
+    architecture = next(
+        (prefix for prefix in ARCHITECTURES if name.startswith(prefix + "_") or name == prefix),
+        None,
+    )
     if architecture is None:
         return None
 
     def build(task: Task) -> nn.Module:
         if name.split(".")[0] not in timm.list_models():
-            raise ConfigError(f"model.name is {name!r}: timm has no such model; see timm.list_models({name[:4] + '*'!r})")
+            raise ConfigError(
+                f"model.name is {name!r}: timm has no such model; see "
+                f"timm.list_models({name[:4] + '*'!r})"
+            )
         sized = {} if architecture == "convnext" else {"img_size": task.image_size}
 
         def make(**arguments: Any) -> Any:
@@ -99,7 +141,8 @@ def named(name: str) -> Callable[[Task], nn.Module] | None:
 def _start_class_token(model: nn.Module) -> None:
     """The class token's initial values in the released ViT, of std 0.02; timm's are of std 1e-6.
 
-    They are drawn last, so all other initial values are timm's. `vit_micro` keeps timm's class token, and so its numbers.
+    They are drawn last, so all other initial values are timm's. `vit_micro` keeps timm's class
+    token, and so its numbers.
     """
     token = getattr(model, "cls_token", None)
     if token is not None:  # a ViT that averages its patches has none

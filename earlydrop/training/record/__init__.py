@@ -1,1 +1,1 @@
-"""What a run leaves: its folder, checkpoints, provenance, dashboard, and the failures of a sweep."""
+"""The records of a run: folder, checkpoints, provenance, dashboard, and a sweep's failures."""

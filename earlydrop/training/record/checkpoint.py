@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically with their hash, the last two kept, a damaged one passed over with a warning."""
+"""Checkpoints: written atomically with their hash; the last two are kept."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int 
     write_atomically(path.with_suffix(".sha256"), hashlib.sha256(payload).hexdigest().encode())
     write_atomically(path, payload)
     for old in list_checkpoints(folder)[keep:]:
-        remove(old)  # what stays, since another process reads it, is removed beside the next one
+        remove(old)  # a file that another process reads stays, and goes with the next one
         remove(old.with_suffix(".sha256"))
     for stale in folder.glob("*.tmp"):
         remove(stale)
@@ -47,7 +47,7 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int 
 
 
 def save_best(folder: Path, content: dict[str, Any]) -> None:
-    """Write ``best.pt``: the weights at which the watched metric was best, beside the checkpoints."""
+    """Write ``best.pt``, the weights at which the watched metric was best."""
     folder.mkdir(exist_ok=True)
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -55,7 +55,7 @@ def save_best(folder: Path, content: dict[str, Any]) -> None:
 
 
 def load_best(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """What `save_best` wrote for this configuration, on the CPU; None if there is nothing."""
+    """The content of `save_best` for this configuration, on the CPU; None if there is none."""
     if not (folder / BEST).is_file():
         return None
     content: dict[str, Any] = torch.load(folder / BEST, map_location="cpu", weights_only=True)
@@ -90,15 +90,21 @@ def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     for path in list_checkpoints(folder):
         try:
             payload = path.read_bytes()
-            if hashlib.sha256(payload).hexdigest() != path.with_suffix(".sha256").read_text(encoding="utf-8").strip():
+            if (
+                hashlib.sha256(payload).hexdigest()
+                != path.with_suffix(".sha256").read_text(encoding="utf-8").strip()
+            ):
                 raise ValueError("its hash is not the one written beside it")
-            content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+            content: dict[str, Any] = torch.load(
+                io.BytesIO(payload), map_location="cpu", weights_only=True
+            )
         except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
             log.warning("checkpoint %s is damaged (%s): going on from the one before", path, error)
             continue
         if content["fingerprint"] != fingerprint:
             raise ConfigError(
-                f"checkpoint {path} belongs to configuration {content['fingerprint']}, not to {fingerprint}: move it back to its own "
+                f"checkpoint {path} belongs to configuration {content['fingerprint']}, not to "
+                f"{fingerprint}: move it back to its own "
                 "run's folder, or start over with resume=never"
             )
         return content

@@ -16,7 +16,9 @@ _FOLDER = "failures"
 
 
 def note_failure(study: Path, sweep: str, overrides: list[str], reason: str) -> None:
-    """Note a job that failed, for the study's report; failures of sweeps that have ended are forgotten.
+    """Note a failed job for the study's report.
+
+    Failures of sweeps that have ended are forgotten.
 
     ``sweep`` begins with the number of the process that launched it.
     """
@@ -27,7 +29,7 @@ def note_failure(study: Path, sweep: str, overrides: list[str], reason: str) -> 
 
 
 def forget_failures(study: Path, sweep: str) -> None:
-    """Remove what was noted by sweeps that have ended, but for one."""
+    """Remove the notes of sweeps that have ended, except one."""
     for folder in study.glob(f"{_FOLDER}/*"):
         if folder.is_file():  # as they were noted before each sweep had a folder
             folder.unlink(missing_ok=True)
@@ -43,7 +45,12 @@ def process_runs(number: int) -> bool:
         kernel = ctypes.WinDLL("kernel32")
         handle = kernel.OpenProcess(0x1000, False, number)  # PROCESS_QUERY_LIMITED_INFORMATION
         code = ctypes.c_ulong()
-        runs = bool(handle) and bool(kernel.GetExitCodeProcess(handle, ctypes.byref(code))) and code.value == 259  # STILL_ACTIVE
+        # STILL_ACTIVE.
+        runs = (
+            bool(handle)
+            and bool(kernel.GetExitCodeProcess(handle, ctypes.byref(code)))
+            and code.value == 259
+        )
         kernel.CloseHandle(handle)
         return runs
     try:
@@ -56,21 +63,23 @@ def process_runs(number: int) -> bool:
 
 
 def failures(study: Path) -> list[dict[str, Any]]:
-    """``overrides`` and ``reason`` of each job that failed in a study's last sweep, and in those that still run."""
-    found = []
+    """``overrides`` and ``reason`` of each failed job of a study's last sweep and running ones."""
+    notes = []
     for path in sorted(study.glob(f"{_FOLDER}/*/*.json")):
         try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
+            notes.append(json.loads(path.read_text(encoding="utf-8")))
         except ValueError:
-            found.append({"overrides": [str(path)], "reason": "this note of a failure is damaged"})
-    return found
+            notes.append({"overrides": [str(path)], "reason": "this note of a failure is damaged"})
+    return notes
 
 
-def failure_lines(found: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line for each reason, with the job that failed for it, or the first of them and how many more."""
+def failure_lines(notes: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each reason, with its job, or the first of its jobs and the number of others."""
     jobs: dict[str, list[str]] = {}
-    for failure in found:
+    for failure in notes:
         jobs.setdefault(str(failure["reason"]), []).append(" ".join(failure["overrides"]))
-    return [
-        f"failed: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}" for reason, names in jobs.items()
-    ]
+    lines = []
+    for reason, names in jobs.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines.append(f"failed: {names[0]}{more}: {reason}")
+    return lines

@@ -1,4 +1,4 @@
-"""Files, written in a way that every operating system allows and that a crash cannot leave half done."""
+"""Writing files on every operating system so that a crash leaves none half done."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _LONGEST_PATH = 259  # characters, on Windows where long paths are not enabled
 def replace(new: Path, old: Path) -> None:
     """Put a file in the place of another.
 
-    Windows refuses this while another process, such as a virus scanner or an editor, has the old file open: it is tried again for a second.
+    Windows refuses this while another process, such as a virus scanner or an editor, has the old
+    file open: it is tried again for a second.
     """
     for wait in _WAITS:
         try:
@@ -44,7 +45,7 @@ def remove(path: Path) -> bool:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or the next start, sees either the old content or all of the new.
+    """Write a file so that a reader sees either the old content or all of the new.
 
     Args:
         path: The file.
@@ -65,14 +66,17 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def why(error: OSError, path: Path | None = None) -> str:
-    """Why a file could not be written, in words; of a path that is too long for Windows, that it is.
+    """The reason why a file could not be written; on Windows, a path that is too long too.
 
     Args:
-        error: What was raised.
-        path: The file; by default what the error names.
+        error: The error.
+        path: The file; by default the one that the error names.
     """
     words = error.strerror or str(error)
     length = len(os.path.abspath(path if path is not None else error.filename or ""))
     if length > _LONGEST_PATH and error.errno in (errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG):
-        words += f"; the path has {length} characters, and Windows allows {_LONGEST_PATH}: use a folder with a shorter path"
+        words += (
+            f"; the path has {length} characters, and Windows allows {_LONGEST_PATH}: use a folder "
+            "with a shorter path"
+        )
     return words

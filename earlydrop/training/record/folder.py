@@ -1,4 +1,7 @@
-"""A run's folder: its lock, status, exact metrics, timing and configuration. Every write is atomic or cut back on resume."""
+"""A run's folder: its lock, status, exact metrics, timing and configuration.
+
+Every write is atomic, or is cut back on resume.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ log = logging.getLogger(__name__)
 
 STATUS = "status.json"
 STATES = ("running", "finished", "interrupted", "failed")
-"""What a run's status can say."""
+"""The states in a run's status."""
 TIMING = "timing.jsonl"
 RECORDS = ("config.yaml", "provenance.json", "metrics.jsonl", TIMING)
-"""What a finished run's status holds the digests of."""
+"""The files whose digests a finished run's status holds."""
 _LONGEST_NAME = "checkpoints/step-000000000.sha256.tmp"  # of all that a run writes into its folder
 
 
@@ -35,7 +38,8 @@ class RunFolder:
 
     Args:
         path: The folder; made if it is not there.
-        wait: Whether to wait for another process that works in it, as two jobs of one sweep with the same configuration must.
+        wait: Whether to wait for another process that works in it, as two jobs of one sweep with
+            the same configuration must.
 
     Raises:
         ConfigError: The folder cannot be written, or another process works in it.
@@ -47,15 +51,19 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = filelock.FileLock(path / ".lock", timeout=-1 if wait else 0)
             self._lock.acquire()
-            trial = path / ("-" * len(_LONGEST_NAME))  # a path that is too long is refused now, not at the first checkpoint
+            # A path that is too long is refused now, not at the first checkpoint.
+            trial = path / ("-" * len(_LONGEST_NAME))
             trial.touch()
             remove(trial)
         except filelock.Timeout:
             raise ConfigError(
-                f"another process is working in {path}: wait for it, or give this run another seed, study or out="
+                f"another process is working in {path}: wait for it, or give this run another "
+                "seed, study or out="
             ) from None
         except OSError as error:
-            raise ConfigError(f"out: {path} cannot be written ({why(error)}): give another folder with out=") from error
+            raise ConfigError(
+                f"out: {path} cannot be written ({why(error)}): give another folder with out="
+            ) from error
         self._metrics: BinaryIO | None = None
         self._hash = hashlib.sha256()
 
@@ -64,7 +72,9 @@ class RunFolder:
         if self._metrics is not None:
             try:
                 self._metrics.close()
-            except OSError as error:  # a full disk: the line that did not fit is cut off at the next start
+            except (
+                OSError
+            ) as error:  # a full disk: the line that did not fit is cut off at the next start
                 log.warning("metrics.jsonl could not be closed: %s", error)
             self._metrics = None
         self._lock.release()
@@ -103,24 +113,28 @@ class RunFolder:
         write_atomically(self.path / "config.yaml", text.encode())
 
     def start_over(self) -> None:
-        """Remove what an earlier run left, its status first: whatever happens then, no half of it counts as finished."""
+        """Remove an earlier run's records, the status first, so that no half counts as finished."""
         (self.path / STATUS).unlink(missing_ok=True)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         for name in RECORDS:
             (self.path / name).unlink(missing_ok=True)
 
     def open_metrics(self, keep: int, digest: str | None = None) -> None:
-        """Open ``metrics.jsonl`` to go on behind its first ``keep`` bytes, those of the steps done; the rest is cut off.
+        """Open ``metrics.jsonl`` behind its first ``keep`` bytes, and cut off the rest.
 
         Raises:
-            ConfigError: These bytes are not the ones that the checkpoint was written with, by their SHA-256.
+            ConfigError: These bytes are not the ones that the checkpoint was written with, by their
+                SHA-256.
         """
         path = self.path / "metrics.jsonl"
         path.touch()
         start = path.read_bytes()[:keep]
         self._hash = hashlib.sha256(start)
         if len(start) < keep or digest not in (None, self._hash.hexdigest()):
-            raise ConfigError(f"{path} is not what its checkpoint was written with: it was changed; start over with resume=never")
+            raise ConfigError(
+                f"{path} is not what its checkpoint was written with: it was changed; start over "
+                "with resume=never"
+            )
         os.truncate(path, keep)
         self._metrics = path.open("ab")
         timing = self.path / TIMING
@@ -128,7 +142,7 @@ class RunFolder:
             os.truncate(timing, timing.read_bytes().rfind(b"\n") + 1)
 
     def write_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one line to ``metrics.jsonl``: what was measured after ``step`` optimizer steps."""
+        """Append the metrics measured after ``step`` optimizer steps to ``metrics.jsonl``."""
         if self._metrics is None:
             raise RuntimeError("open_metrics first")
         line = (json.dumps({"step": step} | metrics) + "\n").encode()
@@ -154,7 +168,7 @@ class RunFolder:
 
 
 class DamagedFileError(ConfigError):
-    """A file of a run is not what a run writes; the message names it."""
+    """A file of a run is damaged or changed; the message names it."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -182,7 +196,8 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     """
     path = folder / "provenance.json"
     content = read_json(path)
-    missing = [key for key in ("earlydrop", "commit", "fingerprint", "arm", "environment") if key not in content]
+    needed = ("earlydrop", "commit", "fingerprint", "arm", "environment")
+    missing = [key for key in needed if key not in content]
     if missing:
         raise DamagedFileError(f"{path} is missing or damaged: it has no {', '.join(missing)}")
     return content
@@ -200,16 +215,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DamagedFileError(f"{path} is missing or damaged: {str(error).splitlines()[0]}") from error
+        raise DamagedFileError(
+            f"{path} is missing or damaged: {str(error).splitlines()[0]}"
+        ) from error
     content = as_now(content) if isinstance(content, dict) else content
     groups = {key.split(".")[0] for key in keys() if "." in key}
-    if not isinstance(content, dict) or any(not isinstance(content.get(group, {}), dict) for group in groups):
+    whole = isinstance(content, dict)
+    if not whole or not all(isinstance(content.get(group, {}), dict) for group in groups):
         raise DamagedFileError(f"{path} is damaged: it is no configuration of a run")
     return content
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """A run's ``status.json``; empty if it is missing or damaged, since its checkpoints say how far it is."""
+    """A run's ``status.json``; empty if missing or damaged: its checkpoints say how far it is."""
     try:
         status = read_json(folder / STATUS)
     except DamagedFileError as error:
@@ -219,28 +237,33 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a ``metrics.jsonl``; empty if there is no such file. A last line that is not complete yet is left out.
+    """The complete lines of a ``metrics.jsonl``; empty if there is no such file.
 
     Raises:
-        DamagedFileError: A line is not what a run writes.
+        DamagedFileError: A line is damaged.
     """
     if not path.is_file():
         return []
-    found = []
+    records = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         record = _record(line)
         if record is None:
             raise DamagedFileError(f"{path} is damaged: line {number} is {line[:40]!r}")
-        found.append(record)
-    return found
+        records.append(record)
+    return records
 
 
 def read_timing(path: Path) -> list[dict[str, float]]:
-    """The lines of a ``timing.jsonl`` that can be read; it is no exact record, so a damaged line is left out."""
+    """The readable lines of a ``timing.jsonl``; a damaged one is left out."""
     if not path.is_file():
         return []
-    records = [_record(line) for line in path.read_bytes().split(b"\n")]
-    return [record for record in records if record is not None and {"step", "seconds", "images_per_second"} <= record.keys()]
+    needed = {"step", "seconds", "images_per_second"}
+    records = []
+    for line in path.read_bytes().split(b"\n"):
+        record = _record(line)
+        if record is not None and needed <= record.keys():
+            records.append(record)
+    return records
 
 
 def _record(line: bytes) -> dict[str, float] | None:
@@ -249,14 +272,19 @@ def _record(line: bytes) -> dict[str, float] | None:
         record = json.loads(line)
     except ValueError:
         return None
-    numbers = isinstance(record, dict) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in record.values())
-    return record if numbers and "step" in record else None
+    if not isinstance(record, dict) or "step" not in record:
+        return None
+    return record if all(type(value) in (int, float) for value in record.values()) else None
 
 
 def changed_files(folder: Path) -> list[str]:
-    """The files of a finished run that are not what the run wrote, by the digests in its status; none for runs from before there were."""
+    """Files of a finished run that differ from the digests in its status; none without digests."""
     written = read_json(folder / STATUS).get("files", {})
-    return [name for name, digest in written.items() if _digest(folder / name) != digest] if isinstance(written, dict) else [STATUS]
+    return (
+        [name for name, digest in written.items() if _digest(folder / name) != digest]
+        if isinstance(written, dict)
+        else [STATUS]
+    )
 
 
 def _digest(path: Path) -> str | None:

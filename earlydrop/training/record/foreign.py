@@ -1,4 +1,4 @@
-"""Weights from elsewhere, to be evaluated: other runs' checkpoints, and those of the paper's released code."""
+"""Weights from elsewhere, for evaluation: of other runs, and of the paper's released code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import nn
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.record.checkpoint import BEST, list_checkpoints
 
-_FILTERS = {  # what gives old and foreign names timm's present ones, by the beginning of a model's name
+# modules that translate old names into timm's present ones, by the beginning of a model's name
+_FILTERS = {
     "vit": "timm.models.vision_transformer",
     "deit": "timm.models.vision_transformer",
     "mixer": "timm.models.mlp_mixer",
@@ -27,8 +28,9 @@ def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, d
     """The weights in a checkpoint, in words and under the names that the model has for them.
 
     Args:
-        path: A file, or a folder with a run's checkpoints (the run's own, or its ``checkpoints``), of which the newest counts. Ours hold
-            ``model`` among others; the released code's hold ``model``, perhaps ``model_ema``, and the arguments of its command line.
+        path: A file, or a folder with a run's checkpoints (the run's own, or its ``checkpoints``),
+            of which the newest counts. Ours hold ``model`` among others; the released code's hold
+            ``model``, perhaps ``model_ema``, and the arguments of its command line.
         name: ``model.name``.
         model: The model that they are for; its own weights stay.
 
@@ -43,28 +45,43 @@ def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, d
         content = read_weights(file)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ConfigError(
-            f"checkpoint is {path!r}: {file.name} cannot be read as weights ({str(error).splitlines()[0]}); expected a run's checkpoint, "
+            f"checkpoint is {path!r}: {file.name} cannot be read as weights "
+            f"({str(error).splitlines()[0]}); expected a run's checkpoint, "
             "or one of the released code"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise ConfigError(f"checkpoint is {path!r}: {file.name} has no 'model' with weights by name")
-    found = []
+        raise ConfigError(
+            f"checkpoint is {path!r}: {file.name} has no 'model' with weights by name"
+        )
+    titled = []
     for key, words in (("model_ema", "averaged weights"), ("model", "weights")):
         if isinstance(content.get(key), dict):
             weights = _named_as(content[key], name, model)
             _check(weights, model, f"checkpoint is {path!r}: {file.name}", name)
-            step = f", step {content['step']}" if "step" in content else f", epoch {content['epoch']}" if "epoch" in content else ""
-            found.append((f"{words} of {file}{step}", {"model": weights, "scheduler": content.get("scheduler")}))
-    return found
+            step = (
+                f", step {content['step']}"
+                if "step" in content
+                else f", epoch {content['epoch']}"
+                if "epoch" in content
+                else ""
+            )
+            titled.append(
+                (
+                    f"{words} of {file}{step}",
+                    {"model": weights, "scheduler": content.get("scheduler")},
+                )
+            )
+    return titled
 
 
 def read_weights(file: Path) -> Any:
-    """What a file of weights holds, on the CPU. Nothing in it is run."""
+    """The content of a file of weights, on the CPU. Nothing in it is run."""
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(file)
-    with torch.serialization.safe_globals([argparse.Namespace]):  # the one class in the released files; no other is made
+    # The released files hold this class; no other is made.
+    with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
@@ -72,36 +89,47 @@ def _file(path: Path, given: str) -> Path:
     if path.is_file():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    files = list_checkpoints(folder) or [file for file in sorted(folder.glob("*.pt*")) if file.name != BEST]
+    files = list_checkpoints(folder)
     if not files:
-        raise ConfigError(f"checkpoint is {given!r}: there is no such file, nor a folder with checkpoints")
+        files = [file for file in sorted(folder.glob("*.pt*")) if file.name != BEST]
+    if not files:
+        raise ConfigError(
+            f"checkpoint is {given!r}: there is no such file, nor a folder with checkpoints"
+        )
     if len(files) > 1 and not files[0].name.startswith("step-"):
         raise ConfigError(
-            f"checkpoint is {given!r}: {len(files)} files are there ({', '.join(x.name for x in files[:3])}, ...); name one"
+            f"checkpoint is {given!r}: {len(files)} files are there "
+            f"({', '.join(x.name for x in files[:3])}, ...); name one"
         )
     return files[0]
 
 
 def _named_as(weights: dict[str, Any], name: str, model: nn.Module) -> dict[str, Any]:
-    """The weights under the present names, by timm's own rules for the architecture, where they are not so already."""
+    """The weights under their present names, by timm's own rules for the architecture."""
     if weights.keys() == model.state_dict().keys():
         return weights
     module = _FILTERS.get(name.split("_")[0])
     if module is None:
         return weights
-    renamed: dict[str, Any] = importlib.import_module(module).checkpoint_filter_fn(dict(weights), model)
+    renamed: dict[str, Any] = importlib.import_module(module).checkpoint_filter_fn(
+        dict(weights), model
+    )
     return renamed
 
 
 def _check(weights: dict[str, Any], model: nn.Module, where: str, name: str) -> None:
-    wanted = model.state_dict()
-    missing = sorted(wanted.keys() - weights.keys())
-    further = sorted(weights.keys() - wanted.keys())
-    shapes = [key for key in wanted if key in weights and weights[key].shape != wanted[key].shape]
+    own = model.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    further = sorted(weights.keys() - own.keys())
+    shared = [key for key in own if key in weights]
+    shapes = [key for key in shared if weights[key].shape != own[key].shape]
     if missing or further or shapes:
         reason = (
             f"it lacks {missing[0]}" if missing
             else f"it has {further[0]}" if further
-            else f"{shapes[0]} is {tuple(weights[shapes[0]].shape)} there and {tuple(wanted[shapes[0]].shape)} here"
+            else f"{shapes[0]} is {tuple(weights[shapes[0]].shape)} there and "
+            f"{tuple(own[shapes[0]].shape)} here"
         )  # fmt: skip
-        raise ConfigError(f"{where} holds another model than model.name={name} on this data: {reason}")
+        raise ConfigError(
+            f"{where} holds another model than model.name={name} on this data: {reason}"
+        )

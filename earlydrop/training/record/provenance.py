@@ -1,4 +1,4 @@
-"""Provenance: with what a run was made."""
+"""Provenance: versions, hardware, data and code of a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import torch
 
 import earlydrop
 from earlydrop.training.device import in_force
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.pretrained import pretrained_digest
 from earlydrop.training.outside import in_provenance
 from earlydrop.training.record.files import write_atomically
@@ -27,13 +29,19 @@ if TYPE_CHECKING:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command in the package's own checkout; None if it was not installed from one."""
+    """Output of a git command in the package's checkout; None if there is no checkout."""
     root = Path(earlydrop.__file__).parent.parent
     if not (root / ".git").exists():
         return None
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
+            ["git", *arguments],
+            cwd=root,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -41,7 +49,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def processor(device: torch.device) -> str:
-    """The name of what computes: the GPU's, or the processor's.
+    """The name of the GPU or the processor.
 
     Args:
         device: Where it runs.
@@ -54,35 +62,71 @@ def processor(device: torch.device) -> str:
     names = Path("/proc/cpuinfo")
     lines = names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
     return (
-        next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        next(
+            (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+            platform.processor(),
+        )
         or platform.machine()
     )
 
 
 def environment(device: torch.device, workers: int = 1) -> dict[str, Any]:
-    """What can change the bits of a run besides its configuration.
+    """Everything besides the configuration that can change the bits of a run.
 
     Args:
         device: Where it runs.
         workers: How many processes share it.
 
     Returns:
-        Device, thread count and torch version; the number of workers, if there are several. On a GPU, where the number of threads acts
-        on no bit, the versions of what computes there instead.
+        Device, thread count and torch version; the number of workers, if there are several. On a
+        GPU, where the number of threads acts on no bit, the versions of what computes there
+        instead.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    found: dict[str, Any] = {"device": f"{device.type} {name}"}
+    bits: dict[str, Any] = {"device": f"{device.type} {name}"}
     if device.type != "cuda":
-        found["threads"] = torch.get_num_threads()
-    found["torch"] = str(torch.__version__)
+        bits["threads"] = torch.get_num_threads()
+    bits["torch"] = str(torch.__version__)
     if device.type == "cuda":
-        found |= _cuda_versions()
-    return found | ({"workers": workers} if workers > 1 else {})
+        bits |= _cuda_versions()
+    return bits | ({"workers": workers} if workers > 1 else {})
+
+
+def check_environment(
+    folder: Path, recorded: Mapping[str, Any], present: Mapping[str, Any]
+) -> None:
+    """Refuse to go on in another environment than a run was begun in.
+
+    Args:
+        folder: The run's folder.
+        recorded: The `environment` when the run was saved.
+        present: The environment now.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    if recorded == present:
+        return
+    absent = {"workers": 1}
+    differing = []
+    for key in {**present, **recorded}:
+        if recorded.get(key) != present.get(key):
+            there = recorded.get(key, absent.get(key))
+            here = present.get(key, absent.get(key))
+            differing.append(f"{key} {there} there, {here} here")
+    raise ConfigError(
+        f"{folder} was begun in another environment ({'; '.join(differing)}), so the last bits may "
+        "differ: go on there, or say resume=force, or start over with resume=never"
+    )
 
 
 def _cuda_versions() -> dict[str, Any]:
-    """CUDA (or ROCm), cuDNN, NCCL and the driver; None for what is not there."""
-    nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None
+    """CUDA (or ROCm), cuDNN, NCCL and the driver; None for an absent one."""
+    nccl = (
+        ".".join(map(str, torch.cuda.nccl.version()))
+        if torch.distributed.is_nccl_available()
+        else None
+    )
     return {
         "cuda": torch.version.cuda or torch.version.hip,
         "cudnn": torch.backends.cudnn.version(),
@@ -92,11 +136,17 @@ def _cuda_versions() -> dict[str, Any]:
 
 
 def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """The version of NVIDIA's driver, such as ``"550.54.15"``, from the kernel or from ``nvidia-smi``; None without one."""
+    """The version of NVIDIA's driver, such as ``"550.54.15"``; None without one.
+
+    It is read from the kernel, or from ``nvidia-smi``.
+    """
     if file.is_file():
-        found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", file.read_text(encoding="utf-8", errors="replace"))
-        if found is not None:
-            return found[1]
+        match = re.search(
+            r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s",
+            file.read_text(encoding="utf-8", errors="replace"),
+        )
+        if match is not None:
+            return match[1]
     try:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
@@ -108,11 +158,13 @@ def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | No
 
 
 def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
-    """Write ``provenance.json`` and ``config.yaml``, once: a resumed run keeps those that it was begun with."""
+    """Write ``provenance.json`` and ``config.yaml``; a resumed run keeps those that it has."""
     if not (folder.path / "config.yaml").is_file():
         folder.write_config(plan.config)
     if not (folder.path / "provenance.json").is_file():
-        content = collect(plan.device, plan.fingerprint, plan.source.digest, workers) | {"arm": plan.name}
+        content = collect(plan.device, plan.fingerprint, plan.source.digest, workers) | {
+            "arm": plan.name
+        }
         if plan.config.trainer.deterministic:
             content["deterministic"] = in_force()
         if plan.code:
@@ -122,10 +174,14 @@ def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
                 "file": plan.config.model.pretrained,
                 "sha256": pretrained_digest(plan.config.model.pretrained),
             }
-        write_atomically(folder.path / "provenance.json", (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(
+            folder.path / "provenance.json", (json.dumps(content, indent=1) + "\n").encode()
+        )
 
 
-def collect(device: torch.device, fingerprint: str, dataset_digest: str, workers: int = 1) -> dict[str, Any]:
+def collect(
+    device: torch.device, fingerprint: str, dataset_digest: str, workers: int = 1
+) -> dict[str, Any]:
     """Versions, commit, packages, hardware and data of a run.
 
     Args:
@@ -151,6 +207,8 @@ def collect(device: torch.device, fingerprint: str, dataset_digest: str, workers
         "environment": environment(device, workers),
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "dataset_digest": dataset_digest,
-        "packages": dict(sorted((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())),
+        "packages": dict(
+            sorted((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())
+        ),
         "command": sys.argv,
     }

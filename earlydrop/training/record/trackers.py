@@ -1,7 +1,8 @@
 """Trackers beside Weights & Biases: CSV files, TensorBoard and MLflow.
 
-Each offers what `earlydrop.training.record.tracking.Tracker` needs of a run: ``log``, ``summary.update`` and ``finish``. A run that
-goes on is written anew from its first step, since `Tracker.replay` gives it its past again.
+Each offers what `earlydrop.training.record.tracking.Tracker` needs of a run: ``log``,
+``summary.update`` and ``finish``. A run that goes on is written anew from its first step, since
+`Tracker.replay` gives it its past again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ NEEDS = {"wandb": "wandb", "csv": "csv", "tensorboard": "tensorboard", "mlflow":
 
 
 class Opened(NamedTuple):
-    """What a tracker is opened for: the run's folder, name, id, project and tags, its settings as plain values, whether it may send."""
+    """The arguments of a tracker; ``online`` says whether it may send."""
 
     folder: Path
     name: str
@@ -48,7 +49,7 @@ class Summary:
 
 
 class CsvRun:
-    """``metrics.csv``: a row a measured step, empty where a metric was not measured; ``summary.csv``: a row a final value."""
+    """``metrics.csv``, with a row for each measured step; ``summary.csv``, with final values."""
 
     def __init__(self, opened: Opened) -> None:
         self._path = opened.folder / "metrics.csv"
@@ -93,7 +94,9 @@ class TensorBoardRun:
         folder = opened.folder / "tensorboard"
         shutil.rmtree(folder, ignore_errors=True)
         self._writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
-        self._writer.add_text("settings", "\n".join(f"    {key}: {value}" for key, value in opened.settings.items()))
+        self._writer.add_text(
+            "settings", "\n".join(f"    {key}: {value}" for key, value in opened.settings.items())
+        )
         self._step = 0
         self.summary = Summary(self._summarise)
 
@@ -114,9 +117,11 @@ class TensorBoardRun:
 
 
 class MlflowRun:
-    """A run of MLflow in ``mlruns/`` beside the study's runs, or, with ``tracking=online``, on the server of MLFLOW_TRACKING_URI.
+    """A run of MLflow, in ``mlruns/`` beside the study's runs.
 
-    Its client is used, not its module, so that somebody's own active run is left alone.
+    With ``tracking=online`` it is on the server of MLFLOW_TRACKING_URI.
+
+    Its client is used, not its module, so that a user's active run is left alone.
     """
 
     def __init__(self, opened: Opened) -> None:
@@ -127,14 +132,26 @@ class MlflowRun:
 
         here = (opened.folder.parent / "mlruns").resolve()
         self._metric = Metric
-        self._client: Any = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"] if opened.online else here.as_uri())
-        with filelock.FileLock(opened.folder.parent / ".mlflow.lock"):  # jobs of a sweep begin at once
-            found = self._client.get_experiment_by_name(opened.project)
-            experiment = found.experiment_id if found is not None else self._client.create_experiment(opened.project)
-        before = self._client.search_runs([experiment], f"tags.`earlydrop.id` = '{opened.identity}'")
+        self._client: Any = MlflowClient(
+            tracking_uri=os.environ["MLFLOW_TRACKING_URI"] if opened.online else here.as_uri()
+        )
+        lock = opened.folder.parent / ".mlflow.lock"  # jobs of a sweep begin at once
+        with filelock.FileLock(lock):
+            existing = self._client.get_experiment_by_name(opened.project)
+            if existing is not None:
+                experiment = existing.experiment_id
+            else:
+                experiment = self._client.create_experiment(opened.project)
+        before = self._client.search_runs(
+            [experiment], f"tags.`earlydrop.id` = '{opened.identity}'"
+        )
         for run in before:  # its past is logged again
             self._client.delete_run(run.info.run_id)
-        tags = {"earlydrop.id": opened.identity, "earlydrop.folder": str(opened.folder), "tags": ", ".join(opened.tags)}
+        tags = {
+            "earlydrop.id": opened.identity,
+            "earlydrop.folder": str(opened.folder),
+            "tags": ", ".join(opened.tags),
+        }
         self._id = self._client.create_run(experiment, run_name=opened.name, tags=tags).info.run_id
         params = [Param(key, str(value)[:500]) for key, value in opened.settings.items()]
         self._client.log_batch(self._id, params=params)
@@ -144,7 +161,10 @@ class MlflowRun:
     def log(self, values: Mapping[str, Any], step: int) -> None:
         self._step = step
         now = int(time.time() * 1000)
-        self._client.log_batch(self._id, metrics=[self._metric(name, float(value), now, step) for name, value in values.items()])
+        self._client.log_batch(
+            self._id,
+            metrics=[self._metric(name, float(value), now, step) for name, value in values.items()],
+        )
 
     def _summarise(self, values: Mapping[str, Any]) -> None:
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
@@ -162,4 +182,4 @@ BACKENDS: dict[str, type[CsvRun] | type[TensorBoardRun] | type[MlflowRun]] = {
     "tensorboard": TensorBoardRun,
     "mlflow": MlflowRun,
 }
-"""What opens a run of each backend but W&B's."""
+"""The class of a run of each backend but W&B's."""

@@ -1,4 +1,4 @@
-"""Tracking, with Weights & Biases or another backend: offline by default, never a prompt, and never in the way of training."""
+"""Tracking with Weights & Biases or another backend: offline by default, never a prompt."""
 
 from __future__ import annotations
 
@@ -32,31 +32,39 @@ _LONGEST_ID = 60  # characters
 class Tracker:
     """One run on a dashboard, or nothing; every metric on the training step's axis.
 
-    The dashboard never costs a run: whatever goes wrong in it is said once, and training goes on without it.
+    The dashboard never costs a run: whatever goes wrong in it is said once, and training goes on
+    without it.
     """
 
     def __init__(self, run: Any) -> None:
         self._run = run
-        self._counts = type(run) not in BACKENDS.values()  # W&B's charts are drawn against a metric of its own
+        # W&B's charts are drawn against a metric of its own.
+        self._counts = type(run) not in BACKENDS.values()
         self._last: dict[str, float] = {}
         self._best: dict[str, float] = {}
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Log what was measured after ``step`` optimizer steps."""
+        """Log the metrics measured after ``step`` optimizer steps."""
         if self._run is None:
             return
         self._last |= metrics
         for name, value in metrics.items():
             known = METRICS.get(name)
-            if known is not None and known.summarised and (name not in self._best or improved(name, value, self._best[name])):
+            if known is None or not known.summarised:
+                continue
+            if name not in self._best or improved(name, value, self._best[name]):
                 self._best[name] = value
-        if step >= getattr(self._run, "starting_step", 0):  # what a server has already is not sent again
-            self._try(lambda: self._run.log(({STEP: step} if self._counts else {}) | metrics, step=step))
+        on_server = getattr(self._run, "starting_step", 0)  # these steps are not sent again
+        axis = {STEP: step} if self._counts else {}
+        if step >= on_server:
+            self._try(lambda: self._run.log(axis | metrics, step=step))
 
     def replay(self, lines: list[dict[str, float]]) -> None:
         """Log the past of a resumed run again: a killed process may not have written all of it."""
         for line in lines:
-            self.log(int(line["step"]), {name: value for name, value in line.items() if name != "step"})
+            self.log(
+                int(line["step"]), {name: value for name, value in line.items() if name != "step"}
+            )
 
     def summarise(self, values: dict[str, Any]) -> None:
         """Write final and best values, and others, to the summary."""
@@ -70,7 +78,10 @@ class Tracker:
         try:
             act()
         except Exception as error:
-            log.warning("tracking failed (%s): going on without it; metrics.jsonl has everything", _first_line(error))
+            log.warning(
+                "tracking failed (%s): going on without it; metrics.jsonl has everything",
+                _first_line(error),
+            )
             self._run = None
 
 
@@ -90,11 +101,19 @@ def _reachable(url: str) -> bool:
 
 
 def _has_key(url: str) -> bool:
-    """Whether the environment or ~/.netrc holds a key; `wandb.login` would say this too, but beside an open run it only warns."""
+    """Whether the environment or ~/.netrc holds a key.
+
+    `wandb.login` says so too, but beside an open run it only warns.
+    """
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(urllib.parse.urlsplit(url).hostname or "") is not None
+        return (
+            netrc.netrc(os.environ.get("NETRC")).authenticators(
+                urllib.parse.urlsplit(url).hostname or ""
+            )
+            is not None
+        )
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -105,17 +124,25 @@ def _usable_mode(mode: str) -> str:
         return mode
     import wandb
 
-    # silent: wandb.login would ask the server for the user's name; mode: under WANDB_MODE=offline it would not look for a key
+    # silent: wandb.login would ask the server for the user's name; mode: under WANDB_MODE=offline
+    # it would not look for a key
     settings = wandb.setup(settings=wandb.Settings(silent=True, mode="online")).settings
     try:
-        known = wandb.login(prompt=False, verify=False) if wandb.run is None else _has_key(settings.base_url)
+        known = (
+            wandb.login(prompt=False, verify=False)
+            if wandb.run is None
+            else _has_key(settings.base_url)
+        )
         reason = None if known else "there is no API key (wandb login)"
     except wandb.errors.AuthenticationError as error:
         reason = f"the API key is not one ({str(error).splitlines()[0]})"
     if reason is None and not _reachable(settings.base_url):
         reason = f"{urllib.parse.urlsplit(settings.base_url).hostname} does not answer"
     if reason is not None:
-        log.warning("tracking=online is not possible, %s: tracking offline; `wandb sync` uploads it later", reason)
+        log.warning(
+            "tracking=online is not possible, %s: tracking offline; `wandb sync` uploads it later",
+            reason,
+        )
         return "offline"
     return mode
 
@@ -128,7 +155,8 @@ def run_id(study: str, fingerprint: str) -> str:
         fingerprint: The run's fingerprint.
 
     Returns:
-        Letters, digits and dashes, at most 60. One that would be longer begins with a digest of the whole.
+        Letters, digits and dashes, at most 60. One that would be longer begins with a digest of the
+        whole.
     """
     text = f"{study}-{fingerprint}"
     plain = re.sub(r"[^A-Za-z0-9-]+", "-", text).strip("-")
@@ -140,14 +168,32 @@ def run_id(study: str, fingerprint: str) -> str:
 
 @contextmanager
 def tracking(
-    config: Config, *, folder: Path, name: str, identity: str, job_type: str, tags: list[str], extra: dict[str, Any]
+    config: Config,
+    *,
+    folder: Path,
+    name: str,
+    identity: str,
+    job_type: str,
+    tags: list[str],
+    extra: dict[str, Any],
 ) -> Iterator[tuple[Tracker, Any]]:
-    """Open a run on the dashboard for as long as the context lasts: a tracker, and the run itself, which is None without tracking.
+    """Open a run on the dashboard for as long as the context lasts.
 
-    An exception in it marks the run failed, unless it was only asked to stop. ``extra`` stands beside the configuration.
+    An exception in it marks the run failed, unless it was only asked to stop. ``extra`` stands
+    beside the configuration.
     """
     start = _start if config.tracking.backend == "wandb" else _start_other
-    run = start(config, folder, name, identity, job_type, tags, extra) if config.tracking.mode != "off" else None
+    run = None
+    if config.tracking.mode != "off":
+        run = start(
+            config,
+            folder=folder,
+            name=name,
+            identity=identity,
+            job_type=job_type,
+            tags=tags,
+            extra=extra,
+        )
     code = 1
     try:
         yield Tracker(run), run
@@ -160,77 +206,144 @@ def tracking(
             began = time.monotonic()
             try:
                 run.finish(exit_code=code)
-                if config.tracking.mode == "online" and time.monotonic() - began > 0.9 * _FINISH_TIMEOUT:
+                if (
+                    config.tracking.mode == "online"
+                    and time.monotonic() - began > 0.9 * _FINISH_TIMEOUT
+                ):
                     log.warning(
-                        "the upload was cut off after %d s: `wandb sync %s/wandb/*run-*` sends the rest", _FINISH_TIMEOUT, folder
+                        "the upload was cut off after %d s: `wandb sync %s/wandb/*run-*` sends the "
+                        "rest",
+                        _FINISH_TIMEOUT,
+                        folder,
                     )
             except Exception as error:
-                upload = ": `wandb sync` uploads what is there" if config.tracking.backend == "wandb" else ""
+                upload = (
+                    ": `wandb sync` uploads what is there"
+                    if config.tracking.backend == "wandb"
+                    else ""
+                )
                 log.warning("tracking could not be finished (%s)%s", _first_line(error), upload)
 
 
 def _start_other(
-    config: Config, folder: Path, name: str, identity: str, job_type: str, tags: list[str], extra: dict[str, Any]
+    config: Config,
+    folder: Path,
+    name: str,
+    identity: str,
+    job_type: str,
+    tags: list[str],
+    extra: dict[str, Any],
 ) -> Any:
     """A run of another backend; None where it cannot be opened."""
     settings = {key: each.of(config) for key, each in keys().items()} | extra
     online = config.tracking.mode == "online"
     try:
-        return BACKENDS[config.tracking.backend](Opened(folder, name, identity, config.project, tags, settings, online))
+        return BACKENDS[config.tracking.backend](
+            Opened(
+                folder=folder,
+                name=name,
+                identity=identity,
+                project=config.project,
+                tags=tags,
+                settings=settings,
+                online=online,
+            )
+        )
     except Exception as error:
-        log.warning("tracking is not possible (%s): going on without it; metrics.jsonl has everything", _first_line(error))
+        log.warning(
+            "tracking is not possible (%s): going on without it; metrics.jsonl has everything",
+            _first_line(error),
+        )
         return None
 
 
-def _start(config: Config, folder: Path, name: str, identity: str, job_type: str, tags: list[str], extra: dict[str, Any]) -> Any:
-    """A W&B run as the configuration asks for; offline where that fails; None where even that fails."""
+def _start(
+    config: Config,
+    folder: Path,
+    name: str,
+    identity: str,
+    job_type: str,
+    tags: list[str],
+    extra: dict[str, Any],
+) -> Any:
+    """Start a W&B run; offline where online fails; None where that fails too."""
     import wandb
 
-    # W&B's own telemetry is shut down twice when a process ends, and warns of it behind our last line.
-    logging.getLogger("opentelemetry").setLevel(logging.ERROR)
+    _prepare_environment()
     if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
         identity = os.environ["WANDB_RUN_ID"]  # a sweep's agent waits for this run
-    key = os.environ.get("WANDB_API_KEY", "")
-    if key != key.strip():  # wandb refuses a key with a line break around it, even offline
-        os.environ["WANDB_API_KEY"] = key.strip()
-
-    reinit: Any = "finish_previous" if wandb.run is None else "create_new"  # somebody's own run in this process goes on
+    # A run that the user has open in this process goes on.
+    reinit: Any = "finish_previous" if wandb.run is None else "create_new"
 
     def start(mode: str) -> Any:
         if mode == "offline":
             _forget_fragments(folder, identity)
         return wandb.init(
-            project=config.project, name=name, group=config.study, job_type=job_type, id=identity, resume="allow", mode=mode,  # type: ignore[arg-type]
-            tags=[tag[:64] for tag in tags], config=dataclasses.asdict(config) | extra, dir=str(folder), reinit=reinit,
+            project=config.project,
+            name=name,
+            group=config.study,
+            job_type=job_type,
+            id=identity,
+            resume="allow",
+            mode=mode,  # type: ignore[arg-type]
+            tags=[tag[:64] for tag in tags],
+            config=dataclasses.asdict(config) | extra,
+            dir=str(folder),
+            reinit=reinit,
             settings=wandb.Settings(
-                init_timeout=15, finish_timeout=_FINISH_TIMEOUT, silent=True, console="wrap" if config.tracking.console else "off",
+                init_timeout=15,
+                finish_timeout=_FINISH_TIMEOUT,
+                silent=True,
+                console="wrap" if config.tracking.console else "off",
                 x_disable_stats=not config.tracking.system,
             ),
-        )  # fmt: skip
+        )
 
     try:
-        mode = _usable_mode(config.tracking.mode)
-        before = set(folder.glob("wandb/run-*"))
-        try:
-            run = start(mode)
-        except (wandb.errors.CommError, wandb.errors.UsageError, TimeoutError, OSError) as error:
-            if mode != "online":
-                raise
-            log.warning("tracking=online failed (%s): tracking offline; `wandb sync` uploads it later", _first_line(error))
-            wandb.teardown()
-            for attempt in set(folder.glob("wandb/run-*")) - before:
-                shutil.rmtree(attempt, ignore_errors=True)
-            run = start("offline")
+        run = _start_or_fall_back(start, _usable_mode(config.tracking.mode), folder)
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP)
     except Exception as error:
-        log.warning("tracking is not possible (%s): going on without it; metrics.jsonl has everything", _first_line(error))
+        log.warning(
+            "tracking is not possible (%s): going on without it; metrics.jsonl has everything",
+            _first_line(error),
+        )
         return None
     return run
 
 
+def _prepare_environment() -> None:
+    """Prepare the process for W&B: a plain key, and silence at its end."""
+    # W&B's own telemetry is shut down twice when a process ends, and warns of it after our last
+    # line.
+    logging.getLogger("opentelemetry").setLevel(logging.ERROR)
+    key = os.environ.get("WANDB_API_KEY", "")
+    if key != key.strip():  # wandb refuses a key with a line break around it, even offline
+        os.environ["WANDB_API_KEY"] = key.strip()
+
+
+def _start_or_fall_back(start: Callable[[str], Any], mode: str, folder: Path) -> Any:
+    """Start a run in a mode; where ``online`` fails, remove its attempt and start offline."""
+    import wandb
+
+    before = set(folder.glob("wandb/run-*"))
+    try:
+        return start(mode)
+    except (wandb.errors.CommError, wandb.errors.UsageError, TimeoutError, OSError) as error:
+        if mode != "online":
+            raise
+        log.warning(
+            "tracking=online failed (%s): tracking offline; `wandb sync` uploads it later",
+            _first_line(error),
+        )
+        wandb.teardown()
+        for attempt in set(folder.glob("wandb/run-*")) - before:
+            shutil.rmtree(attempt, ignore_errors=True)
+        return start("offline")
+
+
 def _forget_fragments(folder: Path, identity: str) -> None:
-    """Remove what earlier processes of a run wrote offline and nobody has uploaded: the run's whole past is logged again."""
+    """Remove the offline fragments of earlier processes: the run's whole past is logged again."""
     for fragment in folder.glob(f"wandb/offline-run-*-{identity}"):
         if not list(fragment.glob("*.synced")):
             shutil.rmtree(fragment, ignore_errors=True)

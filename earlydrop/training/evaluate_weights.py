@@ -1,0 +1,77 @@
+"""``mode=eval``: the evaluation of weights from checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from earlydrop.training.data.objective import Objective
+from earlydrop.training.distributed import Group
+from earlydrop.training.evaluate import evaluate_all
+from earlydrop.training.fields import ConfigError
+from earlydrop.training.peaks import Driver
+from earlydrop.training.plan import Plan
+from earlydrop.training.prepare import scheduled_model
+from earlydrop.training.record.checkpoint import load_best, load_checkpoint
+from earlydrop.training.record.foreign import foreign_weights
+
+
+def evaluate_weights(plan: Plan, group: Group) -> dict[str, Any]:
+    """Evaluate the weights that ``checkpoint`` names, else the run's best, averaged and last ones.
+
+    Prints the metrics of each.
+
+    Returns:
+        The run's folder, the state ``evaluated``, and the metrics of the last weights.
+
+    Raises:
+        ConfigError: There are no weights, or they do not fit the model or its schedule.
+    """
+    model, scheduler = scheduled_model(plan)
+    objective = Objective(plan.source, plan.config.augment)
+    metrics: dict[str, float] = {}
+    for title, weights in _weights(plan, model):
+        model.load_state_dict(weights["model"])
+        _load_rates(scheduler, weights, title)
+        metrics = evaluate_all(model, objective, plan, group=group)
+        if group.main:
+            print(title)
+            for name, value in metrics.items():
+                print(f"  {name:<22} {value:.6f}")
+    return {"folder": str(plan.folder), "state": "evaluated"} | metrics
+
+
+def _load_rates(scheduler: Driver | None, weights: dict[str, Any], title: str) -> None:
+    """Set the rates that the weights were saved at: standard dropout uses them at test too."""
+    if scheduler is None or not weights.get("scheduler"):
+        return
+    try:
+        scheduler.load_state_dict(weights["scheduler"])
+    except ValueError as error:
+        raise ConfigError(
+            f"{title.splitlines()[0]}: {error}; give the schedule of the run that they are from"
+        ) from error
+
+
+def _weights(plan: Plan, model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+    """The weights to evaluate, each with a title, in a checkpoint's form; the last ones last."""
+    if plan.config.checkpoint is not None:
+        return foreign_weights(plan.config.checkpoint, plan.config.model.name, model)
+    folder = plan.folder / "checkpoints"
+    last = load_checkpoint(folder, plan.fingerprint)
+    best = load_best(folder, plan.fingerprint)
+    if last is None:
+        raise ConfigError(
+            f"mode is 'eval': {plan.folder} has no checkpoint; train it first with mode=train, or "
+            "name one with checkpoint="
+        )
+    weights = []
+    if best is not None:
+        title = f"best weights, step {best['step']} ({best['metric']} was best)"
+        weights.append((f"{plan.folder}\n{title}", best))
+    if "model_ema" in last:
+        averaged = last | {"model": last["model_ema"]}
+        weights.append((f"{plan.folder}\naveraged weights, step {last['step']}", averaged))
+    weights.append((f"{plan.folder}\nlast weights, step {last['step']}", last))
+    return weights

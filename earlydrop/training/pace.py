@@ -1,0 +1,70 @@
+"""The pace of a run, for ``timing.jsonl``: throughput, waiting for data, utilisation and memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Pace:
+    """Times a run between two logged steps.
+
+    Args:
+        device: Where the run trains.
+        step: The step that it begins at.
+        batch_size: Images of an optimizer step, over all workers.
+        utilisation: Model FLOP utilisation at one image per second; None where it is not known.
+    """
+
+    def __init__(
+        self, device: torch.device, step: int, batch_size: int, utilisation: float | None = None
+    ) -> None:
+        self.device, self.batch_size, self.utilisation = device, batch_size, utilisation
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self._began = time.perf_counter()
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Begin the next interval at a step: the time since the last step is left out."""
+        self._since, self._step, self._waited = time.perf_counter(), step, 0.0
+
+    def waiting(self, batches: Iterator[T]) -> Iterator[T]:
+        """Give an iterator's items, and count the time that each takes to come."""
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - asked
+            yield batch
+
+    def record(self, step: int) -> dict[str, float]:
+        """A line of ``timing.jsonl``, about the steps since the last line or measurement.
+
+        Returns:
+            ``step``; ``images_per_second``, over all workers; ``seconds`` since this process began
+            to train; ``data_wait``, the share of the time that this worker waited for its data, in
+            [0, 1]; where the GPU's peak is known, ``mfu``, the model FLOP utilisation; on a CUDA
+            device, ``peak_memory``, the largest number of bytes of tensors so far.
+        """
+        now = time.perf_counter()
+        elapsed = now - self._since
+        rate = (step - self._step) * self.batch_size / elapsed
+        line = {
+            "step": step,
+            "images_per_second": rate,
+            "seconds": now - self._began,
+            "data_wait": self._waited / elapsed,
+        }
+        if self.utilisation is not None:
+            line["mfu"] = rate * self.utilisation
+        if self.device.type == "cuda":
+            line["peak_memory"] = torch.cuda.max_memory_allocated(self.device)
+        return line

@@ -1,0 +1,84 @@
+"""Plans that are refused before their run's folder is touched."""
+
+from __future__ import annotations
+
+from earlydrop.training.distributed import Group
+from earlydrop.training.fields import ConfigError
+from earlydrop.training.own_measures import needs_model
+from earlydrop.training.plan import Plan
+from earlydrop.training.probes import dataset_images
+from earlydrop.training.record.folder import STATUS, read_json, read_status
+
+
+def check_shares(plan: Plan, workers: int) -> None:
+    """Refuse a probe that has fewer batches than the run has workers.
+
+    Raises:
+        ConfigError: It says how many batches there are.
+    """
+    batches = -(-dataset_images(plan) // plan.config.trainer.batch_size)
+    if plan.probe_steps and min(plan.config.probe.batches, batches) < workers:
+        raise ConfigError(
+            f"probe.batches is {plan.config.probe.batches}, and {batches} batches give the "
+            f"whole-dataset gradient: {workers} workers need {workers} of each; raise "
+            "probe.batches or probe.dataset_limit, or set probe=none"
+        )
+
+
+def check_measures(plan: Plan, workers: int) -> None:
+    """Refuse a measure that needs the model itself where several workers share the gradients.
+
+    Raises:
+        ConfigError: It names the measure.
+    """
+    if workers == 1:
+        return
+    for key, code in plan.code.items():
+        if key.startswith("probe.measures") and needs_model(code):
+            raise ConfigError(
+                f"probe.measures has {code.name!r}: it looks at the model and at batches, which "
+                f"{workers} workers share; train in one process, or give a measure of the moments"
+            )
+
+
+def check_same_code(plan: Plan) -> None:
+    """Refuse to begin a run anew that was stopped before its user's code was changed.
+
+    Raises:
+        ConfigError: It says how to go on.
+    """
+    if not plan.code or plan.config.resume == "never" or (plan.folder / STATUS).is_file():
+        return
+    for status_file in sorted(plan.folder.parent.glob(f"*/{STATUS}")):
+        folder = status_file.parent
+        provenance = read_json(folder / "provenance.json")
+        status = read_status(folder)
+        same = provenance.get("configuration") == plan.configuration
+        if not same or status.get("state") not in ("interrupted", "running"):
+            continue
+        recorded = provenance.get("code", {})
+        changed = []
+        for key, code in plan.code.items():
+            if recorded.get(key, {}).get("digest") != code.digest:
+                changed.append(code.name)
+        raise ConfigError(
+            f"{', '.join(changed)} changed since {folder} was stopped at step "
+            f"{status.get('step', 0)}: put the code back to go on there, or train the changed "
+            "code from the start with resume=never"
+        )
+
+
+def check_same(plan: Plan, group: Group) -> None:
+    """Refuse workers whose fingerprints differ, such as nodes with different copies of the data.
+
+    Raises:
+        ConfigError: On every worker.
+    """
+    first = group.decide(lambda: plan.fingerprint)
+    (differs,) = group.largest([float(first != plan.fingerprint)])
+    if differs:
+        raise ConfigError(
+            f"worker {group.rank} of {group.size} has the fingerprint {plan.fingerprint} and the "
+            f"first one {first}: not all of them have the same configuration and data; give every "
+            "node the same"
+        )

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def run(config: Config, in_sweep: bool = False, unused: Iterable[str] = (), watc
         with answered(group):
             plan = make_plan(config, group.decide)
             _begin(config, unused)
-            with arithmetic(config.trainer, device):
+            with arithmetic(config.trainer, device), closing(plan.source):
                 done = _evaluate_last(plan, group) if config.mode == "eval" else _life(plan, group, in_sweep, watch)
         lost = False
         return done

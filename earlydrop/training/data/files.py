@@ -41,10 +41,10 @@ class Samples(Sequence[tuple[str, int]]):
             labels.append(label)
         self._paths = np.frombuffer(bytes(paths), dtype=np.uint8)
         self._ends = np.array([0, *ends], dtype=np.int64)
-        self._labels = np.array(labels, dtype=np.int32)
+        self.labels = np.array(labels, dtype=np.int32)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -53,7 +53,7 @@ class Samples(Sequence[tuple[str, int]]):
             raise IndexError(index)
         place = index % len(self)
         start, end = self._ends[place], self._ends[place + 1]
-        return os.fsdecode(self._paths[start:end].tobytes()), int(self._labels[place])
+        return os.fsdecode(self._paths[start:end].tobytes()), int(self.labels[place])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))

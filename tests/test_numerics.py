@@ -27,6 +27,7 @@ PARTS = {
         "training/data/folder.py",
         "training/data/files.py",
         "training/data/loading.py",
+        "training/data/shards.py",
         "training/data/transforms.py",
     ],
     "mixing": ["training/data/augment.py", "training/data/objective.py"],

@@ -20,6 +20,7 @@ from earlydrop.training.data.glyphs import GlyphSource
 from earlydrop.training.data.loading import LoadedImages
 from earlydrop.training.data.own import own_source
 from earlydrop.training.data.published import PublishedSource
+from earlydrop.training.data.shards import ShardSource
 from earlydrop.training.data.source import Once, alone
 from earlydrop.training.data.source import Source as Source
 from earlydrop.training.data.text import TextSource
@@ -29,6 +30,7 @@ from earlydrop.training.plugins import Code, is_own, load, nearest, registered
 DATASETS: dict[str, Callable[..., Source]] = {
     **dict.fromkeys(ARRAYS, ArraySource),
     "imagefolder": FolderSource,
+    "shards": ShardSource,
     "glyphs": GlyphSource,
     "text": TextSource,
 }

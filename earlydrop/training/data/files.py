@@ -171,7 +171,7 @@ class _Reader:
                 elif entry.name.lower().endswith(IMAGE_ENDINGS):
                     images.append(entry.path)
                 else:
-                    self.left_out[_type(entry.name)] += 1
+                    self.left_out[type_in_words(entry.name)] += 1
             self.images[name].append((folder, images))
 
 
@@ -187,7 +187,8 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _type(name: str) -> str:
+def type_in_words(name: str) -> str:
+    """The reason for which a file of another type is left out."""
     ending = os.path.splitext(name)[1].lower()
     return f"files that end in {printable(ending)}" if ending else "files without an ending"
 

@@ -20,7 +20,6 @@ import json
 import os
 import re
 import tarfile
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,7 +81,7 @@ def read_index(path: Path) -> ShardIndex:
     rows: list[tuple[str, int, int, int]] = []
     left_out: Counter[str] = Counter()
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.TarFile(path) as tar:
             for key, members in _samples(tar):
                 image, label = _image_and_label(path, key, members, left_out)
                 rows.append((image.name, image.offset_data, image.size, _label_of(path, tar, label)))
@@ -187,16 +186,17 @@ def cached_index(path: Path) -> ShardIndex:
     index = read_index(path)
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".part", delete=False) as part:
+        part = cache.with_suffix(f".{os.getpid()}.part")
+        with part.open("wb") as file:
             np.savez(
-                part,
+                file,
                 names=json.dumps(index.names),
                 offsets=index.offsets,
                 lengths=index.lengths,
                 labels=index.labels,
                 left_out=json.dumps(index.left_out),
             )
-        os.replace(part.name, cache)
+        os.replace(part, cache)
     return index
 
 

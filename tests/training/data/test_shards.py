@@ -162,7 +162,7 @@ def test_an_index_is_made_once_for_a_file(shards, home, monkeypatch):
     path = shards / "train" / "train-000000.tar"
     first = cached_index(path)
     assert len(list((home / ".cache" / "earlydrop" / "shards").iterdir())) == 1
-    monkeypatch.setattr(tarfile, "open", None)
+    monkeypatch.setattr(tarfile, "TarFile", None)
     second = cached_index(path)
     monkeypatch.undo()
     monkeypatch.setenv("HOME", str(home))

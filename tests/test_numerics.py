@@ -23,7 +23,13 @@ PARTS = {
         "training/data/order.py",
         "training/streams.py",
     ],
-    "folder": ["training/data/folder.py", "training/data/files.py"],
+    "folder": [
+        "training/data/folder.py",
+        "training/data/files.py",
+        "training/data/loading.py",
+        "training/data/shards.py",
+        "training/data/transforms.py",
+    ],
     "mixing": ["training/data/augment.py", "training/data/objective.py"],
     "masks": [
         "sites/masks.py",

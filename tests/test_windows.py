@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.training.data.test_folder import make_folder
+from tests.training.data.pictures import make_folder
 
 ROOT = Path(__file__).parents[1]
 SITE = "from tests.windows import rehearse\nrehearse()\n"

@@ -14,7 +14,7 @@ from earlydrop.training.fields import CADENCE, MACHINE, NAME, SEED
 from earlydrop.training.fields import key as _key
 from earlydrop.training.schedule_config import ScheduleConfig, drops
 
-IMAGE_FOLDERS = ("imagefolder",)
+IMAGE_FOLDERS = ("imagefolder", "shards")
 """Datasets that are read image by image, with the released augmentation."""
 DRAWN = ("glyphs", "text")
 """Datasets that are not shifted and flipped: endless images, with maps of their own, and text."""

@@ -121,6 +121,7 @@ def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
             "worker, which has data.workers="
             f"{config.data.workers}" + (": too few" if needed > max(config.data.workers, 1) else "")
         )
+    _print_shared_memory(plan)
     free = shutil.disk_usage(existing(Path(config.out).expanduser())).free
     print(
         f"checkpoints  {in_bytes(cost.checkpoint)} each, two kept and one being written, every "
@@ -144,6 +145,25 @@ def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
     elif cost.input is not None:
         bound += f", with an input of {_fed(cost)}"
     print(f"estimated    {total:.0f} s ({text}), {total * workers / 3600:.3g} {unit}, {bound}")
+
+
+_SHARED = Path("/dev/shm")  # where Linux keeps the batches that processes hand to each other
+
+
+def _print_shared_memory(plan: Plan) -> None:
+    """The memory of batches that loader processes read ahead: of training, and of an evaluation meanwhile."""
+    config = plan.config
+    part = config.trainer.batch_size // config.trainer.accumulate
+    needed = plan.source.shared_memory(part, config.evaluation.batch_size)
+    if needed == 0:
+        return
+    line = f"shared       {in_bytes(needed)} for each worker, of batches that data.workers={config.data.workers} read ahead"
+    if _SHARED.is_dir():
+        free = shutil.disk_usage(_SHARED).free
+        line += f"; {in_bytes(free)} free in {_SHARED}"
+        if free < needed:
+            line += ": too little; set fewer data.workers or a smaller evaluation.batch_size, or enlarge it (docker run --shm-size)"
+    print(line)
 
 
 def _fed(cost: Cost) -> str:

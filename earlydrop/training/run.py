@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def run(
         with answered(group):
             plan = make_plan(config, group.decide)
             _begin(config, unused)
-            with arithmetic(config.trainer, device):
+            with arithmetic(config.trainer, device), closing(plan.source):
                 if config.mode == "eval":
                     result = evaluate_weights(plan, group)
                 else:

@@ -1,7 +1,8 @@
 """Datasets by name.
 
-To add one: a file here with a class that meets `earlydrop.training.data.source.Source`, its line in `DATASETS`, and a file in
-``conf/data/``. Data of somebody's own is named as ``module:function`` (`earlydrop.training.data.own`).
+To add one: a file here with a class that meets `earlydrop.training.data.source.Source`, its line in
+`DATASETS`, and a file in ``conf/data/``. Data of somebody's own is named as ``module:function``
+(`earlydrop.training.data.own`).
 """
 
 from __future__ import annotations
@@ -16,21 +17,28 @@ from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.arrays import ARRAYS, AbsentDataError, ArraySource
 from earlydrop.training.data.folder import FolderSource
 from earlydrop.training.data.glyphs import GlyphSource
+from earlydrop.training.data.loading import LoadedImages
 from earlydrop.training.data.own import own_source
 from earlydrop.training.data.published import PublishedSource
+from earlydrop.training.data.shards import ShardSource
 from earlydrop.training.data.source import Once, alone
 from earlydrop.training.data.source import Source as Source
 from earlydrop.training.data.text import TextSource
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.plugins import Code, is_own, load, nearest, registered
 
-DATASETS: dict[str, Callable[[DataConfig, AugmentConfig, torch.device], Source]] = {
+DATASETS: dict[str, Callable[..., Source]] = {
     **dict.fromkeys(ARRAYS, ArraySource),
     "imagefolder": FolderSource,
+    "shards": ShardSource,
     "glyphs": GlyphSource,
     "text": TextSource,
 }
-"""What opens each dataset."""
+"""What opens each dataset: called with the keys of ``data`` and ``augment``, and the device.
+
+A subclass of `LoadedImages` is also given the splits to open, and what one of several workers does
+for all.
+"""
 
 
 def make_source(
@@ -43,8 +51,17 @@ def make_source(
 ) -> Source:
     """Open a dataset.
 
-    Of an image folder only the ``splits`` are read, so that the others need not be there. While ``planning`` nothing is fetched, and
-    published sizes stand for a dataset that is not here. ``once`` is given what one of several workers can do for all.
+    Args:
+        config: Which one.
+        options: How training images are augmented.
+        device: Where batches are made.
+        splits: What is opened of images that are read one by one; the others need not be there.
+        planning: Whether nothing is to be fetched: published sizes then stand for a dataset that is
+            not on this machine.
+        once: Is given what one of several workers can do for all.
+
+    Returns:
+        The dataset.
 
     Raises:
         ConfigError: The dataset is unknown or not there.
@@ -57,8 +74,8 @@ def make_source(
         raise ConfigError(f"data.args.{name} is {config.args[name]!r}: data.name={config.name} takes no arguments; leave it out")
     if config.root is not None and config.name != "text" and not Path(config.root).expanduser().is_dir():
         raise ConfigError(f"data.root is {config.root!r}: there is no such folder")
-    if DATASETS[config.name] is FolderSource:
-        return FolderSource(config, options, device, splits, once)
+    if _loaded(DATASETS[config.name]):
+        return DATASETS[config.name](config, options, device, splits, once)
     if not planning:
         return DATASETS[config.name](config, options, device)
     try:
@@ -70,6 +87,10 @@ def make_source(
 def code_of_data(name: str) -> Code | None:
     """The code of somebody's own that opens a dataset; None if it is earlydrop's."""
     return _own(name) or registered(name, DATASETS[name])
+
+
+def _loaded(opener: object) -> bool:
+    return isinstance(opener, type) and issubclass(opener, LoadedImages)
 
 
 def _own(name: str) -> Code | None:

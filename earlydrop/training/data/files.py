@@ -41,10 +41,10 @@ class Samples(Sequence[tuple[str, int]]):
             labels.append(label)
         self._paths = np.frombuffer(bytes(paths), dtype=np.uint8)
         self._ends = np.array([0, *ends], dtype=np.int64)
-        self._labels = np.array(labels, dtype=np.int32)
+        self.labels = np.array(labels, dtype=np.int32)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -53,7 +53,7 @@ class Samples(Sequence[tuple[str, int]]):
             raise IndexError(index)
         place = index % len(self)
         start, end = self._ends[place], self._ends[place + 1]
-        return os.fsdecode(self._paths[start:end].tobytes()), int(self._labels[place])
+        return os.fsdecode(self._paths[start:end].tobytes()), int(self.labels[place])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
@@ -171,7 +171,7 @@ class _Reader:
                 elif entry.name.lower().endswith(IMAGE_ENDINGS):
                     images.append(entry.path)
                 else:
-                    self.left_out[_type(entry.name)] += 1
+                    self.left_out[type_in_words(entry.name)] += 1
             self.images[name].append((folder, images))
 
 
@@ -187,7 +187,8 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _type(name: str) -> str:
+def type_in_words(name: str) -> str:
+    """The reason for which a file of another type is left out."""
     ending = os.path.splitext(name)[1].lower()
     return f"files that end in {printable(ending)}" if ending else "files without an ending"
 

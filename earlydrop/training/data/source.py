@@ -66,6 +66,18 @@ class Source(Protocol):
         """The same data, read by the process that asks for it."""
         return self
 
+    def close(self) -> None:
+        """End the processes that read the data, if there are any; the next batch starts new ones."""
+        return
+
+    def shared_memory(self, *batch_sizes: int) -> int:
+        """Bytes of shared memory that batches take which are read ahead.
+
+        Args:
+            *batch_sizes: Images of a batch, for each of the passes that are under way at once.
+        """
+        return 0
+
     def blank(self, count: int, device: torch.device) -> Tensor:
         """So many inputs of the right shape that say nothing."""
         if self.context is not None:

@@ -13,7 +13,7 @@ from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import Task, build_model
 from earlydrop.training.record.foreign import foreign_weights
 from earlydrop.training.run import run
-from tests.training.data.test_folder import make_folder
+from tests.training.data.pictures import make_folder
 
 TASK = Task(3, 7, 224, 0.0, 0.0)
 

@@ -1,0 +1,209 @@
+"""Decoding of images that are read one by one, and their transforms: the released augmentation, in timm's implementation.
+
+A transform has two halves. The first, `Transform`, runs where the image is read and ends with bytes.
+The second, `normalised`, runs on the device that trains. So a batch goes from process to process,
+and to the device, in a quarter of the memory of float32. The numbers are those of timm's own
+transform to the bit.
+
+Shape legend: B images, H x W pixels, K erased boxes, P numbers in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from earlydrop.training.config import AugmentConfig
+from earlydrop.training.data.copies import sent
+from earlydrop.training.fields import ConfigError
+from earlydrop.training.names import printable
+
+_CROP = 224 / 256  # of the evaluation transform
+
+
+def make_transforms(image_size: int, options: AugmentConfig) -> tuple[Any, Any]:
+    """The training and the evaluation transform: PIL image to normalised tensor, (3, H, W).
+
+    Without any augmentation the two are the same.
+
+    Raises:
+        ConfigError: ``augment.randaugment`` is not timm's notation.
+    """
+    from timm.data import create_transform
+
+    clean = create_transform(image_size, is_training=False, crop_pct=_CROP, interpolation="bicubic")
+    try:
+        train = create_transform(
+            image_size, is_training=True, hflip=0.5 if options.flip else 0.0, auto_augment=options.randaugment,
+            color_jitter=options.color_jitter or None, re_prob=options.erasing, re_mode="pixel", interpolation="bicubic",
+        )  # fmt: skip
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"augment.randaugment is {options.randaugment!r}: expected timm's notation, such as rand-m9-mstd0.5-inc1 ({error!r})"
+        ) from error
+    if not options.crop:
+        train.transforms[:1] = clean.transforms[:2]  # resize and centre crop in place of the random crop
+    for transform in train.transforms:
+        for operation in getattr(transform, "ops", ()):
+            if "Posterize" in operation.name:
+                operation.aug_fn = _posterize
+    return train, clean
+
+
+def _posterize(image: Any, bits_to_keep: int, **_: Any) -> Any:
+    """Timm's posterize, for Pillow 13 too, which refuses to keep 0 bits: that is black, as it has always been."""
+    from PIL import Image, ImageOps
+
+    if bits_to_keep >= 8:
+        return image
+    return ImageOps.posterize(image, bits_to_keep) if bits_to_keep > 0 else Image.new(image.mode, image.size)
+
+
+class BrokenImageError(RuntimeError):
+    """An image cannot be read.
+
+    The message ends with its name and the reason; a worker process may put a traceback in front.
+    """
+
+
+def load_image(file: Any, name: str | None = None) -> Any:
+    """An image as RGB; images of 16 bits a pixel at their full range.
+
+    Args:
+        file: Its path, or its content as a binary file.
+        name: What an error calls it; its path where None.
+
+    Returns:
+        The PIL image.
+
+    Raises:
+        BrokenImageError: It cannot be read, or holds numbers whose range is not known.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith("I;16"):
+                return Image.fromarray((np.asarray(image, dtype=np.float64) / 257.0).round().astype(np.uint8)).convert("RGB")
+            if image.mode in ("I", "F"):
+                raise ValueError(f"its pixels are of mode {image.mode}, whose range is not known: save it with 8 or 16 bits")
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        said = printable(file if name is None else name)
+        raise BrokenImageError(f"{said} cannot be read as an image: {printable(str(error))}") from error
+
+
+class Pixels(NamedTuple):
+    """One image before it is normalised.
+
+    Attributes:
+        values: (3, H, W), uint8.
+        box: Top, left, height and width of the erased box; None without one.
+        noise: What fills the box, (3, height, width), float32, normalised; None without one.
+    """
+
+    values: Tensor
+    box: tuple[int, int, int, int] | None = None
+    noise: Tensor | None = None
+
+
+class PixelBatch(NamedTuple):
+    """Images and labels before they are normalised, as a worker process hands them over.
+
+    Attributes:
+        values: (B, 3, H, W), uint8.
+        labels: (B,), int64.
+        boxes: Image, top, left, height and width of each erased box, (K, 5), int64.
+        noise: What fills the boxes, one after the other, (P,), float32.
+    """
+
+    values: Tensor
+    labels: Tensor
+    boxes: Tensor
+    noise: Tensor
+
+
+def collate(samples: Sequence[tuple[Pixels, int]]) -> PixelBatch:
+    """A batch of single images."""
+    boxes: list[tuple[int, ...]] = []
+    noise = [torch.empty(0)]
+    for i, (pixels, _) in enumerate(samples):
+        if pixels.box is not None and pixels.noise is not None:
+            boxes.append((i, *pixels.box))
+            noise.append(pixels.noise.flatten())
+    return PixelBatch(
+        values=torch.stack([pixels.values for pixels, _ in samples]),
+        labels=torch.tensor([label for _, label in samples]),
+        boxes=torch.tensor(boxes, dtype=torch.int64).view(-1, 5),
+        noise=torch.cat(noise),
+    )
+
+
+class Transform:
+    """One of `make_transforms`, cut where its image becomes numbers.
+
+    Calling it gives the image as bytes, and `table` holds what timm's own steps make of each of the
+    256 values in each channel. The device looks the numbers up and does not compute them, so no
+    device can round them otherwise.
+
+    Random erasing comes after the normalisation. Its box and its noise do not depend on the image:
+    it is applied to an image of NaN, and the part that is no longer NaN is handed on.
+
+    Attributes:
+        table: What each value becomes, (3, 256), float32.
+    """
+
+    def __init__(self, whole: Any) -> None:
+        from PIL import Image
+
+        names = [type(step).__name__ for step in whole.transforms]
+        cut = names.index("MaybeToTensor")
+        self._to_image = whole.transforms[:cut]
+        to_numbers = whole.transforms[cut : cut + 2]
+        if names[cut + 1] != "Normalize" or names[cut + 2 :] not in ([], ["RandomErasing"]):
+            raise RuntimeError(f"this timm's transform has other steps than expected: {names}; install timm 1.0.20 to 1.0.31")
+        self._erasing = whole.transforms[-1] if names[-1] == "RandomErasing" else None
+        ramp: Any = Image.fromarray(np.arange(256, dtype=np.uint8)[None]).convert("RGB")
+        for step in to_numbers:
+            ramp = step(ramp)
+        self.table: Tensor = ramp[:, 0]  # (3, 256)
+
+    def __call__(self, image: Any) -> Pixels:
+        """An RGB image, cropped and augmented; what is random is drawn from Python's, NumPy's and torch's own generators."""
+        for step in self._to_image:
+            image = step(image)
+        values = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        if self._erasing is None:
+            return Pixels(values)
+        drawn = self._erasing(torch.full(values.shape, torch.nan))
+        rows, columns = (~drawn[0].isnan()).nonzero(as_tuple=True)
+        if len(rows) == 0:
+            return Pixels(values)
+        top, left = int(rows[0]), int(columns[0])
+        height, width = int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
+        return Pixels(values, (top, left, height, width), drawn[:, top : top + height, left : left + width])
+
+
+def normalised(batch: PixelBatch, table: Tensor) -> Tensor:
+    """Images as the model takes them, (B, 3, H, W), float32, on the device of the table.
+
+    Args:
+        batch: The images, on the host.
+        table: What each value becomes, (3, 256), float32.
+    """
+    device = table.device
+    values, noise = sent(batch.values, device), sent(batch.noise, device)
+    images = torch.empty(values.shape, device=device)
+    for channel in range(3):  # one at a time, since an index takes four bytes a pixel
+        index = values[:, channel].flatten().int()
+        images[:, channel] = table[channel].index_select(0, index).view(values[:, channel].shape)
+    start = 0
+    for i, top, left, height, width in batch.boxes.tolist():
+        size = 3 * height * width
+        images[i, :, top : top + height, left : left + width] = noise[start : start + size].view(3, height, width)
+        start += size
+    return images

@@ -2,10 +2,10 @@
 
     python scripts/make_shards.py /data/imagenet /data/imagenet-shards --per-shard 1000
 
-FOLDER holds train/ and val/ (or test/), one folder a class in each. OUT gets the same splits with tar files in
-each, the names of the classes, and a list of the shards by which a missing one is noticed. Images are copied
-byte for byte. The key of a sample is its place in the folder, which also names its random stream: a run
-from the shards has the numbers of a run from the folder.
+FOLDER holds train/ and val/ (or test/), one folder a class in each. OUT gets the same splits with
+tar files in each, the names of the classes, and a list of the shards by which a missing one is
+noticed. Images are copied byte for byte. The key of a sample is its place in the folder, which also
+names its random stream: a run from the shards has the numbers of a run from the folder.
 """
 
 import argparse
@@ -36,16 +36,25 @@ def write_split(files: ImageFiles, out: Path, per_shard: int) -> None:
             for index, (path, label) in enumerate(samples, start):
                 add(tar, f"{index:08d}{Path(path).suffix.lower()}", Path(path).read_bytes())
                 add(tar, f"{index:08d}.cls", str(label).encode())
-        shards.append({"url": name, "nsamples": len(samples), "filesize": (out / name).stat().st_size})
+        size = (out / name).stat().st_size
+        shards.append({"url": name, "nsamples": len(samples), "filesize": size})
     content = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards}
     (out / SHARD_LIST).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--per-shard", type=int, default=1000, help="images in a tar file; about 100 MB is a good size")
+    parser.add_argument(
+        "--per-shard",
+        type=int,
+        default=1000,
+        help="images in a tar file; about 100 MB is a good size",
+    )
     arguments = parser.parse_args()
     if arguments.per_shard < 1:
         parser.error(f"--per-shard is {arguments.per_shard}: expected more than 0")
@@ -53,7 +62,10 @@ def main() -> None:
         raise SystemExit(f"error: {arguments.out} is not empty: give a new folder")
     found = [name for name in ("train", "val", "test") if (arguments.folder / name).is_dir()]
     if not found:
-        raise SystemExit(f"error: {arguments.folder} has none of train/, val/ and test/: give a folder that data=imagefolder reads")
+        raise SystemExit(
+            f"error: {arguments.folder} has none of train/, val/ and test/: "
+            "give a folder that data=imagefolder reads"
+        )
     try:
         splits = {name: find_images(arguments.folder / name) for name in found}
     except ConfigError as error:
@@ -61,7 +73,10 @@ def main() -> None:
     classes = splits[found[0]].classes
     for name, files in splits.items():
         if files.classes != classes:
-            raise SystemExit(f"error: {arguments.folder}: {name}/ and {found[0]}/ have other class folders: expected the same")
+            raise SystemExit(
+                f"error: {arguments.folder}: {name}/ and {found[0]}/ have other class folders: "
+                "expected the same"
+            )
     for name, files in splits.items():
         write_split(files, arguments.out / name, arguments.per_shard)
         print(f"{arguments.out / name}: {len(files.samples):,} images of {len(classes):,} classes")

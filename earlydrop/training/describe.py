@@ -151,18 +151,22 @@ _SHARED = Path("/dev/shm")  # where Linux keeps the batches that processes hand 
 
 
 def _print_shared_memory(plan: Plan) -> None:
-    """The memory of batches that loader processes read ahead: of training, and of an evaluation meanwhile."""
+    """Print the shared memory of the batches that loader processes read ahead, with an evaluation."""
     config = plan.config
     part = config.trainer.batch_size // config.trainer.accumulate
     needed = plan.source.shared_memory(part, config.evaluation.batch_size)
     if needed == 0:
         return
-    line = f"shared       {in_bytes(needed)} for each worker, of batches that data.workers={config.data.workers} read ahead"
+    workers = f"data.workers={config.data.workers}"
+    line = f"shared       {in_bytes(needed)} for each worker, of batches that {workers} read ahead"
     if _SHARED.is_dir():
         free = shutil.disk_usage(_SHARED).free
         line += f"; {in_bytes(free)} free in {_SHARED}"
         if free < needed:
-            line += ": too little; set fewer data.workers or a smaller evaluation.batch_size, or enlarge it (docker run --shm-size)"
+            line += (
+                ": too little; set fewer data.workers or a smaller evaluation.batch_size, "
+                "or enlarge it (docker run --shm-size)"
+            )
     print(line)
 
 

@@ -151,7 +151,7 @@ _SHARED = Path("/dev/shm")  # where Linux keeps the batches that processes hand 
 
 
 def _print_shared_memory(plan: Plan) -> None:
-    """Print the shared memory of the batches that loader processes read ahead, with an evaluation."""
+    """Print the shared memory of the batches that loader processes read ahead."""
     config = plan.config
     part = config.trainer.batch_size // config.trainer.accumulate
     needed = plan.source.shared_memory(part, config.evaluation.batch_size)

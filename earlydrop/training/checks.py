@@ -42,6 +42,11 @@ def check(config: Config) -> None:
             f"probe.batches is {config.probe.batches!r}: gradient direction variance needs at "
             "least 2 gradients"
         )
+    if config.probe.at and config.probe.curvature and config.optim.name != "adamw":
+        raise ConfigError(
+            f"probe.curvature is true: optim.name is {config.optim.name}, expected adamw, whose "
+            "update and preconditioner it measures along"
+        )
     _check_splits(config)
     _check_objective(config)
     _check_tracking(config)

@@ -177,6 +177,9 @@ class ProbeConfig:
     compare: bool = _key(False, CADENCE, used=_probed)
     """Measure twice at the same weights and batches: with dropout on (at ``schedule.rate`` where
     the run's own is 0) and off."""
+    curvature: bool = _key(False, CADENCE, used=_probed)
+    """Measure the critical sharpness along Adam's update, and the largest eigenvalue of the
+    preconditioned Hessian; some hundred forward and backward passes of one part a probe."""
     measures: list[str] = _key([], CADENCE, used=_probed)
     """Further measures of your own, each ``module:function``."""
 

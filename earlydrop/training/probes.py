@@ -108,6 +108,11 @@ class _MiniBatches:
             yield itertools.islice(parts, self.parts_per_batch)
 
 
+def first_part(objective: Objective, plan: Plan, step: int) -> Batch:
+    """The first part of a probe's first mini-batch, the same on every worker."""
+    return next(_MiniBatches(objective, plan, step, ALONE).parts())
+
+
 def probe_gradients(
     model: nn.Module, objective: Objective, plan: Plan, step: int, group: Group = ALONE
 ) -> dict[str, float]:

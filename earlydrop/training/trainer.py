@@ -19,6 +19,7 @@ from earlydrop.distance import model_distance
 from earlydrop.sites import find_sites
 from earlydrop.training.average import WeightAverage
 from earlydrop.training.compiler import compiled
+from earlydrop.training.curvature import probe_curvature
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import training_order
 from earlydrop.training.data.source import Batch
@@ -298,9 +299,18 @@ class Trainer:
 
     def _probe(self) -> dict[str, float]:
         try:
-            return probe_gradients(
+            metrics = probe_gradients(
                 self.model, self.objective, plan=self.plan, step=self.step, group=self.group
             )
+            if self.plan.config.probe.curvature:
+                metrics |= probe_curvature(
+                    self.model,
+                    self.optimizer,
+                    objective=self.objective,
+                    plan=self.plan,
+                    step=self.step,
+                )
+            return metrics
         except ValueError as error:
             raise TrainingFailed(f"the probe at step {self.step}: {error}") from error
 

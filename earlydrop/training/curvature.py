@@ -1,0 +1,101 @@
+"""Curvature of the training loss at a probe, in units that compare with the learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from earlydrop.gradients.curvature import (
+    adam_direction,
+    adam_preconditioner,
+    critical_sharpness,
+    preconditioned_sharpness,
+)
+from earlydrop.sites import find_sites
+from earlydrop.sites.drive import driven_at_base, driven_off
+from earlydrop.sites.traceless import leave_no_trace
+from earlydrop.training.data.objective import Objective
+from earlydrop.training.evaluate import autocast
+from earlydrop.training.plan import Plan
+from earlydrop.training.probes import first_part
+from earlydrop.training.streams import seed_device, stream_seed
+
+_ITERATIONS = 50
+_TOLERANCE = 0.01
+
+
+def probe_curvature(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    plan: Plan,
+    step: int,
+) -> dict[str, float]:
+    """Measure the curvature on the first part of the probe's first mini-batch, in training mode.
+
+    Every worker measures the same part. With ``probe.compare`` it is measured with dropout on and
+    off too.
+
+    Args:
+        model: The model, uncompiled.
+        optimizer: Adam or AdamW, as it stands after this step.
+        objective: The training objective.
+        plan: The run.
+        step: Optimizer steps done.
+
+    Returns:
+        ``probe/critical_sharpness`` along Adam's last update and
+        ``probe/preconditioned_sharpness``, without values that are not finite; nothing before the
+        first step.
+    """
+    if step == 0:
+        return {}
+    present = _measure(model, optimizer, objective, plan, step)
+    metrics = {f"probe/{name}": value for name, value in present.items()}
+    if plan.config.probe.compare:
+        is_on = any(site.rate > 0 for site in find_sites(model) if site.driven)
+        with driven_off(model) if is_on else driven_at_base(model):
+            opposite = _measure(model, optimizer, objective, plan, step)
+        on, off = (present, opposite) if is_on else (opposite, present)
+        metrics |= {f"probe_on/{name}": value for name, value in on.items()}
+        metrics |= {f"probe_off/{name}": value for name, value in off.items()}
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _measure(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    plan: Plan,
+    step: int,
+) -> dict[str, float]:
+    batch = first_part(objective, plan, step)
+    parameters = [p for p in model.parameters() if p in optimizer.state]
+    seed = stream_seed(plan.config.seed, "probe-curvature", step)
+
+    def loss() -> Tensor:
+        seed_device(plan.device, seed)  # the same masks each time
+        with autocast(plan):
+            logits = model(batch[0])
+        return objective.loss(logits, batch[1], plan.config.probe.clean)
+
+    with leave_no_trace(model, objective), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        model.train()
+        return {
+            "critical_sharpness": critical_sharpness(
+                loss,
+                parameters,
+                direction=adam_direction(optimizer, parameters),
+                start=plan.config.optim.lr,
+            ),
+            "preconditioned_sharpness": preconditioned_sharpness(
+                loss(),
+                parameters,
+                preconditioner=adam_preconditioner(optimizer, parameters),
+                iterations=_ITERATIONS,
+                tolerance=_TOLERANCE,
+            ),
+        }

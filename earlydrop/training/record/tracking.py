@@ -25,6 +25,8 @@ from earlydrop.training.record.trackers import BACKENDS, Opened
 log = logging.getLogger(__name__)
 
 STEP = "trainer/step"
+URL = "wandb/url.txt"
+"""In a run's folder: the address of its page at W&B, where it was tracked online."""
 _FINISH_TIMEOUT = 60  # seconds
 _LONGEST_ID = 60  # characters
 
@@ -223,6 +225,8 @@ def _start(config: Config, folder: Path, name: str, identity: str, job_type: str
             run = start("offline")
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP)
+        if not run.offline:
+            (folder / URL).write_text(run.url + "\n", encoding="utf-8")
     except Exception as error:
         log.warning("tracking is not possible (%s): going on without it; metrics.jsonl has everything", _first_line(error))
         return None

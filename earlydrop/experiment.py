@@ -1,4 +1,6 @@
-"""Training and comparing runs from Python: what the command ``earlydrop`` does, for scripts and notebooks. Needs ``earlydrop[train]``.
+"""Training and comparing runs from Python, as the command ``earlydrop`` does.
+
+Needs ``earlydrop[train]``.
 
 >>> config = compose(["model=mlp", "schedule=late", "schedule.rate=0.2", "seed=3"])
 >>> config.schedule.rate, config.seed
@@ -16,11 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_missing = [name for name in ("hydra", "omegaconf", "timm", "torchvision", "pandas") if importlib.util.find_spec(name) is None]
+_EXTRA = ("hydra", "omegaconf", "timm", "torchvision", "pandas")
+_INSTALL = "pip install 'earlydrop[train]'"
+_missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
 if _missing:
-    raise ImportError(
-        f"{', '.join(_missing)} missing: earlydrop.experiment needs more than the library; pip install 'earlydrop[train]'"
-    )
+    _names = ", ".join(_missing)
+    raise ImportError(f"{_names} missing: {__name__} needs more than the library; {_INSTALL}")
 
 import pandas as pd
 import torch
@@ -48,27 +51,30 @@ from earlydrop.training.record.folder import read_config, read_provenance, read_
 from earlydrop.training.run import run as carry_out
 
 Callback = Callable[[int, dict[str, float]], object]
-"""Called with the step and what was measured after it; one that returns True ends the run there."""
+"""A function of the step and the metrics measured after it; one that returns True ends the run."""
+
+
+_EXAMPLE = "'schedule.rate=0.2'"
 
 
 def compose(overrides: str | Iterable[str] = ()) -> Config:
-    """The configuration that a command line with these overrides gives.
+    """The configuration that a command line gives.
 
     Args:
-        overrides: What stands behind ``earlydrop`` on a command line, such as ``["schedule=late", "seed=1"]``; or one text of
-            words. Each key has one value.
+        overrides: The words behind ``earlydrop`` on a command line, such as
+            ``["schedule=late", "seed=1"]``, or one text of them. Each key has one value.
 
     Returns:
         The configuration, complete. Its values can be changed before `train`, which checks them.
 
     Raises:
-        ConfigError: There is no such key or option, or a value cannot be used.
+        ConfigError: An unknown key or option, or an impossible value.
     """
     return _settings_of(compose_one(_checked(overrides)))
 
 
 def _settings_of(values: Mapping[str, Any]) -> Config:
-    """A configuration from nested plain values; a key that there is not is a `ConfigError`."""
+    """A configuration from nested plain values; an unknown key is a `ConfigError`."""
     wrong = unknown_keys(flat(values))
     if wrong is not None:
         raise ConfigError(wrong)
@@ -76,14 +82,17 @@ def _settings_of(values: Mapping[str, Any]) -> Config:
 
 
 def _checked(overrides: str | Iterable[str]) -> list[str]:
+    """Overrides as a list, if they are overrides of single values."""
     if not isinstance(overrides, (str, Iterable)) or isinstance(overrides, (Mapping, bytes)):
-        raise ConfigError(f"overrides is a {type(overrides).__name__}: expected a list of texts such as 'schedule.rate=0.2'")
+        kind = type(overrides).__name__
+        raise ConfigError(f"overrides is a {kind}: expected a list of texts such as {_EXAMPLE}")
     words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     for word in words:
         if not isinstance(word, str):
-            raise ConfigError(f"overrides holds {word!r}: expected texts such as 'schedule.rate=0.2'")
+            raise ConfigError(f"overrides holds {word!r}: expected texts such as {_EXAMPLE}")
         if word.startswith("-"):
-            raise ConfigError(f"overrides holds {word!r}, a flag of the command: expected key=value")
+            flag = f"{word!r}, a flag of the command"
+            raise ConfigError(f"overrides holds {flag}: expected key=value")
     wrong = mistake(words)
     if wrong is not None:
         raise ConfigError(wrong)
@@ -97,42 +106,48 @@ def train(
     data: Any = None,
     callbacks: Sequence[Callback] = (),
 ) -> Run:
-    """Train a run to its end, as the command ``earlydrop`` does: a finished one is not trained again, a stopped one goes on.
+    """Train a run to its end, as the command ``earlydrop`` does.
 
-    Ctrl-C saves and stops; the same call goes on from there. The caller's random numbers, number of threads and signal handlers
-    are as before afterwards.
+    A finished run is not trained again, a stopped one is resumed. Ctrl-C saves and stops; the same
+    call resumes. The random state, number of threads and signal handlers of the process are
+    restored.
 
     Args:
-        config_or_overrides: A configuration, or the overrides that `compose` makes one of.
-        model: In place of ``model.name``: a function that is called with the `Task` and returns a module, or a module, of which a copy
-            is trained from its present weights. Of a module, the dropout that the schedule does not drive is off.
-        data: In place of ``data.name``: a pair for training and test, each a dataset of (image, label) or a pair of tensors
-            (images, labels); or a `Source`.
-        callbacks: Functions of ``(step, metrics)``, called for every line of ``metrics.jsonl`` from here on. One that returns True
-            ends the run there: it is saved, and ``run.state`` is ``"interrupted"``.
+        config_or_overrides: A configuration, or overrides for `compose`.
+        model: In place of ``model.name``: a function of the `Task` that returns a module; or a
+            module, of which a copy is trained from its present weights, with the dropout off that
+            the schedule does not drive.
+        data: In place of ``data.name``: a `Source`, or a pair for training and test, each a dataset
+            of (image, label) or a pair of tensors (images, labels).
+        callbacks: Functions of ``(step, metrics)``, called for every new line of
+            ``metrics.jsonl``. One that returns True ends the run: it is saved, and ``run.state`` is
+            ``"interrupted"``.
 
     Returns:
         The run.
 
     Raises:
-        ConfigError: A value that cannot be used; nothing was trained.
-        TrainingFailed: The run stopped by itself; its status says why.
-        KeyboardInterrupt: It was asked to stop, and has saved.
+        ConfigError: An impossible value; nothing was trained.
+        TrainingFailed: The run failed; its status says why.
+        KeyboardInterrupt: The run was stopped, and is saved.
     """
     overrides: list[str] = []
     if isinstance(config_or_overrides, Config):
         _refuse_unknown(config_or_overrides, "config")
-        config = config_from_dict(dataclasses.asdict(config_or_overrides))  # a copy, and every value of its type
+        values = dataclasses.asdict(config_or_overrides)
+        config = config_from_dict(values)  # a copy, and every value of its type
     else:
         overrides = _checked(config_or_overrides)
         config = compose(overrides)
     if config.mode != "train":
-        raise ConfigError(f"mode is {config.mode!r}: train() trains; the command earlydrop does the rest")
+        rest = "the command earlydrop does the rest"
+        raise ConfigError(f"mode is {config.mode!r}: train() trains; {rest}")
     codes = _put_in(config, model, data)
     watch = _Watch(callbacks)
     with given(codes), _as_before():
         try:
-            done = carry_out(config, unused=unused(overrides, config), watch=watch if callbacks else None)
+            ignored = unused(overrides, config)
+            done = carry_out(config, unused=ignored, watch=watch if callbacks else None)
             folder = Path(done["folder"])
         except Interrupted:
             if not watch.asked:
@@ -141,24 +156,26 @@ def train(
     return Run(folder, codes=codes, trusted=True)
 
 
-def _refuse_unknown(config: Any, said: str) -> None:
-    """Refuse an attribute that was set and that the schema does not have: it would be read by nobody."""
+def _refuse_unknown(config: Any, path: str) -> None:
+    """Refuse an attribute that the schema does not have: nothing would read it."""
     known = [field.name for field in dataclasses.fields(config)]
     for name, value in vars(config).items():
         if name not in known:
-            raise ConfigError(f"{said}.{name} is set, and there is no such key{nearest(name, known)}")
+            hint = nearest(name, known)
+            raise ConfigError(f"{path}.{name} is set, and there is no such key{hint}")
         if dataclasses.is_dataclass(value):
-            _refuse_unknown(value, f"{said}.{name}")
+            _refuse_unknown(value, f"{path}.{name}")
 
 
 def _put_in(config: Config, model: Any, data: Any) -> list[Code]:
-    """Name what is given as objects in a configuration; what stands for these names."""
+    """Give a configuration names for a model and data that are objects; return their code."""
     codes = []
     if model is not None:
-        named = reference_of(model)
-        if named is None:
+        name = reference_of(model)
+        if name is None:
             codes.append(given_model(model))
-        config.model = dataclasses.replace(config.model, name=named or codes[-1].name)
+            name = codes[-1].name
+        config.model = dataclasses.replace(config.model, name=name)
     if data is not None:
         codes.append(given_data(data))
         config.data = dataclasses.replace(config.data, name=codes[-1].name)
@@ -166,12 +183,14 @@ def _put_in(config: Config, model: Any, data: Any) -> list[Code]:
 
 
 class _Watch:
-    """Tells callbacks of what is measured, and notes whether one asked to stop."""
+    """Calls the callbacks, and notes whether one asked to stop."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         for callback in callbacks:
             if not callable(callback):
-                raise ConfigError(f"callbacks holds a {type(callback).__name__}: expected functions of (step, metrics)")
+                kind = type(callback).__name__
+                expected = "functions of (step, metrics)"
+                raise ConfigError(f"callbacks holds a {kind}: expected {expected}")
         self.callbacks = callbacks
         self.asked = False
 
@@ -183,7 +202,7 @@ class _Watch:
 
 @contextlib.contextmanager
 def _as_before() -> Iterator[None]:
-    """Afterwards the process's random numbers and number of threads are as before."""
+    """Restore the process's random state and number of threads afterwards."""
     threads = torch.get_num_threads()
     with leave_no_trace(nn.Module()):
         try:
@@ -198,14 +217,20 @@ class Run:
 
     Args:
         folder: The run's folder.
-        codes: What was given as objects.
-        trusted: Whether the person at the keyboard named what the configuration names.
+        codes: The code of a model and data that are objects.
+        trusted: Whether the user typed the names of the code that the configuration names.
     """
 
-    def __init__(self, folder: str | Path, *, codes: Sequence[Code] = (), trusted: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        codes: Sequence[Code] = (),
+        trusted: bool = False,
+    ) -> None:
         self.folder = Path(folder)
         self._codes, self._trusted = tuple(codes), trusted
-        read_provenance(self.folder)  # refuses what is no run
+        read_provenance(self.folder)  # refuses a folder that is not a run's
 
     @property
     def config(self) -> Config:
@@ -214,7 +239,7 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """The hash of what determines its numbers."""
+        """The hash of everything that determines its numbers."""
         return str(read_provenance(self.folder)["fingerprint"])
 
     @property
@@ -229,7 +254,7 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """What was measured: the column ``step`` and a column a metric, NaN where it was not measured."""
+        """The column ``step`` and a column a metric, NaN where it was not measured."""
         return load_history(self.folder)
 
     @property
@@ -239,31 +264,37 @@ class Run:
         return {str(name): float(value) for name, value in last.items()}
 
     def model(self, *, best: bool = False, trust: bool = False) -> nn.Module:
-        """The trained model on the CPU, in evaluation mode; its dropout at the rate of the step that its weights are from.
+        """The trained model on the CPU, in evaluation mode.
 
-        `earlydrop.restore` gives its dropout layers the rates that they were built with.
+        Its dropout has the rate of the step that its weights are from. `earlydrop.restore` gives
+        its dropout layers the rates that they were built with.
 
         Args:
-            best: The weights at which ``trainer.stop_metric`` was best, not the last ones.
-            trust: Import the code that the configuration names, if this run was not trained by this process.
+            best: The weights at which ``trainer.stop_metric`` was best, instead of the last ones.
+            trust: Import the code that the configuration names, if another process trained this
+                run.
 
         Returns:
             The model.
 
         Raises:
-            ConfigError: There are no such weights, or the configuration names code that is not earlydrop's.
+            ConfigError: There are no such weights, or the configuration names code that is not
+                earlydrop's.
         """
         config = self.config
         if not self._trusted and not trust and names_of(config):
+            names = ", ".join(names_of(config))
             raise ConfigError(
-                f"{self.folder / 'config.yaml'} names code that is not earlydrop's ({', '.join(names_of(config))}), and building the "
-                "model would import that code: look at it first, then say model(trust=True)"
+                f"{self.folder / 'config.yaml'} names code that is not earlydrop's ({names}), and "
+                "building the model would import that code: look at it first, then say "
+                "model(trust=True)"
             )
         load = load_best if best else load_checkpoint
         content = load(self.folder / "checkpoints", self.fingerprint)
         if content is None:
-            raise ConfigError(f"{self.folder} has no {'best weights: set trainer.stop_metric' if best else 'checkpoint'}")
-        config.mode, config.device = "plan", "cpu"  # which does without data that is not here
+            lacking = "best weights: set trainer.stop_metric" if best else "checkpoint"
+            raise ConfigError(f"{self.folder} has no {lacking}")
+        config.mode, config.device = "plan", "cpu"  # a plan needs no data on this machine
         with given(self._codes), leave_no_trace(nn.Module()):
             built, scheduler = scheduled_model(make_plan(config))
         built.load_state_dict(content["model"])
@@ -272,13 +303,13 @@ class Run:
         return built.eval()
 
     def plot(self, *metrics: str) -> Picture:
-        """Its curves as a figure, which a notebook shows and ``savefig`` writes.
+        """Its curves as a figure of matplotlib, which a notebook shows.
 
         Args:
             *metrics: Names such as ``test/accuracy``; without any, those that a report draws.
 
         Returns:
-            The figure, of matplotlib.
+            The figure; its ``savefig`` writes it.
 
         Raises:
             ValueError: A metric that was not measured.
@@ -290,7 +321,8 @@ class Run:
 
     def _repr_html_(self) -> str:
         row = summary_table(runs_in([self.folder], str(self.folder)))
-        return f"<p><code>{html.escape(str(self.folder))}</code>: {self.state} at step {self.step}</p>{html_table(row)}"
+        folder = f"<code>{html.escape(str(self.folder))}</code>"
+        return f"<p>{folder}: {self.state} at step {self.step}</p>{html_table(row)}"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -299,7 +331,8 @@ class Comparison:
 
     Attributes:
         runs: The runs, as `load_runs` gives them.
-        against: The name of the arm that the others are compared with; None for each arm's own without dropout.
+        against: The arm that is subtracted from the others; None for the arm without dropout that
+            shares an arm's other settings.
     """
 
     runs: pd.DataFrame
@@ -307,26 +340,34 @@ class Comparison:
 
     @property
     def arms(self) -> pd.DataFrame:
-        """One row an arm, in text: means over seeds, ± the half-width of their 95% intervals."""
+        """One row an arm, in text: means over seeds ± the half-width of their 95% intervals."""
         return summary_table(self.runs)
 
     @property
     def differences(self) -> pd.DataFrame:
-        """One row an arm and metric: mean paired difference, its 95% interval (Student's t), its p-value, and the number of seeds."""
-        rows = [
-            (arm, metric, found.effect, found.low, found.high, found.p, len(found.seeds))
-            for arm, by_metric in differences(self.runs, self.against).items()
-            for metric, found in by_metric.items()
-        ]
-        return pd.DataFrame(rows, columns=["arm", "metric", "difference", "low", "high", "p", "seeds"])
+        """One row an arm and metric.
+
+        Columns: the mean paired ``difference``, the ends ``low`` and ``high`` of its 95% interval
+        (Student's t), its p-value ``p``, and the number of ``seeds``.
+        """
+        rows = []
+        for arm, by_metric in differences(self.runs, self.against).items():
+            for metric, point in by_metric.items():
+                numbers = (point.effect, point.low, point.high, point.p)
+                rows.append((arm, metric, *numbers, len(point.seeds)))
+        columns = ["arm", "metric", "difference", "low", "high", "p", "seeds"]
+        return pd.DataFrame(rows, columns=columns)
 
     def _tables(self) -> list[pd.DataFrame]:
         paired = paired_table(self.runs, self.against)
         return [self.arms] if paired.empty else [self.arms, paired]
 
     def __str__(self) -> str:
-        said = "" if len(self._tables()) > 1 else "\nno two arms share two finished seeds: there is no difference to show"
-        return "\n\n".join(table.to_string() for table in self._tables()) + said
+        tables = self._tables()
+        text = "\n\n".join(table.to_string() for table in tables)
+        if len(tables) > 1:
+            return text
+        return f"{text}\nno two arms share two finished seeds: there is no difference to show"
 
     __repr__ = __str__
 
@@ -334,13 +375,16 @@ class Comparison:
         return "".join(html_table(table) for table in self._tables())
 
 
-def compare(runs: pd.DataFrame | str | Path | Iterable[Run], against: str | None = None) -> Comparison:
+def compare(
+    runs: pd.DataFrame | str | Path | Iterable[Run],
+    against: str | None = None,
+) -> Comparison:
     """Compare the arms of some runs, seed by seed.
 
     Args:
-        runs: A folder, what `load_runs` gives, or some runs.
-        against: The name of an arm, as the column ``arm`` of `load_runs` has it. None compares each arm with the one without dropout
-            that shares its other settings.
+        runs: A folder, the table of `load_runs`, or some runs.
+        against: The arm that is subtracted, by its name in the column ``arm`` of `load_runs`. None
+            compares each arm with the one without dropout that shares its other settings.
 
     Returns:
         The comparison.
@@ -355,7 +399,7 @@ def compare(runs: pd.DataFrame | str | Path | Iterable[Run], against: str | None
         runs = runs_in([run.folder for run in runs], "runs")
     names = sorted(set(runs["arm"]))
     if against is not None and against not in names:
-        raise ValueError(
-            f"against is {against!r}: expected an arm of these runs{nearest(against, names)}; there are {', '.join(names)}"
-        )
+        hint = nearest(against, names)
+        expected = f"expected an arm of these runs{hint}; there are {', '.join(names)}"
+        raise ValueError(f"against is {against!r}: {expected}")
     return Comparison(runs, against)

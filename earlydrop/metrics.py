@@ -1,7 +1,7 @@
-"""Every metric of a run, once: its name in ``metrics.jsonl``, its words, its digits, which way is better, and where it is shown.
+"""Every metric of a run, once: its name in ``metrics.jsonl``, its words, its digits, and its uses.
 
-Records, tables, figures, claims, the dashboard and early stopping read it here. A gradient measure (`earlydrop.gradients.MEASURES`) that
-has a line ``probe/<name>`` here is recorded at every probe.
+Records, tables, figures, claims, the dashboard and early stopping read it here. A gradient measure
+(`earlydrop.gradients.MEASURES`) with a line ``probe/<name>`` here is recorded at every probe.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ class Metric:
     Attributes:
         name: Its key in ``metrics.jsonl``.
         label: Its words, for an axis.
-        heading: Its words above a column; None if no table shows it.
+        heading: Its words above a column; None if no table has it.
         digits: Decimals in a table.
         better: ``"lower"``, ``"higher"``, or None for neither.
-        column: What a table shows of a run: ``"final"`` for the last value, ``"early"`` for the mean over the first fifth.
-        figure: File name of its curve in a report; None for none. Of metrics with one file name, the first that was measured is drawn
-            (of the two drop rates, the larger).
+        column: The value that a table gives of a run: ``"final"`` for the last one, ``"early"`` for
+            the mean over the first fifth.
+        figure: File name of its curve in a report; None for none. Of metrics with one file name,
+            the first that was measured is drawn (of the two drop rates, the larger).
         claimed: Whether the studies of claims draw its curve.
         watched: Whether every evaluation measures it, so that early stopping can watch it.
         summarised: Whether the dashboard shows its best value.
         printed: Whether the line that ends a run shows it.
+        unit: Its unit, or the scale that it is read on; None for none.
+        meaning: A sentence that defines it, for a reader of a table; None for none.
     """
 
     name: str
@@ -39,6 +42,8 @@ class Metric:
     watched: bool = False
     summarised: bool = False
     printed: bool = False
+    unit: str | None = None
+    meaning: str | None = None
 
     @property
     def short(self) -> str:
@@ -46,87 +51,263 @@ class Metric:
         last = self.name.rpartition("/")[2]
         return last.upper() if last in ("gdv", "gde", "ece") else last.replace("_", " ")
 
+    @property
+    def axis(self) -> str:
+        """Its label with its unit, such as "model distance ‖W − W₀‖₂"."""
+        if self.unit is None:
+            return self.label
+        symbol = self.unit.startswith("‖")
+        return f"{self.label} {self.unit}" if symbol else f"{self.label}, {self.unit}"
 
-METRICS = {
-    metric.name: metric
-    for metric in (  # in the order of tables
-        Metric("dropout/unit_rate", "drop rate", figure="drop_rate", claimed=True),
-        Metric("dropout/path_rate", "stochastic depth rate", figure="drop_rate"),
-        Metric("train/loss", "training loss (running, with dropout)", better="lower", figure="training_loss", claimed=True),
-        Metric("train/lr", "learning rate"),
-        Metric(
-            "train_eval/loss",
-            "training loss (evaluation mode)",
-            "train_eval loss",
-            4,
-            "lower",
-            "final",
-            "train_eval_loss",
-            True,
-            watched=True,
-            summarised=True,
-            printed=True,
-        ),
-        Metric("train_eval/accuracy", "training accuracy (evaluation mode)", better="higher", watched=True),
-        Metric("train_clean/loss", "training loss (clean images)", better="lower", watched=True, printed=True),
-        Metric("train_clean/accuracy", "training accuracy (clean images)", better="higher", watched=True),
-        Metric("test/loss", "test loss", better="lower", watched=True, summarised=True, printed=True),
-        Metric(
-            "test/accuracy",
-            "test accuracy",
-            "test accuracy",
-            4,
-            "higher",
-            "final",
-            "test_accuracy",
-            True,
-            watched=True,
-            summarised=True,
-            printed=True,
-        ),
-        Metric("ema/test/loss", "test loss of the averaged weights", better="lower"),
-        Metric("ema/test/accuracy", "test accuracy of the averaged weights", better="higher", printed=True),
-        Metric("ema/train_eval/loss", "training loss of the averaged weights (evaluation mode)", better="lower"),
-        Metric("ema/train_eval/accuracy", "training accuracy of the averaged weights (evaluation mode)", better="higher"),
-        Metric("ema/train_clean/loss", "training loss of the averaged weights (clean images)", better="lower"),
-        Metric("ema/train_clean/accuracy", "training accuracy of the averaged weights (clean images)", better="higher"),
-        Metric("probe/gradient_norm", "gradient norm", "early gradient norm", 3, None, "early", "gradient_norm", True),
-        Metric("train/gradient_norm", "gradient norm", figure="gradient_norm"),
-        Metric("probe/gdv", "gradient direction variance", "early GDV", 4, None, "early", "gdv", True),
-        Metric("probe/gde", "gradient direction error", "early GDE", 4, None, "early", "gde", True),
-        Metric("probe/bias", "bias of the mean gradient"),
-        Metric("probe/bias_floor", "bias of the mean gradient that sampling gives"),
-        Metric("probe/bias_corrected", "bias of the mean gradient, corrected for sampling"),
-        Metric("probe/noise_scale", "gradient noise scale (images)"),
-        Metric("probe/critical_sharpness", "critical sharpness (1 / learning rate)", figure="critical_sharpness"),
-        Metric("probe/preconditioned_sharpness", "preconditioned sharpness (1 / learning rate)", figure="sharpness"),
-        Metric("probe_on/critical_sharpness", "critical sharpness with dropout on, at the same weights"),
-        Metric("probe_on/preconditioned_sharpness", "preconditioned sharpness with dropout on, at the same weights"),
-        Metric("probe_off/critical_sharpness", "critical sharpness with dropout off, at the same weights"),
-        Metric("probe_off/preconditioned_sharpness", "preconditioned sharpness with dropout off, at the same weights"),
-        Metric("probe_on/gradient_norm", "gradient norm with dropout on, at the same weights"),
-        Metric("probe_on/gdv", "gradient direction variance with dropout on, at the same weights"),
-        Metric("probe_on/gde", "gradient direction error with dropout on, at the same weights"),
-        Metric("probe_off/gradient_norm", "gradient norm with dropout off, at the same weights"),
-        Metric("probe_off/gdv", "gradient direction variance with dropout off, at the same weights"),
-        Metric("probe_off/gde", "gradient direction error with dropout off, at the same weights"),
-        Metric("model/distance", "model distance", "early distance", 3, None, "early", "model_distance", True),
-        Metric("test_mc/loss", "test loss of Monte Carlo dropout", "Monte Carlo NLL", 4, "lower", "final"),
-        Metric("test_mc/accuracy", "test accuracy of Monte Carlo dropout", "Monte Carlo accuracy", 4, "higher", "final"),
-        Metric("test_mc/ece", "calibration error of Monte Carlo dropout", "Monte Carlo ECE", 4, "lower", "final"),
-        Metric("test_mc/mutual_information", "mutual information of Monte Carlo dropout (nats)"),
-        Metric("test/ece", "calibration error", "test ECE", 4, "lower", "final"),
-    )
-}
-"""Every metric by its name."""
+
+_NATS, _CORRECT = "nats", "fraction correct"
+_DIRECTIONS = "0 equal, ½ orthogonal"
+_ON, _OFF = "with dropout on, at the same weights", "with dropout off, at the same weights"
+
+_RATES = (
+    Metric(
+        "dropout/unit_rate",
+        "drop rate",
+        figure="drop_rate",
+        claimed=True,
+        unit="probability",
+        meaning="The probability that a unit is dropped, at the site with the largest rate.",
+    ),
+    Metric(
+        "dropout/path_rate",
+        "stochastic depth rate",
+        figure="drop_rate",
+        unit="probability",
+        meaning="The probability that a residual branch is dropped, at the deepest site.",
+    ),
+)
+_LOSSES = (
+    Metric(
+        "train/loss",
+        "training loss (running, with dropout)",
+        better="lower",
+        figure="training_loss",
+        claimed=True,
+        unit=_NATS,
+        meaning="Mean loss of the batches since the last record, under that arm's own dropout.",
+    ),
+    Metric("train/lr", "learning rate"),
+    Metric(
+        "train_eval/loss",
+        "training loss (evaluation mode)",
+        heading="train_eval loss",
+        better="lower",
+        column="final",
+        figure="train_eval_loss",
+        claimed=True,
+        watched=True,
+        summarised=True,
+        printed=True,
+        unit=_NATS,
+        meaning="Loss on the training set in evaluation mode, without dropout, under the training "
+        "objective: the training loss that arms are compared by.",
+    ),
+    Metric(
+        "train_eval/accuracy",
+        "training accuracy (evaluation mode)",
+        better="higher",
+        watched=True,
+        unit=_CORRECT,
+    ),
+    Metric(
+        "train_clean/loss",
+        "training loss (clean images)",
+        better="lower",
+        watched=True,
+        printed=True,
+        unit=_NATS,
+    ),
+    Metric(
+        "train_clean/accuracy",
+        "training accuracy (clean images)",
+        better="higher",
+        watched=True,
+        unit=_CORRECT,
+    ),
+    Metric(
+        "test/loss",
+        "test loss",
+        better="lower",
+        watched=True,
+        summarised=True,
+        printed=True,
+        unit=_NATS,
+    ),
+    Metric(
+        "test/accuracy",
+        "test accuracy",
+        heading="test accuracy",
+        better="higher",
+        column="final",
+        figure="test_accuracy",
+        claimed=True,
+        watched=True,
+        summarised=True,
+        printed=True,
+        unit=_CORRECT,
+        meaning="Fraction of the test set that is classified correctly, without dropout.",
+    ),
+)
+_AVERAGED = (
+    Metric("ema/test/loss", "test loss of the averaged weights", better="lower"),
+    Metric(
+        "ema/test/accuracy",
+        "test accuracy of the averaged weights",
+        better="higher",
+        printed=True,
+    ),
+    Metric(
+        "ema/train_eval/loss",
+        "training loss of the averaged weights (evaluation mode)",
+        better="lower",
+    ),
+    Metric(
+        "ema/train_eval/accuracy",
+        "training accuracy of the averaged weights (evaluation mode)",
+        better="higher",
+    ),
+    Metric(
+        "ema/train_clean/loss",
+        "training loss of the averaged weights (clean images)",
+        better="lower",
+    ),
+    Metric(
+        "ema/train_clean/accuracy",
+        "training accuracy of the averaged weights (clean images)",
+        better="higher",
+    ),
+)
+_GRADIENTS = (
+    Metric(
+        "probe/gradient_norm",
+        "gradient norm",
+        heading="early gradient norm",
+        digits=3,
+        column="early",
+        figure="gradient_norm",
+        claimed=True,
+        unit="‖g‖₂",
+        meaning="Mean L2 norm of the gradients of mini-batches at frozen weights.",
+    ),
+    Metric("train/gradient_norm", "gradient norm", figure="gradient_norm", unit="‖g‖₂"),
+    Metric(
+        "probe/gdv",
+        "gradient direction variance",
+        heading="early GDV",
+        column="early",
+        figure="gdv",
+        claimed=True,
+        unit=_DIRECTIONS,
+        meaning="Gradient direction variance: how much the gradients of several mini-batches "
+        "disagree in direction. Mean of ½(1 − cosine) over their pairs.",
+    ),
+    Metric(
+        "probe/gde",
+        "gradient direction error",
+        heading="early GDE",
+        column="early",
+        figure="gde",
+        claimed=True,
+        unit=_DIRECTIONS,
+        meaning="Gradient direction error: how far the gradient of a mini-batch points away from "
+        "the gradient of the whole dataset. Mean of ½(1 − cosine).",
+    ),
+    Metric("probe/bias", "bias of the mean gradient"),
+    Metric("probe/bias_floor", "bias of the mean gradient that sampling gives"),
+    Metric("probe/bias_corrected", "bias of the mean gradient, corrected for sampling"),
+    Metric("probe/noise_scale", "gradient noise scale (images)"),
+    Metric(
+        "probe/critical_sharpness",
+        "critical sharpness",
+        figure="critical_sharpness",
+        unit="1 / learning rate",
+        meaning="2 over the smallest learning rate at which a step along Adam's update raises the loss.",
+    ),
+    Metric(
+        "probe/preconditioned_sharpness",
+        "preconditioned sharpness",
+        figure="preconditioned_sharpness",
+        unit="1 / learning rate",
+        meaning="The largest eigenvalue of the Hessian that Adam's preconditioner scales.",
+    ),
+    Metric("probe_on/critical_sharpness", f"critical sharpness {_ON}"),
+    Metric("probe_on/preconditioned_sharpness", f"preconditioned sharpness {_ON}"),
+    Metric("probe_off/critical_sharpness", f"critical sharpness {_OFF}"),
+    Metric("probe_off/preconditioned_sharpness", f"preconditioned sharpness {_OFF}"),
+    Metric("probe_on/gradient_norm", f"gradient norm {_ON}"),
+    Metric("probe_on/gdv", f"gradient direction variance {_ON}"),
+    Metric("probe_on/gde", f"gradient direction error {_ON}"),
+    Metric("probe_off/gradient_norm", f"gradient norm {_OFF}"),
+    Metric("probe_off/gdv", f"gradient direction variance {_OFF}"),
+    Metric("probe_off/gde", f"gradient direction error {_OFF}"),
+    Metric(
+        "model/distance",
+        "model distance",
+        heading="early distance",
+        digits=3,
+        column="early",
+        figure="model_distance",
+        claimed=True,
+        unit="‖W − W₀‖₂",
+        meaning="Model distance: L2 distance of the weights from those at the start.",
+    ),
+)
+_CALIBRATION = (
+    Metric(
+        "test_mc/loss",
+        "test loss of Monte Carlo dropout",
+        heading="Monte Carlo NLL",
+        better="lower",
+        column="final",
+        meaning="Test loss of the mean prediction over several passes with dropout on.",
+    ),
+    Metric(
+        "test_mc/accuracy",
+        "test accuracy of Monte Carlo dropout",
+        heading="Monte Carlo accuracy",
+        better="higher",
+        column="final",
+        meaning="Test accuracy of the mean prediction over several passes with dropout on.",
+    ),
+    Metric(
+        "test_mc/ece",
+        "calibration error of Monte Carlo dropout",
+        heading="Monte Carlo ECE",
+        better="lower",
+        column="final",
+        meaning="Expected calibration error of the mean prediction over several passes.",
+    ),
+    Metric(
+        "test_mc/mutual_information",
+        "mutual information of Monte Carlo dropout (nats)",
+    ),
+    Metric(
+        "test/ece",
+        "calibration error",
+        heading="test ECE",
+        better="lower",
+        column="final",
+        meaning="Expected calibration error: mean gap between confidence and accuracy.",
+    ),
+)
+
+_ALL = (*_RATES, *_LOSSES, *_AVERAGED, *_GRADIENTS, *_CALIBRATION)
+METRICS = {metric.name: metric for metric in _ALL}
+"""Every metric by its name, in the order of tables."""
 
 WATCHED = tuple(name for name, metric in METRICS.items() if metric.watched)
-"""What every evaluation measures."""
+"""The metrics that every evaluation measures."""
 
 
 def is_own(name: str) -> bool:
-    """Whether a metric of a run is a measure of somebody's own, taken at the probes."""
-    return name not in METRICS and name.startswith("probe/") and name.removeprefix("probe/").isidentifier()
+    """Whether a metric of a run is a measure of the user's own, taken at the probes."""
+    measure = name.removeprefix("probe/")
+    return name not in METRICS and measure != name and measure.isidentifier()
 
 
 def improved(name: str, value: float, best: float) -> bool:

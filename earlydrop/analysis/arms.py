@@ -1,14 +1,16 @@
-"""Arms: what runs stand for in a comparison.
+"""Arms: groups of runs that are equal but for their seed.
 
-An arm is a value: every setting that acts on a run's weights but for its seed (`earlydrop.training.fingerprint.settings`). Runs belong to
-one arm if all of these are equal, whatever they are called and whatever else is in their folder. A label is only for display.
+An arm is a value: every setting that acts on a run's weights, without the seed
+(`earlydrop.training.fingerprint.settings`). Runs belong to one arm if all of these are equal,
+whatever their labels and folders. A label is only for display.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +30,8 @@ class Arm:
 
     Attributes:
         values: Key and value of every setting in use, null ones too, in the schema's order.
-        base: The settings of the same runs without dropout; an arm that never drops is its own base.
+        base: The settings of the same runs without dropout. An arm that never drops is its own
+            base.
         words: Its schedule in a few words, such as ``early-0.1-20%``.
     """
 
@@ -38,10 +41,13 @@ class Arm:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Arm:
-        """The arm of a configuration, given as values by dotted key; keys that are missing have their defaults.
+        """The arm of a configuration.
+
+        Args:
+            values: Values by dotted key; a key that is missing has its default.
 
         Raises:
-            ValueError: An unknown key, or a schedule that cannot be.
+            ValueError: An unknown key, or an impossible schedule.
         """
         config = config_of(values)
         words = describe_schedule(config.schedule) if drops(config) else "none"
@@ -50,32 +56,48 @@ class Arm:
         return cls(_frozen(settings(config)), _frozen(settings(without)), words)
 
     def get(self, key: str) -> Any:
-        """The value of a setting; None where it is null or not in use."""
+        """The value of a setting; None if it is null or not in use."""
         return dict(self.values).get(key)
 
     @property
     def schedule(self) -> dict[str, Any]:
-        """The settings of its schedule."""
+        """The settings of its schedule, by key."""
         return {key: value for key, value in self.values if key.startswith(_SCHEDULE)}
 
     @property
     def without_dropout(self) -> bool:
+        """Whether it never drops anything."""
         return self.values == self.base
 
     def agrees(self, other: Arm, except_for: Iterable[str]) -> bool:
-        """Whether two arms share every setting that both use, but for the schedule's and some keys."""
+        """Whether two arms share the settings that both use, without those of the schedule.
+
+        Args:
+            other: The other arm.
+            except_for: Further keys that may differ.
+        """
         ours, theirs = dict(self.values), dict(other.values)
-        leave = set(except_for)
-        common = [key for key in ours if key in theirs and key not in leave and not key.startswith(_SCHEDULE)]
-        return all(ours[key] == theirs[key] for key in common)
+        ignored = set(except_for)
+        for key in ours.keys() & theirs.keys():
+            compared = key not in ignored and not key.startswith(_SCHEDULE)
+            if compared and ours[key] != theirs[key]:
+                return False
+        return True
 
 
 def _frozen(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in values.items())
+    """Settings as a value that can be hashed."""
+    frozen = []
+    for key, value in values.items():
+        frozen.append((key, tuple(value) if isinstance(value, list) else value))
+    return tuple(frozen)
 
 
 def config_of(values: Mapping[str, Any]) -> Config:
-    """A configuration from values by dotted key, as tables hold them: texts, and NaN for null.
+    """A configuration from values by dotted key.
+
+    Args:
+        values: As tables hold them: texts, and NaN for null.
 
     Raises:
         ValueError: A key that the schema does not have.
@@ -96,16 +118,16 @@ def config_of(values: Mapping[str, Any]) -> Config:
 
 
 def _set_own(config: Config, name: str, value: Any) -> None:
-    """Set a key below an open one, such as ``model.args.width``; one that a table has for other runs alone is left out."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    """Set a key below an open one, such as ``model.args.width``; null leaves it out."""
+    if _is_null(value):
         return
     group, _, key = name.split(".", 2)
     getattr(config, group).args[key] = yaml.safe_load(value) if isinstance(value, str) else value
 
 
 def _plain(value: Any, kinds: tuple[Any, ...]) -> Any:
-    """A value in the type that its key has."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    """A value of a table in one of the types of its key."""
+    if _is_null(value):
         return None
     if str in kinds:
         return str(value)
@@ -120,66 +142,93 @@ def _plain(value: Any, kinds: tuple[Any, ...]) -> Any:
     return float(value) if float in kinds and value is not None else value
 
 
+def _is_null(value: Any) -> bool:
+    """Whether a cell of a table means null."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested configuration as values by dotted key."""
     values: dict[str, Any] = {}
     for key, value in config.items():
-        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        if isinstance(value, Mapping):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[prefix + key] = value
     return values
 
 
 def label_arms(arms: Mapping[Any, tuple[Arm, str | None]]) -> dict[Any, str]:
-    """What to call each run of a study: its own label, else its schedule and every other setting in which the study's arms differ.
+    """The name of each run of a study.
 
-    Two arms never share a name: where their names would be the same, the settings in which they differ are added.
+    A run is called by its label, else by its schedule and every other setting in which the study's
+    arms differ. Two arms never share a name: to equal names, the settings in which the arms differ
+    are added.
 
     Args:
-        arms: By run, its arm and the label that it was given, if it was given one.
+        arms: By run, its arm and its label, or None.
 
     Returns:
         By run, its name.
     """
     distinct = list(dict.fromkeys(arm for arm, _ in arms.values()))
-    others = _differing(distinct, lambda key: not key.startswith(_SCHEDULE))
-    names = {run: (arm, label or _named(arm, others)) for run, (arm, label) in arms.items()}
-    same: dict[str, list[Arm]] = {}
+    others = differing(distinct, lambda key: not key.startswith(_SCHEDULE))
+    names = {run: (arm, label or _name(arm, others)) for run, (arm, label) in arms.items()}
+    by_name: dict[str, list[Arm]] = {}
     for arm, name in names.values():
-        if arm not in same.setdefault(name, []):
-            same[name].append(arm)
-    more = {name: _differing(group, lambda key: True) for name, group in same.items() if len(group) > 1}
-    return {run: name + _said(arm, more.get(name, [])) for run, (arm, name) in names.items()}
+        if arm not in by_name.setdefault(name, []):
+            by_name[name].append(arm)
+    added = {name: differing(group) for name, group in by_name.items() if len(group) > 1}
+    return {run: name + _addition(arm, added.get(name, [])) for run, (arm, name) in names.items()}
 
 
-def _differing(arms: list[Arm], among: Any) -> list[str]:
-    """Keys that not all of the arms that use them have the same value of."""
-    found: dict[str, set[Any]] = {}
+def differing(arms: list[Arm], among: Callable[[str], bool] = lambda key: True) -> list[str]:
+    """Keys whose values differ between arms.
+
+    A key that some arms do not use counts only if it belongs to the schedule or to own code.
+
+    Args:
+        arms: The arms.
+        among: Which keys are looked at.
+
+    Returns:
+        The keys, sorted.
+    """
+    values_of: dict[str, set[Any]] = {}
+    users: Counter[str] = Counter()
     for arm in arms:
         for key, value in arm.values:
             if among(key):
-                found.setdefault(key, set()).add(value)
-    using = {key: sum(key in dict(arm.values) for arm in arms) for key in found}
-    return sorted(key for key, values in found.items() if len(values) > 1 or (using[key] < len(arms) and _may_lack(key)))
+                values_of.setdefault(key, set()).add(value)
+                users[key] += 1
+    keys_ = []
+    for key, values in values_of.items():
+        optional = key.startswith(_SCHEDULE) or ".args." in key
+        if len(values) > 1 or (optional and users[key] < len(arms)):
+            keys_.append(key)
+    return sorted(keys_)
 
 
-def _may_lack(key: str) -> bool:
-    """Whether an arm that does not have a key differs by that from one that has it."""
-    return key.startswith(_SCHEDULE) or ".args." in key
+def _name(arm: Arm, keys_: list[str]) -> str:
+    """An arm's schedule, and its values of some keys."""
+    settings = _settings(arm, keys_)
+    return f"{arm.words} · {settings}" if settings else arm.words
 
 
-def _named(arm: Arm, keys_: list[str]) -> str:
+def _addition(arm: Arm, keys_: list[str]) -> str:
+    """What is added to a name that several arms have."""
+    settings = _settings(arm, keys_, exact=True)
+    return f" ({settings})" if settings else ""
+
+
+def _settings(arm: Arm, keys_: list[str], exact: bool = False) -> str:
     values = dict(arm.values)
-    said = [f"{key}={text(values[key])}" for key in keys_ if values.get(key) is not None]
-    return f"{arm.words} · {', '.join(said)}" if said else arm.words
-
-
-def _said(arm: Arm, keys_: list[str]) -> str:
-    values = dict(arm.values)
-    said = ", ".join(f"{key}={text(values[key], exact=True)}" for key in keys_ if values.get(key) is not None)
-    return f" ({said})" if said else ""
+    in_use = [key for key in keys_ if values.get(key) is not None]
+    return ", ".join(f"{key}={text(values[key], exact)}" for key in in_use)
 
 
 def text(value: Any, exact: bool = False) -> str:
-    """A setting as it is shown."""
+    """A setting as text; floats in six digits unless ``exact``."""
     if value is None:
         return "null"
     if isinstance(value, tuple):

@@ -28,15 +28,15 @@ def median_difference(values: Mapping[int, float]) -> tuple[Paired, Within] | No
     Returns:
         The comparison and its test of equivalence; None with fewer than two seeds.
 
-    >>> found, _ = median_difference({0: 1.0, 1: 2.0, 2: 9.0})
-    >>> found.effect
+    >>> comparison, _ = median_difference({0: 1.0, 1: 2.0, 2: 9.0})
+    >>> comparison.effect
     2.0
     """
     differences = np.array(list(values.values()), float)
     if len(differences) < 2:
         return None
     interval = scipy.stats.quantile_test(differences, p=0.5).confidence_interval(1 - LEVEL)
-    found = Paired(
+    comparison = Paired(
         seeds=tuple(values),
         effect=float(np.median(differences)),
         low=_finite(interval.low, -math.inf),
@@ -50,11 +50,11 @@ def median_difference(values: Mapping[int, float]) -> tuple[Paired, Within] | No
         above = _signed_rank(differences + margin, "greater")
         return max(below, above)
 
-    return found, within
+    return comparison, within
 
 
 def _finite(value: float, otherwise: float) -> float:
-    """A bound of an interval; with few values an end is not known."""
+    """A bound of an interval, or another value where it is not known: with few values it is not."""
     return float(value) if math.isfinite(value) else otherwise
 
 
@@ -64,12 +64,15 @@ def _signed_rank(differences: np.ndarray, alternative: str) -> float:
     return float(scipy.stats.wilcoxon(differences, alternative=alternative).pvalue)
 
 
-def share_difference(arm: Mapping[int, float], against: Mapping[int, float]) -> tuple[Paired, Within] | None:
+def share_difference(
+    arm: Mapping[int, float],
+    against: Mapping[int, float],
+) -> tuple[Paired, Within] | None:
     """The difference of two shares over the same seeds, with McNemar's exact test.
 
     Args:
-        arm: By seed, 1 for a run that counts and 0 for one that does not.
-        against: The same of the other arm, with the same seeds.
+        arm: By seed, 1 for a run that counts and 0 for any other.
+        against: Those of the other arm, with the same seeds.
 
     Returns:
         The comparison and its test of equivalence; None with fewer than two seeds. The interval
@@ -85,7 +88,7 @@ def share_difference(arm: Mapping[int, float], against: Mapping[int, float]) -> 
     squares = (gained + lost + 1) / (n + 2)
     error = math.sqrt((squares - center**2) / (n + 2))
     half = float(scipy.stats.norm.ppf(1 - LEVEL / 2)) * error
-    found = Paired(
+    comparison = Paired(
         seeds=tuple(arm),
         effect=(gained - lost) / n,
         low=max(-1.0, center - half),
@@ -97,20 +100,25 @@ def share_difference(arm: Mapping[int, float], against: Mapping[int, float]) -> 
     def within(margin: float) -> float:
         return float(scipy.stats.norm.sf((margin - abs(center)) / error))
 
-    return found, within
+    return comparison, within
 
 
-def time_difference(arm: Mapping[int, float], against: Mapping[int, float], limit: float) -> tuple[Paired, Within] | None:
-    """How much sooner or later runs reach a bound, with the log-rank test.
+def time_difference(
+    arm: Mapping[int, float],
+    against: Mapping[int, float],
+    limit: float,
+) -> tuple[Paired, Within] | None:
+    """The difference of the steps at which runs reach a bound, with the log-rank test.
 
     Args:
         arm: By seed, the step at which a run first reaches the bound; ``limit`` if it never does.
-        against: The same of the other arm, with the same seeds.
+        against: Those of the other arm, with the same seeds.
         limit: The length of a run in steps. A run with this value counts as not having reached it.
 
     Returns:
         The mean difference of the steps, cut at the limit, with Student's interval and the p-value
-        of the log-rank test; and its test of equivalence (paired t). None with fewer than two seeds.
+        of the log-rank test; and its test of equivalence (paired t). None with fewer than two
+        seeds.
     """
     differences = paired({seed: arm[seed] - against[seed] for seed in arm})
     if differences is None:
@@ -119,7 +127,7 @@ def time_difference(arm: Mapping[int, float], against: Mapping[int, float], limi
     reached = any(value < limit for values in (arm, against) for value in values.values())
     with np.errstate(invalid="ignore"):  # runs that all reach it at once: 0 / 0
         p = float(scipy.stats.logrank(*samples).pvalue) if reached else 1.0
-    found = Paired(
+    comparison = Paired(
         seeds=differences.seeds,
         effect=differences.effect,
         low=differences.low,
@@ -127,7 +135,7 @@ def time_difference(arm: Mapping[int, float], against: Mapping[int, float], limi
         p=p if math.isfinite(p) else 1.0,
         spread=differences.spread,
     )
-    return found, lambda margin: p_within(differences, margin)
+    return comparison, lambda margin: p_within(differences, margin)
 
 
 def _censored(steps: Sequence[float], limit: float) -> scipy.stats.CensoredData:

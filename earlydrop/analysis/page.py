@@ -3,70 +3,136 @@
 from __future__ import annotations
 
 import base64
+import functools
 import html
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from earlydrop.metrics import METRICS
+
+TERMS = {
+    "arm": "All runs with one configuration, whatever their seed.",
+    "runs": "Finished runs of the arm.",
+    "seed": "Runs of one seed share initial weights, batches and augmentation.",
+    "seeds": "Seeds that both arms have finished.",
+    "fingerprint": "A hash of everything that decides a run's numbers.",
+    "commit": "The commit of earlydrop that the runs were made with.",
+    "seconds": "Training time of the process that came last.",
+}
+"""What words of a page mean, besides the metrics."""
+_WHEN = {
+    "final": "The last value of the run.",
+    "early": "The mean over the first fifth of the run.",
+}
+
+
+def terms() -> dict[str, str]:
+    """What the headings of tables mean, by heading."""
+    metrics = {
+        metric.heading: " ".join(filter(None, [metric.meaning, _WHEN.get(metric.column or "")]))
+        for metric in METRICS.values()
+        if metric.heading is not None
+    }
+    return TERMS | metrics
+
 
 def to_markdown(table: pd.DataFrame, aligned: bool = True) -> str:
-    """A table of text cells in Markdown, its columns aligned in the source too, or in as few characters as it takes."""
+    """A table of text cells in Markdown.
 
-    def cells(values: Iterable[object]) -> list[str]:
-        return [str(value).replace("|", r"\|").replace("\n", " ") for value in values]
-
+    Args:
+        table: The table.
+        aligned: Whether columns are aligned in the source too, or as narrow as their cells.
+    """
     body = zip(table.index, table.to_numpy(), strict=True)
-    rows = [cells([table.index.name or "", *table.columns]), *(cells([name, *row]) for name, row in body)]
-    widths = [max(len(row[i]) for row in rows) if aligned else 1 for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    rows = [
+        _markdown_cells([table.index.name or "", *table.columns]),
+        *(_markdown_cells([name, *row]) for name, row in body),
+    ]
+    columns = range(len(rows[0]))
+    widths = [max(len(row[column]) for row in rows) if aligned else 1 for column in columns]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("| " + " | ".join(cells) + " |")
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
-_STYLE = """
-:root{color-scheme:light dark;--ink:#222;--paper:#fff;--line:#ccc;--soft:#f3f3f3;--warn:#fff3e0}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e6e6;--paper:#17191c;--line:#444;--soft:#25282c;--warn:#3b2a14}}
-body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:var(--ink);background:var(--paper);
-overflow-wrap:anywhere}
-table{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto;max-width:100%}
-th,td{padding:.3rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:1rem}
-img{width:100%;max-width:760px;background:#fff;border-radius:4px}
-.trouble{background:var(--warn);border-left:4px solid #d55e00;padding:.5rem 1rem}
-small{opacity:.7}code{background:var(--soft)}summary{cursor:pointer;padding:.5rem 0}
-@media print{details{display:none}}
-"""
+def _markdown_cells(values: Iterable[object]) -> list[str]:
+    return [str(value).replace("|", r"\|").replace("\n", " ") for value in values]
 
 
 def html_table(table: pd.DataFrame) -> str:
-    """A table of text cells in HTML."""
+    """A table of text cells in HTML, which `page.js` sorts."""
+    body = zip(table.index, table.to_numpy(), strict=True)
+    head = _html_row([table.index.name or "", *table.columns], "th")
+    rows = "".join(_html_row([name, *cells], "td") for name, cells in body)
+    return f"<table class='sortable'>{head}{rows}</table>"
 
-    def row(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    body = [list(map(str, (index, *cells))) for index, cells in zip(table.index, table.to_numpy(), strict=True)]
-    head = row([str(table.index.name or ""), *map(str, table.columns)], "th")
-    return f"<table>{head}{''.join(row(cells, 'td') for cells in body)}</table>"
+def _html_row(cells: Iterable[object], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
 
 
 def html_list(lines: list[str]) -> str:
+    """Lines as a list in HTML."""
     return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
 
 
 def pictures(figures: list[Path]) -> str:
     """PNG files as elements that hold their own data."""
-    elements = (
-        f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-        for path in figures
-    )
+    elements = []
+    for path in figures:
+        content = base64.b64encode(path.read_bytes()).decode()
+        source = f"data:image/png;base64,{content}"
+        elements.append(f'<img alt="{html.escape(path.stem)}" src="{source}">')
     return f"<div class='figures'>{''.join(elements)}</div>"
 
 
 def html_page(title: str, sections: list[str]) -> str:
     """One self-contained page from a title and HTML sections."""
+    viewport = "<meta name='viewport' content='width=device-width,initial-scale=1'>"
     return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
-        f"<h1>{html.escape(title)}</h1>{''.join(sections)}</html>\n"
+        f"<!doctype html><html lang='en'><meta charset='utf-8'>{viewport}"
+        f"<title>{html.escape(title)}</title><style>{_part('page.css')}</style>"
+        f"<h1>{html.escape(title)}</h1>{''.join(sections)}"
+        f"<script>{_part('page.js')}</script></html>\n"
     )
+
+
+def report_page(**values: Any) -> str:
+    """The page of a study, from ``report.html``.
+
+    Args:
+        **values: What the template shows. Text is escaped; `jinja2`'s ``Markup`` is not.
+    """
+    from markupsafe import Markup
+
+    page: str = _template().render(
+        terms=terms(),
+        style=Markup(_part("page.css")),
+        script=Markup(_part("page.js")),
+        **values,
+    )
+    return page
+
+
+@functools.cache
+def _part(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.from_string(_part("report.html"))

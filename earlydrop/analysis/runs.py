@@ -26,17 +26,28 @@ from earlydrop.training.record.folder import (
 )
 
 DAMAGED = "damaged"
-"""Key in ``attrs`` of `load_runs`' frame: a line for each run that was left out since one of its files is damaged."""
+"""Key in ``attrs`` of `load_runs`' frame: a line for each run left out for a damaged file."""
 
-_OF_A_RUN = ("provenance.json", "metrics.jsonl")  # one of them makes a folder a run's
+_OF_A_RUN = ("provenance.json", "metrics.jsonl")
+"""A folder that holds one of these is a run's."""
 
 EARLY = 0.2
-"""The early window of a run: the first fifth of its steps, without step 0."""
+"""The early window of a run, as a share of its steps; step 0 is not in it."""
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """The run folders at or below a folder, by name: whatever holds a ``provenance.json`` or a ``metrics.jsonl``."""
-    yield from sorted({path.parent for name in _OF_A_RUN for path in folder.rglob(name)})
+    """The folders of runs at or below a folder, sorted.
+
+    Args:
+        folder: Where to look.
+
+    Yields:
+        Folders that hold a ``provenance.json`` or a ``metrics.jsonl``.
+    """
+    found: set[Path] = set()
+    for name in _OF_A_RUN:
+        found.update(path.parent for path in folder.rglob(name))
+    yield from sorted(found)
 
 
 def load_history(run: str | Path) -> pd.DataFrame:
@@ -46,19 +57,20 @@ def load_history(run: str | Path) -> pd.DataFrame:
         run: The run's folder.
 
     Returns:
-        One row a measured step: the column ``step`` and a column a metric, NaN where it was not measured.
+        One row a measured step: the column ``step`` and a column a metric, NaN where it was not
+        measured.
 
     Raises:
-        FileNotFoundError: It is no folder of a run, but perhaps one that holds runs.
+        FileNotFoundError: It is not the folder of a run.
     """
     folder = Path(run)
     if not any((folder / name).is_file() for name in _OF_A_RUN):
         below = list(find_runs(folder)) if folder.is_dir() else []
         if below:
-            raise FileNotFoundError(
-                f"{run} holds {len(below)} runs: load_history takes one of them, such as {below[0]}; load_runs takes them all"
-            )
-        raise FileNotFoundError(f"{run} is no folder of a run: expected one with a {' or a '.join(_OF_A_RUN)}")
+            takes = f"load_history takes one of them, such as {below[0]}; load_runs takes them all"
+            raise FileNotFoundError(f"{run} holds {len(below)} runs: {takes}")
+        expected = " or a ".join(_OF_A_RUN)
+        raise FileNotFoundError(f"{run} is no folder of a run: expected one with a {expected}")
     return pd.DataFrame(read_metrics(folder / "metrics.jsonl"))
 
 
@@ -66,67 +78,97 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
     """The runs at or below a folder, finished or not.
 
     Args:
-        folder: A run, a study, or a folder of studies. Runs with a damaged file are left out, and named in ``attrs["damaged"]``.
+        folder: A run, a study, or a folder of studies. Runs with a damaged file are left out, and
+            named in ``attrs["damaged"]``.
 
     Returns:
-        One row a run. Columns: ``folder``, ``study``, ``arm`` (what to call what the run stands for, see `earlydrop.analysis.arms`),
-        ``settings`` (the arm itself), ``seed``, ``fingerprint``, ``state`` (``finished``, ``running``, ``interrupted``, ``failed``,
-        ``unknown``), ``reason``, ``changed`` (files of a finished run that are not what it wrote), ``step``, ``total_steps``,
-        ``seconds`` (training time of the process that came last), ``images_per_second`` (median), every configuration value as
-        ``config/<key>``, the last value of every metric as ``final/<metric>``, and the mean over the early window (steps above 0 and
-        up to a fifth of the run) as ``early/<metric>``.
+        One row a run, with the columns
+
+        - ``folder``, ``study``, ``seed``, ``fingerprint``;
+        - ``arm``: the name of its arm, and ``settings``: the arm (`earlydrop.analysis.arms`);
+        - ``state``: ``finished``, ``running``, ``interrupted``, ``failed`` or ``unknown``, and
+          ``reason``: why it failed;
+        - ``changed``: files of a finished run that differ from what it wrote;
+        - ``step`` and ``total_steps``;
+        - ``classes`` and ``steps_per_epoch``: of its data; null for runs of earlier versions;
+        - ``seconds``: training time of the process that came last, and ``images_per_second``
+          (median);
+        - ``config/<key>``: every configuration value;
+        - ``final/<metric>``: the last value of every metric;
+        - ``early/<metric>``: its mean over the early window, which are the steps above 0 and up to
+          a fifth of the run.
 
     Raises:
         FileNotFoundError: There is no such folder, or no run in it.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give the folder of a run, of a study, or runs/ itself")
+        expected = "the folder of a run, of a study, or runs/ itself"
+        raise FileNotFoundError(f"{folder} is not a folder: give {expected}")
     return runs_in(find_runs(root), str(folder))
 
 
-def runs_in(folders: Iterable[Path], said: str) -> pd.DataFrame:
-    """`load_runs` of these folders of runs; ``said`` is what they are called where there are none."""
+def runs_in(folders: Iterable[Path], name: str) -> pd.DataFrame:
+    """`load_runs` of some folders of runs.
+
+    Args:
+        folders: The runs.
+        name: What an error calls them.
+
+    Returns:
+        One row a run.
+    """
     rows, damaged = [], []
     for path in folders:
         try:
             rows.append(_row(path))
-        except (DamagedFileError, ValueError) as error:
-            damaged.append(str(error) if isinstance(error, DamagedFileError) else f"{path} is damaged: {error}")
+        except DamagedFileError as error:
+            damaged.append(str(error))
+        except ValueError as error:
+            damaged.append(f"{path} is damaged: {error}")
+    if damaged and not rows:
+        raise DamagedFileError(damaged[0])
     if not rows:
-        for line in damaged:
-            raise DamagedFileError(line)
-        raise FileNotFoundError(f"{said} holds no runs: a run's folder has a config.yaml and a provenance.json")
+        expected = "a run's folder has a config.yaml and a provenance.json"
+        raise FileNotFoundError(f"{name} holds no runs: {expected}")
     runs = named(pd.DataFrame(rows))
     runs.attrs[DAMAGED] = damaged
     return runs
 
 
 def named(runs: pd.DataFrame) -> pd.DataFrame:
-    """A copy with the column ``arm``: what to call each run among those of its study."""
+    """A copy with the column ``arm``: the name of each run's arm within its study."""
     names: dict[Any, str] = {}
     for _, group in runs.groupby("study"):
-        labels = group["config/label"] if "config/label" in group else pd.Series(None, group.index)
-        names |= label_arms({i: (group.loc[i, "settings"], None if pd.isna(labels[i]) else labels[i]) for i in group.index})
+        arms = {}
+        for row in group.index:
+            label = group.loc[row, "config/label"] if "config/label" in group else None
+            arms[row] = group.loc[row, "settings"], None if pd.isna(label) else label
+        names |= label_arms(arms)
     return runs.assign(arm=pd.Series(names))
 
 
 def runs_of(runs: pd.DataFrame, fits: Callable[[Arm], bool]) -> pd.DataFrame:
     """The runs whose arm fits."""
-    return runs[pd.Series([fits(arm) for arm in runs["settings"]], index=runs.index, dtype=bool)]
+    fitting = [fits(arm) for arm in runs["settings"]]
+    return runs[pd.Series(fitting, index=runs.index, dtype=bool)]
 
 
 def _row(path: Path) -> dict[str, Any]:
+    """A run as a row of `load_runs`."""
     provenance, status = read_json(path / "provenance.json"), read_json(path / STATUS)
     if "fingerprint" not in provenance:
-        raise DamagedFileError(f"{path / 'provenance.json'} is missing or damaged: it has no fingerprint")
+        file = path / "provenance.json"
+        raise DamagedFileError(f"{file} is missing or damaged: it has no fingerprint")
     try:
         config = _complete(read_config(path))
         settings = Arm.of({key: value for key, value in config.items() if key_of(key) is not None})
-    except ValueError as error:  # a value that cannot be, or a key of another version
+    except ValueError as error:  # an impossible value, or a key of another version
         raise DamagedFileError(f"{path / 'config.yaml'} is damaged: {error}") from error
     _check_schedule(path / "config.yaml", config, provenance)
     _check_status(path / STATUS, status, config["trainer.stop_metric"] is not None)
+    recorded = provenance.get("data")
+    data = recorded if isinstance(recorded, Mapping) else {}
     row: dict[str, Any] = {
         "folder": str(path),
         "study": config["study"],
@@ -139,52 +181,63 @@ def _row(path: Path) -> dict[str, Any]:
         "changed": ", ".join(changed_files(path)),
         "step": status.get("step", 0),
         "total_steps": status.get("total_steps"),
+        "classes": data.get("classes"),
+        "steps_per_epoch": data.get("steps_per_epoch"),
     }
     timing = read_timing(path / "timing.jsonl")
     row["seconds"] = timing[-1]["seconds"] if timing else None
-    row["images_per_second"] = float(pd.Series([line["images_per_second"] for line in timing]).median()) if timing else None
+    rates = pd.Series([line["images_per_second"] for line in timing])
+    row["images_per_second"] = float(rates.median()) if timing else None
     row |= {f"config/{key}": value for key, value in config.items()}
     history = load_history(path)
     if not history.empty:
         metrics = history.columns.drop("step")
-        early = history[(history["step"] > 0) & (history["step"] <= EARLY * (row["total_steps"] or 0))]
+        end = EARLY * (row["total_steps"] or 0)
+        early = history[(history["step"] > 0) & (history["step"] <= end)]
         row |= {f"final/{name}": _last(history[name]) for name in metrics}
         row |= {f"early/{name}": early[name].mean() for name in metrics}
     return row
 
 
 def _check_schedule(path: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-    """Refuse a schedule that is neither ours nor among the code of the user's own that the run recorded."""
+    """Refuse a schedule that is not earlydrop's, unless the run recorded the user's code for it."""
     name = config["schedule.name"]
-    recorded = provenance.get("code")
-    if name in MAKERS or (isinstance(recorded, Mapping) and any(key.startswith("schedule.name") for key in recorded)):
+    code = provenance.get("code")
+    keys = code if isinstance(code, Mapping) else ()
+    if name in MAKERS or any(key.startswith("schedule.name") for key in keys):
         return
-    raise DamagedFileError(
-        f"{path} is damaged: schedule.name is {name!r}, which is no schedule of earlydrop, and the run recorded no code for it"
-    )
+    why = "which is no schedule of earlydrop, and the run recorded no code for it"
+    raise DamagedFileError(f"{path} is damaged: schedule.name is {name!r}, {why}")
 
 
 def _check_status(path: Path, status: Mapping[str, Any], may_stop_early: bool) -> None:
     """Refuse a status that no run writes."""
-    if status and status.get("state") not in STATES:
-        raise DamagedFileError(f"{path} is damaged: its state is {status.get('state')!r}, not one of {', '.join(STATES)}")
-    step, total = status.get("step"), status.get("total_steps")
-    if status.get("state") == "finished" and step != total and not may_stop_early:
+    state, step, total = status.get("state"), status.get("step"), status.get("total_steps")
+    if status and state not in STATES:
+        states = ", ".join(STATES)
+        raise DamagedFileError(f"{path} is damaged: its state is {state!r}, not one of {states}")
+    if state == "finished" and step != total and not may_stop_early:
         raise DamagedFileError(f"{path} is damaged: it says finished at step {step} of {total}")
 
 
 def _last(values: pd.Series) -> float:
+    """The last value that was measured; NaN without one."""
     measured = values.dropna()
     return float(measured.iloc[-1]) if len(measured) else math.nan
 
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration by dotted key, with the defaults of keys that its version did not have, and null where a key is not used."""
+    """A configuration by dotted key.
+
+    Keys that its version did not have get their defaults; a key that is not used is null.
+    """
     values = flat(config)
-    foreign = [key for key, value in values.items() if key_of(key) is None and value is not None]
+    known = {key: value for key, value in values.items() if key_of(key) is not None}
+    foreign = [key for key, value in values.items() if key not in known and value is not None]
     if foreign:
-        raise ValueError(f"its config.yaml has keys that this version does not know: {', '.join(foreign)}")
-    whole = flat(dataclasses.asdict(Config())) | {key: value for key, value in values.items() if key_of(key) is not None}
+        names = ", ".join(foreign)
+        raise ValueError(f"its config.yaml has keys that this version does not know: {names}")
+    whole = flat(dataclasses.asdict(Config())) | known
     if whole["trainer.stop_metric"] is None:
         whole["trainer.stop_patience"] = None
     return whole

@@ -1,4 +1,4 @@
-"""Statistics of paired comparisons: intervals, differences seed by seed, equivalence, and many tests at once."""
+"""Statistics of paired comparisons: intervals, differences, equivalence, and many tests at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import scipy.stats
 
 LEVEL = 0.05
 _ROUNDING = 1e-9
-"""Differences that scatter by less than this share of their mean are the same but for rounding."""
+"""Differences whose spread is below this share of their mean are equal but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Paired:
         low: Lower end of its 95% interval (Student's t).
         high: Upper end.
         p: Two-sided p-value against 0.
-        spread: Standard deviation of the differences. Where it is 0, runs that are the same (differences of 0) are equivalent; any other
-            difference has a scatter that the metric is too coarse to show, and no test finds anything.
+        spread: Standard deviation of the differences. If it is 0, differences of 0 are equivalent.
+            Any other difference has a spread that the metric is too coarse to show, and no test
+            finds anything.
     """
 
     seeds: tuple[int, ...]
@@ -43,16 +44,26 @@ class Paired:
 
 
 def interval(values: Any) -> tuple[float, float]:
-    """Mean and half-width of its 95% interval (Student's t); the half-width of one value is NaN."""
+    """Mean of some values and the half-width of its 95% interval (Student's t).
+
+    The half-width of one value is NaN.
+    """
     values = np.asarray(values, float)
     n = len(values)
     if n < 2:
         return float(values.mean()) if n else math.nan, math.nan
-    return float(values.mean()), float(scipy.stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5)
+    quantile = scipy.stats.t.ppf(0.975, n - 1)
+    return float(values.mean()), float(quantile * values.std(ddof=1) / n**0.5)
 
 
 def paired(values: Mapping[int, float]) -> Paired | None:
-    """Paired t of the differences by seed; None with fewer than two.
+    """Paired t of some differences.
+
+    Args:
+        values: Differences by seed.
+
+    Returns:
+        The comparison; None with fewer than two seeds.
 
     >>> paired({0: 1.0, 1: 2.0, 2: 3.0}).effect
     2.0
@@ -65,7 +76,14 @@ def paired(values: Mapping[int, float]) -> Paired | None:
     if spread <= _ROUNDING * abs(mean):
         spread = 0.0
     half = float(scipy.stats.t.ppf(1 - LEVEL / 2, n - 1)) * spread / n**0.5
-    return Paired(tuple(values), mean, mean - half, mean + half, _two_sided(mean, spread, n), spread)
+    return Paired(
+        seeds=tuple(values),
+        effect=mean,
+        low=mean - half,
+        high=mean + half,
+        p=_two_sided(mean, spread, n),
+        spread=spread,
+    )
 
 
 def at_level(found: Paired, level: float) -> Paired:
@@ -84,15 +102,18 @@ def p_within(found: Paired, margin: float) -> float:
     """p-value of equivalence within ± a margin: the larger of two one-sided tests."""
     if found.error == 0:
         return float(found.effect != 0)
-    n = len(found.seeds)
-    return float(max(scipy.stats.t.cdf((sign * found.effect - margin) / found.error, n - 1) for sign in (1, -1)))
+    freedom = len(found.seeds) - 1
+    above = scipy.stats.t.cdf((found.effect - margin) / found.error, freedom)
+    below = scipy.stats.t.cdf((-found.effect - margin) / found.error, freedom)
+    return float(max(above, below))
 
 
 def p_beyond(found: Paired, margin: float) -> float:
-    """p-value of a difference beyond ± a margin."""
+    """p-value of a difference beyond ± a margin (two-sided)."""
     if found.error == 0:
         return 1.0
-    return float(min(1.0, 2 * scipy.stats.t.sf((abs(found.effect) - margin) / found.error, len(found.seeds) - 1)))
+    distance = (abs(found.effect) - margin) / found.error
+    return float(min(1.0, 2 * scipy.stats.t.sf(distance, len(found.seeds) - 1)))
 
 
 def holm(p_values: Iterable[float]) -> list[float]:
@@ -103,16 +124,22 @@ def holm(p_values: Iterable[float]) -> list[float]:
     """
     values = list(p_values)
     adjusted, largest = [1.0] * len(values), 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+    ascending = sorted(range(len(values)), key=values.__getitem__)
+    for rank, index in enumerate(ascending):
         largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
         adjusted[index] = largest
     return adjusted
 
 
 def bootstrap(values: Iterable[float]) -> tuple[float, float]:
-    """95% interval of the mean by bootstrap (BCa)."""
+    """95% interval of a mean by bootstrap (BCa)."""
     sample = np.array(list(values))
-    result = scipy.stats.bootstrap((sample,), np.mean, confidence_level=1 - LEVEL, rng=np.random.default_rng(0))
+    result = scipy.stats.bootstrap(
+        (sample,),
+        np.mean,
+        confidence_level=1 - LEVEL,
+        rng=np.random.default_rng(0),
+    )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
@@ -124,23 +151,40 @@ def p_above(found: Paired, bound: float) -> float:
 
 
 def power_of_difference(spread: float, effect: float, n: int, level: float) -> float:
-    """Power of the two-sided paired t test at a level, with n pairs whose differences have this spread about a true effect."""
+    """Power of the two-sided paired t test.
+
+    Args:
+        spread: Standard deviation of the differences.
+        effect: Their true mean.
+        n: Number of pairs.
+        level: Level of the test.
+    """
     critical = scipy.stats.t.ppf(1 - level / 2, n - 1)
     return float(scipy.stats.nct.sf(critical, n - 1, effect / spread * math.sqrt(n)))
 
 
 def power_of_bound(spread: float, margin: float, n: int, level: float, sides: int) -> float:
-    """Power of one (``sides`` 1) or two one-sided tests against a margin at a level, where the true difference is 0.
+    """Power of one-sided tests against a margin, if the true difference is 0.
 
-    Two sides: from the probability of each (Bonferroni), so rather too low.
+    Args:
+        spread: Standard deviation of the differences.
+        margin: The margin.
+        n: Number of pairs.
+        level: Level of each test.
+        sides: 1, or 2 for both sides; then the power is a lower bound (Bonferroni).
     """
     critical = scipy.stats.t.ppf(1 - level, n - 1)
-    one = float(scipy.stats.nct.sf(critical, n - 1, margin / spread * math.sqrt(n)))
-    return max(0.0, 1.0 - sides * (1.0 - one))
+    power_of_one = float(scipy.stats.nct.sf(critical, n - 1, margin / spread * math.sqrt(n)))
+    return max(0.0, 1.0 - sides * (1.0 - power_of_one))
 
 
 def first_enough(enough: Callable[[int], bool], most: int) -> int | None:
-    """The smallest n from 2 on that is enough, if being enough is kept by every larger n; None above ``most``."""
+    """The smallest number from 2 on that is enough; None if that is above ``most``.
+
+    Args:
+        enough: Whether a number is enough; every larger one then is, too.
+        most: The largest number that is tried.
+    """
     low, high = 1, 2
     while not enough(high):
         if high >= most:

@@ -1,4 +1,4 @@
-"""How an arm looks in every figure: its schedule says its colour, its variants the line and marker."""
+"""How an arm looks in every figure: a colour for its schedule, lines and markers for variants."""
 
 from __future__ import annotations
 
@@ -42,11 +42,13 @@ def styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
         By arm: ``color``, ``linestyle`` and ``marker``.
     """
     seen: Counter[str] = Counter()
-    others: dict[str, int] = {}
-    found = {}
+    others: dict[str, int] = {}  # schedules of the user's own, numbered
+    looks = {}
     for arm in arms:
         words = re.split(r"[- ]", arm)
-        name = f"{words[0]} path" if "path" in words and f"{words[0]} path" in _COLOURS else words[0]
+        name = words[0]
+        if "path" in words and f"{name} path" in _COLOURS:
+            name = f"{name} path"
         if name in _COLOURS:
             colour, marker = _COLOURS[name], _MARKERS[name]
         else:
@@ -58,8 +60,8 @@ def styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
             marker = _VARIANTS[(variant - 1) % len(_VARIANTS)]
             colour = _shade(colour, _SHADES[variant % len(_SHADES)])
         line = _LINES[variant % len(_LINES)]
-        found[arm] = {"color": colour, "linestyle": line, "marker": marker}
-    return found
+        looks[arm] = {"color": colour, "linestyle": line, "marker": marker}
+    return looks
 
 
 def _shade(colour: str, share: float) -> str:

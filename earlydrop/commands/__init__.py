@@ -1,4 +1,4 @@
-"""What a person types: arguments, exit codes, and one clear line for an error."""
+"""The console commands: arguments, exit codes, and one line for an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from collections.abc import Callable
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """A console command: it ends quietly when its output is cut, prints on any terminal, and says in a line what a user can mend."""
+    """Make a function a console command.
+
+    It prints on any terminal, ends quietly when its output is cut, and reports an error that the
+    user can correct in one line.
+    """
 
     @functools.wraps(main)
     def run() -> None:
@@ -35,4 +39,6 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
 def duration(seconds: float) -> str:
     """A time in words."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

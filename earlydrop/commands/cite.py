@@ -1,4 +1,4 @@
-"""``earlydrop-cite FOLDER``: BibTeX for the paper, this software and a run, and the command that reproduces the run."""
+"""``earlydrop-cite FOLDER``: BibTeX for paper, software and run, and the command to repeat it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from earlydrop.commands import command
 from earlydrop.training.compose import compose, literal
 from earlydrop.training.keys import key_of
 from earlydrop.training.plugins import OBJECT
-from earlydrop.training.record.folder import STATUS, DamagedFileError, changed_files, read_config, read_provenance
+from earlydrop.training.record.folder import (
+    STATUS,
+    DamagedFileError,
+    changed_files,
+    read_config,
+    read_provenance,
+)
 
 PAPER = """@inproceedings{liu2023dropout,
   title     = {Dropout Reduces Underfitting},
@@ -26,13 +32,14 @@ PAPER = """@inproceedings{liu2023dropout,
 
 
 def command_line(config: dict[str, Any]) -> str:
-    """The command line that makes a run with this configuration's numbers: an override for every value that is not the default."""
+    """The command line that repeats a run: an override for every value not at its default."""
     default = flat(compose())
     overrides = []
     for key, value in flat(config).items():
         known = key_of(key)
         if value != default.get(key) and (known is None or known.cited):
-            added = "+" if known is not None and key != known.name else ""  # a key of somebody's own code
+            own = known is not None and key != known.name  # a key of the user's own code
+            added = "+" if own else ""
             overrides.append(f"{added}{key}={_plain(value)}")
     return shlex.join(["earlydrop", *overrides])
 
@@ -41,7 +48,7 @@ _PLAIN = re.compile(
     r"(?!(?:null|true|false|inf|nan)$)[A-Za-z][\w./-]*(?::[A-Za-z]\w*)?|\d+(?:\.\d+)?(?:%|ep)",
     re.IGNORECASE,
 )
-"""Strings that need no quotes in Hydra's grammar, and cannot be taken for anything but strings."""
+"""Strings that need no quotes in Hydra's grammar, and that are read as nothing but strings."""
 
 
 def _plain(value: Any) -> str:
@@ -60,23 +67,26 @@ def _plain(value: Any) -> str:
 
 
 MADE_FROM = ("config.yaml", "provenance.json")
-"""What a citation is made from."""
+"""The files that a citation is made from."""
 
 
 def citation(run: Path) -> str:
     """BibTeX for the paper, the software and a run, and the command that reproduces the run.
 
+    Args:
+        run: The run's folder.
+
     Raises:
-        DamagedFileError: What it is made from is missing, damaged, or not what the run wrote.
+        DamagedFileError: One of `MADE_FROM` is missing, damaged, or was changed after the run.
     """
     for name in changed_files(run):
         if name in MADE_FROM:
-            raise DamagedFileError(
-                f"{run / name} is not what the run wrote, by the digest in its {STATUS}: one of them was changed"
-            )
+            digest = f"the digest in its {STATUS}: one of them was changed"
+            raise DamagedFileError(f"{run / name} is not what the run wrote, by {digest}")
     provenance = read_provenance(run)
     config = read_config(run)
-    version, commit, fingerprint = provenance["earlydrop"], provenance["commit"], provenance["fingerprint"]
+    version, commit = provenance["earlydrop"], provenance["commit"]
+    fingerprint = provenance["fingerprint"]
     where = f"version {version}" + (f", commit {commit}" if commit else "")
     if provenance.get("diff"):
         where += " with uncommitted changes (see provenance.json)"
@@ -88,46 +98,54 @@ def citation(run: Path) -> str:
 }}"""
     code = _own_code(provenance)
     own = f", with {', '.join(code)}" if code else ""
+    model, data, arm = config["model"]["name"], config["data"]["name"], provenance["arm"]
     entry = f"""@misc{{earlydrop-{fingerprint},
-  title  = {{{config["model"]["name"]} on {config["data"]["name"]}, {provenance["arm"]}, seed {config["seed"]}}},
+  title  = {{{model} on {data}, {arm}, seed {config["seed"]}}},
   author = {{{{The earlydrop developers}}}},
   note   = {{earlydrop run {fingerprint}, {where}{own}}},
   year   = {{2026}},
 }}"""
-    needed = " (it needs code of the run's author, which is named above and is not part of earlydrop)" if code else ""
-    repeat = f"Reproduce it{needed}:\n\n  {command_line(config)}"
+    return "\n\n".join([PAPER, software, entry, _repetition(config, bool(code))])
+
+
+def _repetition(config: dict[str, Any], own_code: bool) -> str:
+    """How to run a configuration again."""
     given = [key for key in ("model", "data") if str(config[key]["name"]).startswith(OBJECT)]
     if given:
-        repeat = (
-            f"No command reproduces it: its {' and '.join(given)} {'was' if len(given) == 1 else 'were'} given as an object in Python. "
-            "Publish the script with it."
-        )
-    return "\n\n".join([PAPER, software, entry, repeat])
+        were = "was" if len(given) == 1 else "were"
+        objects = f"its {' and '.join(given)} {were} given as an object in Python"
+        return f"No command reproduces it: {objects}. Publish the script with it."
+    whose = "code of the run's author, which is named above and is not part of earlydrop"
+    needed = f" (it needs {whose})" if own_code else ""
+    return f"Reproduce it{needed}:\n\n  {command_line(config)}"
 
 
 def _own_code(provenance: dict[str, Any]) -> list[str]:
-    """The code of somebody's own that a run was made with, as its provenance names it. Imports nothing."""
-    found = provenance.get("code", {})
-    if not isinstance(found, dict):
+    """The user's own code that a run was made with, as its provenance names it. Imports nothing."""
+    recorded = provenance.get("code", {})
+    if not isinstance(recorded, dict):
         return []
-    names: dict[str, list[str]] = {}
-    for each in found.values():
-        if isinstance(each, dict) and {"name", "digest"} <= each.keys():
-            names.setdefault(str(each["digest"])[:12], []).append(str(each["name"]))
-    return [f"{' and '.join(each)} (SHA-256 {digest})" for digest, each in names.items()]
+    by_digest: dict[str, list[str]] = {}
+    for code in recorded.values():
+        if isinstance(code, dict) and {"name", "digest"} <= code.keys():
+            by_digest.setdefault(str(code["digest"])[:12], []).append(str(code["name"]))
+    return [f"{' and '.join(names)} (SHA-256 {digest})" for digest, names in by_digest.items()]
 
 
 @command
 def main() -> None:
     """Print how to cite and reproduce the runs in a folder."""
     parser = argparse.ArgumentParser(
-        prog="earlydrop-cite", allow_abbrev=False, description="BibTeX for the paper, this software and a run."
+        prog="earlydrop-cite",
+        allow_abbrev=False,
+        description="BibTeX for the paper, this software and a run.",
     )
     parser.add_argument("folder", type=Path, help="a run's folder, or a folder of runs")
     arguments = parser.parse_args()
     runs = list(find_runs(arguments.folder))
     if not runs:
-        raise SystemExit(f"error: {arguments.folder} holds no runs: a run's folder has a config.yaml and a provenance.json")
+        expected = "a run's folder has a config.yaml and a provenance.json"
+        raise SystemExit(f"error: {arguments.folder} holds no runs: {expected}")
     texts, errors = [], []
     for run in runs:
         try:

@@ -1,4 +1,7 @@
-"""``mode=plan`` of a sweep: what varies, the arms, and one total of runs, time and disk. No job starts, and nothing is written."""
+"""``mode=plan`` of a sweep: what varies, the arms, and the total of runs, time and disk.
+
+No job starts, and nothing is written.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +21,19 @@ if TYPE_CHECKING:
     from earlydrop.training.plan import Plan
 
 _MOST_ARMS = 20
+_MOST_VALUES = 12
 _OF_A_RUN = ("seed", "study", "label", "tags")  # keys by which runs of one cost differ
 
 
 def plan_grid(config: Any) -> int:
-    """Plan every job of a sweep, and print the plans as one. Returns the exit code: 1 if a job would be refused."""
+    """Plan every job of a sweep, and print the plans as one.
+
+    Args:
+        config: The sweep's configuration, with Hydra's own.
+
+    Returns:
+        The exit code: 1 if a job would be refused.
+    """
     from earlydrop.training.fields import ConfigError
     from earlydrop.training.plan import make_plan
 
@@ -47,7 +59,8 @@ def plan_grid(config: Any) -> int:
     if plans:
         _print(plans, values, costs, _at_once(config))
     for reason, which in refused.items():
-        print(f"error: {len(which)} of {len(jobs)} jobs would be refused, such as {which[0]}: {reason}", file=sys.stderr)
+        count = f"{len(which)} of {len(jobs)} jobs would be refused, such as {which[0]}"
+        print(f"error: {count}: {reason}", file=sys.stderr)
     return int(bool(refused))
 
 
@@ -61,10 +74,13 @@ def _jobs(config: Any) -> list[list[str]]:
 
     target = str(config.hydra.sweeper.get("_target_", ""))
     if not target.endswith("BasicSweeper"):
-        raise ConfigError(f"mode is 'plan': {target.rpartition('.')[2]} chooses its jobs as it goes; plan one of them, without -m")
+        sweeper = target.rpartition(".")[2]
+        instead = "plan one of them, without -m"
+        raise ConfigError(f"mode is 'plan': {sweeper} chooses its jobs as it goes; {instead}")
     params = [f"{key}={value}" for key, value in dict(config.hydra.sweeper.params or {}).items()]
+    words = [*params, *config.hydra.overrides.task]
     try:
-        overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+        overrides = OverridesParser.create().parse_overrides(words)
         (jobs,) = BasicSweeper.split_arguments(overrides, None)
     except HydraException as error:
         raise ConfigError(f"mode is 'plan': {str(error).splitlines()[0]}") from error
@@ -105,18 +121,21 @@ def _at_once(config: Any) -> int:
 
 
 def _like(values: Mapping[str, Any]) -> str:
-    """What runs of equal speed have in common: everything but the schedule and what tells repetitions apart."""
-    kept = {key: value for key, value in values.items() if key not in _OF_A_RUN and not key.startswith("schedule.")}
+    """The values that runs of equal speed share: all but the schedule and `_OF_A_RUN`."""
+    kept = {}
+    for key, value in values.items():
+        if key not in _OF_A_RUN and not key.startswith("schedule."):
+            kept[key] = value
     return json.dumps(kept, sort_keys=True, default=str)
 
 
 def _key(plan: Plan, values: Mapping[str, Any]) -> str:
-    """What runs of one cost have in common: whether anything drops, of which kind, and all but their schedule and seed."""
+    """What runs of one cost share: whether anything drops, of which kind, and other values."""
     return f"{plan.schedule.peak > 0} {plan.config.schedule.kind} {_like(values)}"
 
 
 def _measured(plan: Plan, values: Mapping[str, Any], costs: dict[str, Cost]) -> None:
-    """Time one run of each cost. A model that cannot do what its run says is refused."""
+    """Time one run of each cost; refuse a model that cannot do what its run says."""
     import torch
 
     from earlydrop.training.cost import estimate
@@ -131,64 +150,98 @@ def _measured(plan: Plan, values: Mapping[str, Any], costs: dict[str, Cost]) -> 
     costs[_key(plan, values)] = estimate(plan)
 
 
-def _print(plans: list[Plan], values: list[dict[str, Any]], costs: Mapping[str, Cost], at_once: int) -> None:
-    from earlydrop.training.cost import estimate, workers_of
-    from earlydrop.training.describe import existing, in_bytes
-    from earlydrop.training.record.folder import read_status
+def _print(
+    plans: list[Plan],
+    values: list[dict[str, Any]],
+    costs: Mapping[str, Cost],
+    at_once: int,
+) -> None:
+    """Print the plans of all jobs as one.
 
-    distinct = {plan.folder: (plan, each) for plan, each in zip(plans, values, strict=True)}
-    first = plans[0]
+    Args:
+        plans: A plan a job.
+        values: The values of each job by dotted key.
+        costs: By `_key`, what a run costs.
+        at_once: How many jobs run side by side.
+    """
+    distinct = {plan.folder: (plan, job) for plan, job in zip(plans, values, strict=True)}
     lengths = sorted({plan.total_steps for plan in plans})
-    print(f"runs         {len(distinct)} in {_said(sorted({str(plan.folder.parent) for plan in plans}))}")
-    print(f"of           {_said(_once(plan.config.model.name for plan in plans))}, on {first.device}")
-    print(f"on           {_said(_once(_data(plan) for plan in plans))}")
-    print(f"length       {_said([str(length) for length in lengths])} steps")
-    for i, (key, found) in enumerate(_varying(values).items()):
-        print(f"{'' if i else 'varies':<13}{key}: {_said(found)}")
-    arms: dict[str, int] = {}
-    for plan, _ in distinct.values():
-        arms[plan.name] = arms.get(plan.name, 0) + 1
+    folders = sorted({str(plan.folder.parent) for plan in plans})
+    models = _once(plan.config.model.name for plan in plans)
+    print(f"runs         {len(distinct)} in {_listed(folders)}")
+    print(f"of           {_listed(models)}, on {plans[0].device}")
+    print(f"on           {_listed(_once(_data(plan) for plan in plans))}")
+    print(f"length       {_listed([str(length) for length in lengths])} steps")
+    for i, (key, different) in enumerate(_varying(values).items()):
+        print(f"{'' if i else 'varies':<13}{key}: {_listed(different)}")
+    arms = Counter(plan.name for plan, _ in distinct.values())
     for i, (name, count) in enumerate(list(arms.items())[:_MOST_ARMS]):
         print(f"{'' if i else 'arms':<13}{name}: {count} run{'s' if count > 1 else ''}")
     if len(arms) > _MOST_ARMS:
         print(f"{'':<13}and {len(arms) - _MOST_ARMS} more")
-    done = [plan for plan, _ in distinct.values() if read_status(plan.folder).get("state") == "finished"]
-    done = [plan for plan in done if plan.config.resume != "never"]
+    _print_total(list(distinct.values()), costs, at_once)
+
+
+def _print_total(
+    jobs: list[tuple[Plan, dict[str, Any]]],
+    costs: Mapping[str, Cost],
+    at_once: int,
+) -> None:
+    """Print the time, GPU hours and disk of the runs that are not finished."""
+    from earlydrop.training.cost import estimate, workers_of
+    from earlydrop.training.describe import existing, in_bytes
+
+    left = [(plan, job) for plan, job in jobs if not _finished(plan)]
     seconds, hours, disk = 0.0, 0.0, 0
-    for plan, each in distinct.values():
-        if plan in done:
-            continue
-        cost = estimate(plan, costs[_key(plan, each)])
+    for plan, job in left:
+        cost = estimate(plan, costs[_key(plan, job)])
         took = cost.training + cost.evaluation + cost.probes
         seconds += took
         hours += took * workers_of(plan) / 3600
         disk += cost.checkpoint * (3 if plan.config.trainer.stop_metric is not None else 2)
+    first = jobs[0][0]
     free = shutil.disk_usage(existing(Path(first.config.out).expanduser())).free
-    left = len(distinct) - len(done)
-    side = min(at_once, left)
+    finished = len(jobs) - len(left)
+    before = f" ({finished} more are finished)" if finished else ""
+    side = min(at_once, len(left))
     how = f" with {side} side by side, {duration(seconds)} one after another" if side > 1 else ""
-    before = f" ({len(done)} more are finished)" if done else ""
+    unit = "GPU hours" if first.device.type == "cuda" else "hours"
     print(
-        f"total        {left} runs{before}, {duration(seconds / max(side, 1))}{how}, {hours:.3g} "
-        f"{'GPU hours' if first.device.type == 'cuda' else 'hours'}; {in_bytes(disk)} of disk, {in_bytes(free)} free"
+        f"total        {len(left)} runs{before}, {duration(seconds / max(side, 1))}{how}, "
+        f"{hours:.3g} {unit}; {in_bytes(disk)} of disk, {in_bytes(free)} free"
     )
 
 
+def _finished(plan: Plan) -> bool:
+    """Whether a run is finished, and would not be trained again."""
+    from earlydrop.training.record.folder import read_status
+
+    finished = read_status(plan.folder).get("state") == "finished"
+    return finished and plan.config.resume != "never"
+
+
 def _data(plan: Plan) -> str:
+    """A dataset with its sizes."""
     sizes, absent = plan.source.sizes, ", not on this machine" if plan.source.absent else ""
     return f"{plan.config.data.name} ({sizes['train']:,} and {sizes['test']:,}{absent})"
 
 
-def _varying(values: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """The keys by which the jobs differ, with their values in the order in which they come."""
-    names = dict.fromkeys(key for each in values for key in each)
-    found = {key: _once(str(each.get(key)) for each in values) for key in names}
-    return {key: each for key, each in found.items() if len(each) > 1}
+def _varying(jobs: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """The keys by which the jobs differ, each with its values in the order of the jobs."""
+    varying = {}
+    for key in _once(key for job in jobs for key in job):
+        values = _once(str(job.get(key)) for job in jobs)
+        if len(values) > 1:
+            varying[key] = values
+    return varying
 
 
 def _once(words: Iterable[str]) -> list[str]:
+    """Words without repetitions."""
     return list(dict.fromkeys(words))
 
 
-def _said(words: list[str]) -> str:
-    return ", ".join(words[:12]) + (f", ... ({len(words)} in all)" if len(words) > 12 else "")
+def _listed(words: list[str]) -> str:
+    """The first words of a list, and how many there are."""
+    more = f", ... ({len(words)} in all)" if len(words) > _MOST_VALUES else ""
+    return ", ".join(words[:_MOST_VALUES]) + more

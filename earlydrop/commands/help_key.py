@@ -1,4 +1,4 @@
-"""``earlydrop --help-key optim.beta1``: what a configuration key means, its default and its values."""
+"""``earlydrop --help-key optim.beta1``: the meaning, default and values of a configuration key."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ _EFFECT = {
 
 
 def show_help(arguments: list[str]) -> None:
-    """Print what the schema says of keys, of groups of keys, or of all.
+    """Print the meaning of configuration keys.
 
     Args:
-        arguments: The command's: ``--help-key`` and any number of names.
+        arguments: Those of the command: ``--help-key`` and names of keys or groups; all keys
+            without any.
 
     Raises:
-        SystemExit: A name is no key and no group.
+        SystemExit: A name is neither a key nor a group.
     """
     names = [argument for argument in arguments if argument != FLAG]
     known = keys()
     groups = sorted({name.partition(".")[0] for name in known if "." in name})
     texts = []
     for name in names or list(known):
-        wanted = [key for each, key in known.items() if each == name or each.startswith(f"{name}.")]
-        if not wanted:
-            near = meant(name, [*known, *groups])
-            raise SystemExit(f"error: there is no key {name}{near or '; earlydrop --help-key lists all'}")
-        texts += [describe(key) for key in wanted]
+        matching = [key for key in known.values() if f"{key.name}.".startswith(f"{name}.")]
+        if not matching:
+            hint = meant(name, [*known, *groups]) or "; earlydrop --help-key lists all"
+            raise SystemExit(f"error: there is no key {name}{hint}")
+        texts += [describe(key) for key in matching]
     print("\n\n".join(dict.fromkeys(texts)))
 
 
@@ -44,7 +45,7 @@ def describe(key: Key) -> str:
     """A key in a few lines: name and default, meaning, values.
 
     Args:
-        key: What the schema says of it.
+        key: The key.
 
     Returns:
         Text whose lines are as wide as the terminal, at most 100 columns.

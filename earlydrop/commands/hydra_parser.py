@@ -16,7 +16,7 @@ def accept_lazy_help() -> None:
     (facebookresearch/hydra#3121). Where Hydra makes its parser without an error, nothing changes.
     """
     original = importlib.import_module("hydra._internal.utils").get_args_parser
-    for name in ("hydra._internal.utils", "hydra.main"):  # the second has a name of its own for it
+    for name in ("hydra._internal.utils", "hydra.main"):  # both hold the function
         module: Any = importlib.import_module(name)
         module.get_args_parser = lambda: build_parser(original)
 

@@ -1,4 +1,4 @@
-"""``earlydrop list``: the studies there are, how long each takes, and what has been run of them here."""
+"""``earlydrop list``: the studies, how long each takes, and how many of its runs are here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -15,55 +16,86 @@ from earlydrop.training.compose import conf_folder
 from earlydrop.training.names import study_folder
 from earlydrop.training.record.folder import STATUS, read_status
 
-_FIELD = re.compile(r"^# (Time|Cost)\s+(.+)$", re.MULTILINE)
+TIMES = "times.yaml"
+"""In a folder of configurations: how long each of its studies takes, by the study's name."""
 
 
-def list_studies(out: str = "runs", folders: Iterable[Path] = ()) -> list[tuple[str, str, str, str]]:
-    """Name, time or cost, what has been run below ``out``, and the first sentence of every experiment's header.
+class Listed(NamedTuple):
+    """A study.
 
-    ``folders`` are further folders of configurations.
+    Attributes:
+        name: What ``experiment=`` takes.
+        time: How long it takes; empty if nobody said.
+        done: How many of its runs are here, by their state; empty if there are none.
+        what: The first sentence of its header.
     """
-    rows = []
-    roots = [folder / "experiment" for folder in (conf_folder(), *folders)]
-    files = [(root, path) for root in roots for path in sorted(root.rglob("*.yaml"))]
-    for root, path in files:
-        text = path.read_text(encoding="utf-8")
-        words = " ".join(line[1:].strip() for line in _header(text))
-        found = _FIELD.search(text)
-        study = (yaml.safe_load(text) or {}).get("study")
-        states = (
-            Counter(
-                read_status(status.parent).get("state", "unknown")
-                for status in sorted(study_folder(out, study).glob(f"*/{STATUS}"))
-            )
-            if study
-            else Counter()
-        )
-        done = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-        name, took = (
-            path.relative_to(root).with_suffix("").as_posix(),
-            re.split(r" on two cores|: 3 x", found[2])[0] if found else "",
-        )
-        rows.append((name, took, done, re.split(r"(?<=[a-z0-9)])\. ", words)[0]))
-    return rows
+
+    name: str
+    time: str
+    done: str
+    what: str
 
 
-def _header(text: str) -> list[str]:
-    """The comment lines behind ``# @package`` up to the first empty one."""
+def list_studies(out: str = "runs", folders: Iterable[Path] = ()) -> list[Listed]:
+    """Every study of the package, and of further folders of configurations.
+
+    Args:
+        out: Where runs are counted.
+        folders: Further folders of configurations.
+    """
+    studies = []
+    for folder in (conf_folder(), *folders):
+        times = _times(folder)
+        root = folder / "experiment"
+        for path in sorted(root.rglob("*.yaml")):
+            text = path.read_text(encoding="utf-8")
+            name = path.relative_to(root).with_suffix("").as_posix()
+            done = _done(out, (yaml.safe_load(text) or {}).get("study"))
+            studies.append(Listed(name, times.get(name, ""), done, _first_sentence(text)))
+    return studies
+
+
+def _times(folder: Path) -> dict[str, str]:
+    """How long the studies of a folder take, by name.
+
+    Raises:
+        ValueError: The file of times is not names with texts.
+    """
+    file = folder / TIMES
+    times = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(times, dict) or not all(isinstance(time, str) for time in times.values()):
+        example = "mine/study: about 4 minutes"
+        raise ValueError(f"{file}: expected a line for each study, such as {example}")
+    return times
+
+
+def _done(out: str, study: str | None) -> str:
+    """How many runs of a study are here, by their state."""
+    if not study:
+        return ""
+    folders = [status.parent for status in sorted(study_folder(out, study).glob(f"*/{STATUS}"))]
+    states = Counter(read_status(folder).get("state", "unknown") for folder in folders)
+    return ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+
+
+def _first_sentence(text: str) -> str:
+    """The first sentence of the comment below ``# @package``."""
     lines = []
     for line in text.splitlines()[1:]:
         if not line.startswith("#") or line.strip() == "#":
             break
-        lines.append(line)
-    return lines
+        lines.append(line[1:].strip())
+    return re.split(r"(?<=[a-z0-9)])\. ", " ".join(lines))[0]
 
 
 def main(out: str = "runs", folders: Iterable[Path] = ()) -> None:
-    """Print the list: for each study a line with its time and what has been run of it, then what it is."""
+    """Print the list: for each study a line with its time and runs, then what it is."""
     columns = min(shutil.get_terminal_size().columns, 120)
-    rows = list_studies(out, folders)
-    names = max(len(name) for name, *_ in rows)
+    studies = list_studies(out, folders)
+    longest = max(len(study.name) for study in studies)
     print(f"earlydrop experiment=NAME trains one of these. Runs below {Path(out)}/ are counted.\n")
-    for name, took, done, what in rows:
-        print("  ".join(filter(None, [name.ljust(names), took, f"[{done}]" if done else ""])).rstrip())
-        print(textwrap.fill(what, columns, initial_indent="    ", subsequent_indent="    "))
+    for study in studies:
+        runs = f"[{study.done}]" if study.done else ""
+        parts = [study.name.ljust(longest), study.time, runs]
+        print("  ".join(filter(None, parts)).rstrip())
+        print(textwrap.fill(study.what, columns, initial_indent="    ", subsequent_indent="    "))

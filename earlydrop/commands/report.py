@@ -1,26 +1,51 @@
-"""``earlydrop-report FOLDER``: a table, figures, and one self-contained HTML page from a folder of runs, at any time."""
+"""``earlydrop-report FOLDER``: table, figures and one HTML page from a folder of runs."""
 
 from __future__ import annotations
 
 import argparse
-import html
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from markupsafe import Markup
 
 from earlydrop.analysis.compare import differences, paired_table, problems, summary_table
-from earlydrop.analysis.page import html_list, html_page, html_table, pictures, to_markdown
-from earlydrop.analysis.plots import draw_all, draw_differences
+from earlydrop.analysis.curves import FIGURES
+from earlydrop.analysis.facts import arms_table, facts, run_rows
+from earlydrop.analysis.page import report_page, to_markdown
+from earlydrop.analysis.plots import (
+    Drawing,
+    differences_by_metric,
+    draw_differences,
+    drawings,
+    points_figure,
+    what_was_run,
+    words_of_heading,
+)
 from earlydrop.analysis.runs import load_history, load_runs
+from earlydrop.analysis.sentences import answer, in_numbers
+from earlydrop.analysis.stats import Paired
+from earlydrop.analysis.svg import curves_as_html, points_as_html
 from earlydrop.claims.shown import shown
 from earlydrop.commands import command
 from earlydrop.training.record.failures import failure_lines, failures
 
+_MOST_POINTS = 16_000
+"""Points of all lines of a page together."""
+
 
 class Report(NamedTuple):
-    """What was written of a folder: its table, the problems, the figures' files; and the runs and what they show of the claims."""
+    """What was written of a folder.
+
+    Attributes:
+        table: Its arms.
+        trouble: A line for each run that is not finished or cannot be read.
+        figures: The files of the figures.
+        runs: The runs.
+        lines: What they show of the claims.
+    """
 
     table: pd.DataFrame
     trouble: list[str]
@@ -36,59 +61,85 @@ def write_report(folder: Path) -> Report:
     if runs["study"].nunique() > 1:  # an arm's name means something within its study only
         runs["arm"] = runs["study"] + ": " + runs["arm"]
     table, trouble = summary_table(runs), problems(runs, folder)
-    figures = draw_all(runs, folder / "figures")
-    points = differences(runs)
-    if points:
-        figures.insert(0, folder / "figures" / "differences.png")
-        draw_differences(points, figures[0])
+    drawn, found = drawings(runs, _points_a_line(runs)), differences(runs)
+    figures = _save(folder / "figures", runs, drawn, found)
     paired = paired_table(runs)
     tables = [table] if paired.empty else [table, paired]
-    text = "\n\n".join(to_markdown(each) for each in tables)
+    text = "\n\n".join(map(to_markdown, tables))
     text += "".join(f"\n- {line}" for line in [*trouble, *lines])
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     table.to_csv(folder / "table.csv", encoding="utf-8")
-    (folder / "report.html").write_text(_page(folder, runs, tables, trouble, figures, lines), encoding="utf-8")
+    page = report_page(
+        title=folder.resolve().name,
+        answer=answer(runs, found),
+        facts=facts(runs, folder),
+        trouble=trouble,
+        lines=lines,
+        points=_points(runs, found),
+        figures=[Markup(curves_as_html(drawing)) for drawing in drawn],
+        arms=arms_table(runs),
+        paired=None if paired.empty else paired,
+        rows=run_rows(runs, folder),
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
     return Report(table, trouble, figures, runs, lines)
 
 
 def what_it_shows(runs: pd.DataFrame) -> list[str]:
-    """What the runs say of the claims that are declared for their studies; nothing where none are, or where they cannot be told apart."""
+    """What the runs show of the claims that are declared for their studies.
+
+    Nothing where none are declared, or where they cannot be told apart.
+    """
     try:
-        return shown(runs.assign(history=[load_history(folder) for folder in runs["folder"]]))
+        histories = [load_history(folder) for folder in runs["folder"]]
+        return shown(runs.assign(history=histories))
     except ValueError as error:
         return [f"claims: {error}"]
 
 
-def _page(
-    folder: Path, runs: pd.DataFrame, tables: list[pd.DataFrame], trouble: list[str], figures: list[Path], lines: list[str]
-) -> str:
-    """Differences first, as points; then curves, tables, and the single runs, folded."""
-    listed = pd.DataFrame(
-        [(r.arm, r.seed, r.state, f"{r.step} of {r.total_steps}", r.fingerprint) for r in runs.itertuples()],
-        columns=["arm", "seed", "state", "step", "fingerprint"],
-    ).set_index("arm")
-    models, data = (", ".join(sorted(map(str, runs[f"config/{key}.name"].unique()))) for key in ("model", "data"))
-    points = [path for path in figures if path.stem == "differences"]
-    sections = [
-        f"<p>{len(runs)} runs of {html.escape(models)} on {html.escape(data)}: {runs['arm'].nunique()} arms, "
-        f"{runs['seed'].nunique()} seeds.</p>",
-        f"<div class='trouble'>{html_list(trouble)}</div>" if trouble else "",
-        "<h2>Each arm minus the arm without dropout, seed by seed</h2><p>Points are means over seeds, bars their 95% intervals "
-        f"(Student's t). <em>Early</em>: the mean over the first fifth of the run.</p>{pictures(points)}"
-        if points
-        else "",
-        f"<h2>What this shows</h2>{html_list(lines)}" if lines else "",
-        f"<h2>Figures</h2>{pictures([path for path in figures if path not in points])}",
-        f"<h2>Arms</h2><p>Means over seeds, ± the half-width of their 95% intervals.</p>{html_table(tables[0])}",
-        *(f"<h2>Paired differences in numbers</h2>{html_table(table)}" for table in tables[1:]),
-        f"<details><summary>{len(runs)} runs</summary>{html_table(listed)}</details>",
-        "<p><small>Made by <code>earlydrop-report</code>; every run's folder holds its configuration and provenance.</small></p>",
-    ]
-    return html_page(folder.name, sections)
+def _points_a_line(runs: pd.DataFrame) -> int:
+    """Points of a line, so that a page with many arms stays below 2 MB."""
+    lines = len(set(runs["arm"])) * 2 * len(FIGURES)
+    return min(max(_MOST_POINTS // lines, 40), 400)
+
+
+def _save(
+    folder: Path,
+    runs: pd.DataFrame,
+    drawn: list[Drawing],
+    found: Mapping[str, Mapping[str, Paired]],
+) -> list[Path]:
+    """Write the figures as PNG files, the differences first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [drawing.save(folder) for drawing in drawn]
+    if found:
+        files.insert(0, folder / "differences.png")
+        draw_differences(found, files[0], what_was_run(runs))
+    return files
+
+
+def _points(runs: pd.DataFrame, found: Mapping[str, Mapping[str, Paired]]) -> list[Markup]:
+    """The paired differences as parts of the page, a figure a metric."""
+    figures = []
+    for number, (heading, points) in enumerate(differences_by_metric(found).items()):
+        figure = points_figure(
+            {heading: points},
+            list(found),
+            title=words_of_heading(heading),
+            subtitle=what_was_run(runs),
+        )
+        numbers = in_numbers(found, heading)
+        words = {f"point-{row}": numbers[arm] for row, arm in enumerate(points)}
+        figures.append(Markup(points_as_html(figure, f"points{number}", words)))
+    return figures
 
 
 def report_sweep(folder: Path) -> None:
-    """What a sweep ends with: the study's report, printed and tracked. A sweep without any run prints its failures."""
+    """End a sweep: write its study's report, print and track it; print failures if no run began.
+
+    Args:
+        folder: The study's folder.
+    """
     try:
         report = write_report(folder)
     except FileNotFoundError:
@@ -106,19 +157,26 @@ def report_sweep(folder: Path) -> None:
 
 
 def _track(folder: Path, report: Report) -> None:
-    """A summary run on the dashboard, with the figures and the page as media; as the study's runs were tracked."""
+    """Track the figures and the page as a run of their own, as the study's runs were tracked."""
     from earlydrop.training.compose import config_from_dict
     from earlydrop.training.record.tracking import run_id, tracking
 
     last = report.runs.iloc[-1]
-    if last["config/tracking.backend"] != "wandb":  # the page is a file, which the others have no place for
+    if last["config/tracking.backend"] != "wandb":  # the other backends take no files
         return
     config = config_from_dict({key: last[f"config/{key}"] for key in ("project", "study")})
     config.tracking.mode = last["config/tracking.mode"]
     identity = run_id(config.study, "report")
-    with tracking(
-        config, folder=folder, name=f"{config.study} report", identity=identity, job_type="report", tags=["report"], extra={}
-    ) as (tracker, run):  # fmt: skip
+    opened = tracking(
+        config,
+        folder=folder,
+        name=f"{config.study} report",
+        identity=identity,
+        job_type="report",
+        tags=["report"],
+        extra={},
+    )
+    with opened as (tracker, run):
         if run is None:
             return
         import wandb
@@ -130,11 +188,17 @@ def _track(folder: Path, report: Report) -> None:
 
 @command
 def main() -> None:
-    """Draw a folder's report again."""
+    """Write a folder's report."""
     parser = argparse.ArgumentParser(
-        prog="earlydrop-report", allow_abbrev=False, description="Table, figures and one HTML page from a folder of runs."
+        prog="earlydrop-report",
+        allow_abbrev=False,
+        description="Table, figures and one HTML page from a folder of runs.",
     )
-    parser.add_argument("folder", type=Path, help="a study's folder, or any folder with runs below it, finished or not")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        help="a study's folder, or any folder with runs below it, finished or not",
+    )
     arguments = parser.parse_args()
     report = write_report(arguments.folder)
     print(report.table.to_string())

@@ -1,4 +1,7 @@
-"""``earlydrop``: train, evaluate or plan a run, or sweep over many. A Hydra application; torch is imported when a job runs, not before."""
+"""``earlydrop``: train, evaluate or plan a run, or sweep over many.
+
+A Hydra application. torch is imported when a job runs, not before.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,19 @@ from earlydrop.commands.version import show_version
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_EXTRA = ("hydra", "omegaconf", "timm", "torchvision", "wandb", "pandas")
+"""Packages of the extra ``train`` that the command cannot do without."""
+
 
 def _job(config: DictConfig) -> dict[str, Any] | float:
-    """One Hydra job: a run. What a user can mend is one line, not a traceback. Returns what it left, or its objective if it has one."""
+    """One Hydra job: a run. An error that the user can correct is one line, not a traceback.
+
+    Args:
+        config: The job's configuration.
+
+    Returns:
+        What the run left, or its objective if it has one.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     from earlydrop.commands import sweep, terminal
@@ -36,7 +49,8 @@ def _job(config: DictConfig) -> dict[str, Any] | float:
         launcher = str(hydra.launcher.get("_target_", "")).lower()
         if multirun and "slurm" in launcher:
             sweep.become_worker()
-        settings, study = _settings(config, job=hydra.job.num if "joblib" in launcher else None)
+        job = hydra.job.num if "joblib" in launcher else None
+        settings, study = _settings(config, job)
         trained = settings.mode == "train"
         if multirun:
             forget_failures(study, sweep.identity())
@@ -54,18 +68,28 @@ def _job(config: DictConfig) -> dict[str, Any] | float:
         print(_explain(error), file=sys.stderr)
         if not multirun:
             raise SystemExit(1) from None
-        if sweep.is_first_worker():
-            _note_failure(study, list(hydra.overrides.task), str(error))  # the other jobs go on; the sweep's process ends with 1
+        if sweep.is_first_worker():  # the other jobs go on; the sweep's process ends with 1
+            _note_failure(study, list(hydra.overrides.task), str(error))
         return math.nan if config.get("objective") else {"state": "failed"}
     finally:
-        done = sweep.Done(str(study) if study is not None and (trained or failed) else None, failed)
-        progress = sweep.note_done(hydra.job.num, done) if multirun and sweep.is_first_worker() else None
-        if progress is not None:
-            print(progress, flush=True)
+        reported = study is not None and (trained or failed)
+        done = sweep.Done(str(study) if reported else None, failed)
+        if multirun and sweep.is_first_worker():
+            progress = sweep.note_done(hydra.job.num, done)
+            if progress is not None:
+                print(progress, flush=True)
 
 
 def _settings(config: DictConfig, job: int | None) -> tuple[Any, Path]:
-    """A job's settings, and the folder of its study. ``job``: its number among those that run side by side on this machine."""
+    """A job's settings, and the folder of its study.
+
+    Args:
+        config: The job's configuration.
+        job: Its number among those that run side by side on this machine; None if it runs alone.
+
+    Raises:
+        ConfigError: A key that the schema does not have.
+    """
     from omegaconf import OmegaConf
 
     from earlydrop.analysis.arms import flat
@@ -97,18 +121,19 @@ def _run(settings: Any, multirun: bool, overrides: Iterable[str]) -> dict[str, A
 
 
 def _value(done: dict[str, Any], objective: str | None) -> dict[str, Any] | float:
-    """What a job returns: for a sweeper that optimises, a number."""
+    """What a job returns: its objective if it has one, for a sweeper that optimises."""
     if objective is None:
         return done
     if objective not in done:
         from earlydrop.training.fields import ConfigError
 
-        raise ConfigError(f"objective is {objective!r}: the run {done['folder']} ({done['state']}) did not measure it")
+        run = f"{done['folder']} ({done['state']})"
+        raise ConfigError(f"objective is {objective!r}: the run {run} did not measure it")
     return float(done[objective])
 
 
 def _explain(error: Exception) -> str:
-    """A line for what a user can mend; a traceback for what only we can."""
+    """One line for an error that the user can correct; a traceback for a fault of earlydrop."""
     from omegaconf.errors import OmegaConfBaseException
 
     from earlydrop.training.endings import TrainingFailed
@@ -117,13 +142,15 @@ def _explain(error: Exception) -> str:
     if isinstance(error, (ConfigError, TrainingFailed)):
         return f"error: {error}"
     if isinstance(error, OmegaConfBaseException):
-        return f"error: {error.full_key + ': ' if error.full_key else ''}{str(error).splitlines()[0]}"
+        key = f"{error.full_key}: " if error.full_key else ""
+        return f"error: {key}{str(error).splitlines()[0]}"
     if isinstance(error, OSError):
         return f"error: {error}"
     return traceback.format_exc()
 
 
 def _note_failure(study: Path | None, overrides: list[str], reason: str) -> None:
+    """Note a failed job in its study's folder."""
     from earlydrop.commands import sweep
     from earlydrop.training.record.failures import note_failure
 
@@ -132,21 +159,23 @@ def _note_failure(study: Path | None, overrides: list[str], reason: str) -> None
     try:
         note_failure(study, sweep.identity(), overrides, reason)
     except OSError as error:
-        print(f"error: the failure could not be noted in {study}: {error.strerror or error}", file=sys.stderr)
+        why = error.strerror or error
+        print(f"error: the failure could not be noted in {study}: {why}", file=sys.stderr)
 
 
 def _needs_training_extra() -> None:
-    missing = [
-        name for name in ("hydra", "omegaconf", "timm", "torchvision", "wandb", "pandas") if importlib.util.find_spec(name) is None
-    ]
+    """Refuse to start without the packages of the extra ``train``."""
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
     if missing:
-        raise SystemExit(f"{', '.join(missing)} missing: the trainer needs more than the library; pip install 'earlydrop[train]'")
+        instead = "the trainer needs more than the library; pip install 'earlydrop[train]'"
+        raise SystemExit(f"{', '.join(missing)} missing: {instead}")
 
 
 def _swallowed(error: Exception, arguments: list[str]) -> Exception:
     """The mistake behind Hydra's complaint of a value with commas.
 
-    Where an experiment that sweeps cannot be composed, Hydra takes the command for a single run, and then names the values to sweep over.
+    If an experiment that sweeps cannot be composed, Hydra takes the command for a single run, and
+    complains of the values to sweep over.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -157,15 +186,17 @@ def _swallowed(error: Exception, arguments: list[str]) -> Exception:
     if "Ambiguous value" not in str(error):
         return error
     try:
-        overrides = OverridesParser.create().parse_overrides([each for each in arguments if not each.startswith("-")])
-        compose([each.input_line or "" for each in overrides if not each.is_sweep_override()])
+        words = [argument for argument in arguments if not argument.startswith("-")]
+        overrides = OverridesParser.create().parse_overrides(words)
+        single = [override for override in overrides if not override.is_sweep_override()]
+        compose([override.input_line or "" for override in single])
     except (HydraException, OmegaConfBaseException) as first:
         return first
     return error
 
 
 def _report(studies: list[str]) -> int:
-    """Write the reports of a sweep's studies; 1 if one could not be written."""
+    """Write the reports of a sweep's studies; the exit code is 1 if one could not be written."""
     from earlydrop.commands.report import report_sweep
 
     code = 0
@@ -179,7 +210,14 @@ def _report(studies: list[str]) -> int:
 
 
 def _end_sweep(code: int | str | None) -> int | str | None:
-    """End a sweep that this process launched, if it did: its workers, and unless it was stopped, its report. Returns the exit code."""
+    """End the sweep that this process launched: end its workers, and write its reports.
+
+    Args:
+        code: The exit code so far; 130 if the sweep was stopped, which writes no report.
+
+    Returns:
+        The exit code.
+    """
     from earlydrop.commands import sweep
 
     try:
@@ -187,7 +225,8 @@ def _end_sweep(code: int | str | None) -> int | str | None:
         done = sweep.finish()
         if done is None or code == 130:
             return code
-        reported = _report(sorted({job.study for job in done if job.study is not None}))
+        studies = {job.study for job in done if job.study is not None}
+        reported = _report(sorted(studies))
         return code or reported or int(any(job.failed for job in done))
     except KeyboardInterrupt:
         sweep.end_workers(kill=True)
@@ -203,16 +242,19 @@ def _list(arguments: list[str]) -> None:
     folders = config_dirs(arguments)
     out = [argument.removeprefix("out=") for argument in arguments if argument.startswith("out=")]
     count = len(arguments) - sum(argument in ("--config-dir", "-cd") for argument in arguments)
-    if len(out) > 1 or len(out) + len(folders) != count or any(not folder.is_dir() for folder in folders):
-        raise SystemExit(f"error: earlydrop list takes out=FOLDER and --config-dir FOLDER alone, not {' '.join(arguments)}")
+    understood = len(out) <= 1 and len(out) + len(folders) == count
+    if not understood or any(not folder.is_dir() for folder in folders):
+        takes = "earlydrop list takes out=FOLDER and --config-dir FOLDER alone"
+        raise SystemExit(f"error: {takes}, not {' '.join(arguments)}")
     command(lambda: show(out[0] if out else "runs", folders))()
 
 
 def _wait_briefly() -> None:
-    """Threads that wait for each other spin for microseconds, not for a thousand times as long, before they give the core to others.
+    """Let threads that wait for each other spin only briefly before they free their core.
 
-    Against GNU OpenMP's default, a run of two threads has 1.59 times the speed beside one busy process, and 0.90 on a quiet machine
-    (results/benchmark, rows "short waits"). It is read when torch is loaded. Numbers do not depend on it.
+    Against GNU OpenMP's default, which is a thousand times as long, a run of two threads has 1.59
+    times the speed beside one busy process, and 0.90 on a quiet machine (results/benchmark, rows
+    "short waits"). It is read when torch is loaded. Numbers do not depend on it.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -229,7 +271,8 @@ def main() -> None:
     if help_key.FLAG in sys.argv[1:]:
         return command(lambda: help_key.show_help(sys.argv[1:]))()
     _wait_briefly()
-    if threading.current_thread() is threading.main_thread():  # a shell's background job begins with Ctrl-C ignored
+    if threading.current_thread() is threading.main_thread():
+        # a shell's background job begins with Ctrl-C ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
     import hydra
     from hydra.errors import HydraException
@@ -242,19 +285,23 @@ def main() -> None:
     if sys.argv[1:2] == ["list"]:
         return _list(sys.argv[2:])
     flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
-    sys.argv[1:] = flags + [argument for argument in sys.argv[1:] if argument not in flags]  # argparse wants them in front
+    others = [argument for argument in sys.argv[1:] if argument not in flags]
+    sys.argv[1:] = flags + others  # argparse wants the flags in front
     wrong = mistake(sys.argv[1:])
     if wrong is not None:
         raise SystemExit(f"error: {wrong}")
     sys.argv[1:] = with_own_keys(sys.argv[1:])
-    if any(flag in sys.argv for flag in ("-sc", "--shell-completion")):  # what is being completed may name a folder of its own
+    if any(flag in sys.argv for flag in ("-sc", "--shell-completion")):
+        # the line that is being completed may name a folder of configurations
         typed = config_dirs(os.environ.get("COMP_LINE", "").split())
-        sys.argv += [part for folder in typed[:1] if folder.is_dir() for part in ("--config-dir", str(folder))]
+        if typed and typed[0].is_dir():
+            sys.argv += ["--config-dir", str(typed[0])]
     register_schema()
     accept_lazy_help()
-    application = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(_job)
+    conf = str(conf_folder())
+    application = hydra.main(version_base="1.3", config_path=conf, config_name="config")(_job)
     code: int | str | None = 0
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, instead of being printed with advice that does not fit
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them
     try:
         application()
     except SystemExit as stop:

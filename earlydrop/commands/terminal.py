@@ -1,4 +1,4 @@
-"""What a command finds on any machine: a terminal that may lack characters, and a home that may not be writable."""
+"""Terminals that lack characters, and machines without a writable home."""
 
 from __future__ import annotations
 
@@ -10,8 +10,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-_PLAIN = {"±": "+-", "−": "-", "–": "-", "×": "x", "·": "*", "→": "->", "≤": "<=", "≥": ">=", "Δ": "d", "…": "..."}
-_AT_HOME = {  # what other packages keep below the home, and what says that it is elsewhere
+_PLAIN = {
+    "±": "+-",
+    "−": "-",
+    "–": "-",
+    "×": "x",
+    "·": "*",
+    "→": "->",
+    "≤": "<=",
+    "≥": ">=",
+    "Δ": "d",
+    "…": "...",
+}
+_AT_HOME = {  # variables that move the folders of other packages away from the home
     "WANDB_CACHE_DIR": "wandb-cache",
     "WANDB_CONFIG_DIR": "wandb-config",
     "WANDB_DATA_DIR": "wandb-data",
@@ -20,13 +31,13 @@ _AT_HOME = {  # what other packages keep below the home, and what says that it i
 
 
 def prepare() -> None:
-    """Make this process print on any terminal, and give other packages a folder where the home cannot be written."""
+    """Print on any terminal, and give other packages a folder if the home cannot be written."""
     print_on_any_terminal()
     _write_elsewhere_without_a_home()
 
 
 def print_on_any_terminal() -> None:
-    """Characters that an output's encoding lacks are replaced by others that say the same, or by a question mark."""
+    """Replace characters that the output's encoding lacks: by similar ones, or a question mark."""
     codecs.register_error("earlydrop", _plain)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -36,7 +47,8 @@ def print_on_any_terminal() -> None:
 def _plain(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(_PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
+    lacking = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(character, "?") for character in lacking), error.end
 
 
 def _write_elsewhere_without_a_home() -> None:
@@ -48,7 +60,8 @@ def _write_elsewhere_without_a_home() -> None:
     for name in missing:  # processes that this one starts have them too
         (folder / _AT_HOME[name]).mkdir()
         os.environ[name] = str(folder / _AT_HOME[name])
-    print(f"note: there is no home folder that can be written: W&B and Matplotlib keep their files in {folder}", file=sys.stderr)
+    instead = f"W&B and Matplotlib keep their files in {folder}"
+    print(f"note: there is no home folder that can be written: {instead}", file=sys.stderr)
 
 
 def _home_is_writable() -> bool:

@@ -1,4 +1,4 @@
-"""``earlydrop --version``: what to paste into a report of a problem."""
+"""``earlydrop --version --verbose``: what a report of a problem needs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ _PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb",
 
 def show_version(arguments: list[str]) -> None:
     """Print the version; with ``--verbose``, also the machine and the packages.
+
+    Args:
+        arguments: Those of the command.
 
     Raises:
         SystemExit: There are other arguments.
@@ -32,7 +35,8 @@ def _details() -> dict[str, str]:
 
     from earlydrop.training.compiler import compiler_problem
 
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    available = torch.accelerator.is_available()
+    accelerator = torch.accelerator.current_accelerator() if available else None
     device = accelerator.type if accelerator is not None else "cpu"
     if device == "cuda":
         device = f"cuda ({torch.cuda.get_device_name()})"

@@ -1,4 +1,4 @@
-"""``earlydrop-weights RUN FILE``: the weights of a run as a plain file, a tensor by each name, which other programs load."""
+"""``earlydrop-weights RUN FILE``: a run's weights as a plain file that other programs load."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ _ENDINGS = (".safetensors", ".pth", ".pt")
 
 
 def plain_weights(run: Path, which: str = "last") -> tuple[dict[str, Tensor], int]:
-    """The weights of a run by the names that its model's library gives them, and the step that they are from.
+    """The weights of a run.
 
     Args:
         run: The run's folder.
-        which: The ``last`` ones, their ``averaged`` ones (``trainer.ema``), or the ``best`` ones (``trainer.stop_metric``).
+        which: The ``last`` weights, the ``averaged`` ones (``trainer.ema``) or the ``best`` ones
+            (``trainer.stop_metric``).
+
+    Returns:
+        Tensors by the names that the model's library gives them, and the step that they are from.
 
     Raises:
-        ConfigError: It is no run, or has no such weights.
+        ConfigError: The folder is not a run, or has no such weights.
     """
     from torch import Tensor
 
@@ -35,7 +39,8 @@ def plain_weights(run: Path, which: str = "last") -> tuple[dict[str, Tensor], in
 
     fingerprint, config = read_provenance(run)["fingerprint"], read_config(run)
     folder = run / "checkpoints"
-    content = load_best(folder, fingerprint) if which == "best" else load_checkpoint(folder, fingerprint)
+    load = load_best if which == "best" else load_checkpoint
+    content = load(folder, fingerprint)
     if content is None:
         need = "trainer.stop_metric" if which == "best" else "a checkpoint"
         raise ConfigError(f"{run} has no {which} weights: it was trained without {need}")
@@ -43,15 +48,21 @@ def plain_weights(run: Path, which: str = "last") -> tuple[dict[str, Tensor], in
         raise ConfigError(f"{run} has no averaged weights: it was trained without trainer.ema")
     weights: dict[str, Any] = content["model_ema" if which == "averaged" else "model"]
     if config.get("model", {}).get("input_dropout"):
-        weights = {name.removeprefix(WithInputDropout.PREFIX): value for name, value in weights.items()}
-    return {name: value for name, value in weights.items() if isinstance(value, Tensor)}, int(content["step"])
+        prefix = WithInputDropout.PREFIX
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    return tensors, int(content["step"])
 
 
 def write_weights(weights: dict[str, Tensor], file: Path) -> None:
-    """Write weights by name, as a .safetensors file or as torch writes a ``state_dict``.
+    """Write weights as a .safetensors file, or as torch writes a ``state_dict``.
+
+    Args:
+        weights: Tensors by name.
+        file: Where; its ending says which of the two.
 
     Raises:
-        ConfigError: The file's name ends in something else.
+        ConfigError: Its name has another ending.
     """
     import torch
 
@@ -63,7 +74,8 @@ def write_weights(weights: dict[str, Tensor], file: Path) -> None:
     if file.suffix == ".safetensors":
         from safetensors.torch import save
 
-        write_atomically(file, save({name: value.clone().contiguous() for name, value in weights.items()}))
+        contiguous = {name: value.clone().contiguous() for name, value in weights.items()}
+        write_atomically(file, save(contiguous))
         return
     buffer = io.BytesIO()
     torch.save(weights, buffer)
@@ -74,15 +86,23 @@ def write_weights(weights: dict[str, Tensor], file: Path) -> None:
 def main() -> None:
     """Write the weights of a run to a file."""
     parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="earlydrop-weights", description="Write the weights of a run as a plain state_dict file."
+        prog="earlydrop-weights",
+        allow_abbrev=False,
+        description="Write the weights of a run as a plain state_dict file.",
     )
     parser.add_argument("run", type=Path, help="the folder of a run")
     parser.add_argument("file", type=Path, help="where they go: a .safetensors, .pth or .pt file")
-    parser.add_argument("--which", choices=WHICH, default="last", help="which of the run's weights (default: last)")
+    parser.add_argument(
+        "--which",
+        choices=WHICH,
+        default="last",
+        help="which of the run's weights (default: last)",
+    )
     arguments = parser.parse_args()
     weights, step = plain_weights(arguments.run, arguments.which)
     write_weights(weights, arguments.file)
-    print(f"{arguments.file}: {len(weights)} tensors, the {arguments.which} weights of {arguments.run}, step {step}")
+    whose = f"the {arguments.which} weights of {arguments.run}"
+    print(f"{arguments.file}: {len(weights)} tensors, {whose}, step {step}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The report page in a real browser: nothing overflows on a phone or a desk, in light or dark, and no server is asked."""
 
 import json
+import re
 import shutil
 import subprocess
 
@@ -50,20 +51,81 @@ def test_single_runs_are_folded(study, tmp_path):
     assert found == [False]
 
 
-def test_the_page_opens_with_the_differences_before_any_table(study):
+def test_the_page_opens_with_the_answer_and_has_tables_last(study):
+    for run in study.glob("early*"):  # differences that scatter
+        lines = (run / "metrics.jsonl").read_text()
+        (run / "metrics.jsonl").write_text(lines.replace('"train_eval/loss": 0.4', '"train_eval/loss": 0.41'))
     write_report(study)
     page = (study / "report.html").read_text()
-    assert page.index("minus the arm without dropout") < page.index('alt="differences"') < page.index("<table>")
-    assert "prefers-color-scheme:dark" in page
+    order = ["Early dropout ended with a lower training loss", "What was run", "minus the arm without dropout", "<svg", "<table"]
+    assert sorted(order, key=page.index) == order
+    assert "prefers-color-scheme: dark" in page
     for server in ("http:", "https:", 'src="//', "@import"):
         assert server not in page
+
+
+SEEN = """() => {
+  const figure = [...document.querySelectorAll('figure.chart')].find(f => f.querySelector('[aria-label=gdv]'));
+  const svg = figure.querySelector('svg'), panel = JSON.parse(figure.querySelector('script').textContent)[0];
+  const at = (x, y) => new DOMPoint(x, y).matrixTransform(svg.getScreenCTM());
+  const send = (type, x, y) => { const p = at(x, y); svg.setPointerCapture = () => 0; svg.dispatchEvent(
+    new PointerEvent(type, {clientX: p.x, clientY: p.y, pointerType: 'mouse', button: 0, pointerId: 1})); };
+  const [left, top, right, bottom] = panel.box, tip = figure.querySelector('.tip');
+  send('pointermove', left + 0.12 * (right - left), (top + bottom) / 2);
+  const said = tip.innerText, shown = !tip.hidden;
+  send('pointerdown', left + 5, top + 5); send('pointerup', (left + right) / 2, bottom - 5);
+  const ticks = [...svg.querySelectorAll(':scope > g:last-of-type text')].map(t => t.textContent);
+  const hidden = [...svg.querySelectorAll('[id*=tick_]')].filter(t => t.style.display == 'none').length;
+  figure.querySelector('button').click();
+  const left_over = [...svg.querySelectorAll('[id*=tick_]')].filter(t => t.style.display == 'none').length;
+  const table = document.querySelector('table.sortable'), column = () => [...table.rows].slice(1).map(r => r.cells[0].innerText);
+  const before = column(); table.rows[0].cells[0].click(); const up = column(); table.rows[0].cells[0].click();
+  return {said, shown, ticks: ticks.length, hidden: hidden > 0, left_over, before, up, down: column()};
+}"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_values_are_read_off_figures_are_zoomed_and_tables_sorted(study, tmp_path):
+    for seed in range(3):
+        make_run(study, "none", seed, 0.5, schedule={"name": "late", "rate": 0.1, "cutoff": "20%"})
+    write_report(study)
+    found, console = browse(study / "report.html", 1400, tmp_path, SEEN)
+    assert console == []
+    assert found["shown"]
+    assert found["said"].split("\n")[0] == "step 10"
+    assert "none: 0.1" in found["said"]
+    assert found["ticks"] > 4
+    assert found["hidden"]
+    assert found["left_over"] == 0
+    assert found["up"] == sorted(found["before"]) == found["down"][::-1]
+
+
+def test_a_page_of_many_arms_stays_small(tmp_path):
+    for arm in range(12):
+        make_run(tmp_path / "study", "none", 0, 0.5, label=f"arm {arm}", optim={"lr": 0.1 + arm})
+    lines = [
+        json.dumps({"step": step, "train/loss": 1 / step, "probe/gdv": 0.5 / step, "probe/gde": 0.1, "model/distance": step**0.5})
+        for step in range(1, 3_001)
+    ]
+    for file in (tmp_path / "study").rglob("metrics.jsonl"):
+        file.write_text("\n".join(lines) + "\n")
+    write_report(tmp_path / "study")
+    assert (tmp_path / "study" / "report.html").stat().st_size < 2_000_000
+
+
+def test_terms_are_defined_where_they_stand(study):
+    write_report(study)
+    page = (study / "report.html").read_text()
+    for term in ("early GDV", "train_eval loss", "seed", "runs"):
+        assert re.search(rf'<abbr title="[^"]{{15,}}">{term}</abbr>', page), term
 
 
 def test_one_run_has_a_page_too(tmp_path):
     make_run(tmp_path / "study", "none", 0, 0.5)
     write_report(tmp_path / "study")
     page = (tmp_path / "study" / "report.html").read_text()
-    assert "1 runs of" in page
+    assert "One run: nothing to compare it with." in page
+    assert "1: 1 arm, 1 seed" in page
     assert "minus the arm without dropout" not in page
 
 

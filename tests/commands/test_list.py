@@ -3,7 +3,10 @@ import shlex
 import subprocess
 import sys
 
-from earlydrop.commands.list import list_studies
+import pytest
+import yaml
+
+from earlydrop.commands.list import TIMES, list_studies
 from earlydrop.training.compose import conf_folder
 from tests.analysis.made_up import make_run
 
@@ -14,6 +17,30 @@ def test_every_experiment_is_listed_with_its_first_sentence():
     assert set(rows) == {path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")}
     assert all(len(what) > 10 for what in rows.values())
     assert rows["findings/glyphs"].startswith("F5, F6, F7, F9 where nothing can be overfitted")
+
+
+def test_a_study_has_the_time_of_its_key(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\n# Mine.\n# Time      a comment\nstudy: mine\n")
+    times = {study.name: study.time for study in list_studies(folders=[tmp_path])}
+    assert times["mine"] == ""
+    (tmp_path / TIMES).write_text("mine: about 4 minutes\n")
+    times = {study.name: study.time for study in list_studies(folders=[tmp_path])}
+    assert times["mine"] == "about 4 minutes"
+    (tmp_path / TIMES).write_text("mine: 4\n")
+    with pytest.raises(ValueError, match=r"times\.yaml: expected a line for each study"):
+        list_studies(folders=[tmp_path])
+
+
+def test_times_agree_with_the_headers():
+    root = conf_folder() / "experiment"
+    times = yaml.safe_load((conf_folder() / TIMES).read_text())
+    for path in root.rglob("*.yaml"):
+        header = re.search(r"^# (?:Time|Cost) +(.+)$", path.read_text(), re.MULTILINE)
+        name = path.relative_to(root).with_suffix("").as_posix()
+        assert (header is None) == (name not in times), name
+        assert header is None or header[1].startswith(times[name]), name
+    assert all((root / f"{name}.yaml").is_file() for name in times)
 
 
 def test_times_and_what_has_been_run_stand_beside(tmp_path):

@@ -51,7 +51,7 @@ def earlydrop(warm):
 def groups():
     for path in sorted(conf_folder().rglob("*.yaml")):
         relative = path.relative_to(conf_folder()).with_suffix("")
-        if relative.parts[0] not in ("config", "claims"):
+        if relative.parts[0] not in ("config", "claims", "times"):
             yield f"{'/'.join(relative.parts[:-1])}={relative.name}"
 
 

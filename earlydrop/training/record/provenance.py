@@ -162,8 +162,12 @@ def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
     if not (folder.path / "config.yaml").is_file():
         folder.write_config(plan.config)
     if not (folder.path / "provenance.json").is_file():
-        content = collect(plan.device, plan.fingerprint, plan.source.digest, workers) | {
-            "arm": plan.name
+        content = collect(plan.device, plan.fingerprint, plan.source.digest, workers)
+        content["arm"] = plan.name
+        content["data"] = {
+            "classes": int(plan.source.classes),
+            "images": {split: int(count) for split, count in plan.source.sizes.items()},
+            "steps_per_epoch": plan.steps_per_epoch,
         }
         if plan.config.trainer.deterministic:
             content["deterministic"] = in_force()

@@ -25,6 +25,8 @@ from earlydrop.training.record.trackers import BACKENDS, Opened
 log = logging.getLogger(__name__)
 
 STEP = "trainer/step"
+URL = "wandb/url.txt"
+"""In a run's folder: the address of its page at W&B, where it was tracked online."""
 _FINISH_TIMEOUT = 60  # seconds
 _LONGEST_ID = 60  # characters
 
@@ -303,6 +305,8 @@ def _start(
         run = _start_or_fall_back(start, _usable_mode(config.tracking.mode), folder)
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP)
+        if not run.offline:
+            (folder / URL).write_text(run.url + "\n", encoding="utf-8")
     except Exception as error:
         log.warning(
             "tracking is not possible (%s): going on without it; metrics.jsonl has everything",

@@ -1,10 +1,13 @@
+import json
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from earlydrop.training.record import provenance
 from earlydrop.training.record.provenance import driver_version, environment
+from earlydrop.training.run import run
 
 KERNEL = """NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build  (dvs-builder)  Tue Mar  5
 GCC version:  gcc version 13.2.0 (Ubuntu 13.2.0-23ubuntu4)
@@ -46,3 +49,9 @@ def test_without_a_driver_there_is_none(monkeypatch, tmp_path, error):
 
     monkeypatch.setattr(subprocess, "run", fail)
     assert driver_version(tmp_path / "none") is None
+
+
+def test_a_run_records_its_classes_sizes_and_epochs(config):
+    folder = Path(run(config(trainer__epochs=1))["folder"])
+    recorded = json.loads((folder / "provenance.json").read_text())["data"]
+    assert recorded == {"classes": 10, "images": {"train": 300, "test": 2500}, "steps_per_epoch": 9}

@@ -21,7 +21,7 @@ from earlydrop.training.endings import Interrupted, TrainingFailed
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.record.folder import read_metrics
-from earlydrop.training.record.tracking import STEP, Tracker, run_id, tracking
+from earlydrop.training.record.tracking import STEP, URL, Tracker, run_id, tracking
 from earlydrop.training.run import run
 from earlydrop.training.trainer import Trainer
 from tests.training.record.fake_wandb import API_KEY, FakeWandb
@@ -318,6 +318,7 @@ def test_an_online_run_arrives(config, server, capfd):
     assert told.exit_codes == [0]
     assert json.loads(told.uploads["wandb-summary.json"])["final/test/loss"] == metrics(folder)[-1]["test/loss"]
     assert "wandb:" not in capfd.readouterr().err
+    assert (Path(folder) / URL).read_text().strip().endswith(f"/earlydrop/runs/{identity}")
 
 
 def test_an_online_run_goes_on_where_it_was_stopped(config, monkeypatch, server):

@@ -1,0 +1,289 @@
+"""The numbers behind figures: means over seeds, paired differences and drop rates, by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from earlydrop.analysis.arms import Arm, config_of
+from earlydrop.analysis.runs import load_history
+from earlydrop.analysis.stats import LEVEL
+from earlydrop.metrics import METRICS, is_own
+from earlydrop.schedules import Schedule
+from earlydrop.training.schedule_config import (
+    drops,
+    own_schedule,
+    parse_path_schedule,
+    parse_schedule,
+)
+
+FIGURES: dict[str, list[str]] = {}
+"""File name of a figure: its metrics, of which the first that was measured is drawn."""
+for _name, _metric in METRICS.items():
+    if _metric.figure is not None:
+        FIGURES.setdefault(_metric.figure, []).append(_name)
+RATES = FIGURES["drop_rate"]
+RATE = RATES[0]
+_JUMP = 0.015
+"""A change of the rate from one step to the next by more than this share of the peak is a jump."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity of one arm against the step.
+
+    Attributes:
+        steps: The steps, (S,).
+        means: Mean over seeds, (S,).
+        halves: Half-width of its 95% interval (Student's t), (S,); NaN with one seed.
+    """
+
+    steps: np.ndarray
+    means: np.ndarray
+    halves: np.ndarray
+
+    def thinned(self, most: int) -> Curve:
+        """Every k-th point and the last one, so that at most ``most`` + 1 are left."""
+        every = -(-len(self.steps) // most)
+        if every <= 1:
+            return self
+        kept = np.union1d(np.arange(0, len(self.steps), every), [len(self.steps) - 1])
+        return Curve(self.steps[kept], self.means[kept], self.halves[kept])
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: a curve an arm.
+
+    Attributes:
+        label: The vertical axis, with its unit.
+        curves: By arm.
+        bottom: The smallest possible value, below which nothing is drawn; None for none.
+        level: A horizontal line and its name, such as the chance level; None for none.
+        cutoffs: Steps at which a schedule switches dropout off or on.
+    """
+
+    label: str
+    curves: Mapping[str, Curve]
+    bottom: float | None = None
+    level: tuple[float, str] | None = None
+    cutoffs: tuple[float, ...] = field(default=())
+
+
+def histories(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every measured step of all runs, with the columns ``arm`` and ``seed``."""
+    parts = []
+    for row in runs.itertuples():
+        history = load_history(str(row.folder))
+        if not history.empty:
+            parts.append(history.assign(arm=row.arm, seed=row.seed))
+    if not parts:
+        return pd.DataFrame(columns=["step", "arm", "seed"])
+    history = pd.concat(parts, ignore_index=True)
+    rates = [name for name in RATES if name in history]
+    if rates:
+        history[RATE] = history[rates].max(axis=1)
+    return history
+
+
+def measured(history: pd.DataFrame) -> list[str]:
+    """The metrics that some run has values of."""
+    metrics = [str(name) for name in history if name not in ("step", "arm", "seed")]
+    return [name for name in metrics if history[name].notna().any()]
+
+
+def drawn_by_default(history: pd.DataFrame) -> dict[str, str]:
+    """The figures of a report: file name and metric, the user's own measures last."""
+    available = measured(history)
+    figures = {}
+    for name, metrics in FIGURES.items():
+        metric = next((metric for metric in metrics if metric in available), None)
+        if metric is not None:
+            figures[name] = metric
+    own = sorted(name for name in available if is_own(name))
+    return figures | {name.replace("/", "_"): name for name in own}
+
+
+def words_of(metric: str) -> str:
+    """A metric's words: its label, or the name of the user's own measure."""
+    known = METRICS.get(metric)
+    return known.label if known is not None else metric.removeprefix("probe/")
+
+
+def axis_of(metric: str) -> str:
+    """A metric's words on an axis: label, unit, and which way is better."""
+    known = METRICS.get(metric)
+    if known is None:
+        return metric.removeprefix("probe/")
+    return f"{known.axis}, {known.better} is better" if known.better else known.axis
+
+
+def values_panel(
+    history: pd.DataFrame,
+    metric: str,
+    classes: float | None = None,
+    label: str | None = None,
+) -> Panel:
+    """A metric's mean over seeds against the step, a curve an arm.
+
+    Args:
+        history: The columns ``step``, ``arm``, ``seed`` and the metric.
+        metric: Its name.
+        classes: Number of classes, for the chance level of an accuracy; None where not known.
+        label: The vertical axis; None for the metric's own words.
+
+    Returns:
+        The panel.
+    """
+    curves = {}
+    for arm, rows in history.groupby("arm", sort=True):
+        by_step = _by_step(rows, metric)
+        if not by_step.empty:
+            curves[str(arm)] = _curve(by_step)
+    accuracy = metric.endswith("accuracy")
+    return Panel(
+        label=label or axis_of(metric),
+        curves=curves,
+        bottom=0.0 if accuracy else None,
+        level=(1 / classes, f"chance, 1/{classes:.0f}") if accuracy and classes else None,
+    )
+
+
+def _by_step(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A metric by step (rows) and seed (columns); a seed that ran twice counts once."""
+    return rows.dropna(subset=[metric]).pivot_table(index="step", columns="seed", values=metric)
+
+
+def _curve(by_step: pd.DataFrame) -> Curve:
+    counts = by_step.notna().sum(axis=1).to_numpy(float)
+    spreads = by_step.std(axis=1, ddof=1).to_numpy(float)
+    with np.errstate(invalid="ignore"):
+        quantiles = scipy.stats.t.ppf(1 - LEVEL / 2, counts - 1)
+    halves = quantiles * spreads / np.sqrt(counts)
+    return Curve(by_step.index.to_numpy(float), by_step.mean(axis=1).to_numpy(float), halves)
+
+
+def paired_panel(history: pd.DataFrame, metric: str, bases: Mapping[str, str]) -> Panel | None:
+    """Each arm minus another, seed by seed, against the step.
+
+    Args:
+        history: The columns ``step``, ``arm``, ``seed`` and the metric.
+        metric: Its name.
+        bases: By arm, the arm that is subtracted.
+
+    Returns:
+        The panel; None where no two arms share two seeds at two steps.
+    """
+    by_arm = {str(arm): _by_step(rows, metric) for arm, rows in history.groupby("arm", sort=True)}
+    curves = {}
+    for arm, base in bases.items():
+        if arm not in by_arm or base not in by_arm:
+            continue
+        differences = (by_arm[arm] - by_arm[base]).dropna(axis="index", thresh=2)
+        if len(differences) > 1:
+            curves[arm] = _curve(differences)
+    if not curves:
+        return None
+    names = sorted({bases[arm] for arm in curves})
+    known = METRICS.get(metric)
+    better = f", {known.better} is better" if known is not None and known.better else ""
+    minus = names[0] if len(names) == 1 else "its arm without dropout"
+    return Panel(f"minus {minus}, seed by seed{better}", curves, level=(0.0, ""))
+
+
+def rates_panel(history: pd.DataFrame, runs: pd.DataFrame) -> tuple[Panel, list[str]]:
+    """The drop rate of each arm, from its configuration.
+
+    Args:
+        history: The runs' measured steps.
+        runs: The runs, from `earlydrop.analysis.load_runs`.
+
+    Returns:
+        The panel, and the arms whose rates are those that were logged: a schedule of the user's
+        own is not imported, and a cutoff in epochs needs their length.
+    """
+    panel = values_panel(history, RATE) if RATE in history else Panel(axis_of(RATE), {})
+    curves, logged = dict(panel.curves), []
+    for row in runs.drop_duplicates("arm").to_dict("records"):
+        rates = _rates(row)
+        if rates is not None:
+            curves[row["arm"]] = staircase(rates)
+        elif row["arm"] in curves:
+            logged.append(str(row["arm"]))
+    return Panel(panel.label, dict(sorted(curves.items()))), logged
+
+
+def staircase(rates: np.ndarray) -> Curve:
+    """The rates of all steps as the corners of a line: a jump is vertical, a slope a slope.
+
+    Args:
+        rates: Rate of step 0, 1, ..., (T,). The rate of step t holds from t to t + 1.
+
+    Returns:
+        A line without a band.
+    """
+    total = len(rates)
+    jumps = np.flatnonzero(np.abs(np.diff(rates)) > _JUMP * max(rates.max(), 1e-9))
+    grid = np.unique(np.linspace(0, total - 1, min(total, 200)).astype(int))
+    before = [(step + 1.0, rates[step]) for step in jumps]
+    after = [(step + 1.0, rates[step + 1]) for step in jumps]
+    # a point on the grid that follows a jump is the end of that jump
+    points = [(float(step), rates[step]) for step in grid if step - 1 not in jumps]
+    corners = sorted(
+        [(x, 0, y) for x, y in points]
+        + [(x, 1, y) for x, y in before]
+        + [(x, 2, y) for x, y in after]
+        + [(float(total), 3, rates[-1])]
+    )
+    steps, _, values = zip(*corners, strict=True)
+    return Curve(np.array(steps), np.array(values), np.full(len(steps), np.nan))
+
+
+def _rates(row: Mapping[str, Any]) -> np.ndarray | None:
+    """The larger of both kinds' rates at every step of a run; None where it cannot be known."""
+    total = row.get("total_steps")
+    schedules = _schedules(row["settings"], total, row.get("steps_per_epoch"))
+    if schedules is None or not total:
+        return None
+    steps = range(int(total))
+    rates = [[schedule(step) for step in steps] for schedule in schedules]
+    larger: np.ndarray = np.array(rates).max(axis=0)
+    return larger
+
+
+def _schedules(arm: Arm, total: Any, steps_per_epoch: Any) -> list[Schedule] | None:
+    """The schedules of an arm in steps; None where they cannot be known without its code."""
+    config = config_of(dict(arm.values))
+    if own_schedule(config) or not total:
+        return None
+    epoch = int(steps_per_epoch) if steps_per_epoch and steps_per_epoch == steps_per_epoch else None
+    schedules = [parse_schedule(config.schedule)]
+    if drops(config):
+        path = parse_path_schedule(config.schedule)
+        schedules += [path] if path is not None else []
+    try:
+        return [schedule.resolve(int(total), epoch) for schedule in schedules]
+    except ValueError:  # in epochs, of a run that did not record their length
+        return None
+
+
+def cutoffs(runs: pd.DataFrame) -> dict[str, float]:
+    """By arm, the step at which its schedule switches dropout off or on, if it has a cutoff."""
+    steps = {}
+    for row in runs.to_dict("records"):
+        schedules = _schedules(row["settings"], row.get("total_steps"), row.get("steps_per_epoch"))
+        cutoff = getattr(schedules[0], "cutoff", None) if schedules else None
+        if cutoff is not None:
+            steps[str(row["arm"])] = float(cutoff)
+    return steps
+
+
+def common(values: Iterable[Any]) -> float | None:
+    """The value that all have, as a number; None if they differ or there is none."""
+    present = {float(value) for value in values if value is not None and value == value}
+    return present.pop() if len(present) == 1 else None

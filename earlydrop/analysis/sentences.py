@@ -1,0 +1,153 @@
+"""What a study shows, in sentences: which arm ended better than no dropout, and by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from earlydrop.analysis.arms import Arm
+from earlydrop.analysis.compare import differences_by_seed, metric_of
+from earlydrop.analysis.stats import Paired
+from earlydrop.metrics import METRICS, Metric
+
+_SCHEDULES = {"constant": "standard", "none": "no"}  # as papers call them
+_KINDS = {"unit": "dropout", "path": "stochastic depth", "all": "dropout and stochastic depth"}
+_ASKED = ("train_eval/loss", "test/accuracy")
+"""The metrics that sentences are about."""
+_WORDS = {"train_eval/loss": "training loss"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a study shows.
+
+    Attributes:
+        first: The sentence that answers.
+        more: A sentence for each further arm, and for each further metric.
+    """
+
+    first: str
+    more: tuple[str, ...]
+
+
+def answer(runs: pd.DataFrame, found: Mapping[str, Mapping[str, Paired]]) -> Answer:
+    """What some runs show of each arm against the arm without dropout.
+
+    The first sentence is about early dropout if it ran, and about the training loss if it was
+    measured.
+
+    Args:
+        runs: The runs, from `earlydrop.analysis.load_runs`.
+        found: Their differences, from `earlydrop.analysis.compare.differences`.
+
+    Returns:
+        The answer; without a comparison, why there is none.
+    """
+    names = _names(runs)
+    sentences = []
+    for metric in (METRICS[name] for name in _ASKED):
+        for arm in sorted(found, key=lambda arm: (not names[arm].startswith("early"), arm)):
+            paired = found[arm].get(metric.heading or "")
+            if paired is not None:
+                better = _better_seeds(runs, arm, metric)
+                sentences.append(sentence(names[arm], metric, paired, better))
+    if sentences:
+        return Answer(sentences[0], tuple(sentences[1:]))
+    return Answer(_why_not(runs), ())
+
+
+def sentence(arm: str, metric: Metric, paired: Paired, better: int) -> str:
+    """One comparison in words; it begins with "Undecided" where the interval holds 0.
+
+    Args:
+        arm: The arm in words, such as "early dropout".
+        metric: A metric that has a better direction.
+        paired: Arm minus no dropout.
+        better: In how many seeds the arm is better.
+
+    Returns:
+        The sentence.
+
+    >>> import textwrap
+    >>> paired = Paired((0, 1, 2), -0.026, -0.05, -0.003, 0.04, 0.009)
+    >>> said = sentence("early dropout", METRICS["test/accuracy"], paired, better=0)
+    >>> print(textwrap.fill(said, 95))
+    Early dropout ended with a lower test accuracy than no dropout in 3 of 3 seeds (-0.026, 95%
+    interval -0.050 to -0.003).
+    """
+    n = len(paired.seeds)
+    words = _WORDS.get(metric.name, metric.label)
+    largest = max(abs(paired.low), abs(paired.high))
+    digits = 3 if largest >= 0.02 else 4 if largest >= 0.002 else 5
+    effect = f"{paired.effect:+.{digits}f}"
+    interval = f"95% interval {paired.low:+.{digits}f} to {paired.high:+.{digits}f}"
+    if not decided(paired):
+        return (
+            f"Undecided whether {arm} ends with another {words} than no dropout "
+            f"({effect}, {interval}; {metric.better} in {better} of {n} seeds)."
+        )
+    side = "higher" if paired.effect > 0 else "lower"
+    count = better if side == metric.better else n - better
+    said = f"{arm} ended with a {side} {words} than no dropout in {count} of {n} seeds"
+    return f"{said[:1].upper()}{said[1:]} ({effect}, {interval})."
+
+
+def decided(paired: Paired) -> bool:
+    """Whether the interval of a difference leaves out 0."""
+    return paired.low > 0 or paired.high < 0
+
+
+def _better_seeds(runs: pd.DataFrame, arm: str, metric: Metric) -> int:
+    """In how many seeds an arm ended better than the arm without dropout."""
+    by_seed = differences_by_seed(runs, arm, f"final/{metric.name}")
+    sign = -1 if metric.better == "lower" else 1
+    return sum(sign * difference > 0 for difference in by_seed.values())
+
+
+def _names(runs: pd.DataFrame) -> dict[str, str]:
+    """By arm, its schedule in words, or its name where several have the same words."""
+    arms = {str(row["arm"]): row["settings"] for row in runs.to_dict("records")}
+    words = {arm: _in_words(settings) for arm, settings in arms.items()}
+    counts = pd.Series(list(words.values())).value_counts()
+    return {arm: name if counts[name] == 1 else arm for arm, name in words.items()}
+
+
+def _in_words(arm: Arm) -> str:
+    name = str(arm.get("schedule.name"))
+    kind = _KINDS.get(str(arm.get("schedule.kind")), "dropout")
+    return f"{_SCHEDULES.get(name, name)} {kind}"
+
+
+def _why_not(runs: pd.DataFrame) -> str:
+    """Why there is nothing to compare, and what would give a comparison."""
+    if len(runs) == 1:
+        why = "One run: nothing to compare it with."
+    elif not any(settings.without_dropout for settings in runs["settings"]):
+        why = "Nothing to compare: no run is without dropout."
+    else:
+        why = "Nothing to compare: no arm shares two finished seeds with the arm without dropout."
+    return f"{why} A sweep such as earlydrop -m schedule=none,early seed=0,1,2 gives a comparison."
+
+
+def in_numbers(found: Mapping[str, Mapping[str, Paired]], heading: str) -> dict[str, str]:
+    """The differences of one metric, by arm: mean, interval and seeds.
+
+    Args:
+        found: From `earlydrop.analysis.compare.differences`.
+        heading: The metric's heading.
+
+    Returns:
+        By arm, its numbers in words.
+    """
+    metric = metric_of(heading)
+    digits = metric.digits if metric is not None else 4
+    numbers = {}
+    for arm, by_heading in found.items():
+        if heading in by_heading:
+            point = by_heading[heading]
+            low, high = f"{point.low:+.{digits}f}", f"{point.high:+.{digits}f}"
+            interval = f"95% interval {low} to {high}, {len(point.seeds)} seeds"
+            numbers[arm] = f"{arm}: {point.effect:+.{digits}f} ({interval})"
+    return numbers

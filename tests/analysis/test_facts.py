@@ -1,0 +1,69 @@
+"""What a report says of how its runs were made."""
+
+import json
+
+from earlydrop.analysis import load_runs
+from earlydrop.analysis.facts import arms_table, facts, run_rows
+
+
+def record(study, **values):
+    for file in study.rglob("provenance.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def said(study):
+    return dict(facts(load_runs(study), study))
+
+
+def test_what_the_runs_recorded_is_said(study):
+    record(
+        study,
+        commit="f9f314dfe7f6a9d58fdfdcc0367003fe489da5c4",
+        diff="+",
+        earlydrop="0.1.0",
+        began="2026-11-27T17:58:21+00:00",
+        processor="AMD EPYC",
+        cpu_count=2,
+        environment={"device": "cpu x86_64", "torch": "2.14"},
+        data={"classes": 10, "images": {"train": 1000, "test": 200}, "steps_per_epoch": 20},
+        command=["/usr/bin/earlydrop", "-m", "schedule=none,early", "seed=0,1,2"],
+    )
+    assert said(study) == {
+        "runs": ["6: 2 arms, 3 seeds"],
+        "model": ["mlp"],
+        "data": ["toy (1,000 and 200 examples, 10 classes)"],
+        "length": ["100 steps"],
+        "machine": ["AMD EPYC, 2 cores, cpu x86_64, torch 2.14"],
+        "time": ["12 s of training in all, 2 s a run; begun 2026-11-27 17:58 UTC"],
+        "commit": ["f9f314dfe7f6 (earlydrop 0.1.0, with uncommitted changes)"],
+        "command": ["earlydrop -m schedule=none,early seed=0,1,2"],
+    }
+
+
+def test_runs_without_a_record_are_no_error(study):
+    found = said(study)
+    assert found["machine"] == found["commit"] == ["not recorded"]
+    assert found["data"] == ["toy"]
+    assert found["command"] == [f"earlydrop-cite {study}"]
+    record(study, data=3, environment=None, command=["/x/earlydrop/__main__.py", "seed=1"])
+    assert said(study)["command"] == ["python -m earlydrop seed=1"]
+
+
+def test_the_table_of_arms_has_the_settings_that_differ(study):
+    table = arms_table(load_runs(study))
+    assert table.loc["none", "schedule.name"] == "none"
+    assert table.loc["early-0.1-20%", "schedule.rate"] == "0.1"
+    assert table.loc["none", "schedule.rate"] == "-"
+    assert "optim.lr" not in table
+    assert next(iter(table)) == "runs"
+
+
+def test_runs_have_their_addresses(study):
+    (study / "none-seed0" / "wandb").mkdir()
+    (study / "none-seed0" / "wandb" / "url.txt").write_text("https://wandb.ai/me/p/runs/x\n")
+    (study / "none-seed1" / "wandb" / "offline-run-x").mkdir(parents=True)
+    rows = {row["folder"]: row for row in run_rows(load_runs(study), study)}
+    assert rows["none-seed0"]["tracked"] == "https://wandb.ai/me/p/runs/x"
+    assert (rows["none-seed1"]["tracked"], rows["none-seed1"]["offline"]) == (None, True)
+    (alone,) = run_rows(load_runs(study / "none-seed2"), study / "none-seed2")
+    assert alone["folder"] == "."

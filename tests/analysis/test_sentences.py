@@ -1,0 +1,65 @@
+"""The sentence that a report opens with."""
+
+import pytest
+
+from earlydrop.analysis import load_runs
+from earlydrop.analysis.compare import differences
+from earlydrop.analysis.sentences import answer, sentence
+from earlydrop.analysis.stats import paired
+from earlydrop.metrics import METRICS
+from tests.analysis.made_up import make_run
+
+
+def answered(folder):
+    runs = load_runs(folder)
+    return answer(runs, differences(runs))
+
+
+def test_the_answer_names_the_difference_its_interval_and_the_seeds(tmp_path):
+    for seed, (without, early) in enumerate([(0.5, 0.4), (0.6, 0.48), (0.9, 0.79)]):
+        make_run(tmp_path / "study", "none", seed, without)
+        make_run(tmp_path / "study", "early-0.1-20%", seed, early)
+    said = answered(tmp_path)
+    assert said.first == (
+        "Early dropout ended with a lower training loss than no dropout in 3 of 3 seeds (-0.110, 95% interval -0.135 to -0.085)."
+    )
+    assert said.more == (
+        "Undecided whether early dropout ends with another test accuracy than no dropout "
+        "(+0.00000, 95% interval +0.00000 to +0.00000; higher in 0 of 3 seeds).",
+    )
+
+
+def test_an_interval_that_holds_zero_is_undecided():
+    loss = METRICS["train_eval/loss"]
+    said = sentence("late dropout", loss, paired({0: -0.1, 1: 0.2, 2: -0.3}), 2)
+    assert said.startswith("Undecided whether late dropout ends with another training loss than no dropout (-0.067,")
+    assert said.endswith("lower in 2 of 3 seeds).")
+
+
+def test_a_worse_arm_is_counted_in_its_own_direction():
+    said = sentence("early dropout", METRICS["test/accuracy"], paired({0: -0.1, 1: -0.11, 2: -0.12}), 0)
+    assert said.startswith("Early dropout ended with a lower test accuracy than no dropout in 3 of 3 seeds (-0.110,")
+
+
+def test_arms_of_one_schedule_are_told_apart(study):
+    for seed, loss in enumerate((0.5, 0.6, 0.9)):
+        make_run(study, "none", seed, loss - 0.2, schedule={"name": "early", "rate": 0.2, "cutoff": "20%"})
+    said = " ".join([answered(study).first, *answered(study).more])
+    assert "early-0.1-20% ended with a lower training loss" in said.lower()
+    assert "early-0.2-20% ended with a lower training loss" in said.lower()
+
+
+@pytest.mark.parametrize(
+    ("arms", "why"),
+    [
+        ({"none": 1}, "One run: nothing to compare it with."),
+        ({"early-0.1-20%": 2}, "Nothing to compare: no run is without dropout."),
+        ({"none": 1, "early-0.1-20%": 1}, "Nothing to compare: no arm shares two finished seeds"),
+    ],
+    ids=str,
+)
+def test_without_a_comparison_the_answer_says_why(arms, why, tmp_path):
+    for arm, seeds in arms.items():
+        for seed in range(seeds):
+            make_run(tmp_path / "study", arm, seed, 0.5)
+    assert answered(tmp_path).first.startswith(why)

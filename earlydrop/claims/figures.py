@@ -14,6 +14,7 @@ from earlydrop.analysis.stats import Paired, paired
 from earlydrop.claims.answer import answer_rows, current, decisive, points
 from earlydrop.claims.answer_figure import draw_points
 from earlydrop.claims.declare import Declaration, Study, label_seeds
+from earlydrop.claims.gain_figure import draw_gain
 from earlydrop.claims.judge import Verdict, regime
 from earlydrop.claims.sensitivity_figure import draw_sensitivity
 from earlydrop.claims.summaries import Summaries
@@ -93,7 +94,10 @@ def draw_answer(declarations: list[Declaration], verdicts: list[Verdict], folder
     draw_points(found, path)
     named = {claim for row in answer_rows() for claim in row.claims}
     used = [v for each in current(declarations, verdicts) for v in decisive(each, verdicts).values() if v.claim.id in named]
-    return {path: sorted({fingerprint for verdict in used for fingerprint in verdict.fingerprints})}
+    files = {path: sorted({fingerprint for verdict in used for fingerprint in verdict.fingerprints})}
+    gain = folder / "early-gain.png"
+    prints = draw_gain(declarations, verdicts, gain)
+    return files | ({gain: prints} if prints else {})
 
 
 def _draw_study(study: str, runs: pd.DataFrame, folder: Path) -> list[Path]:

@@ -6,9 +6,11 @@ import pytest
 from PIL import Image
 
 from earlydrop.analysis.plots import draw_axis
-from earlydrop.claims import figures
+from earlydrop.claims import figures, gain_figure
 from earlydrop.claims.declare import Sensitivity
 from earlydrop.claims.figures import draw_findings
+from earlydrop.claims.gain_figure import draw_gain
+from earlydrop.claims.judge import judge_all
 from earlydrop.claims.sensitivity_figure import draw_sensitivity
 from earlydrop.claims.summaries import Summaries
 from tests.claims.made_up import LOSS, declaration, made_up, study
@@ -58,3 +60,21 @@ def test_a_studys_curves_leave_out_arms_that_differ_in_more_than_their_schedule(
     summaries = Summaries(pd.concat([usual.runs, clipped.runs]), pd.concat([usual.history, clipped.history]))
     files = draw_findings([declaration(LOSS)], summaries, tmp_path)
     assert files[tmp_path / "toy-train_eval-loss.png"] == sorted(usual.runs["fingerprint"])
+
+
+def test_the_gain_is_drawn_from_relative_differences(tmp_path, monkeypatch):
+    claims = tmp_path / "claims"
+    claims.mkdir()
+    (claims / "gain.yaml").write_text("study: toy\ntitle: t\nrows:\n- {words: as it is, dropout: L}\n- {words: other, depth: M}\n")
+    monkeypatch.setattr(gain_figure, "conf_folder", lambda: tmp_path)
+    summaries = made_up()
+    relative = dataclasses.replace(LOSS, smallest=0.01, relative=True)
+    verdicts = judge_all([declaration(relative)], summaries)
+    prints = draw_gain([declaration(relative)], verdicts, tmp_path / "gain.png")
+    assert prints == sorted(summaries.runs["fingerprint"])
+    assert (tmp_path / "gain.png").is_file()
+    assert draw_gain([declaration(relative)], [], tmp_path / "none.png") == []
+    assert not (tmp_path / "none.png").exists()
+    verdicts = judge_all([declaration(LOSS)], summaries)
+    with pytest.raises(ValueError, match="claim L has no relative difference"):
+        draw_gain([declaration(LOSS)], verdicts, tmp_path / "gain.png")

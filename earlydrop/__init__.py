@@ -14,7 +14,7 @@ from earlydrop.schedules import MAKERS
 
 __version__ = "0.1.0"
 
-_HOME = {  # where each public name lives; every schedule of `earlydrop.schedules.MAKERS` is public too
+_HOME = {  # public name: the module that holds it; every schedule of `MAKERS` is public too
     "Schedule": "schedules",
     "DropoutScheduler": "scheduler",
     "Audit": "sites",
@@ -69,10 +69,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "experiment":  # needs earlydrop[train], which the rest does not
+    if name == "experiment":  # this one needs earlydrop[train]
         return importlib.import_module("earlydrop.experiment")
     if name not in _HOME:
-        raise AttributeError(f"module 'earlydrop' has no attribute {name!r}; it has {', '.join(_HOME)}")
+        names = ", ".join(_HOME)
+        raise AttributeError(f"module 'earlydrop' has no attribute {name!r}; it has {names}")
     home = importlib.import_module(f"earlydrop.{_HOME[name]}")
     value = MAKERS[name] if name in MAKERS else getattr(home, name)
     globals()[name] = value

@@ -1,4 +1,4 @@
-"""``python -m earlydrop`` is the command ``earlydrop``, for launchers such as torchrun."""
+"""Run the command ``earlydrop`` as ``python -m earlydrop``, for launchers such as torchrun."""
 
 from earlydrop.commands.run import main
 

@@ -1,4 +1,4 @@
-"""Model distance: how far a model has moved from another, usually from its initialisation."""
+"""Model distance: the Euclidean distance of two models, usually a model and its initialisation."""
 
 from __future__ import annotations
 
@@ -13,86 +13,92 @@ from earlydrop.exact import brought_home, exact_norm
 from earlydrop.sites.unwrap import clean, named_parameters, unwrap
 
 ModelOrState = nn.Module | Mapping[str, Tensor]
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's buffers, which are not parameters
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm, in buffers
+_GATHER = (
+    "gather both sides first: torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+    "options=StateDictOptions(full_state_dict=True))"
+)
 
 
 def _parameters(model: ModelOrState) -> dict[str, Tensor]:
+    """The parameters of a module, or of a state dict, by name."""
     if isinstance(model, nn.Module):
         model = unwrap(model)
         while isinstance(model, AveragedModel):
             model = unwrap(model.module)
-        found = {name: p.detach() for name, p in named_parameters(model)}
+        parameters = {name: p.detach() for name, p in named_parameters(model)}
     elif isinstance(model, Mapping):
-        found = {
-            clean(name): value.detach()
-            for name, value in model.items()
-            if isinstance(value, Tensor)
-            and (value.is_floating_point() or value.is_complex())
-            and name.rpartition(".")[2] not in _STATISTICS
-        }
-        if all(name.startswith("module.") for name in found):  # saved with DistributedDataParallel around it
-            found = {name.removeprefix("module."): value for name, value in found.items()}
+        entries = {clean(name): value for name, value in model.items()}
+        parameters = {name: p.detach() for name, p in entries.items() if _may_be_parameter(name, p)}
+        # DistributedDataParallel puts this prefix in front of every name.
+        if all(name.startswith("module.") for name in parameters):
+            parameters = {name.removeprefix("module."): value for name, value in parameters.items()}
     else:
         raise ValueError(f"expected a module or a state dict, got {type(model).__name__}")
-    refuse_sharded(
-        found,
-        "model_distance",
-        "gather both sides first: torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
-        "options=StateDictOptions(full_state_dict=True))",
-    )
-    return found
+    refuse_sharded(parameters, "model_distance", _GATHER)
+    return parameters
 
 
-def refuse_sharded(parameters: Mapping[str, Tensor], what: str, remedy: str) -> None:
-    """Refuse parameters of which this process holds a part only.
+def _may_be_parameter(name: str, value: object) -> bool:
+    """Whether an entry of a state dict may be a parameter; buffers but BatchNorm's pass too."""
+    if not isinstance(value, Tensor) or name.rpartition(".")[2] in _STATISTICS:
+        return False
+    return value.is_floating_point() or value.is_complex()
+
+
+def refuse_sharded(parameters: Mapping[str, Tensor], function: str, remedy: str) -> None:
+    """Refuse sharded parameters, of which this process holds only a part.
 
     Args:
         parameters: Parameters by name.
-        what: Who refuses.
-        remedy: What to do instead.
+        function: Name of the refusing function, for the error.
+        remedy: Advice for the user, for the error.
 
     Raises:
         ValueError: One of them is a DTensor (FSDP2, tensor parallelism).
     """
+    kinds = "FSDP2, tensor parallelism"
     for name, parameter in parameters.items():
         if hasattr(parameter, "full_tensor"):
-            raise ValueError(
-                f"{what} does not support sharded parameters (FSDP2, tensor parallelism), and {name!r} is one: {remedy}"
-            )
+            refusal = f"{function} does not support sharded parameters ({kinds})"
+            raise ValueError(f"{refusal}, and {name!r} is one: {remedy}")
 
 
 def _second_names(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> set[str]:
-    """Names under which a state dict lists a parameter once more: one memory in either of the two, equal values in both."""
-    again: set[str] = set()
-    for one, other in ((ours, theirs), (theirs, ours)):
+    """Second names of tied parameters: one memory in one of the two, equal values in both."""
+    second: set[str] = set()
+    for tied, compared in ((ours, theirs), (theirs, ours)):
         first: dict[object, str] = {}
-        for name, value in one.items():
-            if value.numel() == 0 or value.is_meta or name in again:
+        for name, value in tied.items():
+            if value.numel() == 0 or value.is_meta or name in second:
                 continue
             memory = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
             kept = first.setdefault(memory, name)
-            if kept != name and name in other and kept in other and torch.equal(other[name], other[kept]):
-                again.add(name)
-    return again
+            if kept == name or name not in compared or kept not in compared:
+                continue
+            if torch.equal(compared[name], compared[kept]):
+                second.add(name)
+    return second
 
 
 @torch.no_grad()
 def model_distance(model: ModelOrState, initial: ModelOrState) -> float:
-    """The Euclidean distance ‖W − W₀‖₂ between two models over all parameters (Liu et al. 2023, section 3, *model distance*).
+    """The Euclidean distance ‖W − W₀‖₂ of two models over all parameters.
 
-    If one side is a module, its parameters are compared (buffers never count). Of two state dicts every floating-point and complex entry
-    but BatchNorm's running statistics is compared. A tied parameter counts once: in two state dicts it is known by its shared memory,
-    so a pair of clones counts it under each of its names.
+    Liu et al. 2023, section 3, *model distance*. If one side is a module, its parameters are
+    compared; buffers never count. Of two state dicts, every floating-point and complex entry is
+    compared, except the running statistics of BatchNorm. A tied parameter counts once: in two state
+    dicts it is recognised by its shared memory, so after cloning it counts under each of its names.
 
     Args:
-        model: A module (an AveragedModel is looked through) or a state dict.
-        initial: Another, of the same architecture.
+        model: A module or a state dict. An AveragedModel stands for the model inside.
+        initial: Another module or state dict, of the same architecture.
 
     Returns:
         The distance, summed in float64.
 
     Raises:
-        ValueError: The two do not have the same parameters and shapes, or hold parts only (FSDP2).
+        ValueError: The two differ in their parameters or shapes, or a parameter is sharded (FSDP2).
 
     >>> model_distance({"w": torch.tensor([3.0, 0.0])}, {"w": torch.tensor([0.0, 4.0])})
     5.0
@@ -104,21 +110,23 @@ def model_distance(model: ModelOrState, initial: ModelOrState) -> float:
         ours = {name: value for name, value in ours.items() if name in theirs}
     if ours.keys() != theirs.keys():
         name = sorted(ours.keys() ^ theirs.keys())[0]
-        raise ValueError(f"parameter {name!r} is in one of the two models only: compare models of the same architecture")
+        remedy = "compare models of the same architecture"
+        raise ValueError(f"parameter {name!r} is in one of the two models only: {remedy}")
     for name in _second_names(ours, theirs):
         del ours[name]
     if not ours:
         raise ValueError("the models have no parameters to compare")
     squares = []
     for name, value in ours.items():
-        other = theirs[name]
-        if value.shape != other.shape:
-            raise ValueError(
-                f"parameter {name!r} has shape {tuple(value.shape)} in one model and {tuple(other.shape)} in the other"
-            )
-        if other.dtype in (torch.float64, torch.complex128):
-            value = brought_home(value)  # where the other can be
-        difference = value.to(torch.promote_types(value.dtype, torch.float32)) - other.to(value.device)
+        start = theirs[name]
+        if value.shape != start.shape:
+            shapes = f"{tuple(value.shape)} in one model and {tuple(start.shape)} in the other"
+            raise ValueError(f"parameter {name!r} has shape {shapes}")
+        if start.dtype in (torch.float64, torch.complex128):
+            value = brought_home(value)  # a device that can hold the other side
+        precision = torch.promote_types(value.dtype, torch.float32)
+        difference = value.to(precision) - start.to(value.device)
         difference = torch.view_as_real(difference) if difference.is_complex() else difference
         squares.append(exact_norm(difference).square())
-    return math.sqrt(torch.stack([square.to(squares[0].device) for square in squares]).sum().item())
+    total = torch.stack([square.to(squares[0].device) for square in squares]).sum()
+    return math.sqrt(total.item())

@@ -1,7 +1,8 @@
-"""Exact sums: in float64, on the device of the numbers where it has that type, else on the host.
+"""Exact sums, in float64: on the device of the numbers, or on the host where the device lacks it.
 
-Small differences of large sums need more than float32 everywhere in this package. Apple's GPUs (``mps``) and some others have no float64:
-what is to be summed is brought to the host, and summed there in the same way. This is the one place that says which devices these are.
+This package takes small differences of large sums, which need more than float32. Apple's GPUs
+(``mps``) and some others have no float64. Numbers of such a device are moved to the host and summed
+there in the same way. Only this file tells which devices have float64.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _WITHOUT_FLOAT64 = ("mps",)
 
 @functools.cache
 def has_float64(device: torch.device) -> bool:
-    """Whether a device has float64; a kind that is not known is tried once.
+    """Whether a device has float64. An unknown kind of device is tried once.
 
     >>> has_float64(torch.device("cpu")), has_float64(torch.device("mps"))
     (True, False)
@@ -32,21 +33,21 @@ def has_float64(device: torch.device) -> bool:
 
 
 def home(device: torch.device) -> torch.device:
-    """Where the sums of a device's numbers are carried: on the device itself, or on the host if it has no float64."""
+    """The device that holds the sums: the device itself, or the host if it has no float64."""
     return device if has_float64(device) else HOST
 
 
 def brought_home(values: Tensor) -> Tensor:
-    """A tensor where its sums are carried: itself, on a device with float64."""
+    """A tensor on the device of its sums (`home`): itself, on a device with float64."""
     return values.to(home(values.device))
 
 
 def exact(values: Tensor) -> Tensor:
-    """A tensor in float64, where its sums are carried."""
+    """A tensor in float64, on the device of its sums (`home`)."""
     return brought_home(values).double()
 
 
 def exact_norm(values: Tensor) -> Tensor:
-    """The Euclidean norm of a tensor, 0-d in float64, where its sums are carried."""
+    """The Euclidean norm of a tensor, 0-d in float64, on the device of its sums (`home`)."""
     norm: Tensor = torch.linalg.vector_norm(brought_home(values), dtype=torch.float64)
     return norm

@@ -12,7 +12,7 @@ from torch import nn
 import earlydrop
 from earlydrop.classic import GaussianDropout, SharedMaskDropout, StandardDropout
 from earlydrop.exact import HOST, brought_home, exact, exact_norm, has_float64, home
-from earlydrop.sites.extremes import extremes
+from earlydrop.sites.audit.extremes import extremes
 from earlydrop.training import plan as plans
 from earlydrop.training.endings import TrainingFailed
 from earlydrop.training.fields import ConfigError

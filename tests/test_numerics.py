@@ -61,7 +61,13 @@ PARTS = {
     "swin": ["training/optim.py"],
     "vit": ["training/models/timm.py"],
     "evaluation": ["training/evaluate.py"],
-    "probe": ["gradients/sums.py", "gradients/measures.py", "gradients/probe.py", "training/probes.py"],
+    "probe": [
+        "gradients/chunks.py",
+        "gradients/sums.py",
+        "gradients/measures.py",
+        "gradients/probe.py",
+        "training/probes.py",
+    ],
     "probe_parts": ["training/probes.py"],
     "monte_carlo": ["classic/monte_carlo.py"],
 }

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import earlydrop
 from earlydrop import DropoutScheduler, constant, early, late
-from earlydrop.sites.link import RATE
+from earlydrop.sites.driven import RATE
 
 LAYERS = {
     "dropout": (lambda: nn.Dropout(0.3), (64, 8)),

@@ -1,4 +1,4 @@
-"""The classic family around dropout: layers that torch does not have, max-norm, and Monte Carlo dropout."""
+"""Classic dropout: layers that torch does not have, max-norm, and Monte Carlo dropout."""
 
 from earlydrop.classic.layers import GaussianDropout as GaussianDropout
 from earlydrop.classic.layers import SharedMaskDropout as SharedMaskDropout

@@ -1,6 +1,6 @@
-"""Monte Carlo dropout: predictions with dropout left on at test (Gal and Ghahramani 2016, arXiv:1506.02142).
+"""Monte Carlo dropout: predictions with dropout left on at test.
 
-Shape legend: B inputs, K classes, T passes.
+Gal and Ghahramani 2016, arXiv:1506.02142. Shape legend: B inputs, K classes, T passes.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from earlydrop.exact import exact
 from earlydrop.sites.audit import call
+from earlydrop.sites.audit.watch import watch
 from earlydrop.sites.traceless import leave_no_trace
 from earlydrop.sites.unwrap import unwrap
-from earlydrop.sites.watch import watch
 
 
 @dataclass(frozen=True)
 class MonteCarloPrediction:
-    """What T passes with dropout say.
+    """Statistics of T passes with dropout.
 
     Attributes:
-        mean: Predictive mean: of the class probabilities, or of the outputs, (B, ...).
-        variance: Variance over the passes (1/T), likewise.
-        entropy: Entropy of the predictive mean in nats, (B,); None for outputs that are not probabilities.
-        mutual_information: Entropy of the mean minus the mean entropy, in nats, (B,): what the passes disagree about (Houlsby et al.
-            2011, arXiv:1112.5745); None likewise.
+        mean: Predictive mean of the class probabilities, or of the outputs, (B, ...).
+        variance: Variance over the passes (1/T), (B, ...).
+        entropy: Entropy of the predictive mean in nats, (B,); None for outputs that are not
+            probabilities.
+        mutual_information: Entropy of the mean minus the mean entropy, in nats, (B,): the
+            disagreement of the passes (Houlsby et al. 2011, arXiv:1112.5745). None for outputs
+            that are not probabilities.
         passes: T.
     """
 
@@ -44,9 +46,10 @@ class MonteCarloPrediction:
 
 @contextmanager
 def _only_dropout_on(model: nn.Module, inputs: Any) -> Iterator[None]:
-    """Evaluation mode, but for the modules that drop in a forward in training mode."""
+    """Within it, the modules that drop are in training mode, and all others in evaluation mode."""
     inner = unwrap(model)
-    fast_path = torch.backends.mha.get_fastpath_enabled()  # of nn.TransformerEncoderLayer, which would skip its dropouts
+    # The fast path of nn.TransformerEncoderLayer would skip its dropouts.
+    fast_path = torch.backends.mha.get_fastpath_enabled()
     with leave_no_trace(model):
         torch.backends.mha.set_fastpath_enabled(False)
         try:
@@ -60,30 +63,38 @@ def _only_dropout_on(model: nn.Module, inputs: Any) -> Iterator[None]:
 
 
 def _dropping(model: nn.Module, inputs: Any) -> list[nn.Module]:
-    """The modules that drop now, found as `earlydrop.audit` finds them; normalisation stays in evaluation mode."""
+    """The modules that drop at the present rates, by the means of `earlydrop.audit`.
+
+    Normalisation layers stay in evaluation mode.
+    """
     model.train()
     for module in model.modules():
         if isinstance(module, (_BatchNorm, _InstanceNorm)):
             module.eval()
     with leave_no_trace(model, inputs), watch(model) as seen:
         outputs = call(model, inputs)
-    dropping = {id(draw.module): draw.module for draw in seen.finish(outputs) if draw.module is not None}
+    draws = seen.finish(outputs)
+    dropping = {id(draw.module): draw.module for draw in draws if draw.module is not None}
     if not dropping:
         raise ValueError(
-            f"{type(model).__name__} has no dropout with a rate above 0 now, so every pass would be the same: build it with "
-            "dropout, or measure before the schedule switches it off"
+            f"{type(model).__name__} has no dropout with a rate above 0 now, so every pass would "
+            "be the same: build it with dropout, or measure before the schedule switches it off"
         )
     return list(dropping.values())
 
 
 def _logits(output: Any) -> Tensor:
-    """The tensor among what a model returns: itself, or its ``logits``."""
+    """The output of a model as a tensor: the output itself, or its ``logits``."""
     if isinstance(output, Tensor):
         return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(output, Mapping):
+        logits = output.get("logits")
+    else:
+        logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
         raise ValueError(
-            f"the model returns a {type(output).__name__} without logits: give select=, a function from it to a tensor"
+            f"the model returns a {type(output).__name__} without logits: "
+            "give select=, a function from it to a tensor"
         )
     return logits
 
@@ -98,25 +109,28 @@ def mc_dropout(
     probabilities: bool = True,
     select: Callable[[Any], Tensor] | None = None,
 ) -> MonteCarloPrediction:
-    """Predict with dropout left on, T times, and summarise: running sums, so memory does not grow with T.
+    """Predict T times with dropout left on, and summarise the outputs.
 
-    Only what `earlydrop.audit` would find is on: BatchNorm and everything else is in evaluation mode. One more forward, in training mode,
-    finds it. Modes and random state are put back.
+    Dropout is on in the modules that `earlydrop.audit` would list; BatchNorm and all other modules
+    are in evaluation mode. One more forward, in training mode, finds these modules. Modes and
+    random state are put back. Memory does not grow with T.
 
     Args:
-        model: The model, its dropout at the rates it has now.
-        inputs: What the model takes: a tensor, a tuple of arguments, or a dictionary of keywords.
+        model: The model, with its dropout at the present rates.
+        inputs: Its inputs: a tensor, a tuple of arguments, or a dictionary of keywords.
         passes: T, at least 1.
-        seed: Of the masks; the same seed gives the same prediction.
-        probabilities: Whether the outputs are logits, (B, K), to be turned into probabilities first. False takes them as they are
-            (regression).
-        select: From what the model returns to the tensor to summarise. Default: that itself, or its ``logits``.
+        seed: Seed of the masks. The same seed gives the same prediction.
+        probabilities: Whether the outputs are logits, (B, K), to be turned into probabilities. With
+            False they are taken as they are (regression).
+        select: A function from the output of the model to the tensor to summarise. Default: the
+            output itself, or its ``logits``.
 
     Returns:
         The prediction, in float32 or better.
 
     Raises:
-        ValueError: Fewer than one pass, a model without a dropout that is on, or outputs without logits and no ``select``.
+        ValueError: ``passes`` is below 1, no dropout of the model is on, or the output has no
+            logits and ``select`` is missing.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
     >>> prediction = mc_dropout(model, torch.randn(5, 4), passes=10)
@@ -131,7 +145,7 @@ def mc_dropout(
         torch.manual_seed(seed)
         for i in range(passes):
             output = select(call(model, inputs))
-            value = exact(output).softmax(-1) if probabilities else output.to(torch.promote_types(output.dtype, torch.float32))
+            value = _value(output, probabilities)
             if i == 0:
                 mean, squares = torch.zeros_like(value), torch.zeros_like(value)
                 entropies = torch.zeros(value.shape[:-1], dtype=value.dtype, device=value.device)
@@ -141,7 +155,13 @@ def mc_dropout(
             if probabilities:
                 entropies += _entropy(value)
     if not probabilities:
-        return MonteCarloPrediction(mean, squares / passes, None, None, passes)
+        return MonteCarloPrediction(
+            mean=mean,
+            variance=squares / passes,
+            entropy=None,
+            mutual_information=None,
+            passes=passes,
+        )
     entropy = _entropy(mean)
     information = (entropy - entropies / passes).clamp_min(0.0)
     return MonteCarloPrediction(
@@ -151,6 +171,13 @@ def mc_dropout(
         mutual_information=information.float().to(output.device),
         passes=passes,
     )
+
+
+def _value(output: Tensor, probabilities: bool) -> Tensor:
+    """The class probabilities in float64, or the output in float32 or better."""
+    if probabilities:
+        return exact(output).softmax(-1)
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

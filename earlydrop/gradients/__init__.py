@@ -1,4 +1,7 @@
-"""Gradient measures: `sums` runs over the gradients, `measures` follow from the sums, `probe` collects the gradients of a model."""
+"""Gradient measures of a model.
+
+`probe` takes the gradients, `sums` adds them up, `measures` computes the measures from the sums.
+"""
 
 from earlydrop.gradients.measures import MEASURES as MEASURES
 from earlydrop.gradients.measures import GradientReport as GradientReport

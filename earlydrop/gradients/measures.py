@@ -1,14 +1,18 @@
-"""The gradient measures: one pure function each, with a field of the same name in `GradientReport`.
+"""The gradient measures: a pure function for each, and a field of its name in `GradientReport`.
 
-With gradients g₁ … g_N at one set of weights, their directions uᵢ = gᵢ/‖gᵢ‖, and ĝ the whole-dataset gradient with direction d:
+Given gradients g₁ … g_N at one set of weights with directions uᵢ = gᵢ/‖gᵢ‖, and the whole-dataset
+gradient ĝ with direction d:
 
 - gradient norm: the mean of ‖gᵢ‖₂;
-- gradient direction variance (GDV, Liu et al. 2023, section 3, equation 1): 2/(N(N−1)) · Σ_{i<j} ½(1 − cos(gᵢ, gⱼ));
+- gradient direction variance (GDV, Liu et al. 2023, section 3, equation 1):
+  2/(N(N−1)) · Σ_{i<j} ½(1 − cos(gᵢ, gⱼ));
 - gradient direction error (GDE, equation 2): 1/N · Σ ½(1 − cos(gᵢ, ĝ));
-- bias: ½(1 − cos(ḡ, ĝ)) of the mean gradient ḡ, and beside it what sampling alone would give (ours);
-- gradient noise scale (McCandlish et al. 2018, arXiv:1812.06162, the simple one): tr Σ / ‖G‖², Σ per example.
+- bias: ½(1 − cos(ḡ, ĝ)) of the mean gradient ḡ, and its value from sampling alone (ours);
+- gradient noise scale (McCandlish et al. 2018, arXiv:1812.06162, the simple one): tr Σ / ‖G‖²,
+  with Σ per example.
 
-To add a measure: a function of `Moments` here, its field in `GradientReport`, and its line in `earlydrop.metrics`.
+To add a measure, write a function of `Moments` here, add its field to `GradientReport`, and add its
+line to `earlydrop.metrics`.
 """
 
 from __future__ import annotations
@@ -23,9 +27,10 @@ from earlydrop.display import number, rows_as_html, rows_as_text
 
 @dataclass(frozen=True)
 class Moments:
-    """What is known of N gradients from their running sums (`earlydrop.gradients.sums`), with wᵢ = gᵢ − ĝ and vᵢ = gᵢ/‖gᵢ‖ − d.
+    """Sums over N gradients (`earlydrop.gradients.sums`), with wᵢ = gᵢ − ĝ and vᵢ = gᵢ/‖gᵢ‖ − d.
 
-    Without a whole-dataset gradient the first gradient takes the place of ĝ in wᵢ and vᵢ; `bias` and `dataset_gradient_norm` are None.
+    Without a whole-dataset gradient the first gradient takes the place of ĝ in wᵢ and vᵢ, and
+    `bias` and `dataset_gradient_norm` are None.
 
     Attributes:
         n: N, at least 2.
@@ -55,12 +60,13 @@ class Moments:
 
     @property
     def variance(self) -> float:
-        """Trace of the mini-batch gradients' covariance, unbiased."""
-        return max(0.0, (self.n * self.deviation - self.deviation_of_sum) / (self.n * (self.n - 1)))
+        """Trace of the covariance of the mini-batch gradients, unbiased."""
+        spread = self.n * self.deviation - self.deviation_of_sum
+        return max(0.0, spread / (self.n * (self.n - 1)))
 
     @property
     def true_square(self) -> float | None:
-        """‖E g‖², unbiased; None where the variance hides it."""
+        """‖E g‖², unbiased; None where the variance exceeds it."""
         square = self.mean_square - self.variance / self.n
         return square if square > 0 else None
 
@@ -71,22 +77,34 @@ def gradient_norm(m: Moments) -> float:
 
 
 def gdv(m: Moments) -> float:
-    """Gradient direction variance, in [0, 1]: 0 for equal directions, ½ for orthogonal ones (Liu et al. 2023, equation 1)."""
+    """Gradient direction variance, in [0, 1] (Liu et al. 2023, equation 1).
+
+    It is 0 for equal directions and ½ for orthogonal ones.
+    """
     return max(0.0, (m.n * m.spread - m.spread_of_sum) / (2 * m.n * (m.n - 1)))
 
 
 def gde(m: Moments) -> float | None:
-    """Gradient direction error against the whole-dataset gradient, in [0, 1] (Liu et al. 2023, equation 2)."""
+    """Gradient direction error against the whole-dataset gradient, in [0, 1].
+
+    Liu et al. 2023, equation 2.
+    """
     return m.spread / (4 * m.n) if m.dataset_gradient_norm is not None else None
 
 
 def bias(m: Moments) -> float | None:
-    """½(1 − cos) between the mean mini-batch gradient and the whole-dataset gradient (ours). Not 0 for unbiased gradients."""
+    """½(1 − cos) of the mean mini-batch gradient and the whole-dataset gradient (ours).
+
+    Sampling makes it positive for unbiased gradients too; see `bias_floor`.
+    """
     return m.bias
 
 
 def bias_floor(m: Moments) -> float | None:
-    """What `bias` would be for unbiased gradients of the same variance (ours); None if the variance hides the mean."""
+    """`bias` of unbiased gradients with the same variance (ours).
+
+    None where the variance exceeds the mean gradient.
+    """
     if m.dataset_gradient_norm is None or m.true_square is None:
         return None
     excess = m.variance / m.n / m.mean_square
@@ -94,15 +112,23 @@ def bias_floor(m: Moments) -> float | None:
 
 
 def bias_corrected(m: Moments) -> float | None:
-    """`bias` with the sampling noise in ‖ḡ‖ taken out (ours): near 0 for unbiased gradients, and may be slightly negative."""
+    """`bias` without the sampling noise in ‖ḡ‖ (ours).
+
+    For unbiased gradients it is near 0, and it may be slightly negative.
+    """
     if m.dataset_gradient_norm is None or m.true_square is None:
         return None
     return 0.5 * (1.0 - m.along / math.sqrt(m.true_square))
 
 
 def noise_scale(m: Moments) -> float | None:
-    """Gradient noise scale in images (McCandlish et al. 2018); with dropout it includes the masks' noise. None if it hides the mean."""
-    return m.variance * m.n / m.inverse_images / m.true_square if m.true_square is not None else None
+    """Gradient noise scale in images (McCandlish et al. 2018).
+
+    With dropout it includes the noise of the masks. None where the noise exceeds the mean gradient.
+    """
+    if m.true_square is None:
+        return None
+    return m.variance * m.n / m.inverse_images / m.true_square
 
 
 def dataset_gradient_norm(m: Moments) -> float | None:
@@ -112,21 +138,23 @@ def dataset_gradient_norm(m: Moments) -> float | None:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """Gradient measures at one set of weights; None where one could not be taken. It prints as a table.
+    """Gradient measures at one set of weights. It prints as a table.
+
+    A measure that could not be taken is None.
 
     Attributes:
         gdv: Gradient direction variance, in [0, 1] (Liu et al. 2023, equation 1).
         gde: Gradient direction error against the whole-dataset gradient, in [0, 1] (equation 2).
         gradient_norm: Mean norm of the mini-batch gradients.
-        bias: ½(1 − cos) between the mean mini-batch gradient and the whole-dataset gradient (ours).
-        bias_floor: What `bias` would be for unbiased gradients of the same variance (ours).
-        bias_corrected: `bias` with the sampling noise taken out (ours).
+        bias: ½(1 − cos) of the mean mini-batch gradient and the whole-dataset gradient (ours).
+        bias_floor: `bias` of unbiased gradients with the same variance (ours).
+        bias_corrected: `bias` without the sampling noise (ours).
         noise_scale: Gradient noise scale, in images (McCandlish et al. 2018).
         dataset_gradient_norm: Norm of the whole-dataset gradient.
         gradients: Number of mini-batch gradients.
         images: Number of images behind them.
         dataset_images: Number of images behind the whole-dataset gradient.
-        further: Measures of the caller's own, by name; None if there were none.
+        further: Additional measures of the caller, by name; None if there were none.
     """
 
     gdv: float
@@ -143,10 +171,12 @@ class GradientReport:
     further: Mapping[str, float | None] | None = None
 
     def _rows(self) -> list[tuple[str, str]]:
-        """Each value that there is, by its name, in four digits."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "further"}
+        """Each measure that was taken: its name, and its value as text."""
+        fields = dataclasses.fields(self)
+        values = {f.name: getattr(self, f.name) for f in fields if f.name != "further"}
         values |= dict(self.further or {})
-        return [(name.replace("_", " "), number(value)) for name, value in values.items() if value is not None]
+        taken = {name: value for name, value in values.items() if value is not None}
+        return [(name.replace("_", " "), number(value)) for name, value in taken.items()]
 
     def __str__(self) -> str:
         return rows_as_text(self._rows())
@@ -155,7 +185,16 @@ class GradientReport:
         return rows_as_html(self._rows(), ("measure", "value"))
 
 
-MEASURES: dict[str, Callable[[Moments], float | None]] = {
-    f.name: globals()[f.name] for f in dataclasses.fields(GradientReport) if f.name in globals()
-}
-"""Every measure by its name: a field of `GradientReport`, and ``probe/<name>`` in a run's metrics where `earlydrop.metrics` has it."""
+def _functions_of_the_fields() -> dict[str, Callable[[Moments], float | None]]:
+    """The functions of this file that have a field of their name in `GradientReport`."""
+    functions = globals()
+    names = [field.name for field in dataclasses.fields(GradientReport)]
+    return {name: functions[name] for name in names if name in functions}
+
+
+MEASURES = _functions_of_the_fields()
+"""Every measure by its name.
+
+The name is a field of `GradientReport`, and ``probe/<name>`` in the metrics of a run where
+`earlydrop.metrics` has it.
+"""

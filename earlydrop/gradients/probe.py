@@ -1,8 +1,9 @@
-"""The probe: collect mini-batch and whole-dataset gradients of a frozen model, leaving its training untouched.
+"""The probe: measure the gradients of a frozen model without a trace on its training.
 
-Protocol (ours, where the paper's text leaves room): the mini-batch gradients are taken in training mode with dropout at its present
-rate; the whole-dataset gradient with every dropout and path site off, which is checked on its first batch, and BatchNorm as in training.
-Everything that the measuring touches is put back, so that training with the probe on is bit for bit training with it off.
+The protocol, where the paper leaves room, is ours. Mini-batch gradients are taken in training mode
+with dropout at its present rate. The whole-dataset gradient is taken with every dropout and path
+site off (checked on its first batch), and BatchNorm as in training. The probe puts back everything
+that it touches: training with the probe is bit for bit training without it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from torch.utils.data import DataLoader
 from earlydrop.distance import refuse_sharded
 from earlydrop.gradients.measures import GradientReport, Moments
 from earlydrop.gradients.sums import GradientSums, MeanGradient
+from earlydrop.sites.audit.watch import watch
 from earlydrop.sites.drive import sites_off
 from earlydrop.sites.traceless import leave_no_trace
 from earlydrop.sites.unwrap import named_modules, unwrap
-from earlydrop.sites.watch import watch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -40,31 +41,38 @@ def probe(
     group: ProcessGroup | None = None,
     measures: Mapping[str, Callable[[Moments], float | None]] | None = None,
 ) -> GradientReport:
-    """Measure the gradients of a model at its present weights: norm, direction variance and error, bias, noise scale.
+    """Measure the gradients of a model: norm, direction variance and error, bias, noise scale.
 
-    Nothing is left behind: Python's, NumPy's and torch's random state, the generators of loaders, samplers and their transforms,
-    ``.grad``, every module's mode and every buffer are as before. Parameters are never written.
+    Afterwards all is as before: random state of Python, NumPy and torch, generators of loaders,
+    samplers and transforms, ``.grad``, modes and buffers. Parameters are never written.
 
     Args:
-        model: The model; measured in training mode. Submodules that were set to evaluation inside a model in training mode stay so.
-        loss_fn: ``loss_fn(model, batch)`` returns the mean loss over the batch, a scalar tensor with a graph.
-        batches: The mini-batches, at least two; one gradient is taken for each. Use batches of the training batch size.
-        dataset: All training batches, for the whole-dataset gradient; iterated once, in its own order. None leaves out the
-            direction error and the bias.
-        images_in: Number of images in a batch. Default: the first dimension of the first tensor in it.
-        parts: The parts of one of ``batches``, which go through the model one after the other; its gradient is the mean of theirs, as
-            gradient accumulation takes it. ``loss_fn`` and ``images_in`` are then called with parts. Default: a batch is one part.
-        group: Combine the gradients of these workers, each of which gives its own ``batches`` and ``dataset``.
-        measures: Measures of your own, by name: functions of the `Moments`, for the report's ``further``.
+        model: The model, measured in training mode. If it is in training mode already, its modules
+            in evaluation mode stay so.
+        loss_fn: ``loss_fn(model, batch)`` returns the mean loss over the batch, a scalar tensor
+            with a graph.
+        batches: The mini-batches, at least two. One gradient is taken of each. Use batches of the
+            size of training.
+        dataset: All training batches, for the whole-dataset gradient. It is iterated once, in its
+            own order. With None there is no direction error and no bias.
+        images_in: The number of images in a batch, as a function of the batch. Default: the first
+            dimension of the first tensor in it.
+        parts: A function that splits one of ``batches`` into parts. The parts pass through the
+            model one by one, and the gradient is the mean of their gradients, as in gradient
+            accumulation. ``loss_fn`` and ``images_in`` then get parts. Default: one part.
+        group: Workers whose gradients to combine. Each gives its own ``batches`` and ``dataset``.
+        measures: Additional measures by name: functions of `Moments`, for ``further`` in the
+            report.
 
     Returns:
         The measures.
 
     Raises:
-        ValueError: A one-shot iterator as ``dataset``, fewer than two batches, a gradient that is zero or not finite, a loss that is not
-            a scalar, sharded parameters (FSDP2).
-        RuntimeError: The model still drops with every site off, so that there is no one whole-dataset gradient; it says where. Or it
-            uses activation checkpointing with ``use_reentrant=True``.
+        ValueError: ``dataset`` is a one-shot iterator, there are fewer than two batches, a gradient
+            is zero or not finite, the loss is not a scalar, or parameters are sharded (FSDP2).
+        RuntimeError: The model still drops with every site off, so there is no single whole-dataset
+            gradient; the error names the place. Or it uses activation checkpointing with
+            ``use_reentrant=True``.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
     >>> data = [(torch.randn(16, 4), torch.randint(2, (16,))) for _ in range(8)]
@@ -74,50 +82,27 @@ def probe(
     >>> 0 < report.gdv < 1 and 0 < report.gde < 1
     True
     """
-    if dataset is not None and isinstance(dataset, Iterator):
-        raise ValueError(
-            f"dataset is a one-shot {type(dataset).__name__}, which could not be measured twice: give a list of batches, a "
-            "DataLoader, or an object whose __iter__ starts anew"
-        )
-    for name, value in (("batches", batches), ("dataset", dataset)):
-        if value is not None and not isinstance(value, Iterable):
-            raise ValueError(f"{name} is {type(value).__name__}: expected an iterable of batches, such as a list or a DataLoader")
-    module = model.module if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) else model
+    _check_iterables(batches, dataset)
+    module = model
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        module = model.module
     parameters = [p for p in unwrap(module).parameters() if p.requires_grad]
     if not parameters:
-        raise ValueError(f"{type(model).__name__} has no parameter that requires a gradient: nothing to measure")
-    named = dict(unwrap(module).named_parameters())
-    refuse_sharded(named, "the probe", "use DistributedDataParallel, or probe a whole copy in one process")
+        raise ValueError(
+            f"{type(model).__name__} has no parameter that requires a gradient: nothing to measure"
+        )
+    refuse_sharded(
+        dict(unwrap(module).named_parameters()),
+        "the probe",
+        "use DistributedDataParallel, or probe a whole copy in one process",
+    )
     count = images_in or batch_images
-    looked_at: list[Tensor] = []
-
-    def gradient(batch: Any) -> tuple[Tensor | None, ...]:
-        loss = loss_fn(module, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise ValueError(
-                f"loss_fn returned {_describe(loss)}: expected the batch's mean loss, a scalar tensor that depends on the parameters"
-            )
-        if not looked_at:
-            _refuse_reentrant(loss)
-            looked_at.append(loss.detach())
-        # Not backward(): no .grad is touched and no hook of DDP or of an optimizer fires.
-        return torch.autograd.grad(loss.reshape(()), parameters, allow_unused=True)
-
-    def mean_gradient(batch: Any) -> tuple[Sequence[Tensor | None], int]:
-        """The gradient of a mini-batch, and its number of images."""
-        if parts is None:
-            return gradient(batch), count(batch)
-        total: Sequence[Tensor | None] = []
-        images = number = 0
-        for part in parts(batch):
-            found = gradient(part)
-            total = [_sum(a, b) for a, b in zip(total, found, strict=True)] if number else found
-            images, number = images + count(part), number + 1
-        if number == 0:
-            raise ValueError("parts gave no part of a batch: expected at least one")
-        return [each if each is None else each / number for each in total], images
-
-    with leave_no_trace(module, batches, dataset, loss_fn), torch.inference_mode(False), torch.enable_grad():
+    gradient = _Gradient(module, loss_fn, parameters)
+    with (
+        leave_no_trace(module, batches, dataset, loss_fn),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         if not module.training:
             module.train()
         reference = None
@@ -131,11 +116,67 @@ def probe(
             reference = mean.value(group)
         sums = GradientSums(reference, mean.images if dataset is not None else None)
         for batch in _fresh(batches):
-            found, images = mean_gradient(batch)
-            sums.add(found, images, like=parameters)
+            if parts is None:
+                sums.add(gradient(batch), count(batch), like=parameters)
+            else:
+                mean_gradient, images = _mean_over_parts(gradient, parts(batch), count)
+                sums.add(mean_gradient, images, like=parameters)
         if group is not None:
             sums.all_reduce(group)
     return sums.report(measures)
+
+
+def _check_iterables(batches: Any, dataset: Any) -> None:
+    """Refuse batches that cannot be iterated, and a dataset that can be iterated only once."""
+    if dataset is not None and isinstance(dataset, Iterator):
+        raise ValueError(
+            f"dataset is a one-shot {type(dataset).__name__}, which could not be measured twice: "
+            "give a list of batches, a DataLoader, or an object whose __iter__ starts anew"
+        )
+    for name, value in (("batches", batches), ("dataset", dataset)):
+        if value is not None and not isinstance(value, Iterable):
+            raise ValueError(
+                f"{name} is {type(value).__name__}: "
+                "expected an iterable of batches, such as a list or a DataLoader"
+            )
+
+
+class _Gradient:
+    """The gradient of the loss of a batch, one tensor for each parameter."""
+
+    def __init__(self, module: nn.Module, loss_fn: LossFunction, parameters: list[Any]) -> None:
+        self.module = module
+        self.loss_fn = loss_fn
+        self.parameters = parameters
+        self.checked = False  # whether the graph of the first loss was checked
+
+    def __call__(self, batch: Any) -> tuple[Tensor | None, ...]:
+        loss = self.loss_fn(self.module, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise ValueError(
+                f"loss_fn returned {_describe(loss)}: expected the batch's mean loss, a scalar "
+                "tensor that depends on the parameters"
+            )
+        if not self.checked:
+            _refuse_reentrant(loss)
+            self.checked = True
+        # backward() would write .grad and fire the hooks of DDP and of optimizers.
+        return torch.autograd.grad(loss.reshape(()), self.parameters, allow_unused=True)
+
+
+def _mean_over_parts(
+    gradient: _Gradient, parts: Iterable[Any], count: Callable[[Any], int]
+) -> tuple[Sequence[Tensor | None], int]:
+    """The mean gradient over the parts of a mini-batch, and the number of its images."""
+    total: Sequence[Tensor | None] = []
+    images = number = 0
+    for part in parts:
+        of_part = gradient(part)
+        total = [_sum(a, b) for a, b in zip(total, of_part, strict=True)] if number else of_part
+        images, number = images + count(part), number + 1
+    if number == 0:
+        raise ValueError("parts gave no part of a batch: expected at least one")
+    return [entry if entry is None else entry / number for entry in total], images
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -143,7 +184,10 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def _refuse_reentrant(loss: Tensor) -> None:
-    """Refuse a graph with a checkpoint that gives gradients to backward() alone: those of its parameters would be missing."""
+    """Refuse a graph with a reentrant checkpoint.
+
+    Only backward() gives the gradients of its parameters; torch.autograd.grad leaves them out.
+    """
     waiting = [loss.grad_fn]
     seen = set()
     while waiting:
@@ -153,30 +197,37 @@ def _refuse_reentrant(loss: Tensor) -> None:
         seen.add(node)
         if node.name() == "CheckpointFunctionBackward":
             raise RuntimeError(
-                "the probe cannot measure a model with activation checkpointing of the kind use_reentrant=True, whose gradients only "
-                "backward() gives: checkpoint with use_reentrant=False (transformers: model.gradient_checkpointing_enable("
-                'gradient_checkpointing_kwargs={"use_reentrant": False})), or switch checkpointing off while probing'
+                "the probe cannot measure a model with activation checkpointing of the kind "
+                "use_reentrant=True, whose gradients only backward() gives: checkpoint with "
+                "use_reentrant=False (transformers: model.gradient_checkpointing_enable("
+                'gradient_checkpointing_kwargs={"use_reentrant": False})), or switch '
+                "checkpointing off while probing"
             )
         waiting.extend(following for following, _ in node.next_functions)
 
 
 def _check_nothing_drops(module: nn.Module, loss_fn: LossFunction, batch: Any) -> None:
-    """Refuse a model that drops though every site is off: its gradient would depend on the seed."""
+    """Refuse a model that drops with every site off: its gradient would depend on the seed."""
     inner = unwrap(module)
     with leave_no_trace(module, batch, loss_fn), torch.no_grad(), watch(inner) as seen:
         loss = loss_fn(module, batch)
-    left = [draw for draw in seen.finish(loss) if draw.module is not None or draw.rate is not None]
-    if left:
-        names = {id(each): name or "the model" for name, each in named_modules(inner)}
-        found = sorted({f"{draw.operation} in {names.get(id(draw.module), 'loss_fn')} ({draw.where})" for draw in left})
+    names = {id(submodule): name or "the model" for name, submodule in named_modules(inner)}
+    drops = set()
+    for draw in seen.finish(loss):
+        if draw.module is not None or draw.rate is not None:
+            owner = names.get(id(draw.module), "loss_fn")
+            drops.add(f"{draw.operation} in {owner} ({draw.where})")
+    if drops:
+        listed = "; ".join(sorted(drops)[:4]) + ("; ..." if len(drops) > 4 else "")
         raise RuntimeError(
-            f"with every site off something still drops: {'; '.join(found[:4])}{'; ...' if len(found) > 4 else ''}. The whole-dataset "
-            "gradient would depend on the seed. Build the model without it, make it a site (an nn.Dropout), or measure without dataset="
+            f"with every site off something still drops: {listed}. The whole-dataset gradient "
+            "would depend on the seed. Build the model without it, make it a site (an "
+            "nn.Dropout), or measure without dataset="
         )
 
 
 def batch_images(batch: Any) -> int:
-    """Number of images in a batch: the first dimension of the first tensor in it.
+    """The number of images in a batch: the first dimension of the first tensor in it.
 
     Args:
         batch: A tensor, or tuples, lists and dictionaries of them.
@@ -196,15 +247,23 @@ def batch_images(batch: Any) -> int:
             stack.extend(reversed(list(item.values())))
         elif isinstance(item, (list, tuple)):
             stack.extend(reversed(item))
-    raise ValueError(f"cannot tell how many images {_describe(batch)} holds: give images_in=, a function of the batch")
+    raise ValueError(
+        f"cannot tell how many images {_describe(batch)} holds: "
+        "give images_in=, a function of the batch"
+    )
 
 
 def _describe(value: object) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
 
 
 def _fresh(batches: Iterable[Any]) -> Iterable[Any]:
-    """A loader with persistent workers has one iterator only, which training may be using: measure with a copy of the loader."""
+    """The batches, with a copy in the place of a DataLoader.
+
+    A loader with persistent workers has only one iterator, which training may be using.
+    """
     if isinstance(batches, DataLoader):
         batches = copy.copy(batches)
         batches.__dict__["_iterator"] = None

@@ -1,1 +1,1 @@
-"""Callbacks that drive `DropoutScheduler` from other people's training loops; each module needs its own framework."""
+"""Callbacks that drive dropout in the trainers of other frameworks; each needs its framework."""

@@ -1,4 +1,4 @@
-"""Callbacks for the Hugging Face ``Trainer``: one drives dropout, one measures gradients."""
+"""Callbacks for the Hugging Face ``Trainer``: `DropoutCallback` and `ProbeCallback`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "transformers":
         raise
-    raise ModuleNotFoundError("transformers is not installed: pip install 'earlydrop[hf]'", name=error.name) from error
+    remedy = "transformers is not installed: pip install 'earlydrop[hf]'"
+    raise ModuleNotFoundError(remedy, name=error.name) from error
 
 from earlydrop.gradients.probe import LossFunction
 from earlydrop.integrations.length import Rates, RunLength, batches_of, in_steps
@@ -28,16 +29,19 @@ from earlydrop.scheduler import DropoutScheduler
 class DropoutCallback(TrainerCallback):
     """Schedule the dropout of the model that a Hugging Face ``Trainer`` trains.
 
-    The rate is a function of ``global_step``, so resuming from a checkpoint needs no state of its own. It is logged as
-    ``dropout_rate``, in ``trainer.state.log_history`` too. Reporters (TensorBoard, Weights & Biases) run before the callbacks
-    that a trainer is given: `lead` puts this one in front of them, so that they report the rate.
+    The rate is a function of ``global_step``, so resuming from a checkpoint needs no further state.
+    The rate is logged as ``dropout_rate``, also in ``trainer.state.log_history``. Reporters
+    (TensorBoard, Weights & Biases) run before the callbacks that a trainer is given. Call `lead` to
+    put this callback in front of them, so that they report the rate.
 
-    The model is given back when ``train()`` ends, by an exception too. Only a callback that came by ``trainer.add_callback``
-    learns of its trainer too late for the first exception; the next ``train()`` of the model then starts with giving it back.
+    The model is released when ``train()`` ends, also by an exception. One case is left: after
+    ``trainer.add_callback`` the callback cannot see the first exception, and the next ``train()``
+    of the model releases it.
 
     Args:
-        schedule: A schedule, or a function from the step to a rate. Durations in percent are resolved from the trainer's
-            ``max_steps``, those in epochs from the length of its loader and the accumulation.
+        schedule: A schedule, or a function from the step to a rate. Durations in percent are
+            resolved from the trainer's ``max_steps``, durations in epochs from the length of its
+            loader and the accumulation.
         **options: ``kind``, ``sites`` and ``masks`` of `DropoutScheduler`.
     """
 
@@ -45,27 +49,30 @@ class DropoutCallback(TrainerCallback):
         self.schedule = schedule
         self.options = options
         self.scheduler: DropoutScheduler | None = None
-        self._state: Any = None  # of the train() that the scheduler is for
+        self._state: Any = None  # the trainer's state in the train() that the scheduler is for
         self._leads = False
 
     def lead(self, trainer: Any) -> None:
-        """Run before the trainer's reporters, so that they see ``dropout_rate``.
+        """Run before the trainer's reporters, so that they get ``dropout_rate``.
 
         Args:
-            trainer: The ``transformers.Trainer`` that was given this callback.
+            trainer: The ``transformers.Trainer`` with this callback.
 
         Raises:
-            ValueError: The trainer was not given this callback.
+            ValueError: The trainer does not have this callback.
         """
         callbacks = trainer.callback_handler.callbacks
         if self not in callbacks:
-            raise ValueError("the trainer does not have this callback: give it as Trainer(callbacks=[callback]) first")
+            raise ValueError(
+                "the trainer does not have this callback: "
+                "give it as Trainer(callbacks=[callback]) first"
+            )
         callbacks.remove(self)
         callbacks.insert(0, self)
         self._leads = True
 
     def let_go(self) -> None:
-        """Give the model back, if it is driven. ``train()`` calls this at its end."""
+        """Release the model, if it is driven. ``train()`` calls this at its end."""
         _DRIVING.discard(self)
         if self.scheduler is not None:
             self.scheduler.restore()
@@ -77,34 +84,47 @@ class DropoutCallback(TrainerCallback):
             _let_go_after_train(trainer, self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        reporters = args.report_to if isinstance(args.report_to, (list, tuple)) else [args.report_to]
+        several = isinstance(args.report_to, (list, tuple))
+        reporters = args.report_to if several else [args.report_to]
         if not self._leads and any(name not in (None, "none") for name in reporters):
             warnings.warn(
-                f"the reporters {', '.join(map(str, reporters))} run before this callback, so they do not get dropout_rate "
-                "(the trainer's log history does): call callback.lead(trainer) before trainer.train()",
+                f"the reporters {', '.join(map(str, reporters))} run before this callback, so they "
+                "do not get dropout_rate (the trainer's log history does): call "
+                "callback.lead(trainer) before trainer.train()",
                 stacklevel=2,
             )
-        self._let_go_of_what_was_left(kwargs["model"], state)
+        self._release_earlier(kwargs["model"], state)
         schedule = in_steps(self.schedule, _length(args, state, kwargs.get("train_dataloader")))
         self.scheduler = DropoutScheduler(kwargs["model"], schedule, **self.options)
         self._state = state
         _DRIVING.add(self)
         self.scheduler.set_step(state.global_step)
 
-    def _let_go_of_what_was_left(self, model: Any, state: Any) -> None:
-        """Let go of what an earlier ``train()`` of the model did not: it ended by an exception, as before a smaller batch size."""
+    def _release_earlier(self, model: Any, state: Any) -> None:
+        """Release what an earlier ``train()`` of the model still drives.
+
+        It ended by an exception, as happens before a retry with a smaller batch size.
+        """
         self.let_go()
         modules = set(model.modules())
-        for other in list(_DRIVING):
-            earlier = other._state is not state
-            if earlier and other.scheduler is not None and any(site.module in modules for site in other.scheduler.sites):
-                other.let_go()
+        for callback in list(_DRIVING):
+            if callback.scheduler is None or callback._state is state:
+                continue
+            if any(site.module in modules for site in callback.scheduler.sites):
+                callback.let_go()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.scheduler is not None:
             self.scheduler.set_step(state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if self.scheduler is not None and logs is not None:
             logs["dropout_rate"] = self.scheduler.last_rate
             if state.log_history:
@@ -115,19 +135,24 @@ class DropoutCallback(TrainerCallback):
 
 
 class ProbeCallback(TrainerCallback):
-    """Measure gradients while a Hugging Face ``Trainer`` trains: ``probe/gradient_norm``, ``probe/gdv``, ``probe/gde``, ``model/distance``.
+    """Measure gradients while a Hugging Face ``Trainer`` trains.
 
-    They are logged by the trainer: into ``trainer.state.log_history``, and to its reporters. Training is bit for bit what it is
-    without the callback: random numbers, ``.grad`` and buffers are as before.
+    The trainer logs ``probe/gradient_norm``, ``probe/gdv``, ``probe/gde`` and ``model/distance``
+    into ``trainer.state.log_history`` and to its reporters. Training is bit for bit that without
+    the callback: random numbers, ``.grad`` and buffers are as before.
 
     Args:
-        every: Optimizer steps (``state.global_step``) between two measurements; the first is before the first step.
-        batches: How many mini-batches to take of the training data, the same ones every time; or a list of them. At least 2.
-        dataset: The batches behind the whole-dataset gradient of the GDE; by default the mini-batches together. False leaves
-            the GDE out, as a model must that draws noise which is no dropout.
-        loss_fn: ``loss_fn(model, batch)`` returns the mean loss, a scalar; by default the trainer's ``compute_loss``.
-        initial: The module or state dict that the model distance is from; by default the weights that the trainer was given, those
-            before a checkpoint is loaded.
+        every: Optimizer steps (``state.global_step``) between two measurements. The first is before
+            the first step.
+        batches: The number of mini-batches to take from the training data, the same ones every
+            time; or a list of mini-batches. At least 2.
+        dataset: The batches for the whole-dataset gradient of the GDE. Default: the mini-batches
+            together. False leaves the GDE out; choose it for a model with noise that is not
+            dropout.
+        loss_fn: ``loss_fn(model, batch)`` returns the mean loss, a scalar. Default: the trainer's
+            ``compute_loss``.
+        initial: The module or state dict from which the model distance is taken. Default: the
+            weights that the trainer was given, before it loads a checkpoint.
     """
 
     def __init__(
@@ -139,7 +164,9 @@ class ProbeCallback(TrainerCallback):
         loss_fn: LossFunction | None = None,
         initial: nn.Module | Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.measuring = Measuring(every, batches, dataset, loss_fn, initial)
+        self.measuring = Measuring(
+            every=every, batches=batches, dataset=dataset, loss_fn=loss_fn, initial=initial
+        )
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if kwargs.get("model") is not None:
@@ -158,13 +185,16 @@ class ProbeCallback(TrainerCallback):
         if trainer is None or not self.measuring.due(state.global_step):
             return
         loss_fn = _Loss(trainer, self.measuring.loss_fn or trainer.compute_loss)
-        waiting = control.should_log  # a log of ours does not stand for the trainer's own at this step
+        waiting = control.should_log  # trainer.log() would clear the trainer's own log of this step
         trainer.log(self.measuring.measure(model, loss_fn))
         control.should_log = waiting
 
 
 class _Loss:
-    """The loss of a batch, as a trainer computes it. Slots: what looks for random generators does not walk through the trainer."""
+    """The loss of a batch, as a trainer computes it.
+
+    With slots, the search for random generators does not walk through the trainer.
+    """
 
     __slots__ = ("loss_fn", "trainer")
 
@@ -178,20 +208,21 @@ class _Loss:
 
 
 _DRIVING: weakref.WeakSet[DropoutCallback] = weakref.WeakSet()
-"""The callbacks that drive a model now."""
+"""The callbacks that drive a model at present."""
 
 
 def _length(args: Any, state: Any, loader: Any) -> RunLength:
-    """``max_steps`` is known always, the steps of an epoch where the loader has a length."""
+    """The length of the run, with the steps of an epoch where the loader has a length."""
     batches = batches_of(loader)
     if batches is None:
         no_epoch = "the trainer's loader has no length, so the steps of an epoch are not known"
         return RunLength(state.max_steps, None, no_epoch=no_epoch)
-    return RunLength(state.max_steps, max(math.ceil(batches / args.gradient_accumulation_steps), 1))
+    per_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+    return RunLength(state.max_steps, per_epoch)
 
 
 def _calling_trainer() -> Trainer | None:
-    """The trainer that is calling a callback: it hands over everything but itself."""
+    """The trainer that is calling a callback, taken from the stack: callbacks do not get it."""
     frame = inspect.currentframe()
     while frame is not None:
         caller = frame.f_locals.get("self")
@@ -202,7 +233,10 @@ def _calling_trainer() -> Trainer | None:
 
 
 def _let_go_after_train(trainer: Trainer, callback: DropoutCallback) -> None:
-    """Have a trainer's ``train`` end with `DropoutCallback.let_go`: callbacks are not told of exceptions."""
+    """Make a trainer's ``train`` end with `DropoutCallback.let_go`.
+
+    Callbacks are not told of exceptions.
+    """
     train = trainer.train
 
     @functools.wraps(train)

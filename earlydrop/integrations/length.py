@@ -1,4 +1,4 @@
-"""How long a run is, as far as a framework's trainer knows it, and a schedule's durations in its steps."""
+"""The length of a run in a framework's trainer, and the durations of a schedule in its steps."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 from earlydrop.schedules import Schedule
 
 Rates = Schedule | Callable[[int], float]
-"""What `DropoutScheduler` takes: a schedule, or a plain function from the step to a rate."""
+"""The argument of `DropoutScheduler`: a `Schedule`, or a function from the step to a rate."""
 
 
 class RunLength(NamedTuple):
     """The length of a run in optimizer steps.
 
     Attributes:
-        total: Optimizer steps of the whole run; None where nobody knows them before.
-        per_epoch: Optimizer steps of an epoch; None where nobody knows them before.
-        no_total: Why ``total`` is None.
-        no_epoch: Why ``per_epoch`` is None.
+        total: Optimizer steps of the whole run; None where they are not known in advance.
+        per_epoch: Optimizer steps of an epoch; None where they are not known in advance.
+        no_total: Reason why ``total`` is None.
+        no_epoch: Reason why ``per_epoch`` is None.
     """
 
     total: int | None
@@ -28,44 +28,50 @@ class RunLength(NamedTuple):
 
 
 def in_steps(schedule: Rates, length: RunLength) -> Rates:
-    """A schedule with its durations in steps. A plain function of the step is returned as it is.
+    """Resolve the durations of a schedule to steps. A plain function is returned as it is.
 
     Raises:
-        ValueError: It is no schedule; or a duration is past the end, or needs a length that is not known here.
+        ValueError: It is not a schedule, a duration is past the end of the run, or a duration needs
+            a length that is not known.
     """
     if not isinstance(schedule, Schedule):
         if not callable(schedule):
             raise ValueError(
-                f"schedule is {schedule!r}: expected a schedule such as earlydrop.early(0.1, cutoff='20%'), or a function "
-                "from the step to a rate"
+                f"schedule is {schedule!r}: expected a schedule such as "
+                "earlydrop.early(0.1, cutoff='20%'), or a function from the step to a rate"
             )
         return schedule
     any_total = 2**60
     total = any_total if length.total is None else length.total
     if length.per_epoch is None and _needs_epochs(schedule, total):
-        raise ValueError(f"{schedule!r} has a duration in epochs, but {length.no_epoch}: give it in steps")
+        raise ValueError(
+            f"{schedule!r} has a duration in epochs, but {length.no_epoch}: give it in steps"
+        )
     resolved = schedule.resolve(total, length.per_epoch)
-    # Without a length, only what comes out the same for any length is right.
+    # Without a length, the schedule must be the same for every length.
     if length.total is None and resolved != schedule.resolve(2 * any_total, length.per_epoch):
-        raise ValueError(f"{schedule!r} depends on the length of the run, but {length.no_total}: give its durations in steps")
+        raise ValueError(
+            f"{schedule!r} depends on the length of the run, but {length.no_total}: "
+            "give its durations in steps"
+        )
     return resolved
 
 
 def _needs_epochs(schedule: Schedule, total: int) -> bool:
-    """Whether a schedule can be resolved with the steps of an epoch only."""
+    """Whether a schedule needs the steps of an epoch to be resolved."""
     try:
         schedule.resolve(total)
     except ValueError:
         try:
             schedule.resolve(total, steps_per_epoch=1)
         except ValueError:
-            return False  # another mistake, which its own error names
+            return False  # another mistake: the caller's resolve() names it
         return True
     return False
 
 
 def batches_of(loader: Any) -> int | None:
-    """The batches of one pass over a loader; None for a loader without a length."""
+    """The number of batches of a loader; None for a loader without a length."""
     try:
         return len(loader)
     except TypeError:

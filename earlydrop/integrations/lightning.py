@@ -1,4 +1,4 @@
-"""Callbacks for Lightning's ``Trainer``: one drives dropout, one measures gradients."""
+"""Callbacks for Lightning's ``Trainer``: `DropoutCallback` and `ProbeCallback`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "lightning":
         raise
-    raise ModuleNotFoundError("Lightning is not installed: pip install 'earlydrop[lightning]'", name=error.name) from error
+    remedy = "Lightning is not installed: pip install 'earlydrop[lightning]'"
+    raise ModuleNotFoundError(remedy, name=error.name) from error
 
 from earlydrop.gradients.probe import LossFunction
 from earlydrop.integrations.length import Rates, RunLength, in_steps
@@ -25,22 +26,24 @@ from earlydrop.integrations.measuring import Measuring
 from earlydrop.scheduler import DropoutScheduler
 
 SAVED = "earlydrop"
-"""Where the count of steps stands in Lightning's checkpoints of a manual optimization."""
+"""The key of the step count in Lightning's checkpoints of a manual optimization."""
 
 
 class DropoutCallback(Callback):
     """Schedule the dropout of a LightningModule. The rate is logged as ``dropout_rate``.
 
-    A step of the schedule is a batch after which an optimizer stepped: with one optimizer ``trainer.global_step``, and with
-    several, which Lightning counts each by itself, one step whatever their number. With automatic optimization resuming needs
-    no state of its own; with manual optimization the count is saved in Lightning's checkpoints.
+    A step of the schedule is a batch in which an optimizer stepped. With one optimizer this is
+    ``trainer.global_step``. Lightning counts several optimizers apart; here they make one step.
+    With automatic optimization, resuming needs no further state. With manual optimization, the
+    count is saved in Lightning's checkpoints.
 
-    The model is given back when ``fit()`` ends, by an exception too.
+    The model is released when ``fit()`` ends, also by an exception.
 
     Args:
-        schedule: A schedule, or a function from the step to a rate. Durations in percent are resolved from ``max_steps`` and
-            ``max_epochs``, those in epochs from the length of the loader and the accumulation. With manual optimization a step
-            at each batch is expected then: first batches without one are refused, later ones warned of.
+        schedule: A schedule, or a function from the step to a rate. Durations in percent are
+            resolved from ``max_steps`` and ``max_epochs``, durations in epochs from the length of
+            the loader and the accumulation. With manual optimization they hold for one step a
+            batch: a batch without a step is an error at the start, and a warning later.
         **options: ``kind``, ``sites`` and ``masks`` of `DropoutScheduler`.
     """
 
@@ -48,12 +51,13 @@ class DropoutCallback(Callback):
         self.schedule = schedule
         self.options = options
         self.scheduler: DropoutScheduler | None = None
-        self._stepped = 0  # batches after which an optimizer stepped
-        self._global_step = 0  # what Lightning had counted by then
-        self._paced = False  # whether the schedule's durations hold for one pace of a manual optimization only
+        self._stepped = 0  # batches in which an optimizer stepped
+        self._global_step = 0  # Lightning's count at that time
+        # Whether the durations of the schedule hold for one pace of a manual optimization only.
+        self._paced = False
 
     def let_go(self) -> None:
-        """Give the model back, if it is driven. ``fit()`` calls this at its end."""
+        """Release the model, if it is driven. ``fit()`` calls this at its end."""
         if self.scheduler is not None:
             self.scheduler.restore()
             self.scheduler = None
@@ -67,14 +71,16 @@ class DropoutCallback(Callback):
         self.scheduler.set_step(self._stepped)
 
     def _resume_count(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the count of steps to where the trainer begins: at 0, or where it was saved."""
+        """Set the count of steps for the start of the trainer: 0, or the saved count."""
         counted = 0 < self._global_step <= trainer.global_step
         several = not pl_module.automatic_optimization and len(trainer.optimizers) > 1
         if trainer.global_step > 0 and several and not counted:
+            entry = f"{{'steps': BATCHES, 'global_step': {trainer.global_step}}}"
             raise ValueError(
-                f"global_step is {trainer.global_step} at the start, in which Lightning counts the steps of "
-                f"{len(trainer.optimizers)} optimizers, and the checkpoint was saved without this callback's count of batches: "
-                f"write it into the file, checkpoint['{SAVED}'] = {{'steps': BATCHES, 'global_step': {trainer.global_step}}}"
+                f"global_step is {trainer.global_step} at the start, in which Lightning counts the "
+                f"steps of {len(trainer.optimizers)} optimizers, and the checkpoint was saved "
+                "without this callback's count of batches: write it into the file, "
+                f"checkpoint['{SAVED}'] = {entry}"
             )
         if pl_module.automatic_optimization or not counted:
             self._stepped = self._global_step = trainer.global_step
@@ -84,22 +90,33 @@ class DropoutCallback(Callback):
         """Count the batch that has ended, if an optimizer stepped in it.
 
         Returns:
-            By how much Lightning's ``global_step`` grew in it.
+            The increase of Lightning's ``global_step`` in the batch.
         """
         grown = int(trainer.global_step) - self._global_step
         self._stepped += grown > 0
         self._global_step = trainer.global_step
         return grown
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         if not pl_module.automatic_optimization:
             checkpoint[SAVED] = {"steps": self._stepped, "global_step": self._global_step}
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         saved = checkpoint.get(SAVED, {"steps": 0, "global_step": 0})
         self._stepped, self._global_step = saved["steps"], saved["global_step"]
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         if self.scheduler is not None:
             pl_module.log("dropout_rate", self.scheduler.last_rate)
             before = self._stepped
@@ -109,15 +126,16 @@ class DropoutCallback(Callback):
             self.scheduler.set_step(self._stepped)
 
     def _pace_is_kept(self, trainer: Trainer, grown: int) -> bool:
-        """Whether the optimizers stepped in a batch as the length of the run was worked out with."""
+        """Whether the steps in a batch agree with the pace that `_length` assumes."""
         return grown == len(trainer.optimizers) if trainer.max_steps != -1 else grown > 0
 
     def _report_pace(self, trainer: Trainer, grown: int, refuse: bool) -> None:
-        """Refuse a manual optimization whose first batches show that the length was worked out wrongly; later, warn once."""
+        """Report that `_length` assumed another pace: as an error, or once as a warning."""
         message = (
-            f"{self.schedule!r} has a duration in epochs or percent, which with manual optimization is known only where each of "
-            f"the optimizers ({len(trainer.optimizers)} here) steps once a batch; in this batch there were {grown} steps: give "
-            "the duration in steps (batches in which an optimizer stepped)"
+            f"{self.schedule!r} has a duration in epochs or percent, which with manual "
+            "optimization is known only where each of the optimizers "
+            f"({len(trainer.optimizers)} here) steps once a batch; in this batch there were "
+            f"{grown} steps: give the duration in steps (batches in which an optimizer stepped)"
         )
         if refuse:
             raise ValueError(message)
@@ -127,7 +145,9 @@ class DropoutCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.let_go()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         self.let_go()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -135,20 +155,25 @@ class DropoutCallback(Callback):
 
 
 class ProbeCallback(Callback):
-    """Measure gradients while a LightningModule trains: ``probe/gradient_norm``, ``probe/gdv``, ``probe/gde``, ``model/distance``.
+    """Measure gradients while a LightningModule trains.
 
-    They go to the trainer's loggers at the step where they are taken, and into ``trainer.callback_metrics``. Training is bit for bit
-    what it is without the callback: random numbers, ``.grad``, buffers and the states of torchmetrics are as before.
+    ``probe/gradient_norm``, ``probe/gdv``, ``probe/gde`` and ``model/distance`` go to the trainer's
+    loggers, at the step of the measurement, and into ``trainer.callback_metrics``. Training is bit
+    for bit that without the callback: random numbers, ``.grad``, buffers and the states of
+    torchmetrics are as before.
 
     Args:
-        every: Optimizer steps (``trainer.global_step``) between two measurements; the first is before the first step.
-        batches: How many mini-batches to take of the training data, the same ones every time; or a list of them. At least 2.
-        dataset: The batches behind the whole-dataset gradient of the GDE; by default the mini-batches together. False leaves
-            the GDE out, as a model must that draws noise which is no dropout.
-        loss_fn: ``loss_fn(module, batch)`` returns the mean loss, a scalar; by default what ``training_step`` returns, with its
-            ``self.log`` silenced. With manual optimization it has to be given.
-        initial: The module or state dict that the model distance is from; by default the weights that ``fit()`` begins with, those
-            before a checkpoint is loaded.
+        every: Optimizer steps (``trainer.global_step``) between two measurements. The first is
+            before the first step.
+        batches: The number of mini-batches to take from the training data, the same ones every
+            time; or a list of mini-batches. At least 2.
+        dataset: The batches for the whole-dataset gradient of the GDE. Default: the mini-batches
+            together. False leaves the GDE out; choose it for a model with noise that is not
+            dropout.
+        loss_fn: ``loss_fn(module, batch)`` returns the mean loss, a scalar. Default: the loss of
+            ``training_step``, without its ``self.log``. With manual optimization, give it.
+        initial: The module or state dict from which the model distance is taken. Default: the
+            weights at the start of ``fit()``, before it loads a checkpoint.
     """
 
     def __init__(
@@ -160,8 +185,10 @@ class ProbeCallback(Callback):
         loss_fn: LossFunction | None = None,
         initial: nn.Module | Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.measuring = Measuring(every, batches, dataset, loss_fn, initial)
-        self._measured = -1  # the step at which gradients were measured last
+        self.measuring = Measuring(
+            every=every, batches=batches, dataset=dataset, loss_fn=loss_fn, initial=initial
+        )
+        self._measured = -1  # the step of the last measurement
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -170,15 +197,23 @@ class ProbeCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.measuring.loss_fn is None and not pl_module.automatic_optimization:
             raise ValueError(
-                f"{type(pl_module).__name__} optimizes by itself in training_step, so it cannot be measured by calling that: give "
-                "ProbeCallback(loss_fn=...), a function of (module, batch)"
+                f"{type(pl_module).__name__} optimizes by itself in training_step, so it cannot be "
+                "measured by calling that: give ProbeCallback(loss_fn=...), a function of "
+                "(module, batch)"
             )
         loader = trainer.train_dataloader
         self.measuring.take(pl_module, loader, getattr(loader, "batch_size", None))
         self._measured = -1
         self._measure(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         values = self._measure(trainer, pl_module)
         if values:
             pl_module.log_dict(values, logger=False)
@@ -188,19 +223,25 @@ class ProbeCallback(Callback):
         if step == self._measured or not self.measuring.due(step):
             return {}
         self._measured = step
+        loss_fn = _Loss(trainer, pl_module, self.measuring.loss_fn)
         with _silenced(pl_module):
-            values = self.measuring.measure(pl_module, _Loss(trainer, pl_module, self.measuring.loss_fn))
+            values = self.measuring.measure(pl_module, loss_fn)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
         return values
 
 
 class _Loss:
-    """The loss of a batch, as a trainer computes it. Slots: what looks for random generators does not walk through the trainer."""
+    """The loss of a batch, as a trainer computes it.
+
+    With slots, the search for random generators does not walk through the trainer.
+    """
 
     __slots__ = ("given", "pl_module", "trainer")
 
-    def __init__(self, trainer: Trainer, pl_module: LightningModule, given: LossFunction | None) -> None:
+    def __init__(
+        self, trainer: Trainer, pl_module: LightningModule, given: LossFunction | None
+    ) -> None:
         self.trainer, self.pl_module, self.given = trainer, pl_module, given
 
     def __call__(self, module: nn.Module, batch: Any) -> Tensor:
@@ -208,24 +249,29 @@ class _Loss:
         with self.trainer.precision_plugin.train_step_context():
             if self.given is not None:
                 return self.given(module, batch)
-            found: Any = self.pl_module.training_step(*((batch, 0) if _takes_index(self.pl_module) else (batch,)))
-            loss: Tensor = found["loss"] if isinstance(found, Mapping) else found
+            arguments = (batch, 0) if _takes_index(self.pl_module) else (batch,)
+            output: Any = self.pl_module.training_step(*arguments)
+            loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
             return loss
 
 
 def _takes_index(pl_module: LightningModule) -> bool:
     """Whether a training step takes the index of its batch too."""
     parameters = inspect.signature(pl_module.training_step).parameters.values()
-    return len(parameters) > 1 or any(each.kind is each.VAR_POSITIONAL for each in parameters)
+    return len(parameters) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+def _is_metric(module: nn.Module) -> bool:
+    """Whether a module is a metric of torchmetrics."""
+    return any(cls.__module__.startswith("torchmetrics.") for cls in type(module).__mro__)
 
 
 @contextmanager
 def _silenced(pl_module: LightningModule) -> Iterator[None]:
-    """A module whose ``self.log`` does nothing, and whose metrics of torchmetrics are afterwards as before."""
-    metrics = [
-        module for module in pl_module.modules() if any(c.__module__.startswith("torchmetrics.") for c in type(module).__mro__)
-    ]
-    kept = [(module, {name: _copy(value) for name, value in vars(module).items()}) for module in metrics]
+    """Within it, ``self.log`` does nothing. Afterwards metrics of torchmetrics are as before."""
+    kept = []
+    for module in filter(_is_metric, pl_module.modules()):
+        kept.append((module, {name: _copy(value) for name, value in vars(module).items()}))
     before = vars(pl_module).get("log")
     pl_module.log = _no_log  # type: ignore[method-assign]
     try:
@@ -239,20 +285,21 @@ def _silenced(pl_module: LightningModule) -> Iterator[None]:
 
 
 def _no_log(*args: Any, **kwargs: Any) -> None:
-    """In place of ``self.log``."""
+    """Take the place of ``self.log``."""
 
 
 def _copy(value: Any) -> Any:
-    """What a metric adds to in place, apart."""
+    """A copy of a value that a metric changes in place; another value as it is."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     return list(value) if type(value) is list else value
 
 
 def _length(trainer: Trainer, pl_module: LightningModule) -> RunLength:
-    """The steps of the run and of an epoch, from the loader's length, the accumulation and the trainer's limits.
+    """The steps of the run and of an epoch.
 
-    With manual optimization they are counted as if each optimizer stepped once a batch.
+    They follow from the length of the loader, the accumulation and the limits of the trainer. With
+    manual optimization, each optimizer is assumed to step once a batch.
     """
     batches, epochs, most = trainer.num_training_batches, trainer.max_epochs, trainer.max_steps
     if most != -1 and not pl_module.automatic_optimization:
@@ -272,8 +319,11 @@ def _length(trainer: Trainer, pl_module: LightningModule) -> RunLength:
 
 
 def _accumulation(trainer: Trainer, epochs: int | None) -> list[int]:
-    """In how many parts each epoch's batches are accumulated; for a run without end, of the epochs until it changes no more."""
-    changing = [each for each in trainer.callbacks if isinstance(each, GradientAccumulationScheduler)]
+    """The batches that make one step, for each epoch.
+
+    For a run without end: for each epoch until the last change.
+    """
+    changing = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]
     if not changing:
         return [trainer.accumulate_grad_batches] * max(epochs or 1, 1)
     last = max(changing[0].scheduling)

@@ -1,4 +1,4 @@
-"""What the callbacks of all frameworks share that measure gradients during a training: when, on which batches, and what is logged."""
+"""Measure gradients during training: the part that the callbacks of all frameworks share."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ _FROM_THE_REPORT = ("gradient_norm", "gdv", "gde")
 
 
 class Measuring:
-    """When gradients are measured, and on what.
+    """The steps, batches and loss of measurements during training.
 
     Args:
-        every: Optimizer steps between two measurements; the first is before the first step.
-        batches: The mini-batches, one gradient for each, at least two; or how many to take of the training data, of its batch
-            size, the same ones at every measurement.
-        dataset: The batches behind the whole-dataset gradient of the direction error; by default the mini-batches together; False leaves
-            the error out, as a model must that draws noise which is no dropout.
-        loss_fn: ``loss_fn(model, batch)`` returns the mean loss; by default the framework's own.
-        initial: The module or state dict that the model distance is from; by default the weights that the trainer was given.
+        every: Optimizer steps between two measurements. The first is before the first step.
+        batches: The mini-batches, at least two, with one gradient of each; or their number, taken
+            from the training data in its batch size, the same ones at every measurement.
+        dataset: The batches for the whole-dataset gradient of the direction error. Default: the
+            mini-batches together. False leaves the error out; choose it for a model with noise that
+            is not dropout.
+        loss_fn: ``loss_fn(model, batch)`` returns the mean loss. Default: that of the framework.
+        initial: The module or state dict from which the model distance is taken. Default: the
+            weights that the trainer was given.
 
     Raises:
-        ValueError: A value that cannot be used.
+        ValueError: ``every`` or ``batches`` is not usable.
     """
 
     def __init__(
@@ -42,15 +44,20 @@ class Measuring:
     ) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every is {every!r}: expected a number of optimizer steps, 1 or more")
-        many = batches if isinstance(batches, int) else len(batches) if isinstance(batches, Sized) else 2
-        if isinstance(batches, Iterator) or not isinstance(batches, (int, Iterable)) or many < 2:
-            raise ValueError(f"batches is {batches!r}: expected a number of mini-batches, at least 2, or a list of them")
-        self.every, self.batches, self.dataset, self.loss_fn = every, batches, dataset, loss_fn
+        if not _enough(batches):
+            raise ValueError(
+                f"batches is {batches!r}: "
+                "expected a number of mini-batches, at least 2, or a list of them"
+            )
+        self.every = every
+        self.batches = batches
+        self.dataset = dataset
+        self.loss_fn = loss_fn
         self.initial = initial
         self._taken: list[Any] | None = None
 
     def keep_initial(self, model: nn.Module) -> None:
-        """Keep the weights of a model that is to be trained, unless others were given or kept before."""
+        """Keep the weights of a model as the initial ones, unless there are some already."""
         if self.initial is None:
             self.initial = {name: p.detach().clone() for name, p in model.named_parameters()}
 
@@ -59,44 +66,64 @@ class Measuring:
         return step % self.every == 0
 
     def take(self, model: nn.Module, loader: Any, size: int | None) -> None:
-        """Take the mini-batches out of a loader's dataset, without touching the loader; not twice.
+        """Take the mini-batches from the dataset of a loader. A second call does nothing.
+
+        The loader itself is not touched.
 
         Args:
             model: The model, whose random state is kept.
-            loader: The trainer's loader.
-            size: Examples of a batch; None if the dataset's items are batches.
+            loader: The loader of the trainer.
+            size: Examples in a batch; None if the items of the dataset are batches.
 
         Raises:
-            ValueError: The dataset has no index.
+            ValueError: The dataset has no index, or too few items.
         """
         if isinstance(self.batches, int) and self._taken is None:
             with leave_no_trace(model, loader):
                 self._taken = _batches_of(loader, self.batches, size)
 
     def measure(self, model: nn.Module, loss_fn: LossFunction) -> dict[str, float]:
-        """The measures at the model's present weights and rate, by name. Training goes on as if nothing had been measured."""
-        batches: Iterable[Any] = self._taken if self._taken is not None else self.batches  # type: ignore[assignment]
-        whole = batches if self.dataset is None else self.dataset or None
-        report = probe(model, loss_fn, batches, dataset=whole)  # type: ignore[arg-type]
+        """The measures at the present weights and rate, by name, without a trace on training."""
+        batches: Any = self._taken if self._taken is not None else self.batches
+        dataset: Any = batches if self.dataset is None else self.dataset or None
+        report = probe(model, loss_fn, batches, dataset=dataset)
         values = {f"probe/{name}": getattr(report, name) for name in _FROM_THE_REPORT}
         if self.initial is not None:
             values["model/distance"] = model_distance(model, self.initial)
         return {name: value for name, value in values.items() if value is not None}
 
 
+def _enough(batches: Any) -> bool:
+    """Whether these are at least two batches, or a number of at least 2."""
+    if isinstance(batches, Iterator) or not isinstance(batches, (int, Iterable)):
+        return False
+    if isinstance(batches, int):
+        return batches >= 2
+    return not isinstance(batches, Sized) or len(batches) >= 2
+
+
 def _batches_of(loader: Any, count: int, size: int | None) -> list[Any]:
-    dataset = getattr(loader, "dataset", None)
-    indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
-    if dataset is None or not indexed:
+    """A fixed random choice of mini-batches from the dataset of a loader."""
+    dataset: Any = getattr(loader, "dataset", None)
+    indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if dataset is None or not indexed or isinstance(dataset, IterableDataset):
+        source = type(dataset if dataset is not None else loader).__name__
         raise ValueError(
-            f"batches is {count}: the training data ({type(dataset if dataset is not None else loader).__name__}) has no index to "
-            "take them by; give batches= as a list of batches"
+            f"batches is {count}: the training data ({source}) has no index to take them by; "
+            "give batches= as a list of batches"
         )
     needed = count * (size or 1)
     if len(dataset) < needed:
-        raise ValueError(f"batches is {count}: the training data has {len(dataset)} items, and {needed} are needed; give fewer")
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:needed].tolist()
+        raise ValueError(
+            f"batches is {count}: the training data has {len(dataset)} items, and {needed} are "
+            "needed; give fewer"
+        )
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(dataset), generator=generator)[:needed].tolist()
     collate: Callable[[Any], Any] = loader.collate_fn
     if size is None:
         return [collate(dataset[index]) for index in order]
-    return [collate([dataset[index] for index in order[start : start + size]]) for start in range(0, needed, size)]
+    batches = []
+    for start in range(0, needed, size):
+        batches.append(collate([dataset[index] for index in order[start : start + size]]))
+    return batches

@@ -1,16 +1,19 @@
-"""Schedules: which drop rate at which optimizer step.
+"""Schedules: a drop rate for each optimizer step.
 
-A schedule is a small immutable value. It can be called (``schedule(step) -> rate``), compared, printed and written into
-a config (`Schedule.to_config`, `from_config`). It keeps no state.
+A schedule is a small immutable value without state. It can be called (``schedule(step) -> rate``),
+compared, printed and written into a config (`Schedule.to_config`, `from_config`). ``step`` counts
+optimizer steps from 0.
 
-Durations (cutoffs and the positions of points) are whole steps (``1_000``), epochs (``"50ep"``) or a share of the whole
-run (``"20%"``). `Schedule.resolve` turns them into steps, rounding down, once the length of the run is known.
+Durations (cutoffs and the positions of points) are whole steps (``1_000``), epochs (``"50ep"``) or
+a share of the whole run (``"20%"``). `Schedule.resolve` turns them into steps, rounding down, once
+the length of the run is known.
 
-Terms and arithmetic follow Liu et al., "Dropout Reduces Underfitting", ICML 2023 (arXiv:2303.01500): *standard*, *early*
-and *late* dropout, with a *cutoff*. ``step`` counts optimizer steps from 0.
+Terms and arithmetic follow Liu et al., "Dropout Reduces Underfitting", ICML 2023
+(arXiv:2303.01500): *standard*, *early* and *late* dropout, with a *cutoff*.
 
-To add a schedule: a class and its maker in a file here, and its line in `MAKERS`. Its public name, its option in the configuration and the
-label of its runs follow from the maker's name and arguments.
+To add a schedule, write a class and its maker in a file here, and add the maker to `MAKERS`. The
+public name, the option in the configuration and the label of runs follow from the maker's name and
+arguments.
 """
 
 from __future__ import annotations
@@ -41,20 +44,20 @@ MAKERS: dict[str, Callable[..., Schedule]] = {
     "curriculum": classic.curriculum,
     "ramp": classic.ramp,
 }
-"""Every schedule by its name in a config."""
+"""The maker of every schedule, by the schedule's name in a config."""
 
 
 def from_config(config: Mapping[str, Any]) -> Schedule:
     """Make a schedule from plain values, as `Schedule.to_config` writes them.
 
     Args:
-        config: ``name`` and that schedule's arguments.
+        config: ``name`` and the arguments of that schedule.
 
     Returns:
         The schedule.
 
     Raises:
-        ValueError: Unknown name, or arguments that the schedule does not take.
+        ValueError: The name is unknown, or the schedule does not take an argument.
 
     >>> from_config({"name": "early", "rate": 0.1, "cutoff": "20%", "shape": "linear"})
     early(rate=0.1, cutoff='20%', shape='linear')
@@ -63,8 +66,9 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
     name = arguments.pop("name", None)
     if name not in MAKERS:
         raise ValueError(f"schedule name is {name!r}: expected one of {', '.join(MAKERS)}")
-    takes = inspect.signature(MAKERS[name]).parameters
-    total_steps = arguments.pop("total_steps", None) if "total_steps" not in takes else None  # of a schedule that was resolved
+    total_steps = None
+    if "total_steps" not in inspect.signature(MAKERS[name]).parameters:
+        total_steps = arguments.pop("total_steps", None)  # written by a resolved schedule
     try:
         schedule = MAKERS[name](**arguments)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""What every schedule is: a small immutable value that can be called, compared, printed, resolved and written into a config."""
+"""`Schedule`: the base class of all schedules, small immutable values."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, SupportsIndex
 
 from earlydrop.schedules.curve import curve_svg
-from earlydrop.schedules.durations import Duration, check_duration, check_total_steps, duration_to_steps
+from earlydrop.schedules.durations import (
+    Duration,
+    check_duration,
+    check_total_steps,
+    duration_to_steps,
+)
 
 
 def check_rate(rate: object, what: str = "rate") -> float:
-    """Return ``rate`` as a float, if it is a drop rate.
+    """Check a drop rate and return it as a float.
 
     Args:
         rate: The value to check.
-        what: What to call it in the error.
+        what: Name of the value, for the error.
 
     Returns:
         The rate, in [0, 1).
@@ -26,10 +31,15 @@ def check_rate(rate: object, what: str = "rate") -> float:
         ValueError: It is not a number in [0, 1).
     """
     if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
-        raise ValueError(f"{what} is {rate!r}: expected a number in [0, 1), the probability that a unit or path is dropped")
+        raise ValueError(
+            f"{what} is {rate!r}: expected a number in [0, 1), "
+            "the probability that a unit or path is dropped"
+        )
     value = float(rate)
     if not 0.0 <= value < 1.0:  # False for NaN too
-        raise ValueError(f"{what} is {rate!r}: expected a drop probability in [0, 1), 0 for no dropout")
+        raise ValueError(
+            f"{what} is {rate!r}: expected a drop probability in [0, 1), 0 for no dropout"
+        )
     return value
 
 
@@ -37,7 +47,9 @@ def _check_step(step: SupportsIndex) -> int:
     try:
         index = operator.index(step)
     except TypeError:
-        raise ValueError(f"step is {step!r}: expected a whole optimizer step, counted from 0") from None
+        raise ValueError(
+            f"step is {step!r}: expected a whole optimizer step, counted from 0"
+        ) from None
     if index < 0:
         raise ValueError(f"step is {step!r}: expected 0 or more; steps are counted from 0")
     return index
@@ -45,7 +57,12 @@ def _check_step(step: SupportsIndex) -> int:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What all schedules share; use `none`, `constant`, `early`, `late` or `piecewise` to make one."""
+    """A drop rate for each optimizer step.
+
+    A schedule is an immutable value without state. It can be called (``schedule(step) -> rate``),
+    compared, printed, resolved (`resolve`) and written into a config (`to_config`). Make one with
+    `none`, `constant`, `early`, `late`, `piecewise` or another function of `earlydrop.schedules`.
+    """
 
     name: ClassVar[str]
 
@@ -53,13 +70,13 @@ class Schedule:
         """The drop rate of optimizer step ``step``, in [0, 1).
 
         Args:
-            step: Optimizer step, from 0. Past the end of the schedule its last value holds.
+            step: Optimizer step, from 0. The last value holds past the end of the schedule.
 
         Returns:
             The drop rate.
 
         Raises:
-            ValueError: The step is negative or not whole, or the schedule still has durations to resolve.
+            ValueError: The step is negative or not whole, or the schedule is not resolved.
         """
         index = _check_step(step)
         if not self.resolved:
@@ -70,7 +87,10 @@ class Schedule:
         return self._rate(index)
 
     def _rate(self, step: int) -> float:
-        raise TypeError(f"{type(self).__name__} is not a schedule by itself: use earlydrop.early(...) or another maker")
+        name = type(self).__name__
+        raise TypeError(
+            f"{name} is not a schedule by itself: use earlydrop.early(...) or another maker"
+        )
 
     @property
     def resolved(self) -> bool:
@@ -87,22 +107,23 @@ class Schedule:
 
         Args:
             total_steps: Length of the run, in optimizer steps.
-            steps_per_epoch: Optimizer steps in one epoch; needed for durations in epochs only.
+            steps_per_epoch: Optimizer steps in one epoch, for durations in epochs.
 
         Returns:
             A schedule that can be called. Resolving twice changes nothing.
 
         Raises:
-            ValueError: A duration is past the end of the run, or in epochs without ``steps_per_epoch``.
+            ValueError: A duration is past the end of the run, or it is in epochs and
+                ``steps_per_epoch`` is missing.
         """
         check_total_steps(total_steps)
         return self
 
     def to_config(self) -> dict[str, Any]:
-        """The schedule as plain values: ``name`` and the arguments that it uses.
+        """The schedule as plain values: ``name`` and its arguments.
 
         Returns:
-            A dictionary that `from_config` turns back into an equal schedule.
+            A dictionary, from which `from_config` makes an equal schedule.
         """
         return {"name": self.name} | {f.name: getattr(self, f.name) for f in fields(self)}
 
@@ -134,4 +155,6 @@ class WithCutoff(Schedule):
         return self.rate
 
     def resolve(self, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:
-        return replace(self, cutoff=duration_to_steps(self.cutoff, total_steps, steps_per_epoch, "cutoff"))
+        return replace(
+            self, cutoff=duration_to_steps(self.cutoff, total_steps, steps_per_epoch, "cutoff")
+        )

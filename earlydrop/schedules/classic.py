@@ -1,4 +1,4 @@
-"""The schedules that came before early and late dropout: annealed, curriculum, and the linear ramp of DropBlock and drop path."""
+"""Schedules older than early and late dropout: annealed, curriculum, and the linear ramp."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ class _Curriculum(Schedule):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rate", check_rate(self.rate))
-        if self.gamma is not None and not (isinstance(self.gamma, (int, float)) and 0 < self.gamma < math.inf):
-            raise ValueError(f"gamma is {self.gamma!r}: expected more than 0 per step, or None for 10 / the length of the run")
+        gamma = self.gamma
+        if gamma is not None and not (isinstance(gamma, (int, float)) and 0 < gamma < math.inf):
+            expected = "expected more than 0 per step, or None for 10 / the length of the run"
+            raise ValueError(f"gamma is {gamma!r}: {expected}")
 
     @property
     def resolved(self) -> bool:
@@ -49,27 +51,30 @@ class _Curriculum(Schedule):
 
     def resolve(self, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:
         total_steps = check_total_steps(total_steps)
-        return self if self.gamma is not None else replace(self, gamma=_GAMMA_TIMES_LENGTH / total_steps)
+        if self.gamma is not None:
+            return self
+        return replace(self, gamma=_GAMMA_TIMES_LENGTH / total_steps)
 
     def _rate(self, step: int) -> float:
         return self.rate * -math.expm1(-(self.gamma or 0.0) * step)
 
 
 def annealed(rate: float, cutoff: Duration = "100%") -> Schedule:
-    """Annealed dropout (Rennie, Goel and Thomas 2014, equation 4): rate(step) = rate · max(0, 1 − step / cutoff).
+    """Annealed dropout: rate(step) = rate · max(0, 1 − step / cutoff).
 
-    The rate falls linearly from the first step on. `early` with the linear shape is the same but for its ends: it reaches 0 one step
-    before the cutoff, as the released arithmetic has it.
+    Rennie, Goel and Thomas 2014, equation 4. The rate falls linearly from the first step on.
+    `early` with the linear shape differs at its end only: it reaches 0 one step before the cutoff,
+    as the released code does.
 
     Args:
         rate: Drop rate at step 0, in [0, 1).
-        cutoff: Duration of the decay: steps, ``"50ep"`` or ``"20%"``; a cutoff of 0 is no dropout.
+        cutoff: Duration of the decay: steps, ``"50ep"`` or ``"20%"``. With 0 there is no dropout.
 
     Returns:
         The schedule.
 
     Raises:
-        ValueError: A rate outside [0, 1), a malformed or negative cutoff.
+        ValueError: The rate is outside [0, 1), or the cutoff is malformed or negative.
 
     >>> [annealed(0.5, cutoff=5)(step) for step in (0, 1, 4, 5, 6)]
     [0.5, 0.4, 0.09999999999999998, 0.0, 0.0]
@@ -78,17 +83,20 @@ def annealed(rate: float, cutoff: Duration = "100%") -> Schedule:
 
 
 def curriculum(rate: float, gamma: float | None = None) -> Schedule:
-    """Curriculum dropout (Morerio et al. 2017, arXiv:1703.06229, equation 3): rate(step) = rate · (1 − exp(−γ · step)).
+    """Curriculum dropout: rate(step) = rate · (1 − exp(−γ · step)).
+
+    Morerio et al. 2017, arXiv:1703.06229, equation 3.
 
     Args:
-        rate: The rate that it rises towards, in [0, 1).
-        gamma: γ, per optimizer step, above 0. None for 10 / total_steps, the paper's choice, once the schedule is resolved.
+        rate: The limit that the rate rises to, in [0, 1).
+        gamma: γ, per optimizer step, above 0. None becomes 10 / total_steps, the paper's choice,
+            when the schedule is resolved.
 
     Returns:
         The schedule.
 
     Raises:
-        ValueError: A rate outside [0, 1), a gamma of 0 or less.
+        ValueError: The rate is outside [0, 1), or gamma is not above 0.
 
     >>> schedule = curriculum(0.5).resolve(total_steps=10)
     >>> [round(schedule(step), 4) for step in (0, 1, 2, 10)]
@@ -98,18 +106,20 @@ def curriculum(rate: float, gamma: float | None = None) -> Schedule:
 
 
 def ramp(rate: float, cutoff: Duration = "100%") -> Schedule:
-    """The linear ramp of DropBlock (Ghiasi et al. 2018, arXiv:1810.12890, section 3) and of scheduled drop path (Zoph et al. 2018,
-    arXiv:1707.07012, appendix A.2): rate(step) = rate · min(1, step / cutoff).
+    """A linear ramp: rate(step) = rate · min(1, step / cutoff).
+
+    Used with DropBlock (Ghiasi et al. 2018, arXiv:1810.12890, section 3) and as scheduled drop path
+    (Zoph et al. 2018, arXiv:1707.07012, appendix A.2).
 
     Args:
         rate: Drop rate from the cutoff on, in [0, 1).
-        cutoff: Duration of the rise: steps, ``"50ep"`` or ``"20%"``; a cutoff of 0 is a constant rate.
+        cutoff: Duration of the rise: steps, ``"50ep"`` or ``"20%"``. With 0 the rate is constant.
 
     Returns:
         The schedule.
 
     Raises:
-        ValueError: A rate outside [0, 1), a malformed or negative cutoff.
+        ValueError: The rate is outside [0, 1), or the cutoff is malformed or negative.
 
     >>> [ramp(0.5, cutoff=4)(step) for step in range(6)]
     [0.0, 0.125, 0.25, 0.375, 0.5, 0.5]

@@ -1,4 +1,4 @@
-"""A schedule's curve as a small picture (SVG), for notebooks."""
+"""The curve of a schedule as a small picture (SVG), for notebooks."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 _WIDTH, _HEIGHT = 360, 120  # of the plot, in pixels
 _LEFT, _TOP, _BELOW = 46, 10, 34  # room for the labels
 _SAMPLES = 360
-_FURTHEST = 2**40  # a step at which every schedule has come to rest
-_PER_EPOCH = 100  # steps that an epoch is drawn with, where its length is not known
-_TOTAL = 1_000  # steps that a run is drawn with, where its length is not known
+_FURTHEST = 2**40  # at this step every schedule has reached its last value
+_PER_EPOCH = 100  # steps of a drawn epoch, where the length of an epoch is not known
+_TOTAL = 1_000  # steps of a drawn run, where the length of the run is not known
 
 
 def curve_svg(schedule: Any) -> str:
-    """The rate against the step, from 0 to a little past the last change.
+    """Draw the rate against the step, from step 0 to a little past the last change.
 
     Args:
-        schedule: A `Schedule`. Durations in percent are drawn against the share of the run, those in epochs against epochs.
+        schedule: A `Schedule`. The axis shows the share of the run where durations are in percent,
+            and epochs where they are in epochs.
 
     Returns:
         An ``<svg>`` element.
@@ -27,18 +28,21 @@ def curve_svg(schedule: Any) -> str:
     steps = sorted({round(i * length / _SAMPLES) for i in range(_SAMPLES + 1)})
     rates = [resolved(step) for step in steps]
     top = max(rates) or 0.1
-    points = " ".join(
-        f"{_LEFT + _WIDTH * step / length:.1f},{_TOP + _HEIGHT * (1 - rate / top):.1f}"
-        for step, rate in zip(steps, rates, strict=True)
-    )
+    points = []
+    for step, rate in zip(steps, rates, strict=True):
+        x = _LEFT + _WIDTH * step / length
+        y = _TOP + _HEIGHT * (1 - rate / top)
+        points.append(f"{x:.1f},{y:.1f}")
     bottom, right = _TOP + _HEIGHT, _LEFT + _WIDTH
     words = html.escape(repr(schedule))
-    style = "font:12px sans-serif;fill:currentColor"
+    style = "max-width:100%;font:12px sans-serif;fill:currentColor"
+    axes = f"M{_LEFT},{_TOP}V{bottom}H{right}"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{words}" width="{right + 20}" height="{bottom + _BELOW}" '
-        f'style="max-width:100%;{style}"><title>{words}</title>'
-        f'<path d="M{_LEFT},{_TOP}V{bottom}H{right}" fill="none" stroke="currentColor" opacity="0.4"/>'
-        f'<polyline points="{points}" fill="none" stroke="#0072b2" stroke-width="2"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{words}" '
+        f'width="{right + 20}" height="{bottom + _BELOW}" '
+        f'style="{style}"><title>{words}</title>'
+        f'<path d="{axes}" fill="none" stroke="currentColor" opacity="0.4"/>'
+        f'<polyline points="{" ".join(points)}" fill="none" stroke="#0072b2" stroke-width="2"/>'
         f'<text x="{_LEFT - 6}" y="{_TOP + 4}" text-anchor="end">{top:.3g}</text>'
         f'<text x="{_LEFT - 6}" y="{bottom + 4}" text-anchor="end">0</text>'
         f'<text x="{_LEFT}" y="{bottom + 16}" text-anchor="middle">0</text>'
@@ -48,12 +52,12 @@ def curve_svg(schedule: Any) -> str:
 
 
 def _drawn(schedule: Any) -> tuple[Callable[[int], float], int, str, float]:
-    """What is drawn: a schedule in steps, up to which step, what the axis is called, and what a step is worth on it."""
+    """The schedule in steps, the last step to draw, the unit of the axis, and units per step."""
     if schedule.resolved:
         return schedule, _length(schedule), "optimizer step", 1.0
     try:
         return schedule.resolve(_TOTAL), _TOTAL, "% of the run", 100 / _TOTAL
-    except ValueError:  # a duration in epochs, or in more steps than that
+    except ValueError:  # a duration is in epochs, or longer than _TOTAL steps
         pass
     for epochs in (10, 100, 1_000, 10_000, 100_000, 1_000_000):
         try:
@@ -61,11 +65,12 @@ def _drawn(schedule: Any) -> tuple[Callable[[int], float], int, str, float]:
         except ValueError:
             continue
         return resolved, min(_length(resolved), epochs * _PER_EPOCH), "epoch", 1 / _PER_EPOCH
-    raise ValueError(f"{schedule!r} cannot be drawn: give its length with schedule.resolve(total_steps, steps_per_epoch)")
+    remedy = "give its length with schedule.resolve(total_steps, steps_per_epoch)"
+    raise ValueError(f"{schedule!r} cannot be drawn: {remedy}")
 
 
 def _length(schedule: Callable[[int], float]) -> int:
-    """A quarter more than the last step at which the rate is another than at the end."""
+    """A quarter more than the last step at which the rate differs from its last value."""
     last = schedule(_FURTHEST)
     tried = sorted({int(2 ** (quarter / 4)) for quarter in range(160)})
     changing = [step for step in tried if schedule(step) != last]

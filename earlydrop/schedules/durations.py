@@ -1,4 +1,4 @@
-"""Durations: cutoffs, warm-ups and positions, in steps, epochs or percent of a run."""
+"""Durations (cutoffs, warm-ups and positions) in steps, epochs or percent of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from fractions import Fraction
 Duration = int | str
 """Whole optimizer steps (``1000``), epochs (``"50ep"``) or a percentage of the run (``"20%"``)."""
 
-_DURATION_HELP = "expected a whole number of steps (1000), epochs ('50ep') or a percentage of the run ('20%')"
+_DURATION_HELP = (
+    "expected a whole number of steps (1000), epochs ('50ep') or a percentage of the run ('20%')"
+)
 
 
 def check_duration(value: Duration, what: str) -> Duration:
@@ -17,7 +19,7 @@ def check_duration(value: Duration, what: str) -> Duration:
 
     Args:
         value: Steps, ``"50ep"`` or ``"20%"``.
-        what: What to call it in an error.
+        what: Name of the duration, for errors.
 
     Returns:
         An int of steps, or a string ending in ``ep`` or ``%``.
@@ -26,21 +28,7 @@ def check_duration(value: Duration, what: str) -> Duration:
         ValueError: It is malformed, negative, or more than 100%.
     """
     if isinstance(value, str):
-        text = value.strip()
-        number, unit = (text[:-2], "ep") if text.endswith("ep") else (text[:-1], "%") if text.endswith("%") else (text, "")
-        try:
-            amount = Fraction(number.strip())
-        except (ValueError, ZeroDivisionError):
-            raise ValueError(f"{what} is {value!r}: {_DURATION_HELP}") from None
-        if amount < 0:
-            raise ValueError(f"{what} is {value!r}: a duration cannot be negative; {_DURATION_HELP}")
-        if unit == "%" and amount > 100:
-            raise ValueError(f"{what} is {value!r}: past the end of the run; expected at most '100%'")
-        if unit:
-            return f"{number.strip()}{unit}"
-        if amount.denominator != 1:
-            raise ValueError(f"{what} is {value!r}: {_DURATION_HELP}")
-        return int(amount)
+        return _check_text(value, what)
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -52,14 +40,35 @@ def check_duration(value: Duration, what: str) -> Duration:
     return steps
 
 
-def exact_steps(duration: Duration, total_steps: int, steps_per_epoch: int | None, what: str) -> Fraction:
+def _check_text(value: str, what: str) -> Duration:
+    text = value.strip()
+    unit = next((unit for unit in ("ep", "%") if text.endswith(unit)), "")
+    number = text.removesuffix(unit).strip()
+    try:
+        amount = Fraction(number)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{what} is {value!r}: {_DURATION_HELP}") from None
+    if amount < 0:
+        raise ValueError(f"{what} is {value!r}: a duration cannot be negative; {_DURATION_HELP}")
+    if unit == "%" and amount > 100:
+        raise ValueError(f"{what} is {value!r}: past the end of the run; expected at most '100%'")
+    if unit:
+        return f"{number}{unit}"
+    if amount.denominator != 1:
+        raise ValueError(f"{what} is {value!r}: {_DURATION_HELP}")
+    return int(amount)
+
+
+def exact_steps(
+    duration: Duration, total_steps: int, steps_per_epoch: int | None, what: str
+) -> Fraction:
     """A checked duration as an exact number of steps, possibly fractional.
 
     Args:
-        duration: What `check_duration` returned.
+        duration: A duration from `check_duration`.
         total_steps: Length of the run, in optimizer steps.
-        steps_per_epoch: Optimizer steps in one epoch; needed for durations in epochs only.
-        what: What to call the duration in an error.
+        steps_per_epoch: Optimizer steps in one epoch, for durations in epochs.
+        what: Name of the duration, for errors.
 
     Returns:
         The steps, not rounded.
@@ -72,18 +81,25 @@ def exact_steps(duration: Duration, total_steps: int, steps_per_epoch: int | Non
     if duration.endswith("%"):
         return Fraction(duration[:-1]) * total_steps / 100
     if steps_per_epoch is None:
-        raise ValueError(f"{what} is {duration!r}, in epochs: give steps_per_epoch to turn it into steps")
+        raise ValueError(
+            f"{what} is {duration!r}, in epochs: give steps_per_epoch to turn it into steps"
+        )
     return Fraction(duration[:-2]) * steps_per_epoch
 
 
-def duration_to_steps(duration: Duration, total_steps: int, steps_per_epoch: int | None = None, what: str = "duration") -> int:
+def duration_to_steps(
+    duration: Duration,
+    total_steps: int,
+    steps_per_epoch: int | None = None,
+    what: str = "duration",
+) -> int:
     """Turn a duration into whole optimizer steps, rounding down.
 
     Args:
         duration: Steps, ``"50ep"`` or ``"20%"``.
         total_steps: Length of the run, in optimizer steps.
-        steps_per_epoch: Optimizer steps in one epoch; needed for durations in epochs only.
-        what: What to call the duration in an error.
+        steps_per_epoch: Optimizer steps in one epoch, for durations in epochs.
+        what: Name of the duration, for errors.
 
     Returns:
         The number of steps, between 0 and ``total_steps``.
@@ -91,15 +107,18 @@ def duration_to_steps(duration: Duration, total_steps: int, steps_per_epoch: int
     Raises:
         ValueError: The duration is malformed, negative, or past the end of the run.
 
-    >>> duration_to_steps("20%", total_steps=1_009), duration_to_steps("1.5ep", 1_000, steps_per_epoch=25)
-    (201, 37)
+    >>> duration_to_steps("20%", total_steps=1_009)
+    201
+    >>> duration_to_steps("1.5ep", total_steps=1_000, steps_per_epoch=25)
+    37
     """
     total_steps = check_total_steps(total_steps)
-    steps = math.floor(exact_steps(check_duration(duration, what), total_steps, steps_per_epoch, what))
+    exact = exact_steps(check_duration(duration, what), total_steps, steps_per_epoch, what)
+    steps = math.floor(exact)
     if steps > total_steps:
         raise ValueError(
-            f"{what} is {duration!r} ({steps} steps): past the end of the run of {total_steps} steps; "
-            f"give at most {total_steps} steps or '100%'"
+            f"{what} is {duration!r} ({steps} steps): past the end of the run of {total_steps} "
+            f"steps; give at most {total_steps} steps or '100%'"
         )
     return steps
 
@@ -111,7 +130,7 @@ def check_total_steps(total_steps: int) -> int:
         total_steps: The number of optimizer steps.
 
     Returns:
-        It, as an int.
+        The number, as an int.
 
     Raises:
         ValueError: It is not a whole number of at least 1.
@@ -121,5 +140,8 @@ def check_total_steps(total_steps: int) -> int:
     except TypeError:
         total = 0
     if total < 1 or isinstance(total_steps, bool):
-        raise ValueError(f"total_steps is {total_steps!r}: expected the number of optimizer steps of the run, at least 1")
+        raise ValueError(
+            f"total_steps is {total_steps!r}: "
+            "expected the number of optimizer steps of the run, at least 1"
+        )
     return total

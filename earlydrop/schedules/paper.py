@@ -1,4 +1,7 @@
-"""No, standard, early and late dropout: the schedules of Liu et al., "Dropout Reduces Underfitting", ICML 2023 (arXiv:2303.01500)."""
+"""The schedules of Liu et al. 2023: no dropout, standard, early and late dropout.
+
+"Dropout Reduces Underfitting", ICML 2023 (arXiv:2303.01500).
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class _Constant(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class _Shaped(WithCutoff):
-    """A schedule that changes at a cutoff, in one of several shapes."""
+    """A schedule with a cutoff, in one of several shapes."""
 
     shapes: ClassVar[tuple[str, ...]]
     shape: str
@@ -44,7 +47,8 @@ class _Shaped(WithCutoff):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shape not in self.shapes:
-            raise ValueError(f"shape is {self.shape!r}: {self.name} takes {' or '.join(map(repr, self.shapes))}")
+            shapes = " or ".join(map(repr, self.shapes))
+            raise ValueError(f"shape is {self.shape!r}: {self.name} takes {shapes}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,7 +66,8 @@ class _Early(_Shaped):
             return 0.0
         if self.shape == "cosine":
             return 0.5 * self.rate * (1.0 + math.cos(math.pi * step / (cutoff - 1)))
-        return step * (-self.rate / (cutoff - 1)) + self.rate  # numpy.linspace's own order of operations
+        # The order of operations of numpy.linspace.
+        return step * (-self.rate / (cutoff - 1)) + self.rate
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,16 +111,17 @@ def constant(rate: float) -> Schedule:
 
 
 def early(rate: float, cutoff: Duration, shape: str = "linear") -> Schedule:
-    """Early dropout (Liu et al. 2023, section 4): on before the cutoff, 0 from it on, for underfitting models.
+    """Early dropout: dropout before the cutoff and none after it, for underfitting models.
 
-    With c the cutoff in steps, for step < c:
+    Liu et al. 2023, section 4. With c the cutoff in steps, the rate is 0 for step ≥ c. For step < c
+    it is:
 
-    - ``linear``: rate · (1 − step / (c − 1)), numpy's ``linspace(rate, 0, c)``, both ends included: the last early step
-      already has rate 0 (the released arithmetic);
+    - ``linear``: rate · (1 − step / (c − 1)), as numpy's ``linspace(rate, 0, c)`` with both ends,
+      so the last early step already has rate 0 (as in the released code);
     - ``constant``: rate;
     - ``cosine``: ½ rate · (1 + cos(π step / (c − 1))) (ours).
 
-    A cutoff of one step is just ``rate``; a cutoff of 0 is no dropout.
+    With a cutoff of 1, step 0 has ``rate``; with a cutoff of 0 there is no dropout.
 
     Args:
         rate: Drop rate at step 0, in [0, 1).
@@ -126,7 +132,8 @@ def early(rate: float, cutoff: Duration, shape: str = "linear") -> Schedule:
         The schedule.
 
     Raises:
-        ValueError: A rate outside [0, 1), a malformed or negative cutoff, an unknown shape.
+        ValueError: The rate is outside [0, 1), the cutoff is malformed or negative, or the shape is
+            unknown.
 
     >>> [early(0.5, cutoff=5)(step) for step in range(7)]
     [0.5, 0.375, 0.25, 0.125, 0.0, 0.0, 0.0]
@@ -139,7 +146,9 @@ def early(rate: float, cutoff: Duration, shape: str = "linear") -> Schedule:
 
 
 def late(rate: float, cutoff: Duration, shape: str = "constant") -> Schedule:
-    """Late dropout (Liu et al. 2023, section 5): 0 before the cutoff, rate from it on, for overfitting models.
+    """Late dropout: no dropout before the cutoff, ``rate`` from it on, for overfitting models.
+
+    Liu et al. 2023, section 5.
 
     Args:
         rate: Drop rate from the cutoff on, in [0, 1).
@@ -150,7 +159,8 @@ def late(rate: float, cutoff: Duration, shape: str = "constant") -> Schedule:
         The schedule.
 
     Raises:
-        ValueError: A rate outside [0, 1), a malformed or negative cutoff, an unknown shape.
+        ValueError: The rate is outside [0, 1), the cutoff is malformed or negative, or the shape is
+            unknown.
 
     >>> [late(0.4, cutoff=2)(step) for step in range(4)]
     [0.0, 0.0, 0.4, 0.4]

@@ -20,22 +20,27 @@ class _Piecewise(Schedule):
     def __post_init__(self) -> None:
         pairs = parse_points(self.points)
         if not any(position.endswith("ep") for _, position in pairs):
-            self._table(pairs, 1, None)  # the order can be checked before the length is known
+            self._table(pairs, 1, None)  # checks the order, which needs no length
         if self.total_steps is not None:
             object.__setattr__(self, "_resolved_table", self._table(pairs, self.total_steps, None))
 
     def _table(
         self, pairs: list[tuple[float, str]], total_steps: int, steps_per_epoch: int | None
     ) -> tuple[tuple[float, float], ...]:
-        """(fraction of the run, rate) in rising order."""
-        exact = [exact_position(position, total_steps, steps_per_epoch, self.points) for _, position in pairs]
+        """The points as (fraction of the run, rate), in rising order."""
+        exact = [
+            exact_position(position, total_steps, steps_per_epoch, self.points)
+            for _, position in pairs
+        ]
         for before, after in itertools.pairwise(exact):
             if after < before or after > 1:
                 raise ValueError(
-                    f"points is {self.points!r}: positions must rise from 0 to 1 (the end of the run), "
-                    f"but {float(after):g} comes after {float(before):g}"
+                    f"points is {self.points!r}: positions must rise from 0 to 1 (the end of the "
+                    f"run), but {float(after):g} comes after {float(before):g}"
                 )
-        return tuple((float(fraction), rate) for fraction, (rate, _) in zip(exact, pairs, strict=True))
+        return tuple(
+            (float(fraction), rate) for fraction, (rate, _) in zip(exact, pairs, strict=True)
+        )
 
     @property
     def resolved(self) -> bool:
@@ -49,7 +54,9 @@ class _Piecewise(Schedule):
         total_steps = check_total_steps(total_steps)
         if self.total_steps is not None:
             if self.total_steps != total_steps:
-                raise ValueError(f"{self!r} was resolved for {self.total_steps} steps, not for {total_steps}")
+                raise ValueError(
+                    f"{self!r} was resolved for {self.total_steps} steps, not for {total_steps}"
+                )
             return self
         pairs = parse_points(self.points)
         self._table(pairs, total_steps, steps_per_epoch)
@@ -71,20 +78,22 @@ class _Piecewise(Schedule):
 
 
 def piecewise(points: str) -> Schedule:
-    """Piecewise linear over the fraction of the run, in the notation of Kaldi's ``--trainer.dropout-schedule``.
+    """A piecewise linear schedule in the notation of Kaldi's ``--trainer.dropout-schedule``.
 
-    Comma-separated rates, each with ``@`` and its position. The first stands at 0 and the last at 1, without a position; one
-    in between without a position stands at 0.5, as in Kaldi. Two rates at one position make a jump: the second holds from there
-    on. Positions are fractions (``0.2``), percentages (``20%``) or epochs (``50ep``). rate(step) is read at step / total_steps.
+    The points are rates with ``@`` and a position, separated by commas. The first rate is at 0 and
+    the last at 1; they take no position. A rate in between without a position is at 0.5, as in
+    Kaldi. Two rates at one position make a jump to the second. Positions are fractions of the run
+    (``0.2``), percentages (``20%``) or epochs (``50ep``). The rate of a step is that at
+    step / total_steps.
 
     Args:
         points: For example ``"0,0@0.20,0.5@0.50,0"``.
 
     Returns:
-        The schedule, to be resolved before it is called.
+        The schedule. Resolve it before you call it.
 
     Raises:
-        ValueError: Malformed points, a rate outside [0, 1), positions that do not rise.
+        ValueError: The points are malformed, a rate is outside [0, 1), or positions do not rise.
 
     >>> schedule = piecewise("0,0@0.20,0.5@0.50,0").resolve(total_steps=20)
     >>> [round(schedule(step), 3) for step in (0, 4, 7, 10, 15, 20, 99)]
@@ -103,43 +112,52 @@ def parse_points(points: str) -> list[tuple[float, str]]:
         (rate, position) pairs; a position is a fraction, ``"20%"`` or ``"50ep"``, as text.
 
     Raises:
-        ValueError: Malformed points, or a rate outside [0, 1).
+        ValueError: The points are malformed, or a rate is outside [0, 1).
     """
-    help_text = "expected Kaldi's notation, such as '0,0@0.20,0.5@0.50,0': rate@fraction of the run, from start to end"
+    help_text = (
+        "expected Kaldi's notation, such as '0,0@0.20,0.5@0.50,0': "
+        "rate@fraction of the run, from start to end"
+    )
     if not isinstance(points, str):
         raise ValueError(f"points is {points!r}: {help_text}")
     parts = [part.strip() for part in points.split(",")]
     if len(parts) < 2:
-        raise ValueError(f"points is {points!r}: it needs at least a first and a last rate; {help_text}")
+        raise ValueError(
+            f"points is {points!r}: it needs at least a first and a last rate; {help_text}"
+        )
     pairs: list[tuple[float, str]] = []
     for i, part in enumerate(parts):
         ends = i in (0, len(parts) - 1)
         rate_text, at, position = (piece.strip() for piece in part.partition("@"))
         if ends and at:
             raise ValueError(
-                f"points is {points!r}: the first and last rates stand at the start and end of the run, "
-                f"so {part!r} takes no position; {help_text}"
+                f"points is {points!r}: the first and last rates stand at the start and end of the "
+                f"run, so {part!r} takes no position; {help_text}"
             )
         try:
             rate = float(rate_text)
         except ValueError:
-            raise ValueError(f"points is {points!r}: {rate_text!r} is not a rate; {help_text}") from None
+            raise ValueError(
+                f"points is {points!r}: {rate_text!r} is not a rate; {help_text}"
+            ) from None
         check_rate(rate, f"a rate in points {points!r}")
         if not ends and not at:
-            position = "0.5"  # as in Kaldi: a rate without a position in between stands at half of the run
+            position = "0.5"  # Kaldi's default for a rate in between
         pairs.append((rate, "0" if i == 0 else "1" if ends else position))
     for _, position in pairs:
         exact_position(position, 1, 1, points)
     return pairs
 
 
-def exact_position(position: str, total_steps: int, steps_per_epoch: int | None, points: str) -> Fraction:
+def exact_position(
+    position: str, total_steps: int, steps_per_epoch: int | None, points: str
+) -> Fraction:
     """The position of a point as an exact fraction of the run.
 
     Args:
-        position: As `parse_points` gives it.
+        position: A position from `parse_points`.
         total_steps: Length of the run, in optimizer steps.
-        steps_per_epoch: Optimizer steps in one epoch; needed for positions in epochs only.
+        steps_per_epoch: Optimizer steps in one epoch, for positions in epochs.
         points: The whole notation, for errors.
 
     Returns:
@@ -149,12 +167,16 @@ def exact_position(position: str, total_steps: int, steps_per_epoch: int | None,
         ValueError: It is not in [0, 1], or in epochs without ``steps_per_epoch``.
     """
     if position.endswith(("ep", "%")):
-        duration = check_duration(position, f"a position in points {points!r}")
-        return exact_steps(duration, total_steps, steps_per_epoch, f"a position in points {points!r}") / total_steps
+        what = f"a position in points {points!r}"
+        duration = check_duration(position, what)
+        return exact_steps(duration, total_steps, steps_per_epoch, what) / total_steps
     try:
         fraction = Fraction(position)
     except (ValueError, ZeroDivisionError):
         fraction = Fraction(-1)
     if not 0 <= fraction <= 1:
-        raise ValueError(f"points is {points!r}: position {position!r} should be a fraction of the run in [0, 1], '20%' or '50ep'")
+        raise ValueError(
+            f"points is {points!r}: position {position!r} should be a fraction of the run in "
+            "[0, 1], '20%' or '50ep'"
+        )
     return fraction

@@ -1,9 +1,23 @@
-"""Sites: where a model drops. Find them, read their rates, drive them, and put them back.
+"""Sites: the drop rates of a model. Find them, read them, drive them, and put them back.
 
-- `find`: what a site is, and all of a model's; `families`: which class drops how; `choose`: which of them a schedule drives.
-- `drive`: on, silent, restored; `bank`: the rates; `link`: what a driven module carries; `layers`, `attention`: the drivers; `masks`.
-- `reads`: which attributes a class's code reads; `unwrap`: the module inside wrappers; `traceless`: measuring without leaving a trace.
-- `audit`: what a model really drops, seen at torch's dispatcher by `watch`, with `extremes` in the place of random numbers.
+A rate on its way from the schedule to a mask, in the order of the files:
+
+1. `earlydrop.scheduler`: ``DropoutScheduler(model, early(0.1, cutoff=1_000))`` chooses sites
+   (`choose`, from those that `find` knows by `families` or by `plain`) and calls ``drive``.
+2. `drive`: puts the rates of all chosen sites into one ``RateBank``, and calls ``drive_module`` for
+   each of their modules.
+3. `driven`: puts a driver from `layers` in front of the module's class, and a ``Link`` (its banks
+   and its places in them) into the module's ``__dict__``.
+4. `earlydrop.scheduler`: ``step()`` calls ``schedule(step)`` (`earlydrop.schedules`), say 0.0999,
+   and hands that to ``RateBank.set``.
+5. `bank`: multiplies it by the share of each site, and writes the list ``rates`` and the float32
+   vector that compiled graphs read.
+6. `layers`: ``model(x)`` reaches the driver's forward, ``DropoutDriver`` of an ``nn.Dropout``.
+   It finds the rate by its ``Link``, checks it (`guards`), and returns ``x`` if the bank is off.
+7. `masks`: with the rate as a tensor (compiled), or from 16-bit numbers, the mask is drawn here. In
+   eager mode with native masks, the module's own forward draws it: ``p`` reads the bank.
+
+`traceless` and `audit` measure a model without a trace. `unwrap` looks through wrappers.
 """
 
 from earlydrop.sites.audit import Audit as Audit

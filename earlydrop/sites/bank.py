@@ -1,4 +1,7 @@
-"""The rates of the sites that one scheduler drives: on the host, and as one float32 vector on each device."""
+"""`RateBank`: the rates of all sites of one scheduler.
+
+The rates are floats on the host, and one float32 vector on each device.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +14,41 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_REMEMBERED = 1_024  # changes of the rate; a graph older than all of them is taken to be as old as the first
+# Changes of the rate that are kept. A graph older than all of them counts as old as the first.
+_REMEMBERED = 1_024
 
 
 class _Change(NamedTuple):
-    """A change of the rates, and when it was."""
+    """A change of the rates, and its time."""
 
-    node: int  # the number that autograd gives to the first node made after it, in this thread
-    value: float | None  # of the largest site; None: every site at its base rate
+    node: int  # autograd's number of the first node made after the change, in this thread
+    value: float | None  # rate of the largest site; None: every site has its base rate
 
 
 class RateBank:
-    """What driven modules read their rates from.
+    """The rates that driven modules read.
 
-    In eager mode a module reads its rate as a Python float; a compiled graph reads it from a vector that is updated in place, so that
-    a new rate never means a new graph.
+    In eager mode a module reads its rate as a Python float. A compiled graph reads it from a vector
+    that is updated in place, so a new rate needs no new graph.
 
     Args:
-        names: The sites' names.
-        base_rates: The rates that they were built with.
-        kinds: ``"unit"`` or ``"path"`` for each.
+        names: Names of the sites.
+        base_rates: Base rate of each site.
+        kinds: Kind of each site, ``"unit"`` or ``"path"``.
         fast_masks: Whether nn.Dropout layers draw 16-bit masks.
     """
 
-    def __init__(self, names: Sequence[str], base_rates: Sequence[float], kinds: Sequence[str], fast_masks: bool = False) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        base_rates: Sequence[float],
+        kinds: Sequence[str],
+        fast_masks: bool = False,
+    ) -> None:
         built = list(zip(kinds, base_rates, strict=True))
-        largest = {kind: max(base for each, base in built if each == kind) for kind in set(kinds)}
+        largest: dict[str, float] = {}
+        for kind, base in built:
+            largest[kind] = max(base, largest.get(kind, base))
         self.shares = [base / largest[kind] if largest[kind] > 0 else 1.0 for kind, base in built]
         self.names = list(names)
         self.base_rates = list(base_rates)
@@ -46,17 +58,20 @@ class RateBank:
         self.on = False
         self.silent = False
         self.rises = False  # off now, but a later rate is known to be above 0
-        self.plain_path = [False] * len(built)  # whether the module that reads the rate needs none of it while it is on
+        # Whether the module around a site takes a path that does not read the rate while it is on.
+        self.plain_path = [False] * len(built)
         self.fast_masks = fast_masks
-        self.thread = threading.get_ident()  # that changed the rates last: autograd numbers the nodes of each thread apart
-        self.other_thread = False  # whether a forward ran in another one since
+        # The thread that changed the rates last: autograd numbers the nodes of each thread apart.
+        self.thread = threading.get_ident()
+        self.other_thread = False  # whether a forward ran in another thread since
         self._at_base = False
-        self._changes = deque([_Change(-1, None)], maxlen=_REMEMBERED)  # before this bank the sites had their base rates
+        # Before this bank the sites had their base rates.
+        self._changes = deque([_Change(-1, None)], maxlen=_REMEMBERED)
         self._vectors: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._remember()
 
     def set(self, value: float) -> None:
-        """Set every site's rate to ``value``, that of the largest site, times the site's share of it."""
+        """Set the rate of the largest site to ``value``, and each other rate to its share of it."""
         if value == self.value:
             return
         self.value = value
@@ -69,7 +84,7 @@ class RateBank:
                 torch.mul(shares, value, out=vector)  # in place: compiled graphs hold this memory
 
     def hold_base_rates(self) -> None:
-        """Set every site to the rate that it was built with, whatever its kind."""
+        """Set every site of both kinds to its base rate."""
         self.rates[:] = self.base_rates
         self.on = any(rate > 0 for rate in self.rates) and not self.silent
         self._at_base = True
@@ -77,8 +92,9 @@ class RateBank:
 
     @contextmanager
     def at_base_rates(self) -> Iterator[None]:
-        """Within it eager forwards drop at the rates that the sites were built with."""
-        rates, on, forward_rates, at_base = list(self.rates), self.on, list(self.forward_rates), self._at_base
+        """Within it, eager forwards drop at the base rates."""
+        rates, forward_rates = list(self.rates), list(self.forward_rates)
+        on, at_base = self.on, self._at_base
         self.hold_base_rates()
         try:
             yield
@@ -89,7 +105,10 @@ class RateBank:
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
-        """Within it nothing drops and every rate reads 0; the rates that are set stay known, for layers whose test arithmetic uses them."""
+        """Within it, nothing drops and every rate reads 0.
+
+        The rates stay in ``rates``, for layers that use them at test.
+        """
         before, forward_rates = self.silent, list(self.forward_rates)
         self.silent, self.on = True, False
         self._remember()
@@ -97,16 +116,16 @@ class RateBank:
             yield
         finally:
             self.silent = before
-            self.on = any(rate > 0 for rate in self.rates) and not before  # a rate may have been set in between
+            self.on = any(rate > 0 for rate in self.rates) and not before  # set() may have run
             self._remember()
-            self.forward_rates[:] = forward_rates  # a backward may still be to come
+            self.forward_rates[:] = forward_rates  # for a backward that is still to come
 
     def rate(self, index: int) -> float:
-        """The rate that a site drops at now."""
+        """The present drop rate of a site."""
         return 0.0 if self.silent else self.rates[index]
 
     def _remember(self) -> None:
-        """Note since which node of the autograd graph the present rates hold."""
+        """Note the first node of the autograd graph for which the present rates hold."""
         value = 0.0 if self.silent else None if self._at_base else self.value
         last = self._changes[-1].value
         thread = threading.get_ident()
@@ -117,22 +136,25 @@ class RateBank:
             self._changes.append(_Change(torch._C._autograd._get_sequence_nr(), value))
 
     def rate_at(self, index: int, node: int) -> float:
-        """The rate that a site had when a node of the autograd graph was made, by the thread that changes the rates.
+        """The rate of a site at the time when a node of the autograd graph was made.
+
+        The node must be of the thread that changes the rates.
 
         Args:
-            index: The site's place.
-            node: The node's sequence number.
+            index: The place of the site.
+            node: The sequence number of the node.
 
         Returns:
-            Its rate then.
+            The rate at that time.
         """
-        value = next((change.value for change in reversed(self._changes) if change.node <= node), self._changes[0].value)
+        earlier = (change.value for change in reversed(self._changes) if change.node <= node)
+        value = next(earlier, self._changes[0].value)
         if value is None:
             return float(self.base_rates[index])
         return value * self.shares[index]
 
     def view(self, index: int, device: torch.device) -> Tensor:
-        """The rate of one site as a 0-d float32 tensor on a device; it follows `set`."""
+        """The rate of one site as a 0-d float32 tensor on a device. `set` updates it."""
         if device not in self._vectors:
             with torch.inference_mode(False), torch.no_grad():
                 shares = torch.tensor(self.shares, dtype=torch.float32, device=device)

@@ -1,4 +1,4 @@
-"""Driving sites: on, silent for a while, and back to what they were."""
+"""Drive sites, switch them off for a while, and restore them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from earlydrop.sites.attention import Attention
 from earlydrop.sites.bank import RateBank
+from earlydrop.sites.driven import (
+    Rate,
+    banks_of,
+    drive_module,
+    is_scheduled,
+    original_class,
+    rate_of,
+    release_module,
+)
 from earlydrop.sites.find import Site, find_sites
-from earlydrop.sites.layers import EagerOnly
-from earlydrop.sites.link import Rate, banks_of, is_scheduled, link, original_class, rate_of, unlink
-from earlydrop.sites.reads import reads
+from earlydrop.sites.layers import AttentionDriver, EagerOnlyDriver
+from earlydrop.sites.plain import reads
 from earlydrop.sites.unwrap import named_modules, unwrap
 
 
 class _Plan(NamedTuple):
-    """What one module will carry."""
+    """The drivers and rates for one module."""
 
     drivers: list[type]
     rates: dict[str, Rate]
@@ -27,15 +34,17 @@ class _Plan(NamedTuple):
 
 
 def drive(model: nn.Module, sites: list[Site], fast_masks: bool) -> RateBank:
-    """Swap the classes of the sites' modules so that a `RateBank` sets their rates: of all of them, or, should anything fail, of none.
+    """Make a `RateBank` set the rates of sites, by swapping the classes of their modules.
+
+    If anything fails, no site is driven.
 
     Args:
         model: The model that the sites were found in.
-        sites: The sites; none may be driven already.
+        sites: The sites. None of them may be driven already.
         fast_masks: Whether nn.Dropout layers draw 16-bit masks.
 
     Returns:
-        The bank, every rate 0.
+        The bank, with every rate 0.
 
     Raises:
         ValueError: A site is driven already.
@@ -43,51 +52,79 @@ def drive(model: nn.Module, sites: list[Site], fast_masks: bool) -> RateBank:
     for site in sites:
         if site.driven:
             raise ValueError(
-                f"site {site.name!r} is driven by a DropoutScheduler already: call that scheduler's restore(), or "
-                "earlydrop.restore(model), before driving it with another; or leave it out with sites="
+                f"site {site.name!r} is driven by a DropoutScheduler already: call that "
+                "scheduler's restore(), or earlydrop.restore(model), before driving it with "
+                "another; or leave it out with sites="
             )
-    bank = RateBank([s.name for s in sites], [s.base_rate for s in sites], [s.kind for s in sites], fast_masks)
+    bank = RateBank(
+        names=[site.name for site in sites],
+        base_rates=[site.base_rate for site in sites],
+        kinds=[site.kind for site in sites],
+        fast_masks=fast_masks,
+    )
     inner = unwrap(model)
     devices = _devices(inner)
     names = {module: name for name, module in named_modules(inner)}
     try:
         for module, planned in _plan(inner, sites, bank).items():
-            link(module, names[module], tuple(planned.drivers), planned.rates, devices[module], planned.reads)
+            drive_module(
+                module,
+                names[module],
+                drivers=tuple(planned.drivers),
+                rates=planned.rates,
+                device=devices[module],
+                reads=planned.reads,
+            )
     except BaseException:
-        unlink_all(model, bank)
+        release_all(model, bank)
         raise
     return bank
 
 
 def _plan(model: nn.Module, sites: list[Site], bank: RateBank) -> dict[nn.Module, _Plan]:
-    """What each module will carry: the sites' modules, and those whose forward reads the rate of a module inside."""
+    """A plan for each module with a site, and for each module that reads the rate of a child."""
     plan: dict[nn.Module, _Plan] = {}
     for index, site in enumerate(sites):
         planned = plan.setdefault(site.module, _Plan([site.driver], {}, []))
         planned.rates[site.attribute] = Rate(bank, index)
     driven = {module: planned.rates for module, planned in plan.items()}
     for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule) or unwrap(module) is not module:
+            continue
         for key, held in module._modules.items():
             child = unwrap(held) if held is not None else None
-            if child is None or child not in driven or unwrap(module) is not module or isinstance(module, torch.jit.ScriptModule):
-                continue
-            timm_attention = key == "attn_drop" and "fused_attn" in module.__dict__
-            used = reads(original_class(module))
-            container = original_class(child).forward is nn.Module.forward  # it drops while the module around it goes through it
-            read = [rate for attribute, rate in driven[child].items() if container or f"{key}.{attribute}" in used]
-            if read or timm_attention:
-                planned = plan.setdefault(module, _Plan([], {}, []))
-                planned.reads.extend(read or driven[child].values())
-                driver = Attention if timm_attention else EagerOnly
-                for rate in planned.reads if timm_attention else ():
-                    rate.bank.plain_path[rate.place] = True
-                if driver not in planned.drivers:
-                    planned.drivers.append(driver)
+            if child is not None and child in driven:
+                _plan_reader(plan, module, key, child, rates=driven[child])
     return plan
 
 
+def _plan_reader(
+    plan: dict[nn.Module, _Plan],
+    module: nn.Module,
+    key: str,
+    child: nn.Module,
+    rates: dict[str, Rate],
+) -> None:
+    """Add a module to the plan, if its forward reads the rates of a driven child."""
+    timm_attention = key == "attn_drop" and "fused_attn" in module.__dict__
+    used = reads(original_class(module))
+    # A container has no forward: the module around it calls the children of the container.
+    container = original_class(child).forward is nn.Module.forward
+    read = [rate for name, rate in rates.items() if container or f"{key}.{name}" in used]
+    if not read and not timm_attention:
+        return
+    planned = plan.setdefault(module, _Plan([], {}, []))
+    planned.reads.extend(read or rates.values())
+    driver = AttentionDriver if timm_attention else EagerOnlyDriver
+    if timm_attention:
+        for rate in planned.reads:
+            rate.bank.plain_path[rate.place] = True
+    if driver not in planned.drivers:
+        planned.drivers.append(driver)
+
+
 def _devices(model: nn.Module) -> dict[nn.Module, torch.device]:
-    """The device of each module: that of its own first parameter, else its parent's."""
+    """The device of each module: that of its first parameter, or that of its parent."""
     devices: dict[nn.Module, torch.device] = {}
 
     def visit(module: nn.Module, inherited: torch.device) -> None:
@@ -103,58 +140,64 @@ def _devices(model: nn.Module) -> dict[nn.Module, torch.device]:
 
 
 def restore(model: nn.Module) -> None:
-    """Put every driven module of a model back as it was built: its class, and its base rate.
+    """Give every driven module of a model its own class and base rate back.
 
-    What was put on top of a module's class since (weight norm, FSDP) stays.
+    Classes put on top of a module's class since (weight norm, FSDP) stay on top.
 
     Args:
         model: The model. Modules that are not driven are left alone.
     """
     for module in unwrap(model).modules():
         if is_scheduled(module):
-            unlink(module)
+            release_module(module)
+
+
+def banks_in(model: nn.Module) -> list[RateBank]:
+    """The banks that drive sites of a model, each once."""
+    banks: dict[int, RateBank] = {}
+    for module in unwrap(model).modules():
+        banks |= {id(bank): bank for bank in banks_of(module)}
+    return list(banks.values())
 
 
 @contextmanager
 def sites_off(model: nn.Module) -> Iterator[None]:
-    """Within it no site of the model drops, driven or not, whatever the mode of its modules; afterwards all is as before.
+    """Within it, no site of the model drops, driven or not, in any mode of its modules.
 
-    Standard, non-inverted dropout then multiplies by its keep probability, as it does at test.
-
+    Standard, non-inverted dropout then multiplies by its keep probability, as at test. Afterwards
+    all is as before.
     """
-    banks = {id(bank): bank for module in unwrap(model).modules() for bank in banks_of(module)}
     undriven = [site for site in find_sites(model) if not site.driven]
     with ExitStack() as stack:
-        for bank in banks.values():
+        for bank in banks_in(model):
             stack.enter_context(bank.silenced())
         if undriven:
-            stack.enter_context(stack.enter_context(sites_at_base(model, undriven)).silenced())
+            bank = stack.enter_context(sites_at_base(model, undriven))
+            stack.enter_context(bank.silenced())
         yield
 
 
 @contextmanager
 def driven_at_base(model: nn.Module) -> Iterator[None]:
-    """Within it every driven site of the model drops at the rate that it was built with, in eager mode; afterwards all is as before."""
-    banks = {id(bank): bank for module in unwrap(model).modules() for bank in banks_of(module)}
+    """Within it, every driven site drops at its base rate, in eager mode."""
     with ExitStack() as stack:
-        for bank in banks.values():
+        for bank in banks_in(model):
             stack.enter_context(bank.at_base_rates())
         yield
 
 
 @contextmanager
 def driven_off(model: nn.Module) -> Iterator[None]:
-    """Within it no driven site of the model drops; what is not driven goes on. Afterwards all is as before."""
-    banks = {id(bank): bank for module in unwrap(model).modules() for bank in banks_of(module)}
+    """Within it, no driven site drops. Sites that are not driven go on."""
     with ExitStack() as stack:
-        for bank in banks.values():
+        for bank in banks_in(model):
             stack.enter_context(bank.silenced())
         yield
 
 
 @contextmanager
 def sites_at_base(model: nn.Module, sites: list[Site]) -> Iterator[RateBank]:
-    """Within it a bank drives some sites at the rates that they were built with.
+    """Within it, a bank drives some sites at their base rates.
 
     Args:
         model: The model.
@@ -168,14 +211,14 @@ def sites_at_base(model: nn.Module, sites: list[Site]) -> Iterator[RateBank]:
         bank.hold_base_rates()
         yield bank
     finally:
-        unlink_all(model, bank)
+        release_all(model, bank)
 
 
-def unlink_all(model: nn.Module, bank: RateBank) -> None:
-    """Give back every module of a model that a bank drives."""
+def release_all(model: nn.Module, bank: RateBank) -> None:
+    """Release every module of a model that a bank drives."""
     for module in unwrap(model).modules():
-        if any(each is bank for each in banks_of(module)):
-            unlink(module, bank)
+        if any(driving is bank for driving in banks_of(module)):
+            release_module(module, bank)
 
 
 def is_driven_by(site: Site, bank: RateBank) -> bool:

@@ -1,8 +1,9 @@
-"""Finding the sites of a model.
+"""Find the sites of a model.
 
-A *site* is one drop rate in a model: ``p`` of an ``nn.Dropout``, ``drop_prob`` of a timm ``DropPath``, ``dropout`` of an
-``nn.LSTM``, ``attention_dropout`` of a transformers attention that hands it to a functional dropout. There are two kinds: *unit*
-(dropout) and *path* (stochastic depth).
+A *site* is one drop rate in a model: ``p`` of an ``nn.Dropout``, ``drop_prob`` of a timm
+``DropPath``, ``dropout`` of an ``nn.LSTM``, or ``attention_dropout`` of a transformers attention
+that hands it to a functional dropout. There are two kinds: *unit* (dropout) and *path* (stochastic
+depth).
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from earlydrop.display import number, rows_as_html
 from earlydrop.sites import layers
+from earlydrop.sites.driven import COPIED_BASE, original_class, rate_of
 from earlydrop.sites.families import covered, drops_paths, family_of, in_known_library, is_rate
-from earlydrop.sites.held import PREFIX, stored_rate
-from earlydrop.sites.link import COPIED_BASE, original_class, rate_of
-from earlydrop.sites.reads import reads
+from earlydrop.sites.plain import PREFIX, reads, stored_rate
 from earlydrop.sites.unwrap import named_modules, unwrap
 
 
@@ -29,14 +30,17 @@ class Site:
     """One drop rate in a model.
 
     Attributes:
-        name: The module's dotted name in the model as it was built, without wrappers; with ``.attribute``
-            behind it where one module has several rates or the rate is a plain attribute that its forward
-            reads.
+        name: Dotted name in the model as it was built, without wrappers. ``.attribute``
+            is added where a module has several rates, or where its forward reads the rate from a
+            plain attribute.
         module: The module that drops.
-        attribute: The attribute that holds the rate; ``"config.dropout"`` where the module reads it from its config.
+        attribute: The attribute that holds the rate; ``"config.dropout"`` where the module reads it
+            from its config.
         kind: ``"unit"`` or ``"path"``.
+        driver: The mixin that drives the module.
         plain: Whether the rate is a plain attribute of a module that is no drop layer.
-        doubtful: Whether it only looks like a rate, so that it is driven where its own name asks for it.
+        doubtful: Whether the attribute only looks like a rate. Such a site is driven only if
+            ``sites=`` names it.
     """
 
     name: str
@@ -49,15 +53,16 @@ class Site:
 
     @property
     def rate(self) -> float:
-        """The present rate, read from where the module reads it."""
+        """The present rate, read as the module reads it."""
         return float(operator.attrgetter(self.attribute)(self.module))
 
     @property
     def base_rate(self) -> float:
-        """The rate that the module was built with."""
+        """The rate with which the module was built."""
         stored = float(stored_rate(self.module, self.attribute))
         copied = self.module.__dict__.get(COPIED_BASE, {}).get(self.attribute)
-        if copied is not None and copied[0] == stored:  # a copy of a driven module, its rate not touched since
+        # A copy of a driven module keeps the base rate, until its rate is changed.
+        if copied is not None and copied[0] == stored:
             return float(copied[1])
         return stored
 
@@ -68,24 +73,35 @@ class Site:
 
 
 class SiteList(list[Site]):
-    """Sites, in the order of ``model.named_modules()``; in a notebook it shows as a table."""
+    """Sites in the order of ``model.named_modules()``. A notebook shows them as a table."""
 
     def _repr_html_(self) -> str:
-        rows = [(site.name, site.kind, number(site.base_rate), number(site.rate), "yes" if site.driven else "no") for site in self]
-        return rows_as_html(rows, ("site", "kind", "built with", "rate now", "driven"), f"{len(self)} sites")
+        rows = []
+        for site in self:
+            driven = "yes" if site.driven else "no"
+            base_rate, rate = number(site.base_rate), number(site.rate)
+            rows.append((site.name, site.kind, base_rate, rate, driven))
+        head = ("site", "kind", "built with", "rate now", "driven")
+        return rows_as_html(rows, head, f"{len(self)} sites")
 
 
 def find_sites(model: nn.Module) -> SiteList:
     """Every site of a model, driven or not, in the order of ``model.named_modules()``.
 
-    Drop layers are known by their class; a class of another library whose name says that it drops, by a rate called ``p``,
-    ``prob``, ``rate``, ``drop_prob`` or ``drop_rate`` that its code reads after building. A plain float attribute with ``drop``
-    in its name that the module's code reads after building is a site too: in models of transformers, timm and torchvision, and
-    elsewhere where a drop layer directly inside the module has the same rate. Scripted modules have none: `earlydrop.audit`
-    names them.
+    Sites are:
+
+    - the rates of known drop layers, recognised by their class;
+    - a rate called ``p``, ``prob``, ``rate``, ``drop_prob`` or ``drop_rate`` of another class, if
+      the name of the class says that it drops and its code reads the rate after building;
+    - a plain float attribute with ``drop`` in its name that the code of its module reads after
+      building: in models of transformers, timm and torchvision, and elsewhere if a drop layer
+      directly inside the module has the same rate.
+
+    Scripted modules have no sites; `earlydrop.audit` names them.
 
     Args:
-        model: Any module. Wrappers (DistributedDataParallel, FSDP, torch.compile, checkpointing) are looked through.
+        model: Any module. Wrappers (DistributedDataParallel, FSDP, torch.compile, checkpointing)
+            are looked through.
 
     Returns:
         The sites; empty if there are none.
@@ -97,33 +113,46 @@ def find_sites(model: nn.Module) -> SiteList:
 
 
 def all_rates(model: nn.Module) -> Iterator[Site]:
-    """The sites of a model, and what only looks like one.
+    """The sites of a model, and attributes that only look like rates.
 
     Args:
         model: Any module.
 
     Yields:
-        Sites, doubtful ones too.
+        Sites, with the doubtful ones.
     """
     inner = unwrap(model)
-    parents = {
-        id(unwrap(child)): (module, key)
-        for module in inner.modules()
-        if unwrap(module) is module
-        for key, child in module._modules.items()
-        if child is not None
-    }
+    parents = _parents(inner)
     for name, module in named_modules(inner):
         if isinstance(module, torch.jit.ScriptModule) or unwrap(module) is not module:
             continue
-        around = parents.get(id(module), (None, ""))
-        layer = list(_layer_rates(name, module, *around))
-        yield from layer
-        yield from _plain_rates(name, module, {site.attribute for site in layer}, *around)
+        parent = parents.get(id(module), _Parent(None, ""))
+        of_layer = list(_layer_rates(name, module, parent))
+        yield from of_layer
+        yield from _plain_rates(name, module, {site.attribute for site in of_layer}, parent)
 
 
-def _layer_rates(name: str, module: nn.Module, parent: nn.Module | None, key: str) -> Iterator[Site]:
-    """The rates of a module whose class says that it drops."""
+class _Parent(NamedTuple):
+    """The module around another one, and the key of the inner one in it."""
+
+    module: nn.Module | None
+    key: str
+
+
+def _parents(model: nn.Module) -> dict[int, _Parent]:
+    """The parent of each module, wrappers left out, by the id of the module."""
+    parents = {}
+    for module in model.modules():
+        if unwrap(module) is not module:
+            continue
+        for key, child in module._modules.items():
+            if child is not None:
+                parents[id(unwrap(child))] = _Parent(module, key)
+    return parents
+
+
+def _layer_rates(name: str, module: nn.Module, parent: _Parent) -> Iterator[Site]:
+    """The rates of a module whose class is a drop layer."""
     family = family_of(module)
     if family is None:
         return
@@ -131,50 +160,63 @@ def _layer_rates(name: str, module: nn.Module, parent: nn.Module | None, key: st
         if not is_rate(module.__dict__.get(attribute)):
             continue
         several = len(family.attributes) > 1 or (family.by_name and not name)
-        full = f"{name}.{attribute}".removeprefix(".") if several else name
-        site = Site(full, module, attribute, family.kind, family.driver)
-        if not family.by_name or _read(module, attribute, parent, key):
+        site = Site(
+            name=f"{name}.{attribute}".removeprefix(".") if several else name,
+            module=module,
+            attribute=attribute,
+            kind=family.kind,
+            driver=family.driver,
+        )
+        if not family.by_name or _read(module, attribute, parent):
             yield site
         elif not _handed_on(module, site.base_rate):
             yield replace(site, doubtful=True)
 
 
 def _handed_on(module: nn.Module, rate: float) -> bool:
-    """Whether a site inside a module has a rate that the module holds too, so that it was only handed on."""
-    return any(site.base_rate == rate for child in module.children() for site in all_rates(child))
+    """Whether a module only handed its rate on to a site inside it."""
+    for child in module.children():
+        if any(site.base_rate == rate for site in all_rates(child)):
+            return True
+    return False
 
 
-def _plain_rates(name: str, module: nn.Module, known: set[str], parent: nn.Module | None, key: str) -> Iterator[Site]:
+def _plain_rates(name: str, module: nn.Module, known: set[str], parent: _Parent) -> Iterator[Site]:
     """Plain float attributes that look like rates, of a module that may be no drop layer."""
-    for attribute in (*module.__dict__, *_read_from_config(original_class(module))):  # type: ignore[arg-type]
+    own: Any = original_class(module)
+    for attribute in (*module.__dict__, *_read_from_config(own)):
         if "drop" not in attribute or attribute in known or attribute[0] == "_":
             continue
         value = stored_rate(module, attribute)
         if not isinstance(value, float) or not is_rate(value) or covered(module, attribute):
             continue
-        if attribute.startswith(PREFIX) or _read(module, attribute, parent, key):
-            full = f"{name}.{attribute}" if name else attribute
-            kind = "path" if drops_paths(attribute) else "unit"
-            site = Site(full, module, attribute, kind, layers.EagerOnly, plain=True)
-            if not in_known_library(original_class(module)):
-                twin = _kind_of_twin(site)
-                site = replace(site, kind=twin or kind, doubtful=twin is None)
-            yield site
+        if not attribute.startswith(PREFIX) and not _read(module, attribute, parent):
+            continue
+        site = Site(
+            name=f"{name}.{attribute}" if name else attribute,
+            module=module,
+            attribute=attribute,
+            kind="path" if drops_paths(attribute) else "unit",
+            driver=layers.EagerOnlyDriver,
+            plain=True,
+        )
+        if not in_known_library(own):
+            twin = _kind_of_twin(site)
+            site = replace(site, kind=twin or site.kind, doubtful=twin is None)
+        yield site
 
 
 def _kind_of_twin(site: Site) -> str | None:
-    """The kind of a plain rate that is also the rate of a drop layer directly inside its module.
+    """The kind of a plain rate, if a drop layer directly inside its module has the same rate.
 
-    Such a module hands one number to its layers and to a function: nanoGPT's attention to ``scaled_dot_product_attention``,
-    DINOv2's block to stochastic depth over the batch.
+    Such a module hands one number to its layers and to a function: nanoGPT's attention to
+    ``scaled_dot_product_attention``, DINOv2's block to stochastic depth over the batch.
     """
-    beside = [
-        layer
-        for child in site.module.children()
-        for layer in _layer_rates("", unwrap(child), site.module, "")
-        if layer.base_rate == site.base_rate
-    ]
-    kinds = {layer.kind for layer in beside if not layer.doubtful}
+    kinds = set()
+    for child in site.module.children():
+        for twin in _layer_rates("", unwrap(child), _Parent(site.module, "")):
+            if twin.base_rate == site.base_rate and not twin.doubtful:
+                kinds.add(twin.kind)
     if site.kind in kinds:
         return site.kind
     return "path" if "path" in kinds and "dropout" not in site.attribute else None
@@ -187,30 +229,40 @@ def tuples_of_rates(model: nn.Module) -> list[tuple[str, str, tuple[float, ...]]
         model: Any module.
 
     Returns:
-        Name, kind and rates of those that are not all 0; models of transformers, timm and torchvision have none.
+        Name, kind and rates of each tuple with a rate above 0; none for models of transformers,
+        timm and torchvision.
     """
-    found = []
+    tuples = []
     for name, module in named_modules(unwrap(model)):
         own = original_class(module)
         if isinstance(module, torch.jit.ScriptModule) or in_known_library(own):
             continue
         for attribute, value in module.__dict__.items():
-            if "drop" not in attribute or not isinstance(value, (tuple, list)) or attribute not in reads(own):
-                continue
-            if all(map(is_rate, value)) and any(isinstance(each, float) and each > 0 for each in value):
+            if "drop" in attribute and _holds_rates(value) and attribute in reads(own):
+                full = f"{name}.{attribute}".removeprefix(".")
                 kind = "path" if drops_paths(attribute) else "unit"
-                found.append((f"{name}.{attribute}".removeprefix("."), kind, tuple(map(float, value))))
-    return found
+                tuples.append((full, kind, tuple(map(float, value))))
+    return tuples
+
+
+def _holds_rates(value: Any) -> bool:
+    """Whether a value is a tuple or a list of rates, with a float above 0 among them."""
+    if not isinstance(value, (tuple, list)) or not all(map(is_rate, value)):
+        return False
+    return any(isinstance(rate, float) and rate > 0 for rate in value)
 
 
 @cache
 def _read_from_config(cls: type) -> tuple[str, ...]:
-    """What looks like a rate among the entries of its config that a class reads after building."""
-    return tuple(sorted(chain for chain in reads(cls) if chain.startswith(PREFIX) and "drop" in chain and chain.count(".") == 1))
+    """The entries of its config that a class reads after building and that look like rates."""
+    entries = [chain for chain in reads(cls) if chain.startswith(PREFIX) and chain.count(".") == 1]
+    return tuple(sorted(entry for entry in entries if "drop" in entry))
 
 
-def _read(module: nn.Module, attribute: str, parent: nn.Module | None, key: str) -> bool:
-    """Whether an attribute is used after the module was built, by the module or by the one around it."""
+def _read(module: nn.Module, attribute: str, parent: _Parent) -> bool:
+    """Whether the module, or its parent, uses an attribute after the module was built."""
     if attribute in reads(original_class(module)):
         return True
-    return parent is not None and f"{key}.{attribute}" in reads(original_class(parent))
+    if parent.module is None:
+        return False
+    return f"{parent.key}.{attribute}" in reads(original_class(parent.module))

@@ -1,8 +1,12 @@
-"""The drivers: a mixin for each sort of drop layer, put in front of a module's own class (see `earlydrop.sites.link`).
+"""The drivers: one mixin for each sort of drop layer (see `earlydrop.sites.driven`).
 
-In training, a layer whose scheduler is off returns its input; on, it runs the module's own code with the rate as a Python float (eager
-mode, bit for bit what setting the attribute by hand gives), or the arithmetic of `earlydrop.sites.masks` with the rate as a tensor (under
-torch.compile, so that a new rate needs no new graph). What can not work with a tensor raises under torch.compile and says what to do.
+In training, a driven layer returns its input while its scheduler is off. While it is on:
+
+- in eager mode it runs the module's own code with the rate as a Python float, so the bits are those
+  of the layer with that rate set by hand;
+- under torch.compile it runs the arithmetic of `earlydrop.sites.masks` with the rate as a tensor,
+  so a new rate needs no new graph. A layer that cannot take a tensor runs outside of the graph, or
+  raises with the remedy.
 """
 
 from __future__ import annotations
@@ -14,30 +18,28 @@ from torch import Tensor, nn
 
 from earlydrop.sites import masks
 from earlydrop.sites.bank import RateBank
-from earlydrop.sites.link import (
-    LINK,
-    RATE,
-    Link,
-    Scheduled,
-    check_recomputation,
-    compiler_watches,
-    original_class,
-    outside_the_graph,
-)
+from earlydrop.sites.driven import LINK, RATE, Link, Scheduled, original_class
+from earlydrop.sites.guards import check_recomputation, compiler_watches, outside_the_graph
 
 
 def released(module: Any, *args: Any, **kwargs: Any) -> Any:
-    """The forward of a module that was given back while someone holds its driver's: ``torch.compiler.disable(m.forward)`` does."""
+    """Run the own forward of a released module.
+
+    A caller may hold the forward of a driver past the release, as ``torch.compiler.disable`` does.
+    """
     return original_class(module).forward(module, *args, **kwargs)
 
 
-class MaskLayer(Scheduled):
-    """A layer that multiplies its input by a random mask in training and returns it as it is otherwise."""
+class MaskDriver(Scheduled):
+    """Driver of a layer that multiplies its input by a random mask in training.
+
+    In evaluation mode such a layer returns its input.
+    """
 
     training: bool
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:  # first: evaluation then needs no guard on the rest
+        if not self.training:  # first, so that evaluation needs no guard on the rest
             return x
         link: Link | None = self.__dict__.get(LINK)
         if link is None:
@@ -60,8 +62,8 @@ class MaskLayer(Scheduled):
         return x.copy_(result) if getattr(self, "inplace", False) else result
 
 
-class ElementDropout(MaskLayer):
-    """nn.Dropout."""
+class DropoutDriver(MaskDriver):
+    """Driver of nn.Dropout."""
 
     def _eager(self, x: Tensor, bank: RateBank, rate: float) -> Tensor:
         if bank.fast_masks:
@@ -79,41 +81,45 @@ class ElementDropout(MaskLayer):
         return self._in_place(x, masks.inverted(x, rate, x.shape))
 
 
-class FeatureDropout(MaskLayer):
-    """nn.Dropout1d, Dropout2d and Dropout3d: whole channels."""
+class FeatureDropoutDriver(MaskDriver):
+    """Driver of nn.Dropout1d, Dropout2d and Dropout3d, which drop whole channels."""
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
-        unbatched = (isinstance(self, nn.Dropout1d) and x.dim() == 2) or (isinstance(self, nn.Dropout3d) and x.dim() == 4)
-        return self._in_place(x, masks.inverted(x, rate, _feature_shape(x, 1 if unbatched else 2)))
+        unbatched_1d = isinstance(self, nn.Dropout1d) and x.dim() == 2
+        unbatched_3d = isinstance(self, nn.Dropout3d) and x.dim() == 4
+        leading = 1 if unbatched_1d or unbatched_3d else 2
+        return self._in_place(x, masks.inverted(x, rate, _feature_shape(x, leading)))
 
 
-class AlphaDropout(MaskLayer):
-    """nn.AlphaDropout."""
+class AlphaDropoutDriver(MaskDriver):
+    """Driver of nn.AlphaDropout."""
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
         return self._in_place(x, masks.alpha(x, rate, x.shape))
 
 
-class FeatureAlphaDropout(MaskLayer):
-    """nn.FeatureAlphaDropout."""
+class FeatureAlphaDropoutDriver(MaskDriver):
+    """Driver of nn.FeatureAlphaDropout."""
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
         return self._in_place(x, masks.alpha(x, rate, _feature_shape(x, 2)))
 
 
 def _feature_shape(x: Tensor, leading: int) -> tuple[int, ...]:
+    """The leading sizes of a shape, then ones."""
     return (*x.shape[:leading], *(1 for _ in range(x.dim() - leading)))
 
 
-class DropPath(MaskLayer):
-    """timm's and transformers' DropPath: stochastic depth by sample."""
+class DropPathDriver(MaskDriver):
+    """Driver of DropPath of timm and transformers: stochastic depth by sample."""
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
-        return masks.inverted(x, rate, _feature_shape(x, 1), scale=getattr(self, "scale_by_keep", True))
+        scale = getattr(self, "scale_by_keep", True)
+        return masks.inverted(x, rate, _feature_shape(x, 1), scale=scale)
 
 
-class StochasticDepth(MaskLayer):
-    """torchvision's StochasticDepth, by sample (``row``) or by batch."""
+class StochasticDepthDriver(MaskDriver):
+    """Driver of torchvision's StochasticDepth, by sample (``mode="row"``) or by batch."""
 
     mode: str
 
@@ -121,28 +127,31 @@ class StochasticDepth(MaskLayer):
         return masks.inverted(x, rate, _feature_shape(x, 1 if self.mode == "row" else 0))
 
 
-class TimmDropBlock(MaskLayer):
-    """timm's DropBlock2d."""
+class TimmDropBlockDriver(MaskDriver):
+    """Driver of timm's DropBlock2d."""
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
-        options = {name: self.__dict__[name] for name in ("block_size", "gamma_scale", "with_noise")}
-        options["couple_channels"] = self.__dict__.get("couple_channels", False)  # not before timm 1.0.23
+        options = {
+            name: self.__dict__[name] for name in ("block_size", "gamma_scale", "with_noise")
+        }
+        options["couple_channels"] = self.__dict__.get("couple_channels", False)  # timm >= 1.0.23
         options["scale_by_keep"] = self.__dict__.get("scale_by_keep", True)
         return self._in_place(x, masks.timm_drop_block(x, rate, **options))
 
 
-class TorchvisionDropBlock(MaskLayer):
-    """torchvision's DropBlock2d and DropBlock3d."""
+class TorchvisionDropBlockDriver(MaskDriver):
+    """Driver of torchvision's DropBlock2d and DropBlock3d."""
 
     block_size: int
     eps: float
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
-        return self._in_place(x, masks.torchvision_drop_block(x, rate, self.block_size, self.eps))
+        dropped = masks.torchvision_drop_block(x, rate, self.block_size, self.eps)
+        return self._in_place(x, dropped)
 
 
-class StandardDropout(Scheduled):
-    """earlydrop's StandardDropout, whose evaluation depends on the rate too."""
+class StandardDropoutDriver(Scheduled):
+    """Driver of earlydrop's StandardDropout, which uses its rate in evaluation mode too."""
 
     training: bool
 
@@ -155,7 +164,8 @@ class StandardDropout(Scheduled):
         if torch.compiler.is_compiling():
             rate: Tensor = self.__dict__[RATE]
             if testing:
-                return (x * (1.0 - rate)).to(x.dtype)  # not asking whether the bank is on: one graph for all evaluations
+                # It does not ask whether the bank is on, so one graph serves all evaluations.
+                return (x * (1.0 - rate)).to(x.dtype)
             return masks.inverted(x, rate, x.shape, scale=False) if bank.on else x
         if compiler_watches():
             return outside_the_graph(self, x)  # type: ignore[no-any-return]
@@ -165,25 +175,26 @@ class StandardDropout(Scheduled):
         return super().forward(x) if bank.on else x  # type: ignore[misc,no-any-return]
 
 
-class SharedMaskDropout(MaskLayer):
-    """earlydrop's SharedMaskDropout."""
+class SharedMaskDropoutDriver(MaskDriver):
+    """Driver of earlydrop's SharedMaskDropout."""
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
         return masks.inverted(x, rate, (1, *x.shape[1:]))
 
 
-class GaussianDropout(MaskLayer):
-    """earlydrop's GaussianDropout."""
+class GaussianDropoutDriver(MaskDriver):
+    """Driver of earlydrop's GaussianDropout."""
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
         return masks.gaussian(x, rate)
 
 
-class EagerOnly(Scheduled):
-    """A module that hands rates, its own or those of modules inside, to kernels as Python floats.
+class EagerOnlyDriver(Scheduled):
+    """Driver of a module that hands rates to kernels as Python floats.
 
-    Under torch.compile it runs in eager mode while they are on or will be: the graph breaks around it, since every new rate would
-    otherwise compile a new graph. Under ``fullgraph=True`` torch refuses that, with the reason.
+    The rates are its own or those of modules inside. While they are on, or will be, the module runs
+    in eager mode under torch.compile: the graph breaks around it, since every new rate would
+    compile a new graph. Under ``fullgraph=True`` torch refuses the break and prints the reason.
     """
 
     training: bool
@@ -195,7 +206,9 @@ class EagerOnly(Scheduled):
         if not self.training:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         if torch.compiler.is_compiling():
-            return outside_the_graph(self, *args, **kwargs) if link.changing() else super().forward(*args, **kwargs)  # type: ignore[misc]
+            if link.changing():
+                return outside_the_graph(self, *args, **kwargs)
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
         if compiler_watches():
             return outside_the_graph(self, *args, **kwargs)
         for rate in link.all_rates:
@@ -203,8 +216,11 @@ class EagerOnly(Scheduled):
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
-class Recurrent(Scheduled):
-    """nn.LSTM, nn.GRU and nn.RNN: torch.compile runs them in eager mode, where they read ``dropout`` at each call."""
+class RecurrentDriver(Scheduled):
+    """Driver of nn.LSTM, nn.GRU and nn.RNN.
+
+    torch.compile runs these in eager mode, where they read ``dropout`` at each call.
+    """
 
     training: bool
 
@@ -217,3 +233,41 @@ class Recurrent(Scheduled):
                 return outside_the_graph(self, *args, **kwargs)
             check_recomputation(link.bank, link.index)
         return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+class AttentionDriver(Scheduled):
+    """Driver of a timm attention whose attention dropout is driven.
+
+    Its fused kernel takes the rate as a float. In training with the dropout on, the module takes
+    its plain path under torch.compile and with fast masks. Otherwise it runs as it was built.
+    """
+
+    training: bool
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        link: Link | None = self.__dict__.get(LINK)
+        if link is None:
+            return released(self, *args, **kwargs)
+        if self.training and not torch.compiler.is_compiling():
+            if compiler_watches():
+                return outside_the_graph(self, *args, **kwargs)
+            for rate in link.reads:
+                check_recomputation(rate.bank, rate.place)
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    @property
+    def fused_attn(self) -> bool:
+        link: Link = self.__dict__[LINK]
+        bank = link.reads[0].bank if link.reads else link.bank
+        if self.training and bank.on and (bank.fast_masks or torch.compiler.is_compiling()):
+            return False
+        return bool(self.__dict__["fused_attn"])
+
+    @fused_attn.setter
+    def fused_attn(self, value: bool) -> None:
+        self.__dict__["fused_attn"] = value
+
+    @property
+    def attn_drop_p(self) -> float:
+        """The present rate of the dropout, of which timm's differential attention keeps a copy."""
+        return float(self.get_submodule("attn_drop").p)  # type: ignore[attr-defined]

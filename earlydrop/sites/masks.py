@@ -1,11 +1,11 @@
-"""Masks: the arithmetic of every kind of dropout when its rate is a tensor, and 16-bit masks for CPUs.
+"""Masks: every kind of dropout with its rate as a tensor, and 16-bit masks for CPUs.
 
-The functions named after a layer compute what that layer computes in training, with the rate as a 0-d float32 tensor instead of
-a Python float: a compiled graph then reads the rate at run time instead of having it built in. Uniform numbers are drawn and
-scaled in float32 whatever the input's dtype, since bfloat16 numbers are too coarse for small rates.
+Each function named after a layer computes the training forward of that layer. The rate is a 0-d
+float32 tensor instead of a Python float, so a compiled graph reads it at run time. Uniform numbers
+are drawn and scaled in float32, since bfloat16 is too coarse for small rates.
 
-Shapes: ``x`` is any floating-point tensor, ``rate`` is 0-d float32 on the device of ``x``; the result has the shape and dtype of
-``x``.
+Shapes: ``x`` is any floating-point tensor, ``rate`` is 0-d float32 on the device of ``x``. The
+result has the shape and dtype of ``x``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SMALLEST_KEEP = 2.0**-24  # a float32 rate next to 1 rounds to 1: without the clamp its scale would be infinite
-_SELU_ALPHA_PRIME = 1.7580993408473766  # -lambda * alpha of SELU, the value that alpha dropout drops to (negated)
+# A float32 rate next to 1 rounds to 1: without the clamp its scale would be infinite.
+_SMALLEST_KEEP = 2.0**-24
+_SELU_ALPHA_PRIME = 1.7580993408473766  # lambda * alpha of SELU: alpha dropout drops to minus this
 
 
 def _keep(shape: tuple[int, ...] | torch.Size, rate: Tensor) -> Tensor:
@@ -26,13 +27,15 @@ def _keep(shape: tuple[int, ...] | torch.Size, rate: Tensor) -> Tensor:
     return torch.rand(shape, dtype=torch.float32, device=rate.device) >= rate
 
 
-def inverted(x: Tensor, rate: Tensor, shape: tuple[int, ...] | torch.Size, scale: bool = True) -> Tensor:
-    """Inverted dropout: x · mask / (1 − rate), one draw for each entry of ``shape``, which broadcasts to ``x``.
+def inverted(
+    x: Tensor, rate: Tensor, shape: tuple[int, ...] | torch.Size, scale: bool = True
+) -> Tensor:
+    """Inverted dropout: x · mask / (1 − rate), with one draw for each entry of the mask.
 
     Args:
         x: Input.
         rate: Drop rate, 0-d.
-        shape: Shape of the mask.
+        shape: Shape of the mask, which broadcasts to ``x``.
         scale: Whether to divide by the keep probability.
 
     Returns:
@@ -45,7 +48,7 @@ def inverted(x: Tensor, rate: Tensor, shape: tuple[int, ...] | torch.Size, scale
 
 
 def nested(x: Tensor, rate: Tensor) -> Tensor:
-    """`inverted` for a nested tensor, one draw for each entry that it holds.
+    """`inverted` for a nested tensor, with one draw for each of its entries.
 
     Args:
         x: Input, a nested tensor.
@@ -59,7 +62,9 @@ def nested(x: Tensor, rate: Tensor) -> Tensor:
 
 
 def gaussian(x: Tensor, rate: Tensor) -> Tensor:
-    """Multiplicative Gaussian noise (Srivastava et al. 2014, section 10): x · N(1, rate/(1 − rate)).
+    """Multiplicative Gaussian noise: x · N(1, rate/(1 − rate)).
+
+    Srivastava et al. 2014, section 10.
 
     Args:
         x: Input.
@@ -69,11 +74,14 @@ def gaussian(x: Tensor, rate: Tensor) -> Tensor:
         The input times the noise.
     """
     spread = (rate / (1.0 - rate).clamp_min(_SMALLEST_KEEP)).sqrt()
-    return (x * (1.0 + spread * torch.randn(x.shape, dtype=torch.float32, device=x.device))).to(x.dtype)
+    noise = torch.randn(x.shape, dtype=torch.float32, device=x.device)
+    return (x * (1.0 + spread * noise)).to(x.dtype)
 
 
 def alpha(x: Tensor, rate: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
-    """Alpha dropout (Klambauer et al. 2017, arXiv:1706.02515): keeps SELU's zero mean and unit variance.
+    """Alpha dropout, which keeps the zero mean and unit variance of SELU.
+
+    Klambauer et al. 2017, arXiv:1706.02515.
 
     Args:
         x: Input.
@@ -106,16 +114,17 @@ def timm_drop_block(
         rate: Drop rate, 0-d.
         block_size: Side of the dropped squares.
         gamma_scale: Factor on the probability that a square starts at a position.
-        with_noise: Fill dropped squares with normal noise instead of 0.
-        couple_channels: One mask for all channels of an image.
-        scale_by_keep: Rescale by the share of entries that were kept.
+        with_noise: Whether to fill dropped squares with normal noise instead of 0.
+        couple_channels: Whether all channels of an image share one mask.
+        scale_by_keep: Whether to divide by the share of kept entries.
 
     Returns:
         The input with its dropped squares filled.
     """
     batch, channels, height, width = x.shape
     kh, kw = min(block_size, height), min(block_size, width)
-    gamma = rate * (gamma_scale * height * width / (kh * kw) / ((height - kh + 1) * (width - kw + 1)))
+    positions = (height - kh + 1) * (width - kw + 1)
+    gamma = rate * (gamma_scale * height * width / (kh * kw) / positions)
     shape = (batch, 1 if couple_channels else channels, height, width)
     dropped = (torch.rand(shape, dtype=torch.float32, device=x.device) < gamma).to(torch.float32)
     dropped = F.max_pool2d(dropped, (kh, kw), stride=1, padding=(kh // 2, kw // 2))
@@ -139,7 +148,7 @@ def torchvision_drop_block(x: Tensor, rate: Tensor, block_size: int, eps: float)
         eps: Added to the number of kept entries.
 
     Returns:
-        The input with its dropped blocks set to 0, rescaled by the share of entries that were kept.
+        The input with its dropped blocks set to 0, divided by the share of kept entries.
 
     Raises:
         ValueError: The block size is even.
@@ -147,10 +156,11 @@ def torchvision_drop_block(x: Tensor, rate: Tensor, block_size: int, eps: float)
     spatial = tuple(x.shape[2:])
     block = min(block_size, *spatial)
     if block % 2 == 0:
-        raise ValueError(f"block size should be odd. Got {block} which is even.")  # torchvision's own words
+        raise ValueError(f"block size should be odd. Got {block} which is even.")  # as torchvision
     starts = tuple(side - block + 1 for side in spatial)
     gamma = rate * (math.prod(spatial) / (block ** len(spatial) * math.prod(starts)))
-    dropped = (torch.rand((*x.shape[:2], *starts), dtype=torch.float32, device=x.device) < gamma).to(torch.float32)
+    uniform = torch.rand((*x.shape[:2], *starts), dtype=torch.float32, device=x.device)
+    dropped = (uniform < gamma).to(torch.float32)
     dropped = F.pad(dropped, [block // 2] * (2 * len(spatial)), value=0)
     pool = F.max_pool2d if len(spatial) == 2 else F.max_pool3d
     keep = 1.0 - pool(dropped, kernel_size=block, stride=1, padding=block // 2)
@@ -158,10 +168,11 @@ def torchvision_drop_block(x: Tensor, rate: Tensor, block_size: int, eps: float)
 
 
 def fast_dropout(x: Tensor, rate: float) -> Tensor:
-    """Inverted dropout with masks of 16 random bits an entry (ours): about a third of the native kernel's time on a CPU.
+    """Inverted dropout with masks of 16 random bits an entry (ours).
 
-    The rate is rounded to a multiple of 1/65,536, and the scale is 1 / (the keep probability that is really drawn), so the mean is
-    exact. The distribution is the native kernel's; the random numbers are not.
+    It takes about a third of the time of the native kernel on a CPU. The rate is rounded to a
+    multiple of 1/65,536, and the scale is 1 / (the rounded keep probability), so the mean is exact.
+    The distribution is that of the native kernel; the random numbers differ.
 
     Args:
         x: Input, of any shape.
@@ -180,20 +191,21 @@ def fast_dropout(x: Tensor, rate: float) -> Tensor:
     try:
         bits = _draw_bits(x.shape, x.device)
     except RuntimeError:
-        if torch._C._functorch.peek_interpreter_stack() is not None:  # an input that is the same for all models
+        # An input that all models of a vmap share is not batched itself.
+        if torch._C._functorch.peek_interpreter_stack() is not None:
             _refuse_vmap()
         raise
     keep = bits >= dropped_of_65536 - 32_768
     scale = 65_536 / (65_536 - dropped_of_65536)
     if x.dtype == torch.float32:
         return x * keep.to(x.dtype).mul_(scale)
-    return torch.where(keep, x, 0.0) * scale  # the scale stays a float32 number: bfloat16 would round it
+    return torch.where(keep, x, 0.0) * scale  # a Python float: as bfloat16 it would be rounded
 
 
 def fast_inverted(x: Tensor, rate: Tensor) -> Tensor:
-    """`fast_dropout` with the rate as a tensor, for compiled graphs on a CPU, whose own draws are of full width (ours).
+    """`fast_dropout` with the rate as a tensor, for compiled graphs on a CPU (ours).
 
-    Under one seed and drawn in one order the masks are those of eager mode.
+    With the same seed and order of draws, the masks are those of eager mode.
 
     Args:
         x: Input, of any shape.
@@ -208,35 +220,50 @@ def fast_inverted(x: Tensor, rate: Tensor) -> Tensor:
 
 
 def refuse_nested(x: Tensor) -> None:
-    """Refuse a nested tensor where 16-bit masks were asked for."""
+    """Refuse a nested tensor, which 16-bit masks do not take."""
     if x.is_nested:
-        raise RuntimeError("masks='fast' does not take nested tensors: make the scheduler with masks='native'")
+        raise RuntimeError(
+            "masks='fast' does not take nested tensors: make the scheduler with masks='native'"
+        )
 
 
 def _refuse_vmap(*arguments: object) -> Tensor:
     raise RuntimeError(
-        "masks='fast' does not work under torch.func.vmap, which cannot see its random numbers: make the scheduler with masks='native'"
+        "masks='fast' does not work under torch.func.vmap, which cannot see its random numbers: "
+        "make the scheduler with masks='native'"
     )
 
 
 def _draw_bits(shape: Sequence[int], device: torch.device) -> Tensor:
     """16 random bits an entry, as int16."""
-    if device.type == "mps":  # where no number of 64 random bits can be drawn
-        return torch.randint(-(2**15), 2**15, tuple(shape), dtype=torch.int32, device=device).to(torch.int16)
+    if device.type == "mps":  # it cannot draw 64 random bits at once
+        bits = torch.randint(-(2**15), 2**15, tuple(shape), dtype=torch.int32, device=device)
+        return bits.to(torch.int16)
     count = math.prod(shape)
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
-    # The whole range of int64: plain random_() leaves the top bit 0, and every fourth entry would never drop.
+    # The whole range of int64. Plain random_() leaves the top bit 0: every fourth entry would stay.
     return words.random_(-(2**63), None).view(torch.int16)[:count].view(tuple(shape))
 
 
 COMPILED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
-"""Whether compiled graphs can draw 16-bit masks: torch 2.11 takes two draws of a custom operator for one; 2.14 was tested, none between."""
+"""Whether compiled graphs can draw 16-bit masks.
+
+torch 2.11 merges two draws of a custom operator into one. 2.14 was tested; the versions between
+were not.
+"""
+
+
+def _bits_shape(shape: Sequence[int], device: torch.device) -> Tensor:
+    return torch.empty(shape, dtype=torch.int16, device=device)
+
 
 if COMPILED:
     _LIBRARY = torch.library.Library("earlydrop", "DEF")
-    _LIBRARY.define("random_bits(SymInt[] shape, Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
-    _LIBRARY.impl("random_bits", _draw_bits, "CompositeExplicitAutograd")
-    _LIBRARY.impl("random_bits", _refuse_vmap, "FuncTorchVmapMode")  # models side by side would share their masks
-    torch.library.register_fake(
-        "earlydrop::random_bits", lambda shape, device: torch.empty(shape, dtype=torch.int16, device=device), lib=_LIBRARY
+    _LIBRARY.define(
+        "random_bits(SymInt[] shape, Device device) -> Tensor",
+        tags=(torch.Tag.nondeterministic_seeded,),
     )
+    _LIBRARY.impl("random_bits", _draw_bits, "CompositeExplicitAutograd")
+    # Under vmap the models of a batch would share their masks.
+    _LIBRARY.impl("random_bits", _refuse_vmap, "FuncTorchVmapMode")
+    torch.library.register_fake("earlydrop::random_bits", _bits_shape, lib=_LIBRARY)

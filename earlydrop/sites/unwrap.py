@@ -1,4 +1,4 @@
-"""Looking through the wrappers that other libraries put around a model or its parts, and names without them."""
+"""Look through the wrappers that other libraries put around modules, and drop them from names."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ from torch import nn
 
 _T = TypeVar("_T")
 
-# What torch.compile, activation checkpointing and offloading, and FSDP call the module inside.
+# Keys of the module inside a wrapper: of torch.compile, of activation checkpointing, of FSDP.
 _INSIDE = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-_HOLDS_MODULE = ("DistributedDataParallel", "DataParallel", "DeepSpeedEngine")  # classes that call it "module"
+# Wrapper classes with the module inside under the key "module".
+_HOLDS_MODULE = ("DistributedDataParallel", "DataParallel", "DeepSpeedEngine")
 
 
 def _key_inside(module: nn.Module) -> str | None:
-    """The name under which a wrapper holds what it wraps; None for a module that is no wrapper."""
+    """The key of the module inside a wrapper; None for a module that is no wrapper."""
     held = module._modules  # a scripted module's has no get()
     for key in _INSIDE:
         if key in held:
             return key
-    holds = "module" in held and any(cls.__name__ in _HOLDS_MODULE for cls in type(module).__mro__)
+    names = [cls.__name__ for cls in type(module).__mro__]
+    holds = "module" in held and any(name in _HOLDS_MODULE for name in names)
     return "module" if holds else None
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers of torch.compile, DistributedDataParallel, DataParallel, FSDP and checkpointing.
+    """The module inside all wrappers.
+
+    Known are the wrappers of torch.compile, DistributedDataParallel, DataParallel, FSDP and
+    checkpointing.
 
     Args:
         model: A module, wrapped or not.
@@ -39,7 +44,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def clean(name: str) -> str:
-    """A dotted name without what wrappers put into it, as far as the name alone tells.
+    """A dotted name without the keys of wrappers, as far as the name alone tells.
 
     Args:
         name: A dotted name of a module or a parameter.
@@ -50,15 +55,18 @@ def clean(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _INSIDE)
 
 
-def named_modules(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
-    """A model's modules with their names in the model as it was built: no wrapper is in a name.
+def named_modules(
+    model: nn.Module, remove_duplicate: bool = True
+) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model with their names in the model as it was built, without wrappers.
 
     Args:
         model: Any module.
         remove_duplicate: Whether a module that is used twice comes once.
 
     Yields:
-        Names and modules in the order of ``model.named_modules()``. A wrapper has the name of what it wraps.
+        Names and modules in the order of ``model.named_modules()``. A wrapper has the name of the
+        module inside.
     """
     seen: set[int] = set()
 
@@ -78,7 +86,7 @@ def named_modules(model: nn.Module, remove_duplicate: bool = True) -> Iterator[t
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """A model's parameters with their names in the model as it was built, each once.
+    """The parameters of a model with their names in the model as it was built, each once.
 
     Args:
         model: Any module.
@@ -95,14 +103,14 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def renamed(saved: Mapping[str, _T], here: Collection[str]) -> dict[str, _T]:
-    """Values by name, saved where a model was wrapped otherwise, under the names that they have here.
+    """Rename values that were saved with other wrappers around the model to the names here.
 
     Args:
         saved: Values by name.
         here: The names in this model.
 
     Returns:
-        The values. A name that has no counterpart here, or one that another name has too, is left as it was.
+        The values. A name stays if it has no counterpart here, or shares it with another name.
     """
     counterpart = {name: name if name in here else _without_wrappers(name, here) for name in saved}
     taken = list(counterpart.values())
@@ -110,6 +118,10 @@ def renamed(saved: Mapping[str, _T], here: Collection[str]) -> dict[str, _T]:
 
 
 def _without_wrappers(name: str, here: Collection[str]) -> str:
+    """The counterpart of a name among the names here; the name itself if there is none."""
     cleaned = clean(name)
     unwrapped = ".".join(part for part in cleaned.split(".") if part != "module")
-    return next((each for each in (cleaned, unwrapped) if each in here), name)
+    for candidate in (cleaned, unwrapped):
+        if candidate in here:
+            return candidate
+    return name

@@ -88,6 +88,57 @@ def test_random_numbers_without_effect_do_not_count(function):
     assert one(function, rate=0.0) == []
 
 
+def test_layerdrop_of_omniasr_draws_at_rate_0_and_drops_nothing():
+    """``torch.rand([]) < layerdrop``: the numbers that torch draws are followed (sites/audit/watch.py)."""
+    pytest.importorskip("transformers.models.omniasr")  # not in older versions
+    from transformers.models.omniasr.configuration_omniasr import OmniASRAudioConfig
+    from transformers.models.omniasr.modeling_omniasr import OmniASRAudioModel
+
+    config = OmniASRAudioConfig(
+        hidden_size=16,
+        conv_dim=(8,),
+        conv_kernel=(4,),
+        conv_stride=(4,),
+        num_attention_heads=1,
+        num_hidden_layers=1,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=4,
+        intermediate_size=16,
+        hidden_dropout=0.0,
+        layerdrop=0.0,
+        activation_dropout=0.0,
+    )
+    model = OmniASRAudioModel(config)
+    inputs = {"input_values": torch.randn(1, 1, 64)}
+    before = torch.get_rng_state()
+    model.train()(**inputs)
+    assert not torch.equal(torch.get_rng_state(), before)  # it draws
+    assert audit(model, inputs).drops == ()
+
+
+def test_layerdrop_of_the_text_encoder_of_vits_draws_at_rate_0_and_drops_nothing():
+    """``np.random.uniform(0, 1) < layerdrop``: NumPy's numbers are followed (sites/audit/python_draws.py)."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.vits.modeling_vits import VitsEncoder
+
+    config = transformers.VitsConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        ffn_dim=8,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        layerdrop=0.0,
+    )
+    model = VitsEncoder(config)
+    inputs = {"hidden_states": torch.randn(1, 3, 8), "padding_mask": torch.ones(1, 3, 1)}
+    before = np.random.get_state()[2]
+    model.train()(**inputs)
+    assert np.random.get_state()[2] != before  # it draws
+    assert audit(model, inputs).drops == ()
+
+
 def test_a_drop_that_has_no_effect_today_counts_all_the_same():
     """Branches often start as zero."""
     assert one(lambda x, p: x + 0.0 * x * (torch.rand_like(x) >= p)) == [("rand_like", None)]

@@ -1,10 +1,10 @@
-"""A check of the first training forward: does the model drop anything that no scheduler drives?
+"""Watch the first training forward of a scheduled model for drops that no scheduler drives.
 
-`find_sites` knows a drop rate by the class and the attribute that hold it. A rate that is held
-elsewhere (``self.amount``, a number in the forward) shows only when a forward uses it. So the
-first training forward of a scheduled model is watched, once, and what it drops beside the driven
-sites is warned of. `earlydrop.audit` sees more (custom kernels, draws of plain random numbers)
-and needs inputs for that; this check needs nothing from its user.
+`find_sites` recognises a drop rate by the class and the attribute that hold it. A rate elsewhere
+(``self.amount``, a number in the forward) shows only when a forward uses it. So the first training
+forward of a scheduled model is watched once, and drops beside the driven sites are warned of.
+`earlydrop.audit` sees more (custom kernels, draws of plain random numbers), but needs inputs. This
+watch needs nothing from the user.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from earlydrop.sites.driven import COPIED_HOOKS, LINK, Link, is_scheduled
 from earlydrop.sites.find import all_rates
-from earlydrop.sites.link import COPIED_HOOKS, LINK, Link, is_scheduled
 from earlydrop.sites.unwrap import named_modules, unwrap
 
 _TORCH = str(Path(torch.__file__).parent)
-_PARAMETERS = {  # of built-in functions, which have no signature: the names of their arguments
+# Parameters of built-in functions, which have no signature.
+_PARAMETERS = {
     "dropout": ("input", "p", "train"),
     "feature_dropout": ("input", "p", "train"),
     "alpha_dropout": ("input", "p", "train"),
@@ -59,12 +60,12 @@ class _Undriven:
 
 
 class FirstForward:
-    """Watch a model's first training forward and warn of what it drops beside its driven sites.
+    """Watch the first training forward of a model and warn of drops beside its driven sites.
 
     Args:
         model: A model with driven sites.
-        kind: ``"unit"``, ``"path"`` or ``"all"``: drops of the other kind are not warned of.
-        told: Modules whose rates the scheduler has warned of already.
+        kind: ``"unit"``, ``"path"`` or ``"all"``. Drops of the other kind are not warned of.
+        told: Modules with rates that the scheduler has warned of already.
     """
 
     def __init__(self, model: nn.Module, kind: str, told: Sequence[nn.Module] = ()) -> None:
@@ -72,7 +73,9 @@ class FirstForward:
         self._kind = kind
         self._told = {id(module) for module in told}
         self.root = weakref.ref(root)
-        self._done = False  # the hooks go before the next forward: torch is going through them now
+        # Whether a forward was watched. The hooks are removed at the next forward: torch is still
+        # going through them at the end of this one.
+        self._done = False
         self._watching: _Watching | None = None
         self._hooks = [
             root.register_forward_pre_hook(_Hook(self, "begin")),
@@ -85,7 +88,7 @@ class FirstForward:
             self._hooks.pop().remove()
 
     def begin(self, module: nn.Module) -> None:
-        """Called before each forward of the model until one was watched."""
+        """Start to watch, before the first training forward of the model."""
         if module is not self.root() or self._watching is not None:
             return  # a replica of DataParallel, or a forward inside the forward
         if self._done or not any(map(is_scheduled, module.modules())):
@@ -95,23 +98,27 @@ class FirstForward:
             self._watching.__enter__()
 
     def end(self, module: nn.Module) -> None:
-        """Called after each forward, also one that raised."""
+        """Stop to watch, after the forward, also if it raised."""
         if self._watching is None or module is not self.root():
             return
         watching, self._watching = self._watching, None
         watching.__exit__(None, None, None)
         self._done = True
-        undriven = [
-            drop
-            for drop, inside, kind in watching.drops
-            if id(inside) not in self._told and (self._kind in ("all", kind) or kind == "")
-        ]
+        undriven = []
+        for drop, drop_module, kind in watching.drops:
+            if id(drop_module) in self._told:
+                continue
+            if self._kind in ("all", kind) or kind == "":
+                undriven.append(drop)
         if undriven:
             _warn(list(dict.fromkeys(undriven)))
 
 
 class _Hook:
-    """A hook on the model. A copy of the model has none; a pickle has a function that does nothing."""
+    """A hook on the model.
+
+    A copy of the model does not get it. A pickle gets a function that does nothing.
+    """
 
     def __init__(self, check: FirstForward, event: str) -> None:
         self._check = check
@@ -131,24 +138,31 @@ class _Hook:
             copied = memo.get(id(hooks), {})
             keys = [key for key, hook in hooks.items() if hook is self]
             memo.setdefault(COPIED_HOOKS, []).extend((copied, key) for key in keys)
-        return contextlib.nullcontext().__exit__  # until a driven module inside is copied, just after
+        # Until a driven module inside is copied, just after: it removes the hooks of the copy.
+        return contextlib.nullcontext().__exit__
 
-    def __reduce__(self) -> Any:  # of Python's own, so that a pickle loads without earlydrop
+    def __reduce__(self) -> Any:  # only of Python's own parts: the pickle loads without earlydrop
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 class _Watching(TorchFunctionMode):
-    """Within it each drop that is called from Python with a rate above 0 is noted."""
+    """Within it, each drop that Python calls with a rate above 0 is noted."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.drops: list[tuple[_Undriven, nn.Module, str]] = []  # with the module and the kind
+        self.drops: list[tuple[_Undriven, nn.Module, str]] = []  # with its module and kind
         self._names = {id(module): name for name, module in named_modules(model)}
         self._modules = {id(module): module for module in model.modules()}
         sites = [site for site in all_rates(model) if site.driven and not site.plain]
         self._driven_layers = {id(site.module) for site in sites}
 
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in _parameters_by_name():
             drops, rate = _drops(func, args, kwargs)
@@ -164,7 +178,7 @@ class _Watching(TorchFunctionMode):
         self.drops.append((drop, module, _kind(func, values)))
 
     def _place(self, start: FrameType) -> tuple[nn.Module | None, str]:
-        """The innermost module that is running, and the line outside torch that called."""
+        """The innermost module that is running, and the line outside torch that made the call."""
         frame: FrameType | None = start
         module: nn.Module | None = None
         where = ""
@@ -181,7 +195,9 @@ class _Watching(TorchFunctionMode):
 @cache
 def _parameters_by_name() -> frozenset[str]:
     functional = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")
-    return frozenset((*functional, "feature_alpha_dropout", "multi_head_attention_forward", *_PARAMETERS))
+    return frozenset(
+        (*functional, "feature_alpha_dropout", "multi_head_attention_forward", *_PARAMETERS)
+    )
 
 
 @cache
@@ -193,7 +209,7 @@ def _parameters(func: Any) -> tuple[str, ...]:
 
 
 def _drops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[bool, float | None]:
-    """Whether a call drops anything, and at which rate (None: not one number)."""
+    """Whether a call drops anything, and its rate (None: not a single number)."""
     names = _parameters(func)
     given = dict(zip(names, args, strict=False)) | dict(kwargs)
     if func.__name__.startswith("bernoulli"):
@@ -209,7 +225,7 @@ def _drops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[b
 
 
 def _bernoulli(func: Any, given: Mapping[str, Any]) -> tuple[bool, float | None]:
-    """``bernoulli(tensor)`` draws with the tensor's own values, ``bernoulli_()`` with .5."""
+    """The same for ``bernoulli(tensor)``, where the tensor keeps, and ``bernoulli_(p=0.5)``."""
     keep = given.get("p", 0.5 if func.__name__ == "bernoulli_" else given.get("input"))
     if isinstance(keep, int | float):
         return 0 < keep < 1, 1.0 - keep
@@ -223,11 +239,11 @@ def _reads(module: nn.Module, rate: float | None) -> bool:
     link: Link | None = module.__dict__.get(LINK)
     if link is None or rate is None:
         return link is not None
-    return any(abs(each.bank.rate(each.place) - rate) < 1e-6 for each in link.all_rates)
+    return any(abs(read.bank.rate(read.place) - rate) < 1e-6 for read in link.all_rates)
 
 
 def _kind(func: Any, values: object) -> str:
-    """``"unit"``, or ``"path"`` for one draw a sample; ``""`` where that cannot be told."""
+    """``"unit"``, or ``"path"`` for one draw a sample; ``""`` where it cannot be told."""
     if not func.__name__.startswith("bernoulli"):
         return "unit"
     if not isinstance(values, Tensor) or values.dim() == 0:
@@ -236,7 +252,7 @@ def _kind(func: Any, values: object) -> str:
 
 
 def _otherwise_busy(model: nn.Module) -> bool:
-    """Whether this forward is traced, transformed or compiled, so that it must be left alone."""
+    """Whether this forward is traced, transformed or compiled, so that no watch may be added."""
     if torch._C._is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     if torch._C._len_torch_dispatch_stack() > 0:  # fake tensors, counters
@@ -253,9 +269,9 @@ def _compiled(module: nn.Module) -> bool:
 
 
 def _warn(undriven: list[_Undriven]) -> None:
-    named = "; ".join(map(str, undriven[:_MOST])) + ("; ..." if len(undriven) > _MOST else "")
+    listed = "; ".join(map(str, undriven[:_MOST])) + ("; ..." if len(undriven) > _MOST else "")
     warnings.warn(
-        f"the model drops what no scheduler drives: {named}. It goes on dropping whatever the "
+        f"the model drops what no scheduler drives: {listed}. It goes on dropping whatever the "
         "schedule says. Use an nn.Dropout there, or hold the rate in an attribute called "
         "dropout or drop_rate, and name it in sites=. earlydrop.audit(model, inputs) shows all",
         stacklevel=5,

@@ -147,14 +147,14 @@ def test_driving_that_fails_leaves_nothing_driven(monkeypatch):
     from earlydrop.sites import drive as module
 
     model = nn.Sequential(nn.Dropout(0.1), nn.Dropout(0.2), nn.LSTM(4, 4, 2, dropout=0.3))
-    real = module.link
+    real = module.drive_module
 
     def failing(target, *args, **kwargs):
         if isinstance(target, nn.LSTM):
             raise OSError("no room")
         real(target, *args, **kwargs)
 
-    monkeypatch.setattr(module, "link", failing)
+    monkeypatch.setattr(module, "drive_module", failing)
     with pytest.raises(OSError, match="no room"):
         DropoutScheduler(model, constant(0.3))
     assert [type(m) for m in model] == [nn.Dropout, nn.Dropout, nn.LSTM]

@@ -3,7 +3,7 @@ import functools
 import pytest
 from torch import nn
 
-from earlydrop.sites.reads import reads
+from earlydrop.sites.plain import reads
 
 
 def wrapping(function):
@@ -86,3 +86,30 @@ def test_what_a_forward_can_read(chain):
 @pytest.mark.parametrize("chain", ["only_built", "printed", "made", "from_helper", "dropout"])
 def test_what_only_building_or_printing_reads(chain):
     assert chain not in reads(Reader)
+
+
+def test_code_without_source_is_taken_to_read_all_its_names():
+    """Code that exec made has no source: rather a rate too many than one that is missed."""
+    names = {"nn": nn, "Base": Base}
+    exec(
+        "class Made(Base):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.built_here = 0.1\n"
+        "    def forward(self, x):\n"
+        "        return x * self.dropout + self.attn_drop.p + getattr(self, 'by_name')\n",
+        names,
+    )
+    assert {"dropout", "attn_drop.p", "by_name"} <= reads(names["Made"])
+    assert "built_here" not in reads(names["Made"])
+
+
+def test_a_file_that_was_changed_after_its_import_is_not_trusted(tmp_path, monkeypatch):
+    file = tmp_path / "changing_model.py"
+    text = "from torch import nn\n\n\nclass Changing(nn.Module):\n    def forward(self, x):\n        return x * self.dropout\n"
+    file.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    import changing_model
+
+    file.write_text(text.replace("    def forward", "    def other(self):\n        return 0\n\n    def forward"))
+    assert "dropout" in reads(changing_model.Changing)

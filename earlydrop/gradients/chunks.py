@@ -1,0 +1,111 @@
+"""Gradients as flat chunks: few enough entries at a time that temporaries stay small.
+
+Shape legend: P, the number of entries of a gradient (all parameters of a model, flattened, in
+order).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from earlydrop.exact import exact_norm, home
+
+_SMALLEST_CHUNK = 1 << 16
+
+
+def chunk_size(total: int) -> int:
+    """The number of entries in a chunk.
+
+    Temporaries of a chunk stay small beside a gradient, and a chunk is large enough to be fast.
+    """
+    return max(total // 64, _SMALLEST_CHUNK)
+
+
+def pieces_of(*vectors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    size = chunk_size(vectors[0].numel())
+    return zip(*(vector.split(size) for vector in vectors), strict=True)
+
+
+def flat_chunks(
+    pieces: Sequence[Tensor], total: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[slice, Tensor]]:
+    """A gradient in flat chunks, each with its place: small tensors joined, large ones split."""
+    waiting: list[Tensor] = []
+    limit, start, size = chunk_size(total), 0, 0
+    for piece in pieces:
+        for part in _split(piece, limit):
+            if waiting and size + part.numel() > limit:
+                yield slice(start, start + size), _joined(waiting)
+                start, waiting, size = start + size, [], 0
+            same = part.dtype == dtype and part.device == device
+            waiting.append(part if same else part.to(device, dtype))
+            size += part.numel()
+    if waiting:
+        yield slice(start, start + size), _joined(waiting)
+
+
+def _split(piece: Tensor, limit: int) -> Sequence[Tensor]:
+    """A tensor as flat parts of at most ``limit`` entries."""
+    flat = piece.reshape(-1)
+    return flat.split(limit) if flat.numel() > limit else (flat,)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def square_of(vector: Tensor) -> float:
+    """‖vector‖², summed over chunks in float64."""
+    total = torch.zeros((), dtype=torch.float64, device=home(vector.device))
+    for (piece,) in pieces_of(vector):
+        total += exact_norm(piece).square()
+    return float(total)
+
+
+def sum_dtype(pieces: Sequence[Tensor]) -> torch.dtype:
+    dtype = torch.float32
+    for piece in pieces:
+        dtype = torch.promote_types(dtype, piece.dtype)
+    return dtype
+
+
+def checked(
+    gradient: Sequence[Tensor | None], like: Sequence[Tensor] | None, expected: int | None
+) -> tuple[list[Tensor], int]:
+    """The tensors of a gradient, with zeros for missing ones, and their number of entries."""
+    if isinstance(gradient, Tensor):
+        gradient = [gradient]
+    if all(piece is None for piece in gradient):
+        raise ValueError(
+            "every gradient is None: does the loss depend on parameters that require gradients?"
+        )
+    pieces: list[Tensor] = []
+    for index, piece in enumerate(gradient):
+        if piece is None:
+            if like is None:
+                raise ValueError(
+                    f"gradient {index} is None: give the parameters as like=, so that its size is "
+                    "known"
+                )
+            missing = like[index]
+            piece = torch.zeros((), dtype=missing.dtype, device=missing.device)
+            piece = piece.expand(missing.shape)
+        elif like is not None and piece.shape != like[index].shape:
+            shapes = f"{tuple(piece.shape)}, its parameter {tuple(like[index].shape)}"
+            raise ValueError(f"gradient {index} has shape {shapes}")
+        piece = piece.detach()
+        if piece.layout != torch.strided:  # nn.Embedding(sparse=True)
+            piece = piece.to_dense()
+        if piece.is_complex():  # a complex entry is two real ones
+            piece = torch.view_as_real(piece.resolve_conj())
+        pieces.append(piece)
+    total = sum(piece.numel() for piece in pieces)
+    if expected is not None and total != expected:
+        raise ValueError(
+            f"this gradient has {total} entries, those before had {expected}: "
+            "parameters changed shape while being measured"
+        )
+    return pieces, total

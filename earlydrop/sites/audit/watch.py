@@ -1,0 +1,386 @@
+"""Watch the random draws of a model at torch's dispatcher, which every call of a dropout passes.
+
+A drawn number may have no effect. The LayerDrop of OmniASR (transformers) draws ``torch.rand([])``
+at every layer, also at rate 0, and skips the layer if the number is below the rate. So each draw of
+plain random numbers is followed: every operation on them is repeated on extreme values in their
+place (`earlydrop.sites.audit.extremes`). If all come to one result (``rand < 0`` is False for
+each), the draw drops nothing. Without this, the audit would list drops of OmniASR at rate 0, and
+`probe` would refuse it.
+
+The Python stack tells the module and the line of a draw. Only the stack has the line.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from earlydrop.sites.audit.extremes import extremes
+from earlydrop.sites.audit.python_draws import Drawn, noted, random_states
+
+_TORCH = str(Path(torch.__file__).parent)
+_PACKAGE = Path(__file__).parents[2]
+# Files of ours between a draw and the line that calls it.
+_BETWEEN = tuple(
+    str(_PACKAGE / "sites" / file)
+    for file in ("layers.py", "guards.py", "masks.py", "audit/watch.py", "audit/python_draws.py")
+)
+# Files of ours that call the model.
+_CALLERS = tuple(
+    str(_PACKAGE / file)
+    for file in ("sites/audit/report.py", "gradients/probe.py", "classic/monte_carlo.py")
+)
+_COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+
+
+@dataclass
+class Draw:
+    """One draw of random numbers.
+
+    Attributes:
+        module: The innermost module that was running; None if no module of the model was.
+        operation: The function of torch.nn.functional that drew, or the kernel.
+        where: The line outside torch that called the operation.
+        rate: The rate given to the operation; None if there was none.
+        matters: Whether a result depends on the numbers.
+        followed: Whether an operation used the numbers.
+        elements: Whether the numbers differ within a sample: units are dropped, not whole samples.
+    """
+
+    module: nn.Module | None
+    operation: str
+    where: str
+    rate: float | None = None
+    matters: bool = False
+    followed: bool = False
+    elements: bool = False
+
+
+class _Call(NamedTuple):
+    """A call of an operation, with its result."""
+
+    func: Any
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    result: Any
+
+
+@dataclass
+class _Followed:
+    """The extreme values in the place of a tensor, and the draws behind it."""
+
+    values: list[Tensor]
+    draws: list[Draw] = field(default_factory=list)
+
+
+class Watch(TorchDispatchMode):
+    """Within it, every random draw in torch's dispatcher and in this thread is noted.
+
+    Draws of scripted and C++ code pass the dispatcher too.
+
+    Args:
+        model: The model, to whose modules the draws belong.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.draws: list[Draw] = []
+        self.sources: set[str] = set()  # sources of random numbers with a noted draw
+        self._modules = {id(module): module for module in model.modules()}
+        self._followed: Any = WeakTensorKeyDictionary()
+        self._following = True
+
+    @contextmanager
+    def unfollowed(self) -> Iterator[None]:
+        """Within it, operations on drawn numbers are not followed."""
+        self._following = False
+        try:
+            yield
+        finally:
+            self._following = True
+
+    @classmethod
+    def _should_skip_dynamo(
+        cls,
+    ) -> bool:  # otherwise torch imports its compiler, which takes seconds
+        return False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        followed = []
+        if self._following and len(self._followed):
+            followed = [tensor for tensor in _tensors((args, kwargs)) if tensor in self._followed]
+        result = func(*args, **kwargs)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.sources.add("torch")
+            for tensor in followed:
+                self._matters(tensor)
+            self._note(func, args, kwargs, result)
+        elif followed:
+            self._follow(_Call(func, args, kwargs, result), followed)
+        return result
+
+    def _note(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Note a random operation, and follow its numbers if it was given no rate."""
+        name = func._schema.name.rpartition("::")[2]
+        values = _arguments(func, args, kwargs)
+        drops, rate = _rate(name, values)
+        if not drops:
+            return
+        draw = self.note(name.strip("_"), rate)
+        draw.elements = any(max(tensor.shape[1:], default=1) > 1 for tensor in _tensors(result))
+        in_place = extremes(name, values, result) if rate is None else None
+        if in_place is None:
+            draw.matters = True
+        else:
+            self._followed[result] = _Followed(in_place, [draw])
+
+    def note(self, operation: str, rate: float | None = None, source: str = "torch") -> Draw:
+        """Note a draw that happens now.
+
+        Args:
+            operation: The operation that draws.
+            rate: The rate given to it.
+            source: The library that it is of.
+
+        Returns:
+            The draw, without an effect so far.
+        """
+        self.sources.add(source)
+        module, function, where = self._place(sys._getframe(1))
+        draw = Draw(module, function or operation, where, rate)
+        self.draws.append(draw)
+        return draw
+
+    def _follow(self, call: _Call, followed: list[Tensor]) -> None:
+        """Repeat an operation on the extreme values in the place of drawn numbers."""
+        draws: dict[int, Draw] = {}
+        for tensor in followed:
+            draws |= {id(draw): draw for draw in self._followed[tensor].draws}
+        for draw in draws.values():
+            draw.followed = True
+        count = min(len(self._followed[tensor].values) for tensor in followed)
+        results = self._repeat(call, count)
+        # Whether the operation mixes the drawn numbers with the data of the model.
+        operands = _tensors((call.args, call.kwargs))
+        mixed = any(tensor.numel() > 1 and tensor not in self._followed for tensor in operands)
+        comparison = call.func._schema.name.rpartition("::")[2].strip("_") in _COMPARISONS
+        result = call.result
+        split = isinstance(result, (list, tuple)) and len(_tensors(result)) == len(result)
+        if results and (comparison or not mixed) and _all_same(results):
+            for tensor in _tensors(result):
+                self._followed.pop(tensor, None)
+        elif results and not mixed and isinstance(result, Tensor):
+            self._followed[result] = _Followed(results, list(draws.values()))
+        elif results and not mixed and split:  # as by a loop over the tensor
+            for part, values in zip(result, zip(*results, strict=True), strict=True):
+                self._followed[part] = _Followed(list(values), list(draws.values()))
+        else:
+            for draw in draws.values():
+                draw.matters = True
+
+    def _repeat(self, call: _Call, count: int) -> list[Any]:
+        """The results of an operation on each extreme value; none if a value is not allowed."""
+        results = []
+        for index in range(count):
+
+            def replaced(x: Any, index: int = index) -> Any:
+                if isinstance(x, Tensor) and x in self._followed:
+                    return self._followed[x].values[index]
+                return x
+
+            args, kwargs = tree_map(replaced, call.args), tree_map(replaced, dict(call.kwargs))
+            try:
+                results.append(call.func(*args, **kwargs))
+            except Exception:  # the operation tells the values apart
+                return []
+        return results
+
+    def read(self, tensor: Tensor, value: object) -> object:
+        """The value that Python reads from a tensor.
+
+        Args:
+            tensor: The tensor that is read.
+            value: The value read from it.
+
+        Returns:
+            The value; for a drawn float a `Drawn`, which reports its use.
+        """
+        if tensor not in self._followed:
+            return value
+        if type(value) is not float:
+            self._matters(tensor)
+            return value
+        followed = self._followed[tensor]
+        ends = [float(extreme) for extreme in followed.values]
+        for draw in followed.draws:
+            draw.followed = True
+        above = math.nextafter(max(ends), math.inf)
+        return Drawn.of(value, low=min(ends), high=above, used=lambda: self._matters(tensor))
+
+    def _matters(self, tensor: Tensor) -> None:
+        for draw in self._followed[tensor].draws:
+            draw.matters = draw.followed = True
+
+    def finish(self, outputs: object) -> list[Draw]:
+        """The draws with an effect.
+
+        Args:
+            outputs: The outputs of the model.
+
+        Returns:
+            The draws, in their order.
+        """
+        for tensor in _tensors(outputs):
+            if tensor in self._followed:
+                self._matters(tensor)
+        return [draw for draw in self.draws if draw.matters or not draw.followed]
+
+    def _place(self, frame: FrameType | None) -> tuple[nn.Module | None, str, str]:
+        """The innermost module, torch's function, and the line outside torch, of a draw."""
+        module: nn.Module | None = None
+        function = where = inner = ""
+        while frame is not None and not frame.f_code.co_filename.startswith(_CALLERS):
+            file = frame.f_code.co_filename
+            if file.startswith(_TORCH):
+                if not function and file.endswith(("nn/functional.py", "torch/functional.py")):
+                    function = frame.f_code.co_name.strip("_")
+                if not inner and "/nn/modules/" in file and not file.endswith("module.py"):
+                    inner = _line(frame)
+            elif not where and not file.startswith((*_BETWEEN, "<")):
+                where = _line(frame)
+            if module is None:
+                module = self._modules.get(id(frame.f_locals.get("self")))
+            if module is not None and where:
+                break
+            frame = frame.f_back
+        return module, function, where or inner
+
+
+class _Reading(TorchFunctionMode):
+    """Within it, values that Python reads from tensors pass `Watch.read`.
+
+    The dispatcher does not see operations of Python on these values.
+    """
+
+    def __init__(self, seen: Watch) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in (Tensor.item, Tensor.tolist, Tensor.numpy):
+            return func(*args, **(kwargs or {}))
+        with self._seen.unfollowed():
+            value = func(*args, **(kwargs or {}))
+        return self._seen.read(args[0], value)
+
+
+def _line(frame: FrameType) -> str:
+    """The file and the line of a frame, as ``file:line``."""
+    file = frame.f_code.co_filename
+    installed = "site-packages/" in file
+    name = file.rpartition("site-packages/")[2] if installed else Path(file).name
+    return f"{name}:{frame.f_lineno}"
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    """The tensors in a tree of containers."""
+    return [leaf for leaf in tree_flatten(_plain(tree))[0] if isinstance(leaf, Tensor)]
+
+
+def _plain(value: Any) -> Any:
+    """A structured output as dictionaries and lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name, None)) for name in value.__dataclass_fields__}
+    return value
+
+
+def _arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an operation by name, with its defaults."""
+    arguments = func._schema.arguments
+    values = {a.name: a.default_value for a in arguments if a.has_default_value()}
+    values |= zip((a.name for a in arguments), args, strict=False)
+    return values | dict(kwargs)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two results are equal in all entries."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def _all_same(results: list[Any]) -> bool:
+    return all(_same(result, results[0]) for result in results)
+
+
+def _rate(name: str, values: Mapping[str, Any]) -> tuple[bool, float | None]:
+    """Whether a random operation draws anything, and the rate given to it."""
+    if values.get("train") is False or values.get("training") is False:
+        return False, None
+    if name.startswith("bernoulli"):
+        p = values["self"] if values.get("p") is None else values["p"]
+        if isinstance(p, Tensor):
+            return bool(((p > 0) & (p < 1)).any()), None if p.numel() != 1 else 1.0 - float(p)
+        return 0 < p < 1, 1.0 - p
+    for key in ("dropout_p", "dropout"):
+        if isinstance(values.get(key), float):
+            return values[key] > 0, values[key]
+    if "dropout" in name and isinstance(values.get("p"), float):
+        rate = 1.0 - values["p"] if name == "_fused_dropout" else values["p"]
+        return rate > 0, rate
+    return True, None
+
+
+@contextmanager
+def watch(model: nn.Module) -> Iterator[Watch]:
+    """Within it, random draws of torch, of Python's ``random`` and of NumPy are noted.
+
+    Args:
+        model: The model, to whose modules the draws belong.
+
+    Yields:
+        The watch. Call its `Watch.finish` afterwards.
+    """
+    seen = Watch(model)
+    numpy_random = sys.modules.get("numpy.random")
+    before = [read() for _, read in random_states()]
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # compiled parts run in eager mode
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        of_python: Any = random
+        stack.enter_context(noted(random, of_python._inst, seen.note))
+        if numpy_random is not None:
+            stack.enter_context(noted(numpy_random, numpy_random.mtrand._rand, seen.note))
+        stack.enter_context(seen)
+        stack.enter_context(_Reading(seen))
+        yield seen
+    for (source, read), state in zip(random_states(), before, strict=True):
+        if source not in seen.sources and not _same(read(), state):
+            seen.draws.append(Draw(None, f"{source} (unseen)", "somewhere", matters=True))

@@ -1,0 +1,110 @@
+"""Guards of driven modules, against a rate that is another one than at the time of the forward.
+
+- torch.compile builds a Python float into its graph. `outside_the_graph` runs a module in eager
+  mode, and `refuse` raises where that is not possible.
+- Activation checkpointing runs a forward again during the backward. `check_recomputation` refuses
+  a rate that changed in between.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import types
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+import torch._compile
+import torch.utils.checkpoint
+
+from earlydrop.sites.bank import RateBank
+
+
+def refuse(rate: str, module: str, layer: str) -> NoReturn:
+    """Refuse a changing rate inside a compiled graph."""
+    path = f"model.get_submodule({module!r})" if module else "model"
+    raise RuntimeError(
+        f"site {rate!r} cannot have a changing rate under torch.compile: {layer} hands it to a "
+        "kernel as a Python float, so every new rate would compile a new graph. Leave that module "
+        f"out of the compiled part (m = {path}; m.forward = torch.compiler.disable(m.forward)), "
+        "choose other sites with sites=, replace it by a layer that calls an nn.Dropout, or train "
+        "without torch.compile"
+    )
+
+
+# torch.compiler.disable() sets these attributes, but imports the compiler. Tracing stops at such a
+# function, so that it raises its error.
+refuse._torchdynamo_disable = True  # type: ignore[attr-defined]
+refuse._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+    "earlydrop: this drop rate cannot change inside a compiled graph"
+)
+
+
+# Whether torch.compile watches the calls of a frame that runs in Python, as after a graph break. It
+# would compile each called function on its own, with the rate as a constant.
+compiler_watches: Callable[[], object] = torch._C._dynamo.eval_frame.get_eval_frame_callback
+
+
+# The same as torch.compiler.disable(), which imports the compiler at once.
+@torch._compile._disable_dynamo
+def outside_the_graph(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run the forward of a driven module in eager mode. Tracing stops here."""
+    return type(module).forward(module, *args, **kwargs)
+
+
+outside_the_graph._torchdynamo_disable = True  # type: ignore[attr-defined]
+outside_the_graph._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+    "earlydrop: this module hands a drop rate to a kernel as a Python float, so while the rate "
+    "changes it runs outside of the graph: leave out fullgraph=True, choose other sites with "
+    "sites=, or replace the module by one that calls an nn.Dropout"
+)
+
+
+def check_recomputation(bank: RateBank, index: int) -> None:
+    """Refuse a rate that changed between a forward and its recomputation.
+
+    Activation checkpointing runs a forward again during the backward.
+    """
+    rate = bank.rate(index)
+    if torch._C._current_graph_task_id() == -1:
+        bank.forward_rates[index] = rate
+        if threading.get_ident() != bank.thread:
+            bank.other_thread = True
+        return
+    then = _rate_of_graph(bank, index)
+    if then != rate:
+        raise RuntimeError(
+            f"the rate of site {bank.names[index]!r} changed from {then:g} to {rate:g} between a "
+            "forward and its recomputation in the backward: call scheduler.step() after the "
+            "backward, once per optimizer step"
+        )
+
+
+def _rate_of_graph(bank: RateBank, index: int) -> float:
+    """The rate of a site at the time of the forward that is now computed again.
+
+    That forward made the autograd node that is running now, so the number of the node gives the
+    time.
+    """
+    node = torch._C._current_autograd_node()
+    if bank.other_thread or node is None:  # numbers of another thread cannot be compared
+        return bank.forward_rates[index]
+    then = bank.rate_at(index, node._sequence_nr())
+    # The inner of two recomputations runs a node of the outer one, which was checked itself.
+    if then != bank.rate(index) and _recomputing_twice():
+        return bank.rate(index)
+    return then
+
+
+def _recomputing_twice() -> bool:
+    """Whether a recomputation runs inside another, as in nested reentrant checkpoints."""
+    recomputations = 0
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and recomputations < 2:
+        recomputations += frame.f_code is _RECOMPUTING
+        frame = frame.f_back
+    return recomputations == 2
+
+
+_RECOMPUTING = torch.utils.checkpoint.CheckpointFunction.backward.__code__

@@ -28,6 +28,7 @@ PARTS = {
         "training/data/files.py",
         "training/data/loading.py",
         "training/data/shards.py",
+        "training/data/huggingface.py",
         "training/data/transforms.py",
     ],
     "mixing": ["training/data/augment.py", "training/data/objective.py"],

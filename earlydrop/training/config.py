@@ -14,7 +14,7 @@ from earlydrop.training.fields import CADENCE, MACHINE, NAME, SEED
 from earlydrop.training.fields import key as _key
 from earlydrop.training.schedule_config import ScheduleConfig, drops
 
-IMAGE_FOLDERS = ("imagefolder", "shards")
+IMAGE_FOLDERS = ("imagefolder", "shards", "huggingface")
 """Datasets that are read image by image, with the released augmentation."""
 DRAWN = ("glyphs", "text")
 """Datasets that are not shifted and flipped: endless images, which come under maps of their own, and text."""
@@ -22,6 +22,10 @@ DRAWN = ("glyphs", "text")
 
 def _folder(config: Config) -> bool:
     return config.data.name in IMAGE_FOLDERS
+
+
+def _huggingface(config: Config) -> bool:
+    return config.data.name == "huggingface"
 
 
 def _in_memory(config: Config) -> bool:
@@ -85,6 +89,8 @@ class DataConfig:
         skip_corrupt: Read every image of a folder once and leave out those that cannot be decoded,
             instead of ending the run at the first.
         download: Fetch a public dataset that is not on this machine into ``data.root``.
+        image: Column of the images in a dataset of Hugging Face.
+        label: Column of the labels in a dataset of Hugging Face.
         args: Arguments of a dataset of your own, such as ``+data.args.noise=0.1``.
     """
 
@@ -95,6 +101,8 @@ class DataConfig:
     workers: int = _key(0, MACHINE, bounds="not negative", cited=True)
     skip_corrupt: bool = _key(False, used=_folder)
     download: bool = _key(False, MACHINE)
+    image: str = _key("image", used=_huggingface)
+    label: str = _key("label", used=_huggingface)
     args: dict[str, Any] = _key({})
 
 

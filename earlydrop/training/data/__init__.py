@@ -17,6 +17,7 @@ from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.arrays import ARRAYS, AbsentDataError, ArraySource
 from earlydrop.training.data.folder import FolderSource
 from earlydrop.training.data.glyphs import GlyphSource
+from earlydrop.training.data.huggingface import HuggingFaceSource
 from earlydrop.training.data.loading import LoadedImages
 from earlydrop.training.data.own import own_source
 from earlydrop.training.data.published import PublishedSource
@@ -31,6 +32,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
     **dict.fromkeys(ARRAYS, ArraySource),
     "imagefolder": FolderSource,
     "shards": ShardSource,
+    "huggingface": HuggingFaceSource,
     "glyphs": GlyphSource,
     "text": TextSource,
 }

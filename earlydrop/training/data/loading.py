@@ -58,7 +58,7 @@ class Images(Protocol):
     left_out: Counter[str]
 
     @property
-    def labels(self) -> Sequence[int]: ...
+    def labels(self) -> Any: ...
 
     def __len__(self) -> int: ...
 
@@ -363,19 +363,31 @@ def _readable(images: Images, index: int) -> bool:
     return True
 
 
-def leave_out_corrupt(splits: Mapping[str, Images], workers: int) -> None:
+def leave_out_corrupt(splits: Mapping[str, Images], workers: int) -> dict[str, list[int]]:
     """Decode every image once, and take those that cannot be decoded out of the splits.
+
+    Returns:
+        The indices of the others, by split.
 
     Raises:
         ConfigError: A class has no image left in a split.
     """
+    kept: dict[str, list[int]] = {}
     for split, images in splits.items():
-        before, classes = len(images), set(map(int, images.labels))
+        count, classes = len(images), set(map(int, images.labels))
         with concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:  # decoding lets go of the interpreter
-            readable = list(pool.map(_readable, [images] * before, range(before), chunksize=64))
-        images.keep([index for index, good in enumerate(readable) if good])
+            readable = list(pool.map(_readable, [images] * count, range(count), chunksize=64))
+        kept[split] = [index for index, good in enumerate(readable) if good]
+        keep_readable(images, kept[split])
         lost = classes - set(map(int, images.labels))
         if lost:
             raise ConfigError(f"no image of {split}/{printable(images.classes[min(lost)])} can be read: copy that folder again")
-        if len(images) < before:
-            images.left_out[UNREADABLE] += before - len(images)
+    return kept
+
+
+def keep_readable(images: Images, indices: Sequence[int]) -> None:
+    """Forget the images that cannot be read, and count them."""
+    unreadable = len(images) - len(indices)
+    if unreadable:
+        images.keep(indices)
+        images.left_out[UNREADABLE] += unreadable

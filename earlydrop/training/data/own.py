@@ -22,7 +22,7 @@ _EXPECTED = (
     "expected a pair of datasets, for training and for test, each with a length and (image, label) at every index; "
     "or a Source (earlydrop.training.data.source)"
 )
-_SHARED = ("name", "args", "download", "workers")  # keys of `data` that are not handed on
+_SHARED = ("name", "args", "download", "workers", "image", "label")  # keys of `data` that are not handed on
 
 
 def own_source(code: Code, config: DataConfig, options: AugmentConfig, device: torch.device) -> Source:

@@ -21,14 +21,22 @@ import torch
 
 from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.files import IMAGE_ENDINGS
-from earlydrop.training.data.loading import LoadedImages, keep_readable, leave_out_corrupt, same_classes
+from earlydrop.training.data.loading import (
+    LoadedImages,
+    keep_readable,
+    leave_out_corrupt,
+    same_classes,
+)
 from earlydrop.training.data.source import Once, alone
 from earlydrop.training.data.transforms import BrokenImageError, load_image
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.names import printable
 
 _TEST = ("validation", "val", "test")  # the first of these splits that is there is the test set
-_FORMS = "a folder written by save_to_disk, one with parquet files, or one with train/ and val/ of class folders"
+_FORMS = (
+    "a folder written by save_to_disk, one with parquet files, or one with train/ and val/ of "
+    "class folders"
+)
 
 
 class HuggingFaceImages:
@@ -47,7 +55,9 @@ class HuggingFaceImages:
         said = f"the split {split!r}"
         for key, column in (("data.image", image), ("data.label", label)):
             if column not in rows.column_names:
-                raise ConfigError(f"{key} is {column!r}: {said} has the columns {', '.join(rows.column_names)}")
+                raise ConfigError(
+                    f"{key} is {column!r}: {said} has the columns {', '.join(rows.column_names)}"
+                )
         self.split, self._image = split, image
         self.left_out: Counter[str] = Counter()
         self.labels = _labels(rows, split, label)
@@ -55,12 +65,18 @@ class HuggingFaceImages:
         self.classes: list[str] = list(names or map(str, range(int(self.labels.max()) + 1)))
         if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
             wrong = self.labels.min() if self.labels.min() < 0 else self.labels.max()
-            raise ConfigError(f"data.label is {label!r}: {said} has the label {wrong}, expected 0 to {len(self.classes) - 1}")
+            raise ConfigError(
+                f"data.label is {label!r}: {said} has the label {wrong}, expected 0 to "
+                f"{len(self.classes) - 1}"
+            )
         try:
-            self._rows = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+            self._rows = rows.select_columns([image]).cast_column(
+                image, datasets.Image(decode=False)
+            )
         except (TypeError, ValueError, NotImplementedError) as error:  # arrow's are some of these
             raise ConfigError(
-                f"data.image is {image!r}: {said} has {rows.features[image]} there, expected images ({_first_line(error)})"
+                f"data.image is {image!r}: {said} has {rows.features[image]} there, expected "
+                f"images ({_first_line(error)})"
             ) from error
 
     def __len__(self) -> int:
@@ -73,7 +89,9 @@ class HuggingFaceImages:
             raise BrokenImageError(f"{name} cannot be read as an image: it is null")
         if stored["path"]:
             name += f" ({stored['path']})"
-        return load_image(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]), name)
+        return load_image(
+            stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]), name
+        )
 
     def keep(self, indices: Sequence[int]) -> None:
         self._rows = self._rows.select(indices)
@@ -89,7 +107,11 @@ class HuggingFaceImages:
         for chunk in column.chunks:
             sizes += compute.binary_length(chunk.field("bytes")).to_pylist()
             paths += chunk.field("path").to_pylist()
-        places = range(len(sizes)) if self._rows._indices is None else self._rows._indices.column(0).to_pylist()
+        places = (
+            range(len(sizes))
+            if self._rows._indices is None
+            else self._rows._indices.column(0).to_pylist()
+        )
         for place in places:
             size, path = sizes[place], paths[place] or ""
             if size is None:
@@ -101,13 +123,15 @@ def _labels(rows: Any, split: str, label: str) -> Any:
     kind = getattr(rows.features[label], "dtype", "")
     if "int" not in str(kind):
         raise ConfigError(
-            f"data.label is {label!r}: the split {split!r} has {rows.features[label]} there, expected whole numbers; "
+            f"data.label is {label!r}: the split {split!r} has {rows.features[label]} there, "
+            "expected whole numbers; "
             f"dataset.class_encode_column({label!r}) numbers the classes"
         )
     values = rows.select_columns([label])[:][label]
     if not values or None in values:
         raise ConfigError(
-            f"data.label is {label!r}: the split {split!r} has " + ("an image without a label" if values else "no image")
+            f"data.label is {label!r}: the split {split!r} has "
+            + ("an image without a label" if values else "no image")
         )
     return np.array(values, dtype=np.int64)
 
@@ -116,12 +140,12 @@ def _labels(rows: Any, split: str, label: str) -> Any:
 def _without_progress_bars() -> Iterator[None]:
     import datasets
 
-    shown = datasets.are_progress_bars_disabled() is False
+    enabled = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             datasets.enable_progress_bars()
 
 
@@ -143,10 +167,14 @@ def _load(root: Path) -> Any:
                 return datasets.load_dataset("imagefolder", data_dir=str(root))
     except Exception as error:  # of arrow, of parquet, of the file system
         raise ConfigError(
-            f"data.root is {str(root)!r}: the package datasets cannot read it ({type(error).__name__}: {_first_line(error)})"
+            f"data.root is {str(root)!r}: the package datasets cannot read it "
+            f"({type(error).__name__}: {_first_line(error)})"
         ) from error
     if (root / "dataset_info.json").is_file():
-        raise ConfigError(f"data.root is {str(root)!r}: it holds one split; save a DatasetDict with train and validation, or test")
+        raise ConfigError(
+            f"data.root is {str(root)!r}: it holds one split; save a DatasetDict with train and "
+            "validation, or test"
+        )
     raise ConfigError(f"data.root is {str(root)!r}: expected {_FORMS}")
 
 
@@ -162,12 +190,20 @@ def _opened(config: DataConfig, splits: Sequence[str]) -> dict[str, HuggingFaceI
     """
     root = str(config.root)
     loaded = _load(Path(root).expanduser())
-    names = {"train": "train", "test": next((name for name in _TEST if name in loaded), "validation")}
+    names = {
+        "train": "train",
+        "test": next((name for name in _TEST if name in loaded), "validation"),
+    }
     for split in splits:
         if names[split] not in loaded:
             expected = "train" if split == "train" else f"one of {', '.join(_TEST)}"
-            raise ConfigError(f"data.root is {root!r}: it has the splits {', '.join(loaded)}, expected {expected}")
-    images = {split: HuggingFaceImages(loaded[names[split]], names[split], config.image, config.label) for split in splits}
+            raise ConfigError(
+                f"data.root is {root!r}: it has the splits {', '.join(loaded)}, expected {expected}"
+            )
+    images = {
+        split: HuggingFaceImages(loaded[names[split]], names[split], config.image, config.label)
+        for split in splits
+    }
     same_classes(root, images, names)
     return images
 
@@ -179,7 +215,9 @@ def _digest(images: dict[str, HuggingFaceImages]) -> str:
         for (name, size), label in zip(split_images.described(), split_images.labels, strict=True):
             if size == 0:
                 said = f"{split_images.split} has an image that is empty or gone"
-                raise ConfigError(f"{said} ({printable(name) or 'without a name'}): copy the data again")
+                raise ConfigError(
+                    f"{said} ({printable(name) or 'without a name'}): copy the data again"
+                )
             digest.update(f"{split}/{name}:{size}:{label}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
@@ -197,17 +235,19 @@ class HuggingFaceSource(LoadedImages):
     ) -> None:
         if importlib.util.find_spec("datasets") is None:
             raise ConfigError(
-                "data.name is 'huggingface': the package datasets is not installed; pip install 'earlydrop[datasets]'"
+                "data.name is 'huggingface': the package datasets is not installed; pip install "
+                "'earlydrop[datasets]'"
             )
         if config.root is None:
             raise ConfigError(f"data.root is null: data=huggingface needs {_FORMS}")
         if config.train_images is not None:
             raise ConfigError(
-                f"data.train_images is {config.train_images}: data=huggingface reads all; select fewer images instead"
+                f"data.train_images is {config.train_images}: data=huggingface reads all; select "
+                "fewer images instead"
             )
 
         def first() -> tuple[str, dict[str, list[int]]]:
-            """What one worker does for all: it fills the package's cache and finds the corrupt images."""
+            """Fill the package's cache and find the corrupt images, on one worker for all."""
             images = _opened(config, splits)
             kept = leave_out_corrupt(images, config.workers) if config.skip_corrupt else {}
             return _digest(images), kept

@@ -14,7 +14,7 @@ from earlydrop.training.fields import CADENCE, MACHINE, NAME, SEED
 from earlydrop.training.fields import key as _key
 from earlydrop.training.schedule_config import ScheduleConfig, drops
 
-IMAGE_FOLDERS = ("imagefolder", "shards")
+IMAGE_FOLDERS = ("imagefolder", "shards", "huggingface")
 """Datasets that are read image by image, with the released augmentation."""
 DRAWN = ("glyphs", "text")
 """Datasets that are not shifted and flipped: endless images, with maps of their own, and text."""
@@ -22,6 +22,10 @@ DRAWN = ("glyphs", "text")
 
 def _folder(config: Config) -> bool:
     return config.data.name in IMAGE_FOLDERS
+
+
+def _huggingface(config: Config) -> bool:
+    return config.data.name == "huggingface"
 
 
 def _in_memory(config: Config) -> bool:
@@ -83,6 +87,10 @@ class DataConfig:
     ending the run at the first."""
     download: bool = _key(False, MACHINE)
     """Fetch a public dataset that is not on this machine into ``data.root``."""
+    image: str = _key("image", used=_huggingface)
+    """Column of the images in a dataset of Hugging Face."""
+    label: str = _key("label", used=_huggingface)
+    """Column of the labels in a dataset of Hugging Face."""
     args: dict[str, Any] = _key({})
     """Arguments of a dataset of your own, such as ``+data.args.noise=0.1``."""
 

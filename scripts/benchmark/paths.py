@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from benchmark.measure import DEVICE, Row, compare, stepper, synchronised
 from earlydrop.training.compose import compose, config_from_dict
 from earlydrop.training.config import Config
-from earlydrop.training.data import make_source
+from earlydrop.training.data import Source, make_source
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import training_order
 from earlydrop.training.plan import make_plan
@@ -94,4 +95,41 @@ def row_folder_input(quick: bool) -> list[Row]:
                 )
             )
         torch.set_num_threads(threads)
+    return rows
+
+
+def row_loaders(quick: bool) -> list[Row]:
+    """The same files at 256 pixels, read by one and by two processes; and evaluations by processes that live on."""
+    rows, count = [], 200
+    with tempfile.TemporaryDirectory() as temporary:
+        script = str(Path(__file__).parents[1] / "make_image_folder.py")
+        size = ["--classes", "10", "--train", str(count // 10), "--val", "20", "--side", "256"]
+        subprocess.run([sys.executable, script, temporary, *size], check=True, capture_output=True)
+        for workers in (1, 2):
+            options = ["experiment=paper/vit_tiny", f"data.root={temporary}", f"data.workers={workers}", "device=cpu"]
+            config = config_from_dict(compose(options))
+            source = make_source(config.data, config.augment, torch.device("cpu"))
+            objective = Objective(source, config.augment)
+
+            def read(objective: Objective = objective) -> None:
+                for images, _ in objective.batches(enumerate(torch.arange(count).split(25)), 0, "augment"):
+                    images.sum()
+
+            read()
+            rates = sorted(count / synchronised(read) for _ in range(3 if quick else 7))
+            what = "images per second, decoded and augmented as in paper/vit_tiny, to the training process"
+            rows.append(Row(f"loader, {workers} processes", what, rates[len(rates) // 2], "(no target)", True, rates[0], rates[-1]))
+
+            def evaluate(source: Source = source) -> None:
+                for images, _ in source.batches(list(enumerate(torch.arange(count).split(50))), "test", None):
+                    images.sum()
+
+            def evaluate_anew(source: Source = source, evaluate: Callable[[], None] = evaluate) -> None:
+                source.close()
+                evaluate()
+
+            value, low, high, note = compare(evaluate, evaluate_anew, 3 if quick else 7, warm_up=1)
+            what = f"time of an evaluation of {count} images by processes that live on, against processes that it starts"
+            rows.append(Row(f"evaluation, {workers} processes", what, value, "at most 1.1", value <= 1.1, low, high, note))
+            source.close()
     return rows

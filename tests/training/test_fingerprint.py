@@ -59,6 +59,7 @@ CHANGED = {  # a valid value beside the default, where the type alone does not g
     "objective": "test/loss", "device": "cpu", "schedule.rate": 0.3, "optim.momentum": 0.5, "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.min_lr": 1e-4,
     "trainer.profile": "1:2", "trainer.compile_mode": "reduce-overhead", "evaluation.splits": ["test"], "evaluation.batch_size": 4,
     "trainer.batch_size": 4, "trainer.accumulate": 2, "trainer.steps": 7, "model.pretrained": "weights.pth",
+    "data.image": "picture", "data.label": "kind",
     "model.args": {"size": 4}, "data.args": {"size": 14}, "schedule.args": {"top": 0.2}, "probe.measures": ["of_the_fingerprint:steepness"],
 }  # fmt: skip
 NEEDS = {  # what makes a key mean something
@@ -86,8 +87,25 @@ def changed(key):
     return (key.default or 0) + (1 if int in key.kinds else 0.25)
 
 
+@pytest.fixture
+def saved(image_folder, tmp_path):
+    """The image folder as a dataset of Hugging Face, with a second column of each kind."""
+    datasets = pytest.importorskip("datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        loaded = datasets.load_dataset("imagefolder", data_dir=str(image_folder))
+    for split, rows in loaded.items():
+        turned = rows.select(range(len(rows) - 1, -1, -1))
+        loaded[split] = rows.add_column("kind", turned["label"][:]).add_column(
+            "picture", turned.cast_column("image", datasets.Image(decode=False))["image"][:]
+        )
+        loaded[split] = loaded[split].cast_column("picture", datasets.Image())
+    loaded.save_to_disk(str(tmp_path / "saved"))
+    return tmp_path / "saved"
+
+
 @pytest.mark.parametrize("name", [name for name in keys() if name != "checkpoint"])  # a plan to evaluate weights is of no run
-def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path):
+def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path, request):
     key = keys()[name]
     folder = name in ("data.image_size", "augment.crop", "augment.randaugment", "augment.color_jitter", "data.skip_corrupt")
     base = {"out": str(tmp_path), "trainer.epochs": 3, "trainer.batch_size": 2} | NEEDS.get(name, {})
@@ -96,6 +114,8 @@ def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path):
     )
     if name == "data.root":
         base |= {"data.name": "fashion_mnist_mini"}
+    if name in ("data.image", "data.label"):
+        base |= {"data.name": "huggingface", "data.root": str(request.getfixturevalue("saved")), "data.image_size": 8}
     one, other = config_of(base), config_of(base | {name: str(image_folder) if name == "data.root" else changed(key)})
     if name == "data.name":
         other.data.root = other.data.image_size = None

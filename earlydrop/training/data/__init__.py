@@ -17,6 +17,7 @@ from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.arrays import ARRAYS, AbsentDataError, ArraySource
 from earlydrop.training.data.folder import FolderSource
 from earlydrop.training.data.glyphs import GlyphSource
+from earlydrop.training.data.huggingface import HuggingFaceSource
 from earlydrop.training.data.loading import LoadedImages
 from earlydrop.training.data.own import own_source
 from earlydrop.training.data.published import PublishedSource
@@ -31,6 +32,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
     **dict.fromkeys(ARRAYS, ArraySource),
     "imagefolder": FolderSource,
     "shards": ShardSource,
+    "huggingface": HuggingFaceSource,
     "glyphs": GlyphSource,
     "text": TextSource,
 }
@@ -71,8 +73,15 @@ def make_source(
         return own_source(code, config, options, device)
     if config.args:
         name = next(iter(config.args))
-        raise ConfigError(f"data.args.{name} is {config.args[name]!r}: data.name={config.name} takes no arguments; leave it out")
-    if config.root is not None and config.name != "text" and not Path(config.root).expanduser().is_dir():
+        raise ConfigError(
+            f"data.args.{name} is {config.args[name]!r}: data.name={config.name} takes no "
+            "arguments; leave it out"
+        )
+    if (
+        config.root is not None
+        and config.name != "text"
+        and not Path(config.root).expanduser().is_dir()
+    ):
         raise ConfigError(f"data.root is {config.root!r}: there is no such folder")
     if _loaded(DATASETS[config.name]):
         return DATASETS[config.name](config, options, device, splits, once)
@@ -98,6 +107,7 @@ def _own(name: str) -> Code | None:
         return None
     if not is_own("data", name):
         raise ConfigError(
-            f"data.name is {name!r}: expected one of {', '.join(DATASETS)}, or module:function of your own{nearest(name, DATASETS)}"
+            f"data.name is {name!r}: expected one of {', '.join(DATASETS)}, or module:function of "
+            f"your own{nearest(name, DATASETS)}"
         )
     return load("data.name", "data", name)

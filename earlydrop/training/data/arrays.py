@@ -71,7 +71,9 @@ def read_idx(path: Path) -> Array:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): fetch the published file again") from error
+        raise ConfigError(
+            f"{path} cannot be read ({error}): fetch the published file again"
+        ) from error
     dimensions = raw[3] if len(raw) > 4 and raw[:3] == b"\x00\x00\x08" else 0
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i]) for i in range(dimensions))
     if not shape or len(raw) != 4 + 4 * dimensions + math.prod(shape):
@@ -79,32 +81,46 @@ def read_idx(path: Path) -> Array:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def image_arrays(train: Array, train_labels: Any, test: Array, test_labels: Any, classes: int) -> ImageArrays:
+def image_arrays(
+    train: Array, train_labels: Any, test: Array, test_labels: Any, classes: int
+) -> ImageArrays:
     """A dataset from its arrays; images may lack the channel, labels may be of any integer type.
 
     Raises:
-        ConfigError: The arrays do not fit together: no square images, as many labels as images, or labels of that many classes.
+        ConfigError: The arrays do not fit together: no square images, as many labels as images, or
+            labels of that many classes.
     """
     splits = []
     for split, images, given in (("training", train, train_labels), ("test", test, test_labels)):
         labels = np.asarray(given)
-        if images.ndim not in (3, 4) or images.shape[-1] != images.shape[-2] or images.dtype != np.uint8:
+        if (
+            images.ndim not in (3, 4)
+            or images.shape[-1] != images.shape[-2]
+            or images.dtype != np.uint8
+        ):
             raise ConfigError(
-                f"the {split} images are {images.dtype} of shape {images.shape}: expected bytes, (N, H, H) or (N, C, H, H)"
+                f"the {split} images are {images.dtype} of shape {images.shape}: expected bytes, "
+                "(N, H, H) or (N, C, H, H)"
             )
         if labels.shape != (len(images),) or len(images) == 0:
             raise ConfigError(
-                f"there are {len(images)} {split} images and labels of shape {labels.shape}: expected one label an image"
+                f"there are {len(images)} {split} images and labels of shape {labels.shape}: "
+                "expected one label an image"
             )
         if labels.min() < 0 or labels.max() >= classes:
             raise ConfigError(
-                f"a {split} label is {labels.max() if labels.max() >= classes else labels.min()}: expected 0 to {classes - 1}"
+                f"a {split} label is {labels.max() if labels.max() >= classes else labels.min()}: "
+                f"expected 0 to {classes - 1}"
             )
         splits.append((images[:, None] if images.ndim == 3 else images, labels.astype(np.int64)))
     (train, train_labels), (test, test_labels) = splits
     if train.shape[1:] != test.shape[1:]:
-        raise ConfigError(f"training images have shape {train.shape[1:]}, test images {test.shape[1:]}: expected the same")
-    narrow = np.uint8 if classes <= 256 else np.dtype("<i8")  # hashed as bytes where they fit, as published
+        raise ConfigError(
+            f"training images have shape {train.shape[1:]}, test images {test.shape[1:]}: expected "
+            "the same"
+        )
+    # Labels are hashed as bytes where they fit, as they are published.
+    narrow = np.uint8 if classes <= 256 else np.dtype("<i8")
     digest = hashlib.sha256()
     for array in (train, train_labels.astype(narrow), test, test_labels.astype(narrow)):
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -120,14 +136,26 @@ def _unpacked() -> ImageArrays:
     """The embedded images, unpacked once a process: a sweep's runs share them."""
     content = lzma.decompress(EMBEDDED.read_bytes())
     if hashlib.sha256(content).hexdigest() != EMBEDDED_SHA256:
-        raise ConfigError(f"{EMBEDDED.name} is damaged: its content has another SHA-256 than published; install earlydrop again")
+        raise ConfigError(
+            f"{EMBEDDED.name} is damaged: its content has another SHA-256 than published; install "
+            "earlydrop again"
+        )
     flat = np.frombuffer(content, np.uint8)
-    train, train_labels, test, test_labels = np.split(flat, np.cumsum([10_000 * 784, 10_000, 2_500 * 784]))
-    return image_arrays(train.reshape(-1, 28, 28), train_labels, test.reshape(-1, 28, 28), test_labels, 10)
+    train, train_labels, test, test_labels = np.split(
+        flat, np.cumsum([10_000 * 784, 10_000, 2_500 * 784])
+    )
+    return image_arrays(
+        train.reshape(-1, 28, 28), train_labels, test.reshape(-1, 28, 28), test_labels, 10
+    )
 
 
 def _fashion_mnist(config: DataConfig) -> ImageArrays:
-    names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+    names = (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    )
     folders = [_DEBIAN]
     if config.root is not None:
         root = _existing_root(config)
@@ -144,12 +172,19 @@ def _fashion_mnist(config: DataConfig) -> ImageArrays:
 def _existing_root(config: DataConfig) -> Path:
     root = Path(config.root or "").expanduser()
     if not root.is_dir():
-        raise ConfigError(f"data.root is {config.root!r}: there is no such folder; give the folder that holds {config.name}")
+        raise ConfigError(
+            f"data.root is {config.root!r}: there is no such folder; give the folder that holds "
+            f"{config.name}"
+        )
     return root
 
 
 def _torchvision(config: DataConfig) -> ImageArrays:
-    """MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 by torchvision, from `data_folder`; downloaded to it with ``data.download`` alone."""
+    """MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 by torchvision.
+
+    They are read from ``data.root``, or from `DOWNLOADS`. Only with ``data.download`` are they
+    downloaded to it.
+    """
     import torchvision.datasets
 
     makers: dict[str, tuple[Callable[..., object], int]] = {
@@ -172,7 +207,8 @@ def _torchvision(config: DataConfig) -> ImageArrays:
                 dataset = make(str(root), train=train, download=True)
         except (RuntimeError, OSError) as error:
             raise AbsentDataError(_how_to_get(config, root, error)) from error
-        images, labels = np.asarray(dataset.data), np.asarray(dataset.targets)  # type: ignore[attr-defined]
+        images = np.asarray(dataset.data)  # type: ignore[attr-defined]
+        labels = np.asarray(dataset.targets)  # type: ignore[attr-defined]
         parts += [images.transpose(0, 3, 1, 2) if images.ndim == 4 else images, labels]
     return image_arrays(parts[0], parts[1], parts[2], parts[3], classes)
 
@@ -180,7 +216,8 @@ def _torchvision(config: DataConfig) -> ImageArrays:
 def _how_to_get(config: DataConfig, root: Path, error: Exception) -> str:
     if config.download:
         return (
-            f"data.name is {config.name!r}: it could not be downloaded into {root} ({error}); fetch it elsewhere and set data.root"
+            f"data.name is {config.name!r}: it could not be downloaded into {root} ({error}); "
+            "fetch it elsewhere and set data.root"
         )
     ways = [
         f"fetch it with data.download=true, into {root if config.root is not None else DOWNLOADS}",
@@ -189,7 +226,10 @@ def _how_to_get(config: DataConfig, root: Path, error: Exception) -> str:
     if config.name == "fashion_mnist":
         ways.insert(0, "install Debian's package dataset-fashion-mnist")
     ways.append("use data=fashion_mnist_mini, which comes with earlydrop")
-    return f"data.name is {config.name!r}, which is not on this machine, nor in {root}. Either {', or '.join(ways)}"
+    return (
+        f"data.name is {config.name!r}, which is not on this machine, nor in {root}. "
+        f"Either {', or '.join(ways)}"
+    )
 
 
 ARRAYS: dict[str, Callable[[DataConfig], ImageArrays]] = {
@@ -206,26 +246,35 @@ def load_arrays(config: DataConfig) -> ImageArrays:
     """Load a dataset; of the training images the first ``train_images`` by class, if that is given.
 
     Raises:
-        ConfigError: A missing root, a dataset that is not there, or more training images than it has.
+        ConfigError: A missing root, a dataset that is not there, or more training images than it
+            has.
     """
     arrays = ARRAYS[config.name](config)
     if config.train_images is None:
         return arrays
     if config.train_images > len(arrays.train_labels) or config.train_images < arrays.classes:
         raise ConfigError(
-            f"data.train_images is {config.train_images}: {config.name} has {len(arrays.train_labels)} training images of "
+            f"data.train_images is {config.train_images}: {config.name} has "
+            f"{len(arrays.train_labels)} training images of "
             f"{arrays.classes} classes; expected a number between the two"
         )
     keep = stratified(arrays.train_labels, config.train_images, arrays.classes)
     return image_arrays(
-        arrays.train_images[keep], arrays.train_labels[keep], arrays.test_images, arrays.test_labels, arrays.classes
+        arrays.train_images[keep],
+        arrays.train_labels[keep],
+        arrays.test_images,
+        arrays.test_labels,
+        arrays.classes,
     )
 
 
 def stratified(labels: Labels, count: int, classes: int) -> npt.NDArray[np.int64]:
     """The first images of each class, as equally many as ``count`` allows, in their own order."""
-    each = [count // classes + (c < count % classes) for c in range(classes)]
-    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in enumerate(each)]))
+    share, rest = divmod(count, classes)
+    kept = []
+    for label in range(classes):
+        kept.append(np.flatnonzero(labels == label)[: share + (label < rest)])
+    return np.sort(np.concatenate(kept))
 
 
 class ImagesInMemory(Source):
@@ -252,15 +301,19 @@ class ImagesInMemory(Source):
         """
         pad = [options.shift] * 4
         self._options = options
-        self._images = {split: F.pad(each, pad).to(device) for split, each in images.items()}
-        self._labels = {split: each.to(device) for split, each in labels.items()}
+        self._images = {split: F.pad(values, pad).to(device) for split, values in images.items()}
+        self._labels = {split: values.to(device) for split, values in labels.items()}
         self._scale = scale.float().view(1, -1, 1, 1).to(device)
         self._offset = offset.float().view(1, -1, 1, 1).to(device)
 
-    def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
+    def batches(
+        self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None
+    ) -> Iterator[Batch]:
         for key, indices in keyed:
             generator = stream(*augmented, key) if augmented is not None else None
-            images = augment.shift_and_flip(self._images[split], indices, self._options.shift, self._options.flip, generator)
+            images = augment.shift_and_flip(
+                self._images[split], indices, self._options.shift, self._options.flip, generator
+            )
             images = images * self._scale - self._offset
             if generator is not None and self._options.erasing > 0:
                 images = augment.erase(images, self._options.erasing, generator)
@@ -268,15 +321,20 @@ class ImagesInMemory(Source):
 
 
 class ArraySource(ImagesInMemory):
-    """Images in memory, on the device that trains, normalised by the training images' mean and spread; shifted and flipped."""
+    """Images in memory, normalised by the mean and spread of the training images."""
 
     def __init__(self, config: DataConfig, options: AugmentConfig, device: torch.device) -> None:
         arrays = load_arrays(config)
         size = arrays.train_images.shape[-1]
         if config.image_size not in (None, size):
-            raise ConfigError(f"data.image_size is {config.image_size}: {config.name} has images of {size} pixels; leave it null")
+            raise ConfigError(
+                f"data.image_size is {config.image_size}: {config.name} has images of {size} "
+                "pixels; leave it null"
+            )
         if options.shift >= size:
-            raise ConfigError(f"augment.shift is {options.shift}: expected less than the image's {size} pixels")
+            raise ConfigError(
+                f"augment.shift is {options.shift}: expected less than the image's {size} pixels"
+            )
         self.classes, self.digest = arrays.classes, arrays.digest
         self.channels, self.image_size = arrays.train_images.shape[1], size
         self.sizes = {"train": len(arrays.train_labels), "test": len(arrays.test_labels)}
@@ -285,7 +343,8 @@ class ArraySource(ImagesInMemory):
         spread = arrays.train_images.std(axes, dtype=np.float64) / 255
         if not spread.all():
             raise ConfigError(
-                f"data.name is {config.name!r}: its training images are all of one grey, so there is nothing to learn from"
+                f"data.name is {config.name!r}: its training images are all of one grey, so there "
+                "is nothing to learn from"
             )
         images = {"train": arrays.train_images, "test": arrays.test_images}
         labels = {"train": arrays.train_labels, "test": arrays.test_labels}

@@ -1,6 +1,7 @@
 """Augmentation as a handful of vectorised operations, drawn per sample from an explicit generator.
 
-A crop shared by the whole batch would make its gradients agree more than they do; so every image has its own.
+A crop shared by the whole batch would make its gradients agree more than they do; so every image
+has its own.
 
 Shape legend: N images in the dataset, B in the batch, C channels, H × W pixels, K classes.
 """
@@ -16,11 +17,16 @@ from torch import Tensor
 from earlydrop.training.data.copies import sent
 
 
-def shift_and_flip(padded: Tensor, indices: Tensor, shift: int, flip: bool, generator: torch.Generator | None) -> Tensor:
-    """Images by index, (B, C, H, W), each shifted by up to ``shift`` pixels in both directions and flipped with probability ½.
+def shift_and_flip(
+    padded: Tensor, indices: Tensor, shift: int, flip: bool, generator: torch.Generator | None
+) -> Tensor:
+    """Shift and flip images, each by draws of its own.
 
-    ``padded`` is the dataset with ``shift`` pixels of 0 around each image, (N, C, H + 2·shift, W + 2·shift). Without a generator every
-    image is taken as it is.
+    A shift is up to ``shift`` pixels in both directions, a flip has probability ½. The images are
+    chosen by index, (B,); the result is (B, C, H, W).
+
+    ``padded`` is the dataset with ``shift`` pixels of 0 around each image, (N, C, H + 2·shift, W +
+    2·shift). Without a generator every image is taken as it is.
     """
     height, width = (side - 2 * shift for side in padded.shape[-2:])
     count, device = len(indices), padded.device
@@ -29,16 +35,26 @@ def shift_and_flip(padded: Tensor, indices: Tensor, shift: int, flip: bool, gene
     offsets = torch.randint(2 * shift + 1, (2, count, 1), generator=generator)
     flipped = torch.rand(count, 1, generator=generator) < (0.5 if flip else 0.0)
     rows = offsets[0] + torch.arange(height)
-    columns = offsets[1] + torch.where(flipped, torch.arange(width - 1, -1, -1), torch.arange(width))
+    columns = offsets[1] + torch.where(
+        flipped, torch.arange(width - 1, -1, -1), torch.arange(width)
+    )
     channels = torch.arange(padded.shape[1]).view(1, -1, 1, 1)
-    where = (indices.view(-1, 1, 1, 1), channels, rows.view(count, 1, -1, 1), columns.view(count, 1, 1, -1))
+    where = (
+        indices.view(-1, 1, 1, 1),
+        channels,
+        rows.view(count, 1, -1, 1),
+        columns.view(count, 1, 1, -1),
+    )
     return padded[tuple(sent(part, device) for part in where)]
 
 
 def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Random erasing (Zhong et al. 2020, arXiv:1708.04896) as released: with a probability, a box of each image becomes normal noise.
+    """Random erasing (Zhong et al. 2020, arXiv:1708.04896) as released.
 
-    A box covers 1/50 to 1/3 of the image at an aspect of 0.3 to 3.3; of ten tries the first that fits is taken.
+    With a probability, a box of an image becomes normal noise.
+
+    A box covers 1/50 to 1/3 of the image at an aspect of 0.3 to 3.3; of ten tries the first that
+    fits is taken.
 
     Args:
         images: (B, C, H, W), normalised.
@@ -55,22 +71,35 @@ def erase(images: Tensor, probability: float, generator: torch.Generator) -> Ten
     high, wide = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (high < height) & (wide < width)
     first = fits.int().argmax(1, keepdim=True)
-    high, wide, fits, top, left = (each.gather(1, first) for each in (high, wide, fits, draws[2], draws[3]))
+    high, wide, fits, top, left = (
+        values.gather(1, first) for values in (high, wide, fits, draws[2], draws[3])
+    )
     top, left = (top * (height - high + 1)).floor(), (left * (width - wide + 1)).floor()
     chosen = fits & (torch.rand(count, 1, generator=generator) < probability)
     rows, columns = torch.arange(height), torch.arange(width)
-    inside = ((rows >= top) & (rows < top + high)).unsqueeze(2) & ((columns >= left) & (columns < left + wide)).unsqueeze(1)
+    inside = ((rows >= top) & (rows < top + high)).unsqueeze(2) & (
+        (columns >= left) & (columns < left + wide)
+    ).unsqueeze(1)
     erased = (inside & chosen.unsqueeze(2)).unsqueeze(1)
     noise = torch.randn(images.shape, generator=generator)
     return torch.where(sent(erased, images.device), sent(noise, images.device), images)
 
 
 def mix(
-    images: Tensor, labels: Tensor, classes: int, mixup: float, cutmix: float, switch: float, generator: torch.Generator
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    mixup: float,
+    cutmix: float,
+    switch: float,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of a batch with itself reversed, one draw for the batch.
+    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019), one draw for the batch.
 
-    This is timm's ``batch`` mode with its arithmetic; the draws come from an explicit generator, and a batch may be odd.
+    The batch is mixed with itself reversed.
+
+    This is timm's ``batch`` mode with its arithmetic; the draws come from an explicit generator,
+    and a batch may be odd.
 
     Args:
         images: (B, C, H, W), floating point.
@@ -90,7 +119,10 @@ def mix(
     if cut:
         height, width = images.shape[-2:]
         ratio = (1.0 - share) ** 0.5
-        (top, bottom), (left, right) = _side(height, ratio, draws[1].item()), _side(width, ratio, draws[2].item())
+        (top, bottom), (left, right) = (
+            _side(height, ratio, draws[1].item()),
+            _side(width, ratio, draws[2].item()),
+        )
         reversed_part = images[..., top:bottom, left:right].flip(0)
         images = images.clone()
         images[..., top:bottom, left:right] = reversed_part
@@ -109,6 +141,8 @@ def _side(length: int, ratio: float, position: float) -> tuple[int, int]:
 
 def _beta(alpha: float, generator: torch.Generator) -> float:
     """One draw from Beta(α, α)."""
-    gammas = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator)
+    gammas = torch._standard_gamma(
+        torch.full((2,), alpha, dtype=torch.float64), generator=generator
+    )
     total = gammas.sum().item()
     return gammas[0].item() / total if total > 0 else 0.5

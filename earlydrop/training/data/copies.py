@@ -7,14 +7,18 @@ from torch import Tensor
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device. From the host to a GPU it goes by way of pinned memory, and the host goes on at once.
+    """Copy a tensor to a device.
+
+    From the host to a GPU it goes by way of pinned memory, and the host goes on at once.
 
     Args:
-        values: Of any shape; what is not on the host, or goes elsewhere than to a GPU, is moved as usual.
+        values: Of any shape; what is not on the host, or goes elsewhere than to a GPU, is moved as
+            usual.
         device: Where it goes.
 
     Returns:
-        The same values there. The caching allocator of pinned memory keeps the source until the copy is done.
+        The same values there. The caching allocator of pinned memory keeps the source until the
+        copy is done.
     """
     if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)

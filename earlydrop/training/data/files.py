@@ -1,4 +1,4 @@
-"""Which files of an image folder are images, of which class, and what is left out, by reason."""
+"""The images of an image folder with their classes, and the files that are left out, by reason."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _MOST_TYPES = 5
 class Samples(Sequence[tuple[str, int]]):
     """Paths and labels as three arrays.
 
-    A list of pairs would be 258 MB for ImageNet, and every worker of a loader would come to own a copy of it, since Python writes the
-    count of its references beside each object.
+    A list of pairs would be 258 MB for ImageNet, and every worker of a loader would come to own a
+    copy of it, since Python writes the count of its references beside each object.
     """
 
     def __init__(self, samples: Iterable[tuple[str, int]] = ()) -> None:
@@ -56,7 +56,11 @@ class Samples(Sequence[tuple[str, int]]):
         return os.fsdecode(self._paths[start:end].tobytes()), int(self.labels[place])
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+        return (
+            isinstance(other, Sequence)
+            and len(self) == len(other)
+            and all(a == b for a, b in zip(self, other, strict=True))
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -79,31 +83,36 @@ class ImageFiles:
 def find_images(split: Path) -> ImageFiles:
     """The images of a folder with one folder a class, as torchvision's ``ImageFolder`` orders them.
 
-    What begins with a dot and ``__MACOSX`` are left out. A real folder is read once, so that no link can lead in a circle: by its own
-    path if it has one below the split, else by the first link to it, in the order of the classes. A link to the split itself, or to a
-    folder that holds it, is not followed.
+    What begins with a dot and ``__MACOSX`` are left out. A real folder is read once, so that no
+    link can lead in a circle: by its own path if it has one below the split, else by the first link
+    to it, in the order of the classes. A link to the split itself, or to a folder that holds it, is
+    not followed.
 
     Raises:
         ConfigError: There is no class folder, or one without an image.
         OSError: A folder cannot be read.
     """
     reader = _Reader(str(split))
-    found = ImageFiles(reader.classes(), left_out=reader.left_out)
-    if not found.classes:
-        raise ConfigError(f"{split} holds no class folder: expected one folder a class{_in_brackets(found.left_out)}")
-    reader.read_own_folders(found.classes)
-    reader.follow_links(found.classes)
+    files = ImageFiles(reader.classes(), left_out=reader.left_out)
+    if not files.classes:
+        raise ConfigError(
+            f"{split} holds no class folder: expected one folder a "
+            f"class{_in_brackets(files.left_out)}"
+        )
+    reader.read_own_folders(files.classes)
+    reader.follow_links(files.classes)
     samples: list[tuple[str, int]] = []
-    for label, name in enumerate(found.classes):
+    for label, name in enumerate(files.classes):
         images = [(path, label) for _, paths in sorted(reader.images[name]) for path in paths]
         if not images:
             raise ConfigError(
-                f"{split / printable(name)} holds no image: expected files that end in {', '.join(IMAGE_ENDINGS)}"
-                f"{_in_brackets(found.left_out)}"
+                f"{split / printable(name)} holds no image: expected files that end in "
+                f"{', '.join(IMAGE_ENDINGS)}"
+                f"{_in_brackets(files.left_out)}"
             )
         samples += images
-    found.samples = Samples(samples)
-    return found
+    files.samples = Samples(samples)
+    return files
 
 
 class _Reader:
@@ -112,13 +121,17 @@ class _Reader:
     def __init__(self, split: str) -> None:
         self.split = split
         self.left_out: Counter[str] = Counter()
-        self.images: dict[str, list[tuple[str, list[str]]]] = {}  # by class: folders with the paths of their images
-        self.links: dict[str, list[str]] = {}  # by class: links to folders
+        # By class: folders with the paths of their images, and links to folders.
+        self.images: dict[str, list[tuple[str, list[str]]]] = {}
+        self.links: dict[str, list[str]] = {}
         real = Path(split).resolve()
         self.read = {str(folder) for folder in (real, *real.parents)}
 
     def classes(self) -> list[str]:
-        """The names of the class folders, sorted. A link to the folder of another class makes no second class of it."""
+        """List the names of the class folders, sorted.
+
+        A link to the folder of another class makes no second class of it.
+        """
         folders: list[str] = []
         links: list[str] = []
         for entry in os.scandir(self.split):
@@ -183,7 +196,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _hidden(name: str) -> bool:
-    """Whether a name is hidden, such as ``.ipynb_checkpoints`` and ``._1.jpg``, or what macOS adds to archives."""
+    """Whether a name is hidden, or one that macOS adds to archives.
+
+    Hidden are such as ``.ipynb_checkpoints`` and ``._1.jpg``.
+    """
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -194,9 +210,14 @@ def type_in_words(name: str) -> str:
 
 
 def counts_in_words(left_out: Mapping[str, int]) -> str:
-    """What is left out, such as ``files that end in .avif: 2; hidden files and folders: 1``; of types, the most frequent ones by name."""
+    """The files left out in words, such as ``files that end in .avif: 2``.
+
+    Only the most frequent types of files have a line of their own.
+    """
     counts = Counter(left_out)
-    types = [reason for reason in counts if reason not in (HIDDEN, OUTSIDE, READ_ALREADY, UNREADABLE)]
+    types = [
+        reason for reason in counts if reason not in (HIDDEN, OUTSIDE, READ_ALREADY, UNREADABLE)
+    ]
     for reason in sorted(types, key=lambda reason: (-counts[reason], reason))[_MOST_TYPES:]:
         counts[OTHER] += counts.pop(reason)
     return "; ".join(f"{reason}: {count:,}" for reason, count in sorted(counts.items()))

@@ -49,19 +49,27 @@ def splits_of(config: DataConfig, splits: Sequence[str]) -> dict[str, Path]:
         ConfigError: One of them is not there.
     """
     if config.root is None:
-        raise ConfigError(f"data.root is null: data={config.name} needs the folder that holds train/ and val/")
+        raise ConfigError(
+            f"data.root is null: data={config.name} needs the folder that holds train/ and val/"
+        )
     root = Path(config.root).expanduser()
     test = "test" if (root / "test").is_dir() and not (root / "val").is_dir() else "val"
     folders = {split: root / ("train" if split == "train" else test) for split in splits}
     if not all(folder.is_dir() for folder in folders.values()):
-        expected = " and ".join("train/" if split == "train" else "val/ (or test/)" for split in splits)
+        expected = " and ".join(
+            "train/" if split == "train" else "val/ (or test/)" for split in splits
+        )
         inside = "tar files" if config.name == "shards" else "one folder a class"
-        raise ConfigError(f"data.root is {config.root!r}: expected a folder with {expected}, {inside} in each")
+        raise ConfigError(
+            f"data.root is {config.root!r}: expected a folder with {expected}, {inside} in each"
+        )
     return folders
 
 
 def _digest(splits: dict[str, _FolderImages]) -> str:
-    """Hash of the images' names, sizes and labels: reading every image of ImageNet would take an hour.
+    """Hash of the images' names, sizes and labels.
+
+    Their content is not hashed: to read every image of ImageNet would take an hour.
 
     A file without content is refused before anything is trained: a copy that broke off leaves such.
     """
@@ -74,10 +82,14 @@ def _digest(splits: dict[str, _FolderImages]) -> str:
             except OSError as error:  # such as a link to a file that is gone
                 fault = f"cannot be read ({error.strerror})"
             if fault is not None:
-                raise ConfigError(f"{printable(path)} {fault}: copy it again, or leave such images out with data.skip_corrupt=true")
+                raise ConfigError(
+                    f"{printable(path)} {fault}: copy it again, or leave such images out with "
+                    "data.skip_corrupt=true"
+                )
             above, name = os.path.split(path)
             line = f"{split}/{os.path.basename(above)}/{name}:{size}:{label}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))  # a name that is not UTF-8 by its bytes
+            # A name that is not UTF-8 is hashed by its bytes.
+            digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -85,21 +97,23 @@ def _listed(config: DataConfig, folders: dict[str, Path]) -> tuple[dict[str, _Fo
     """The images of each split, and the hash of all of them.
 
     Raises:
-        ConfigError: A split cannot be read, has no image of a class, an empty file, or other classes
-            than the other.
+        ConfigError: A split cannot be read, has no image of a class, an empty file, or other
+            classes than the other.
     """
     try:
         splits = {split: _FolderImages(find_images(folder)) for split, folder in folders.items()}
     except OSError as error:
         raise ConfigError(f"data.root is {config.root!r}: {printable(str(error))}") from error
-    same_classes(config.root or "", splits, {split: f"{folder.name}/" for split, folder in folders.items()})
+    same_classes(
+        config.root or "", splits, {split: f"{folder.name}/" for split, folder in folders.items()}
+    )
     if config.skip_corrupt:
         leave_out_corrupt(splits, config.workers)
     return splits, _digest(splits)
 
 
 class FolderSource(LoadedImages):
-    """A folder with ``train`` and ``val`` (or ``test``), each with one folder a class, as ImageNet is laid out."""
+    """A folder laid out as ImageNet: ``train`` and ``val`` (or ``test``) of class folders."""
 
     def __init__(
         self,
@@ -111,5 +125,7 @@ class FolderSource(LoadedImages):
     ) -> None:
         folders = splits_of(config, splits)
         if config.train_images is not None:
-            raise ConfigError("data.train_images is for datasets in memory: make a smaller folder instead")
+            raise ConfigError(
+                "data.train_images is for datasets in memory: make a smaller folder instead"
+            )
         super().__init__(lambda: once(lambda: _listed(config, folders)), config, options, device)

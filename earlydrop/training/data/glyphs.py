@@ -1,7 +1,10 @@
-"""Endless images of 1,000 characters, drawn afresh for every step from the fonts that come with matplotlib: nothing can be overfitted.
+"""Endless images of 1,000 characters, of which nothing can be overfitted.
 
-A class is a letter, an image one of its faces under a random affine map, in random contrast, with noise. Only the characters are stored;
-which images a batch holds follows from the stream that its key names, so a run sees no image twice and resumes like any other.
+They are drawn afresh for every step from the fonts that come with matplotlib.
+
+A class is a letter, an image one of its faces under a random affine map, in random contrast, with
+noise. Only the characters are stored; which images a batch holds follows from the stream that its
+key names, so a run sees no image twice and resumes like any other.
 """
 
 from __future__ import annotations
@@ -25,42 +28,51 @@ from earlydrop.training.data.source import Batch, KeyedIndices, Source
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.streams import stream
 
-FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic")
+FACES = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSansMono",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic",
+)
 CLASSES, SIDE = 1_000, 28
 FIXED = 5_000
-"""Images that stand for the training set where one is needed, and images of the test set; both fixed, the same for every run."""
+"""Size of the test set, and of the set that stands for the training set where one is needed.
+
+Both are fixed, the same for every run.
+"""
 
 _PIXELS = 20  # size of the type
-_TURN, _SHEAR, _SCALE, _SHIFT, _NOISE = (
-    0.2,
-    0.2,
-    0.15,
-    0.15,
-    0.15,
-)  # radians, tangent, share, share of half the side, standard deviation
-_MEAN, _SPREAD = 0.065, 0.237  # of the images, so that they are normalised; near enough
+_TURN = 0.2  # radians
+_SHEAR = 0.2  # tangent
+_SCALE = 0.15  # share
+_SHIFT = 0.15  # share of half the side
+_NOISE = 0.15  # standard deviation
+_MEAN, _SPREAD = 0.065, 0.237  # of the images, about; so that they are normalised
 
 
 def letters(charmaps: list[set[int]], shapes: Any, classes: int) -> list[int]:
-    """The first letters, by code point, that every face has and that look different in the first one.
+    """The first letters, by code point, that every face has and that differ in the first face.
 
     Args:
         charmaps: The code points of each face.
         shapes: What a code point looks like in the first face, as bytes.
-        classes: How many are wanted.
+        classes: How many are needed.
 
     Raises:
         ConfigError: There are not so many.
     """
-    found: dict[bytes, int] = {}
+    by_shape: dict[bytes, int] = {}
     for code in sorted(set.intersection(*charmaps)):
         if unicodedata.category(chr(code)).startswith("L"):
-            found.setdefault(shapes(code), code)
-            if len(found) == classes:
-                return list(found.values())
+            by_shape.setdefault(shapes(code), code)
+            if len(by_shape) == classes:
+                return list(by_shape.values())
     raise ConfigError(
-        f"data.name is 'glyphs': the fonts here share {len(found)} letters of different shape, of {classes} that are needed "
-        f"({', '.join(FACES)}, which come with matplotlib); install matplotlib again"
+        f"data.name is 'glyphs': the fonts here share {len(by_shape)} letters of different shape, "
+        f"of {classes} that are needed ({', '.join(FACES)}, which come with matplotlib); "
+        "install matplotlib again"
     )
 
 
@@ -77,7 +89,10 @@ def glyph_images() -> npt.NDArray[np.uint8]:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     missing = [name for name in FACES if not (folder / f"{name}.ttf").is_file()]
     if missing:
-        raise ConfigError(f"data.name is 'glyphs': matplotlib's font {missing[0]} is not there; install matplotlib again")
+        raise ConfigError(
+            f"data.name is 'glyphs': matplotlib's font {missing[0]} is not there; install "
+            "matplotlib again"
+        )
     fonts = [FT2Font(str(folder / f"{name}.ttf")) for name in FACES]
 
     def draw(font: Any, code: int) -> npt.NDArray[np.uint8]:
@@ -114,7 +129,9 @@ def draw_glyphs(glyphs: Tensor, labels: Tensor, generator: torch.Generator) -> T
     """
     count, device = len(labels), glyphs.device
     faces = torch.randint(glyphs.shape[1], (count,), generator=generator)
-    turn, shear, across, down, right, lower, contrast = (torch.rand(7, count, generator=generator) * 2 - 1).unbind()
+    turn, shear, across, down, right, lower, contrast = (
+        torch.rand(7, count, generator=generator) * 2 - 1
+    ).unbind()
     angle = turn * _TURN
     cosine, sine = angle.cos(), angle.sin()
     x, y = 1 / (1 + across * _SCALE), 1 / (1 + down * _SCALE)
@@ -122,25 +139,36 @@ def draw_glyphs(glyphs: Tensor, labels: Tensor, generator: torch.Generator) -> T
         torch.stack((cosine * x, (shear * _SHEAR * cosine - sine) * x, right * _SHIFT), 1),
         torch.stack((sine * y, (shear * _SHEAR * sine + cosine) * y, lower * _SHIFT), 1),
     )
-    grid = F.affine_grid(sent(torch.stack(rows, 1), device), [count, 1, SIDE, SIDE], align_corners=False)
-    images = F.grid_sample(glyphs[sent(labels, device), sent(faces, device)].unsqueeze(1), grid, align_corners=False)
+    grid = F.affine_grid(
+        sent(torch.stack(rows, 1), device), [count, 1, SIDE, SIDE], align_corners=False
+    )
+    images = F.grid_sample(
+        glyphs[sent(labels, device), sent(faces, device)].unsqueeze(1), grid, align_corners=False
+    )
     images = images * sent(0.75 + 0.25 * contrast, device).view(-1, 1, 1, 1)
     noise = sent(torch.randn(images.shape, generator=generator), device)
     return images.add_(noise, alpha=_NOISE).sub_(_MEAN).mul_(1 / _SPREAD)
 
 
 class GlyphSource(Source):
-    """The endless images. An epoch, where a duration counts epochs, is as long as the fixed set that stands for the training set.
+    """The endless images.
 
-    Training draws labels and images from the stream of (seed, purpose, key) and does not look at the indices; the fixed sets are the
-    streams that no run's seed names. So ``train_eval`` is that set under the objective, the same for every run.
+    Where a duration counts epochs, an epoch is as long as the set that stands for the training set.
+
+    Training draws labels and images from the stream of (seed, purpose, key) and does not look at
+    the indices; the fixed sets are the streams that no run's seed names. So ``train_eval`` is that
+    set under the objective, the same for every run.
     """
 
     def __init__(self, config: DataConfig, options: AugmentConfig, device: torch.device) -> None:
-        for key, value, given in (("data.image_size", config.image_size, SIDE), ("data.root", config.root, None)):
+        for key, value, given in (
+            ("data.image_size", config.image_size, SIDE),
+            ("data.root", config.root, None),
+        ):
             if value not in (None, given):
                 raise ConfigError(
-                    f"{key} is {value!r}: data=glyphs draws images of {SIDE} pixels from matplotlib's fonts; leave it null"
+                    f"{key} is {value!r}: data=glyphs draws images of {SIDE} pixels from "
+                    "matplotlib's fonts; leave it null"
                 )
         images = glyph_images()
         self.classes, self.channels, self.image_size = CLASSES, 1, SIDE
@@ -148,13 +176,18 @@ class GlyphSource(Source):
         constants = (_TURN, _SHEAR, _SCALE, _SHIFT, _NOISE, _MEAN, _SPREAD, self.sizes)
         self.digest = hashlib.sha256(images.tobytes() + str(constants).encode()).hexdigest()
         self._glyphs = torch.from_numpy(images).to(device).float() / 255
-        self._fixed = {split: self._draw(count, stream(0, f"glyphs-{split}")) for split, count in self.sizes.items()}
+        self._fixed = {
+            split: self._draw(count, stream(0, f"glyphs-{split}"))
+            for split, count in self.sizes.items()
+        }
 
     def _draw(self, count: int, generator: torch.Generator) -> Batch:
         labels = torch.randint(CLASSES, (count,), generator=generator)
         return draw_glyphs(self._glyphs, labels, generator), sent(labels, self._glyphs.device)
 
-    def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
+    def batches(
+        self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None
+    ) -> Iterator[Batch]:
         for key, indices in keyed:
             if augmented is not None:
                 yield self._draw(len(indices), stream(*augmented, key))

@@ -1,20 +1,13 @@
-"""Images that are read, decoded and augmented one by one, by this process or by worker processes."""
+"""Images that are decoded and augmented one by one, by this process or by worker processes."""
 
 from __future__ import annotations
 
-import atexit
 import concurrent.futures
 import copy
-import multiprocessing
-import os
 import random
-import signal
-import sys
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -33,16 +26,10 @@ from earlydrop.training.data.transforms import (
     make_transforms,
     normalised,
 )
+from earlydrop.training.data.workers import AHEAD, WorkerPool
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.names import printable
 from earlydrop.training.streams import stream_seed
-
-_GRACE = 30.0  # seconds that a worker lives on after SIGTERM
-_IGNORED = ("SIGINT", "SIGUSR1", "SIGUSR2")  # by workers
-_HELD = {  # while workers start
-    getattr(signal, name) for name in ("SIGTERM", *_IGNORED) if hasattr(signal, name)
-}
-_AHEAD = 2  # batches that each worker reads ahead
 
 
 class Images(Protocol):
@@ -58,7 +45,7 @@ class Images(Protocol):
     left_out: Counter[str]
 
     @property
-    def labels(self) -> Sequence[int]: ...
+    def labels(self) -> Any: ...
 
     def __len__(self) -> int: ...
 
@@ -76,7 +63,10 @@ class Images(Protocol):
 
 
 class _Item(NamedTuple):
-    """An image to read: without a key it is clean, else the key is part of the name of its random stream."""
+    """An image to read.
+
+    Without a key it is clean. Else the key is part of the name of its random stream.
+    """
 
     split: str
     image: int
@@ -104,163 +94,12 @@ class _Transformed(torch.utils.data.Dataset[tuple[Pixels, int]]):
             return self.train(image), label
 
 
-def _outlive_signals(worker: int) -> None:
-    """Let a worker outlive a signal for a while.
-
-    What ends or interrupts a run is sent to its whole group, and the run has to save before it ends
-    its workers. SLURM's warnings are for the run alone.
-    """
-
-    def end_later(number: int, frame: object) -> None:
-        timer = threading.Timer(_GRACE, os._exit, (143,))
-        timer.daemon = True
-        timer.start()
-
-    signal.signal(signal.SIGTERM, end_later)
-    for name in _IGNORED:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if sys.platform != "win32" and hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
-
-
-def _start_method() -> str:
-    """How workers start: as Python starts processes here, but by spawn where that is forkserver.
-
-    A forked and a spawned process inherit the signal mask of the process that starts them. A process that a fork server forks inherits
-    the server's, which was set when the server was started.
-    """
-    usual = multiprocessing.get_start_method()
-    return "spawn" if usual == "forkserver" else usual
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Workers started here inherit the mask, so that no signal can end one before `_outlive_signals` has run in it."""
-    if sys.platform != "win32" and hasattr(signal, "pthread_sigmask"):
-        if _start_method() == "spawn":  # the first spawn starts Python's resource tracker, which takes away our mask
-            from multiprocessing import resource_tracker
-
-            resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    else:  # Windows has no mask, and no scheduler that sends signals
-        yield
-
-
-class _Feed:
-    """The batches that a loader reads next; another pass has others."""
-
-    def __init__(self) -> None:
-        self.start(())
-
-    def start(self, batches: Iterable[list[_Item]]) -> None:
-        self._batches = batches
-        self.given, self.ended = 0, False
-
-    def __iter__(self) -> Iterator[list[_Item]]:
-        for batch in self._batches:
-            self.given += 1
-            yield batch
-        self.ended = True
-
-
-class _Loader:
-    """Worker processes that read batches ahead, in one pass after another."""
-
-    def __init__(self, dataset: _Transformed, workers: int, pin: bool) -> None:
-        self._feed = _Feed()
-        self._loader = torch.utils.data.DataLoader(
-            dataset,
-            batch_sampler=self._feed,  # type: ignore[arg-type]  # lazily: a long run has many
-            num_workers=workers,
-            prefetch_factor=_AHEAD,
-            persistent_workers=True,
-            collate_fn=collate,
-            pin_memory=pin,
-            generator=torch.Generator(),
-            worker_init_fn=_outlive_signals,
-            multiprocessing_context=_start_method(),
-        )
-        self._batches: Any = None
-
-    def read(self, batches: Iterable[list[_Item]]) -> Iterator[tuple[PixelBatch, bool]]:
-        """Read some batches.
-
-        Yields:
-            Each batch, and whether it is the last: then the workers have nothing left to do.
-        """
-        self._feed.start(batches)
-        with _signals_held() if self._batches is None else nullcontext():
-            self._batches = iter(self._loader)
-        received = 0
-        while (batch := next(self._batches, None)) is not None:
-            received += 1
-            yield batch, self._feed.ended and received == self._feed.given
-
-    def end(self) -> None:
-        """End the workers now, not when the last traceback that holds them is gone."""
-        if self._batches is not None:
-            self._batches._shutdown_workers()
-
-
-class _Pool:
-    """Loaders whose workers live on, since to start one takes seconds where Python spawns processes.
-
-    Training keeps one for the whole run. Evaluations and probes, which come in between, share a
-    second.
-    """
-
-    def __init__(self, dataset: _Transformed, workers: int, pin: bool) -> None:
-        self._new = (dataset, workers, pin)
-        self._all: list[_Loader] = []
-        self._idle: list[_Loader] = []
-
-    def read(self, batches: Iterable[list[_Item]]) -> Generator[PixelBatch, None, None]:
-        """Read some batches; a pass that is given up ends its workers."""
-        loader = self._idle.pop() if self._idle else self._start()
-        lent = True
-        try:
-            for batch, last in loader.read(batches):
-                if last:  # before it is handed on, since many a reader asks for no more
-                    self._idle.append(loader)
-                    lent = False
-                yield batch
-                if last:
-                    return
-            self._idle.append(loader)
-            lent = False
-        finally:
-            if lent and loader in self._all:
-                self._all.remove(loader)
-                loader.end()
-
-    def _start(self) -> _Loader:
-        if not self._all:
-            atexit.register(self.close)  # before torch's own hook, after which workers are not waited for
-        loader = _Loader(*self._new)
-        self._all.append(loader)
-        return loader
-
-    def close(self) -> None:
-        """End all workers."""
-        atexit.unregister(self.close)
-        loaders = list(self._all)
-        self._all.clear()
-        self._idle.clear()
-        for loader in loaders:
-            loader.end()
-
-
 class LoadedImages(Source):
     """Images that are read one by one, with the released augmentation.
 
-    Augmentation is what the keys of `AugmentConfig` say, in timm's implementation. It is drawn for each
-    image from (seed, batch, index), so the number of workers changes nothing. Worker processes live as
-    long as the source, or until `close`.
+    Augmentation is what the keys of `AugmentConfig` say, in timm's implementation. It is drawn for
+    each image from (seed, batch, index), so the number of workers changes nothing. Worker processes
+    live as long as the source, or until `close`.
     """
 
     reads_files = True
@@ -275,8 +114,8 @@ class LoadedImages(Source):
         """Open the images.
 
         Args:
-            opened: Gives the images of each split and the hash of their content. It is called once the
-                options are known to be good: to list a large folder takes minutes.
+            opened: Gives the images of each split and the hash of their content. It is called once
+                the options are known to be good: to list a large folder takes minutes.
             config: Which images.
             options: How training images are augmented.
             device: Where batches are made.
@@ -286,12 +125,14 @@ class LoadedImages(Source):
         splits, self.digest = opened()
         self.left_out = sum((images.left_out for images in splits.values()), Counter())
         self.classes = len(next(iter(splits.values())).classes)
-        self.sizes = {"train": 0, "test": 0} | {split: len(images) for split, images in splits.items()}
+        self.sizes = {"train": 0, "test": 0} | {
+            split: len(images) for split, images in splits.items()
+        }
         self.workers = config.workers
         self._erasing = options.erasing
         self._table = clean.table.to(device)  # that of training is the same
         self._dataset = _Transformed(splits, train, clean)
-        self._pool = _Pool(self._dataset, config.workers, pin=device.type == "cuda")
+        self._pool = WorkerPool(self._dataset, config.workers, pin=device.type == "cuda")
         weakref.finalize(self, self._pool.close).atexit = False
 
     def serial(self) -> LoadedImages:
@@ -305,22 +146,25 @@ class LoadedImages(Source):
     def shared_memory(self, *batch_sizes: int) -> int:
         image = 3 * self.image_size**2
         noise = 4 * self._erasing / 3  # float32 in at most a third of an image
-        return int(self.workers * _AHEAD * sum(batch_sizes) * image * (1 + noise))
+        return int(self.workers * AHEAD * sum(batch_sizes) * image * (1 + noise))
 
-    def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
+    def batches(
+        self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None
+    ) -> Iterator[Batch]:
         seed, purpose = augmented or (0, "")
 
         def items() -> Iterator[list[_Item]]:
             for key, indices in keyed:
-                named = None if augmented is None else key
-                yield [_Item(split, index, named, seed, purpose) for index in indices.tolist()]
+                stream_key = None if augmented is None else key
+                yield [_Item(split, index, stream_key, seed, purpose) for index in indices.tolist()]
 
         read = self._pool.read(items()) if self.workers else self._read_here(items())
         try:
             for batch in read:
                 yield normalised(batch, self._table), sent(batch.labels, self.device)
         except BrokenImageError as error:
-            line = str(error).strip().splitlines()[-1]  # a worker's error comes with its traceback in front
+            # A worker's error comes with its traceback in front.
+            line = str(error).strip().splitlines()[-1]
             raise ConfigError(line.partition("BrokenImageError: ")[2] or line) from None
         finally:
             read.close()
@@ -350,8 +194,10 @@ def same_classes(root: str, splits: Mapping[str, Images], names: Mapping[str, st
     ):
         if more:
             raise ConfigError(
-                f"data.root is {root!r}: {there} has {len(more)} classes that {lacks} lacks, such as {min(more)!r}; "
-                f"expected the same class folders in both ({len(train)} in {names['train']}, {len(test)} in {names['test']})"
+                f"data.root is {root!r}: {there} has {len(more)} classes that {lacks} lacks, such "
+                f"as {min(more)!r}; "
+                f"expected the same class folders in both ({len(train)} in {names['train']}, "
+                f"{len(test)} in {names['test']})"
             )
 
 
@@ -363,19 +209,36 @@ def _readable(images: Images, index: int) -> bool:
     return True
 
 
-def leave_out_corrupt(splits: Mapping[str, Images], workers: int) -> None:
+def leave_out_corrupt(splits: Mapping[str, Images], workers: int) -> dict[str, list[int]]:
     """Decode every image once, and take those that cannot be decoded out of the splits.
+
+    Returns:
+        The indices of the others, by split.
 
     Raises:
         ConfigError: A class has no image left in a split.
     """
+    kept: dict[str, list[int]] = {}
     for split, images in splits.items():
-        before, classes = len(images), set(map(int, images.labels))
-        with concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:  # decoding lets go of the interpreter
-            readable = list(pool.map(_readable, [images] * before, range(before), chunksize=64))
-        images.keep([index for index, good in enumerate(readable) if good])
+        count, classes = len(images), set(map(int, images.labels))
+        with concurrent.futures.ThreadPoolExecutor(
+            max(workers, 1)
+        ) as pool:  # decoding lets go of the interpreter
+            readable = list(pool.map(_readable, [images] * count, range(count), chunksize=64))
+        kept[split] = [index for index, good in enumerate(readable) if good]
+        keep_readable(images, kept[split])
         lost = classes - set(map(int, images.labels))
         if lost:
-            raise ConfigError(f"no image of {split}/{printable(images.classes[min(lost)])} can be read: copy that folder again")
-        if len(images) < before:
-            images.left_out[UNREADABLE] += before - len(images)
+            raise ConfigError(
+                f"no image of {split}/{printable(images.classes[min(lost)])} can be read: copy "
+                "that folder again"
+            )
+    return kept
+
+
+def keep_readable(images: Images, indices: Sequence[int]) -> None:
+    """Forget the images that cannot be read, and count them."""
+    unreadable = len(images) - len(indices)
+    if unreadable:
+        images.keep(indices)
+        images.left_out[UNREADABLE] += unreadable

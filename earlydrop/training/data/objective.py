@@ -1,4 +1,7 @@
-"""The training objective: augmentation, mixing, label smoothing and cross-entropy. Training, the probe and ``train_eval`` share it."""
+"""The training objective: augmentation, mixing, label smoothing and cross-entropy.
+
+Training, the probe and ``train_eval`` share it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from earlydrop.training.streams import stream
 
 
 def _noting(keyed: KeyedIndices, keys: deque[int]) -> Iterator[tuple[int, Tensor]]:
-    """Pass batches on and note their keys; a loader may ask for batches ahead of those that it gives."""
+    """Pass batches on and note their keys, since a loader asks for batches ahead."""
     for key, indices in keyed:
         keys.append(key)
         yield key, indices
@@ -28,22 +31,44 @@ class Objective:
         self.source, self.options = source, options
 
     def batches(self, keyed: KeyedIndices, seed: int, purpose: str) -> Iterator[Batch]:
-        """Augmented and mixed training images, with labels, (B,), or soft targets, (B, K); drawn from the streams of a seed and purpose."""
+        """Augmented and mixed training images with their targets.
+
+        Args:
+            keyed: The batches' keys and indices.
+            seed: Seed of the streams that augmentation and mixing are drawn from.
+            purpose: Purpose of those streams.
+
+        Yields:
+            Images, and labels, (B,), or soft targets, (B, K).
+        """
         options = self.options
         keys: deque[int] = deque()
         for images, labels in self.source.batches(_noting(keyed, keys), "train", (seed, purpose)):
             key = keys.popleft()
             if options.mixup > 0 or options.cutmix > 0:
                 generator = stream(seed, purpose + "-mix", key)
-                yield augment.mix(images, labels, self.source.classes, options.mixup, options.cutmix, options.switch, generator)
+                yield augment.mix(
+                    images,
+                    labels,
+                    self.source.classes,
+                    options.mixup,
+                    options.cutmix,
+                    options.switch,
+                    generator,
+                )
             else:
                 yield images, labels
 
     def loss(self, logits: Tensor, targets: Tensor, clean: bool = False) -> Tensor:
-        """Mean loss of logits, (B, K), against labels, (B,), or soft targets, (B, K); of a text, over all places of its contexts.
+        """Mean loss of a batch.
 
-        ``clean``: plain cross-entropy, whatever the objective's smoothing.
+        Args:
+            logits: (B, K); of a text (B, T, K), and the mean is over all places of its contexts.
+            targets: Labels, (B,), or soft targets, (B, K); of a text (B, T).
+            clean: Plain cross-entropy, whatever the objective's smoothing.
         """
         if logits.dim() == 3:  # B T V
             logits, targets = logits.flatten(0, 1), targets.flatten()
-        return F.cross_entropy(logits.float(), targets, label_smoothing=0.0 if clean else self.options.smoothing)
+        return F.cross_entropy(
+            logits.float(), targets, label_smoothing=0.0 if clean else self.options.smoothing
+        )

@@ -15,7 +15,9 @@ def split_batches(count: int, size: int) -> list[tuple[int, Tensor]]:
     return list(enumerate(torch.arange(count).split(size)))
 
 
-def training_order(seed: int, images: int, batch_size: int, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
+def training_order(
+    seed: int, images: int, batch_size: int, start: int, stop: int
+) -> Iterator[tuple[int, Tensor]]:
     """Step and indices, (batch_size,), of the steps ``start`` to ``stop``.
 
     Each epoch is a permutation of its own; its incomplete batch is left out.

@@ -1,4 +1,4 @@
-"""Data of somebody's own, named as ``module:function``: a pair of datasets, or a whole `Source`."""
+"""Data of the user's own, named as ``module:function``: a pair of datasets, or a whole `Source`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from earlydrop.training.keys import keys
 from earlydrop.training.plugins import Code, raised
 
 _EXPECTED = (
-    "expected a pair of datasets, for training and for test, each with a length and (image, label) at every index; "
-    "or a Source (earlydrop.training.data.source)"
+    "expected a pair of datasets, for training and for test, each with a length and (image, label) "
+    "at every index; or a Source (earlydrop.training.data.source)"
 )
-_SHARED = ("name", "args", "download", "workers")  # keys of `data` that are not handed on
+# Keys of `data` that are not handed on.
+_SHARED = ("name", "args", "download", "workers", "image", "label")
 
 
-def own_source(code: Code, config: DataConfig, options: AugmentConfig, device: torch.device) -> Source:
-    """Call somebody's function for its data.
+def own_source(
+    code: Code, config: DataConfig, options: AugmentConfig, device: torch.device
+) -> Source:
+    """Call a function of the user's for its data.
 
-    Its arguments are the keys of ``data.args``; a parameter called like another key of ``data`` (``root``, ``train_images``,
-    ``image_size``) takes that one, and one called ``config``, ``options`` or ``device`` the whole group, the group ``augment``, or the
-    device.
+    Its arguments are the keys of ``data.args``. A parameter with the name of another key of
+    ``data`` (``root``, ``train_images``, ``image_size``) takes that key. ``config`` takes the whole
+    group, ``options`` the group ``augment``, and ``device`` the device.
 
     Raises:
         ConfigError: An argument that does not fit, an error in it, or something else than data.
@@ -46,60 +49,95 @@ def own_source(code: Code, config: DataConfig, options: AugmentConfig, device: t
         if name in known:
             offered[name] = value
         elif not takes_all and value not in (None, False) and name != "train_images":
-            raise ConfigError(f"data.{name} is {value!r}: data.name={config.name} has no such argument; leave it null")
+            raise ConfigError(
+                f"data.{name} is {value!r}: data.name={config.name} has no such argument; leave it "
+                "null"
+            )
     values = arguments("data", config.name, code.value, config.args, offered)
     try:
-        found = code.value(**values)
-        if _is_source(found):
-            _check_source(said, found)
-            source: Source = found
+        returned = code.value(**values)
+        if _is_source(returned):
+            _check_source(said, returned)
+            source: Source = returned
             return source
-        return OwnImages(pair_of(said, found), config, options, device, shown="train_images" not in known)
+        return OwnImages(
+            splits=pair_of(said, returned),
+            config=config,
+            options=options,
+            device=device,
+            first_only="train_images" not in known,
+        )
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(f"{said}: reading it raised {raised(error, code.paths)}") from error
 
 
-def _is_source(found: Any) -> bool:
-    return Source in type(found).__mro__ or all(hasattr(found, name) for name in ("batches", "sizes"))
+def _is_source(returned: Any) -> bool:
+    return Source in type(returned).__mro__ or all(
+        hasattr(returned, name) for name in ("batches", "sizes")
+    )
 
 
 def _check_source(said: str, source: Any) -> None:
     """Refuse a source that lacks something, or whose first images cannot be trained on."""
     if Source not in type(source).__mro__:
         raise ConfigError(
-            f"{said}: {type(source).__name__} is no Source; make it a subclass of earlydrop.training.data.source.Source"
+            f"{said}: {type(source).__name__} is no Source; make it a subclass of "
+            "earlydrop.training.data.source.Source"
         )
-    lacking = [name for name in ("classes", "channels", "image_size", "sizes", "digest") if not hasattr(source, name)]
+    lacking = [
+        name
+        for name in ("classes", "channels", "image_size", "sizes", "digest")
+        if not hasattr(source, name)
+    ]
     if lacking:
-        raise ConfigError(f"{said}: its Source has no {', '.join(lacking)}; see earlydrop.training.data.source.Source")
+        raise ConfigError(
+            f"{said}: its Source has no {', '.join(lacking)}; see "
+            "earlydrop.training.data.source.Source"
+        )
     for split in ("train", "test"):
         if source.sizes.get(split, 0) < 1:
-            raise ConfigError(f"{said}: its Source has no length for {split!r}: sizes is {source.sizes}")
+            raise ConfigError(
+                f"{said}: its Source has no length for {split!r}: sizes is {source.sizes}"
+            )
         keyed = [(0, torch.arange(min(2, source.sizes[split])))]
         for images, labels in source.batches(keyed, split, None):
             expected = tuple(source.blank(len(keyed[0][1]), images.device).shape)
             if tuple(images.shape) != expected:
-                raise ConfigError(f"{said}: its {split} images have shape {tuple(images.shape)}, expected {expected}")
+                raise ConfigError(
+                    f"{said}: its {split} images have shape {tuple(images.shape)}, expected "
+                    f"{expected}"
+                )
             if images.is_floating_point() and not images.isfinite().all():
-                raise ConfigError(f"{said}: its first {split} images hold NaN or infinity; mend the data")
-            if labels.dtype != torch.int64 or (labels.numel() and (labels.min() < 0 or labels.max() >= source.classes)):
-                raise ConfigError(f"{said}: its {split} labels are {labels.tolist()}: expected int64, 0 to {source.classes - 1}")
+                raise ConfigError(
+                    f"{said}: its first {split} images hold NaN or infinity; mend the data"
+                )
+            if labels.dtype != torch.int64 or (
+                labels.numel() and (labels.min() < 0 or labels.max() >= source.classes)
+            ):
+                raise ConfigError(
+                    f"{said}: its {split} labels are {labels.tolist()}: expected int64, 0 to "
+                    f"{source.classes - 1}"
+                )
 
 
-def pair_of(said: str, found: Any) -> dict[str, Any]:
+def pair_of(said: str, returned: Any) -> dict[str, Any]:
     """The training and the test set."""
-    if isinstance(found, Mapping) and {"train", "test"} <= found.keys():
-        found = (found["train"], found["test"])
-    if not isinstance(found, (tuple, list)) or len(found) != 2:
-        raise ConfigError(f"{said}: it returned a {type(found).__name__}; {_EXPECTED}")
-    splits = {"train": found[0], "test": found[1]}
+    if isinstance(returned, Mapping) and {"train", "test"} <= returned.keys():
+        returned = (returned["train"], returned["test"])
+    if not isinstance(returned, (tuple, list)) or len(returned) != 2:
+        raise ConfigError(f"{said}: it returned a {type(returned).__name__}; {_EXPECTED}")
+    splits = {"train": returned[0], "test": returned[1]}
     for split, dataset in splits.items():
         if not hasattr(dataset, "__len__"):
-            raise ConfigError(f"{said}: its {split} set, a {type(dataset).__name__}, has no length; {_EXPECTED}")
+            raise ConfigError(
+                f"{said}: its {split} set, a {type(dataset).__name__}, has no length; {_EXPECTED}"
+            )
         if not hasattr(dataset, "__getitem__"):
-            raise ConfigError(f"{said}: its {split} set, a {type(dataset).__name__}, has no index; {_EXPECTED}")
+            raise ConfigError(
+                f"{said}: its {split} set, a {type(dataset).__name__}, has no index; {_EXPECTED}"
+            )
         if len(dataset) == 0:
             raise ConfigError(f"{said}: its {split} set is empty")
     return splits
@@ -111,15 +149,23 @@ def read_images(said: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
     for index in range(len(dataset)):
         item = dataset[index]
         if not isinstance(item, (tuple, list)) or len(item) < 2:
-            raise ConfigError(f"{said}: {split}[{index}] is a {type(item).__name__}, expected (image, label)")
+            raise ConfigError(
+                f"{said}: {split}[{index}] is a {type(item).__name__}, expected (image, label)"
+            )
         images.append(_as_image(said, f"{split}[{index}]", item[0]))
         labels.append(_as_label(said, f"{split}[{index}]", item[1]))
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
-        raise ConfigError(f"{said}: its {split} images have different shapes, such as {min(shapes)} and {max(shapes)}; resize them")
+        raise ConfigError(
+            f"{said}: its {split} images have different shapes, such as {min(shapes)} and "
+            f"{max(shapes)}; resize them"
+        )
     stacked = torch.stack(images)
     if stacked.shape[-1] != stacked.shape[-2]:
-        raise ConfigError(f"{said}: its {split} images have shape {tuple(stacked.shape[1:])}, expected square ones; crop them")
+        raise ConfigError(
+            f"{said}: its {split} images have shape {tuple(stacked.shape[1:])}, expected square "
+            "ones; crop them"
+        )
     if not stacked.float().isfinite().all():
         bad = next(i for i, image in enumerate(images) if not image.float().isfinite().all())
         raise ConfigError(f"{said}: {split}[{bad}] holds NaN or infinity; mend the data")
@@ -127,20 +173,28 @@ def read_images(said: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
 
 
 def _as_image(said: str, where: str, image: Any) -> Tensor:
-    """An image as (C, H, W): a tensor in this order, an array or picture with its channels last or without any."""
+    """An image as (C, H, W).
+
+    A tensor is in this order. An array or picture has its channels last, or none.
+    """
     if isinstance(image, Tensor):
         tensor = image.detach().cpu()
     else:
         array = np.array(image)
         if array.dtype == object or array.ndim not in (2, 3):
-            raise ConfigError(f"{said}: the image of {where} is a {type(image).__name__}, expected a tensor, an array or a picture")
+            raise ConfigError(
+                f"{said}: the image of {where} is a {type(image).__name__}, expected a tensor, an "
+                "array or a picture"
+            )
         tensor = torch.from_numpy(array)
         if tensor.dim() == 3 and tensor.shape[-1] in (1, 3, 4) and tensor.shape[0] not in (1, 3, 4):
             tensor = tensor.permute(2, 0, 1)
     if tensor.dim() == 2:
         tensor = tensor.unsqueeze(0)
     if tensor.dim() != 3:
-        raise ConfigError(f"{said}: the image of {where} has shape {tuple(tensor.shape)}, expected (C, H, W)")
+        raise ConfigError(
+            f"{said}: the image of {where} has shape {tuple(tensor.shape)}, expected (C, H, W)"
+        )
     return tensor if tensor.dtype == torch.uint8 else tensor.float()
 
 
@@ -152,21 +206,34 @@ def _as_label(said: str, where: str, label: Any) -> int:
 
 
 class OwnImages(ImagesInMemory):
-    """Images of a pair of datasets, read once into memory, normalised by the training images' mean and spread; shifted and flipped."""
+    """Images of a pair of datasets, read once into memory.
+
+    They are normalised by the training images' mean and spread, shifted and flipped.
+    """
 
     def __init__(
-        self, splits: Mapping[str, Any], config: DataConfig, options: AugmentConfig, device: torch.device, shown: bool
+        self,
+        splits: Mapping[str, Any],
+        config: DataConfig,
+        options: AugmentConfig,
+        device: torch.device,
+        first_only: bool,
     ) -> None:
         said = f"data.name is {config.name!r}"
         read = {split: read_images(said, split, dataset) for split, dataset in splits.items()}
-        if shown and config.train_images is not None:
+        if first_only and config.train_images is not None:
             read["train"] = _first(config.train_images, *read["train"])
         if read["train"][0].shape[1:] != read["test"][0].shape[1:]:
             shapes = " and ".join(str(tuple(images.shape[1:])) for images, _ in read.values())
-            raise ConfigError(f"{said}: its training and test images have shapes {shapes}, expected the same")
+            raise ConfigError(
+                f"{said}: its training and test images have shapes {shapes}, expected the same"
+            )
         count, self.channels, self.image_size, _ = read["train"][0].shape
         if options.shift >= self.image_size:
-            raise ConfigError(f"augment.shift is {options.shift}: expected less than the image's {self.image_size} pixels")
+            raise ConfigError(
+                f"augment.shift is {options.shift}: expected less than the image's "
+                f"{self.image_size} pixels"
+            )
         self.classes = int(max(labels.max() for _, labels in read.values())) + 1
         self.sizes = {split: len(labels) for split, (_, labels) in read.items()}
         self.digest = digest_of_images(read)
@@ -174,7 +241,10 @@ class OwnImages(ImagesInMemory):
         pixels = read["train"][0].double() / unit
         mean, spread = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)
         if not spread.all():
-            raise ConfigError(f"{said}: a channel of its {count} training images is the same everywhere; there is nothing to learn")
+            raise ConfigError(
+                f"{said}: a channel of its {count} training images is the same everywhere; there "
+                "is nothing to learn"
+            )
         self.hold(
             images={split: images for split, (images, _) in read.items()},
             labels={split: labels for split, (_, labels) in read.items()},
@@ -190,7 +260,8 @@ def _first(count: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     classes = int(labels.max()) + 1
     if not classes <= count <= len(labels):
         raise ConfigError(
-            f"data.train_images is {count}: there are {len(labels)} training images of {classes} classes; expected a number between"
+            f"data.train_images is {count}: there are {len(labels)} training images of {classes} "
+            "classes; expected a number between"
         )
     keep = torch.from_numpy(stratified(labels.numpy(), count, classes))
     return images[keep], labels[keep]

@@ -1,4 +1,4 @@
-"""Datasets that are not on this machine, by their published sizes: enough for a plan, and nothing to train on."""
+"""Published sizes of datasets that are not on this machine: enough for a plan, not to train on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PUBLISHED = {  # training and test images, classes, channels, pixels
 
 
 class PublishedSource(Source):
-    """The sizes of a dataset, and blank images in the place of its own."""
+    """The sizes of a dataset, and blank images in place of its own."""
 
     absent = True
 
@@ -28,6 +28,8 @@ class PublishedSource(Source):
         self.digest = "not on this machine"
         self._device = device
 
-    def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
+    def batches(
+        self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None
+    ) -> Iterator[Batch]:
         for _, indices in keyed:
             yield self.blank(len(indices), self._device), (indices % self.classes).to(self._device)

@@ -1,15 +1,16 @@
-"""Shards: tar files in the format of WebDataset, for file systems that are slow with many small files.
+"""Tar files in the format of WebDataset, for file systems that are slow with many small files.
 
-A tar file holds samples one after the other. A sample is an image and its label, two members with the
-same key: ``00000012.jpg`` and ``00000012.cls``, whose text is the label's number. The key ends at the
-first dot of the file's name. ``scripts/make_shards.py`` writes such files from an image folder.
+A tar file holds samples one after the other. A sample is an image and its label, two members with
+the same key: ``00000012.jpg`` and ``00000012.cls``, whose text is the label's number. The key ends
+at the first dot of the file's name. ``scripts/make_shards.py`` writes such files from an image
+folder.
 
 The package ``webdataset`` is not used. It reads a shard from its start to its end and shuffles what
 comes by, so the order depends on the number of workers and a stopped run cannot go on at its place.
-Here the samples of a split are ordered by key, an epoch is a permutation of them, and the random stream
-of each is named by its place in that order: as in an image folder, with the same numbers. That needs
-any sample at any time. Python's ``tarfile`` tells once where each one lies, and this index is kept in
-`INDEXES`; an image is then one read at a known place of an open file.
+Here the samples of a split are ordered by key, an epoch is a permutation of them, and the random
+stream of each is named by its place in that order: as in an image folder, with the same numbers.
+That needs any sample at any time. Python's ``tarfile`` tells once where each one lies
+(`earlydrop.training.data.shard_index`); an image is then one read at a known place of an open file.
 """
 
 from __future__ import annotations
@@ -19,205 +20,64 @@ import io
 import json
 import os
 import re
-import tarfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from earlydrop.training.config import AugmentConfig, DataConfig
-from earlydrop.training.data.files import IMAGE_ENDINGS, Samples, type_in_words
+from earlydrop.training.data.files import Samples
 from earlydrop.training.data.folder import splits_of
 from earlydrop.training.data.loading import LoadedImages, leave_out_corrupt, same_classes
+from earlydrop.training.data.shard_index import ShardIndex, cached_index, key_of_member
 from earlydrop.training.data.source import Once, alone
 from earlydrop.training.data.transforms import BrokenImageError, load_image
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.names import printable
 
-INDEXES = Path("~/.cache/earlydrop/shards")
-"""Where the index of each shard is kept. It is made anew for a file that was changed."""
 SHARD_LIST = "shardindex.json"
 """The list of a split's shards, in the format of ``wids``, with the number of samples of each."""
 CLASS_LIST = "classes.json"
 """The names of the classes, in the order of their labels, beside the folders of the splits."""
 
-_LABEL = ".cls"
-_BLOCK = 512  # bytes: a tar file is made of such blocks, and ends with two of zeros
 _MOST_OPEN = 128  # files that a thread keeps open
 
 
-class ShardIndex(NamedTuple):
-    """Where the samples of one shard lie.
-
-    Attributes:
-        names: The key and the ending of each image, such as ``00000012.jpg``, N of them.
-        offsets: First byte of each image, (N,).
-        lengths: Bytes of each image, (N,).
-        labels: (N,).
-        left_out: How many other members there are, by reason.
-    """
-
-    names: list[str]
-    offsets: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    left_out: Counter[str]
-
-
-def read_index(path: Path) -> ShardIndex:
-    """Read where the samples of a shard lie.
-
-    Raises:
-        ConfigError: It is no tar file, is cut off, or has a sample that is no image with a label.
-    """
-    rows: list[tuple[str, int, int, int]] = []
-    left_out: Counter[str] = Counter()
-    try:
-        with tarfile.TarFile(path) as tar:
-            for key, members in _samples(tar):
-                image, label = _image_and_label(path, key, members, left_out)
-                rows.append((image.name, image.offset_data, image.size, _label_of(path, tar, label)))
-            _refuse_cut(path, tar.offset)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ConfigError(f"{path} cannot be read as a tar file ({printable(str(error))}): copy it again") from error
-    if not rows:
-        raise ConfigError(f"{path} holds no sample: expected images such as 00000012.jpg, each with its label in 00000012{_LABEL}")
-    names, offsets, lengths, labels = zip(*rows, strict=True)
-    return ShardIndex(
-        names=list(names),
-        offsets=np.array(offsets, dtype=np.int64),
-        lengths=np.array(lengths, dtype=np.int64),
-        labels=np.array(labels, dtype=np.int64),
-        left_out=left_out,
-    )
-
-
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
-    """The members of a tar file, by key: those of one sample follow one another."""
-    key, members = "", list[tarfile.TarInfo]()
-    for member in tar:
-        if not member.isreg():
-            continue
-        own = _key(member.name)
-        if own != key and members:
-            yield key, members
-            members = []
-        key = own
-        members.append(member)
-    if members:
-        yield key, members
-
-
-def _key(name: str) -> str:
-    """The key of a member: its name up to the first dot behind the last slash."""
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.partition(".")[0]
-
-
-def _image_and_label(
-    path: Path, key: str, members: list[tarfile.TarInfo], left_out: Counter[str]
-) -> tuple[tarfile.TarInfo, tarfile.TarInfo]:
-    """The two members that make a sample; the others are counted."""
-    images: list[tarfile.TarInfo] = []
-    labels: list[tarfile.TarInfo] = []
-    for member in members:
-        ending = member.name[len(key) :].lower()
-        if ending in IMAGE_ENDINGS:
-            images.append(member)
-        elif ending == _LABEL:
-            labels.append(member)
-        else:
-            left_out[type_in_words(member.name)] += 1
-    said = f"{path}: sample {printable(key)!r}"
-    if len(images) != 1:
-        raise ConfigError(f"{said} has {len(images)} images: expected one, such as {printable(key)}.jpg; make the shard again")
-    if len(labels) != 1:
-        raise ConfigError(f"{said} has {len(labels)} labels: expected one, {printable(key)}{_LABEL}; make the shard again")
-    if images[0].size == 0:
-        raise ConfigError(f"{said} has an empty image; make the shard again")
-    return images[0], labels[0]
-
-
-def _label_of(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
-    content = tar.extractfile(member)
-    text = content.read().decode("utf-8", "replace").strip() if content is not None else ""
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise ConfigError(f"{path}: {printable(member.name)} is {text[:40]!r}: expected the number of a class, from 0 on")
-    return int(text)
-
-
-def _refuse_cut(path: Path, end: int) -> None:
-    """Refuse a tar file without the zeros that end it: one that was cut between two members reads as a whole one."""
-    with path.open("rb") as file:
-        file.seek(end)
-        after = file.read(_BLOCK)
-    if len(after) < _BLOCK or any(after):
-        raise ConfigError(f"{path} is cut off after {end} bytes: a tar file ends with zeros; copy it again")
-
-
-def cached_index(path: Path) -> ShardIndex:
-    """`read_index`, or what it gave before for the same file; a folder that cannot be written to keeps nothing.
-
-    Raises:
-        ConfigError: As `read_index`.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): copy it again") from error
-    identity = f"1:{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-    cache = INDEXES.expanduser() / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}.npz"
-    with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(cache, allow_pickle=False) as kept:
-        return ShardIndex(
-            names=json.loads(str(kept["names"])),
-            offsets=kept["offsets"],
-            lengths=kept["lengths"],
-            labels=kept["labels"],
-            left_out=Counter(json.loads(str(kept["left_out"]))),
-        )
-    index = read_index(path)
-    with suppress(OSError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        part = cache.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.savez(
-                file,
-                names=json.dumps(index.names),
-                offsets=index.offsets,
-                lengths=index.lengths,
-                labels=index.labels,
-                left_out=json.dumps(index.left_out),
-            )
-        os.replace(part, cache)
-    return index
-
-
 def shards_of(folder: Path) -> dict[Path, int | None]:
-    """The shards of a split, by name, with the number of samples that its list says; None without a list.
+    """The shards of a split, by name, with the number of samples that its list says.
+
+    Without a list the number is None.
 
     Raises:
         ConfigError: There is none, one is missing, or they are compressed.
     """
     paths = sorted(folder.glob("*.tar"))
     listed = _listed(folder)
-    missing = [name for name in listed if not (folder / name).is_file()] or _gaps([path.stem for path in paths])
+    missing = [name for name in listed if not (folder / name).is_file()] or _gaps(
+        [path.stem for path in paths]
+    )
     if missing:
-        raise ConfigError(f"{folder / missing[0]} is missing, beside {len(paths)} shards that are there: copy it again")
+        raise ConfigError(
+            f"{folder / missing[0]} is missing, beside {len(paths)} shards that are there: copy it "
+            "again"
+        )
     if not paths:
-        packed = next((path for path in sorted(folder.glob("*.t*gz")) + sorted(folder.glob("*.tar.*"))), None)
+        packed = next(
+            (path for path in sorted(folder.glob("*.t*gz")) + sorted(folder.glob("*.tar.*"))), None
+        )
         if packed is not None:
             raise ConfigError(
-                f"{packed} is compressed, so no sample can be read by itself: unpack it, images are compressed already"
+                f"{packed} is compressed, so no sample can be read by itself: unpack it, images "
+                "are compressed already"
             )
-        raise ConfigError(f"{folder} holds no shard: expected tar files, such as {folder.name}-000000.tar")
+        raise ConfigError(
+            f"{folder} holds no shard: expected tar files, such as {folder.name}-000000.tar"
+        )
     return {path: listed.get(path.name) for path in paths}
 
 
@@ -229,11 +89,13 @@ def _listed(folder: Path) -> dict[str, int]:
         shards = json.loads(path.read_text(encoding="utf-8"))["shardlist"]
         return {str(shard["url"]): int(shard["nsamples"]) for shard in shards}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is no list of shards ({error!r}): write it again, or delete it") from error
+        raise ConfigError(
+            f"{path} is no list of shards ({error!r}): write it again, or delete it"
+        ) from error
 
 
 def _gaps(stems: Sequence[str]) -> list[str]:
-    """The names that are missing within a numbering; without a list nobody knows of its last ones."""
+    """The names that are missing within a numbering; its last ones cannot be known."""
     numbers: dict[tuple[str, int], set[int]] = {}
     for stem in stems:
         matched = re.fullmatch(r"(.*?)(\d+)", stem)
@@ -266,15 +128,20 @@ class ShardImages:
     def __init__(self, indexes: Mapping[Path, ShardIndex]) -> None:
         indices = list(indexes.values())
         names = [name for index in indices for name in index.names]
-        order = np.array(sorted(range(len(names)), key=lambda place: _key(names[place])))  # equal keys by shard
+        keys = list(map(key_of_member, names))
+        order = np.array(sorted(range(len(keys)), key=keys.__getitem__))  # equal keys by shard
         labels = np.concatenate([index.labels for index in indices])[order]
         self.classes: list[str] = []
         self.left_out: Counter[str] = sum((index.left_out for index in indices), Counter())
-        self.samples = Samples((names[place], int(label)) for place, label in zip(order, labels, strict=True))
+        self.samples = Samples(
+            (names[place], int(label)) for place, label in zip(order, labels, strict=True)
+        )
         self.lengths = np.concatenate([index.lengths for index in indices])[order]
         self._paths = [str(path) for path in indexes]
         self._offsets = np.concatenate([index.offsets for index in indices])[order]
-        self._shards = np.repeat(np.arange(len(indices)), [len(index.names) for index in indices])[order]
+        self._shards = np.repeat(np.arange(len(indices)), [len(index.names) for index in indices])[
+            order
+        ]
         self._open = _Open()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -296,7 +163,9 @@ class ShardImages:
         try:
             content = _read_at(self._file(path), int(self._offsets[index]), length)
         except OSError as error:
-            raise BrokenImageError(f"{printable(name)} cannot be read as an image: {error.strerror}") from error
+            raise BrokenImageError(
+                f"{printable(name)} cannot be read as an image: {error.strerror}"
+            ) from error
         return load_image(io.BytesIO(content), name)
 
     def keep(self, indices: Sequence[int]) -> None:
@@ -329,18 +198,22 @@ def _name_classes(root: Path, split: str, images: ShardImages, first: Mapping[in
         try:
             names = [str(name) for name in json.loads(listed.read_text(encoding="utf-8"))]
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"{listed} is no list of classes ({error!r}): write it again, or delete it") from error
+            raise ConfigError(
+                f"{listed} is no list of classes ({error!r}): write it again, or delete it"
+            ) from error
     labels = sorted(first)
     count = labels[-1] + 1 if names is None else len(names)
     if labels[-1] >= count:
         raise ConfigError(
-            f"{first[labels[-1]]} has the label {labels[-1]}: {listed} has {count} classes; give the shards of one dataset"
+            f"{first[labels[-1]]} has the label {labels[-1]}: {listed} has {count} classes; give "
+            "the shards of one dataset"
         )
     images.classes = [str(label) if names is None else names[label] for label in labels]
     if len(labels) < count:
         lacking = next(label for label in range(count) if label not in first)
         raise ConfigError(
-            f"{root / split} has no image of class {lacking}, and labels up to {labels[-1]} ({first[labels[-1]].name}): expected images "
+            f"{root / split} has no image of class {lacking}, and labels up to {labels[-1]} "
+            f"({first[labels[-1]].name}): expected images "
             f"of all classes, 0 to {count - 1}"
         )
 
@@ -349,7 +222,8 @@ def _opened(config: DataConfig, folders: dict[str, Path]) -> tuple[dict[str, Sha
     """The images of each split, and the hash of their names, sizes and labels.
 
     Raises:
-        ConfigError: A shard is missing, cut off or of another dataset, or the splits' classes differ.
+        ConfigError: A shard is missing, cut off or of another dataset, or the splits' classes
+            differ.
     """
     root = Path(config.root or "").expanduser()
     splits: dict[str, ShardImages] = {}
@@ -362,13 +236,16 @@ def _opened(config: DataConfig, folders: dict[str, Path]) -> tuple[dict[str, Sha
             expected = shards[path]
             if expected is not None and expected != len(index.names):
                 raise ConfigError(
-                    f"{path} has {len(index.names)} samples: {folder / SHARD_LIST} says {expected}; copy it again, or delete the list"
+                    f"{path} has {len(index.names)} samples: {folder / SHARD_LIST} says "
+                    f"{expected}; copy it again, or delete the list"
                 )
             for label in np.unique(index.labels).tolist():
                 first.setdefault(label, path)
         splits[split] = ShardImages(indexes)
         _name_classes(root, folder.name, splits[split], first)
-    same_classes(config.root or "", splits, {split: f"{folder.name}/" for split, folder in folders.items()})
+    same_classes(
+        config.root or "", splits, {split: f"{folder.name}/" for split, folder in folders.items()}
+    )
     if config.skip_corrupt:
         leave_out_corrupt(splits, config.workers)
     digest = hashlib.sha256()
@@ -379,7 +256,7 @@ def _opened(config: DataConfig, folders: dict[str, Path]) -> tuple[dict[str, Sha
 
 
 class ShardSource(LoadedImages):
-    """A folder with ``train`` and ``val`` (or ``test``), each with tar files in WebDataset's format."""
+    """A folder with ``train`` and ``val`` (or ``test``), tar files of WebDataset in each."""
 
     def __init__(
         self,
@@ -391,5 +268,8 @@ class ShardSource(LoadedImages):
     ) -> None:
         folders = splits_of(config, splits)
         if config.train_images is not None:
-            raise ConfigError(f"data.train_images is {config.train_images}: data=shards reads all; make fewer shards instead")
+            raise ConfigError(
+                f"data.train_images is {config.train_images}: data=shards reads all; make fewer "
+                "shards instead"
+            )
         super().__init__(lambda: once(lambda: _opened(config, folders)), config, options, device)

@@ -1,4 +1,4 @@
-"""What every dataset offers the trainer."""
+"""The interface between a dataset and the trainer."""
 
 from __future__ import annotations
 
@@ -11,29 +11,35 @@ from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
 KeyedIndices = Iterable[tuple[int, Tensor]]
-"""Batches to come: a number that names the batch's random stream, and the indices of its images, (B,)."""
+"""Batches to come: a number that names the batch's random stream, and its image indices, (B,)."""
 
 Once = Callable[[Callable[[], Any]], Any]
-"""Calls a function on one of several workers and gives what it returns, or the `ConfigError` that it raises, to all of them."""
+"""Calls a function on one of several workers.
+
+All of them get its result, or the `ConfigError` that it raises.
+"""
 
 
 def alone(make: Callable[[], Any]) -> Any:
-    """What a single process does with what has to be done once: it does it."""
+    """Call a function, as a single process does what has to be done once."""
     return make()
 
 
 class Source(Protocol):
-    """Images by index, clean or augmented; or contexts of a text, which every mention of images here and elsewhere then means.
+    """Images by index, clean or augmented.
+
+    A text has contexts in place of images, here and elsewhere.
 
     Attributes:
         classes: Number of classes; of a text, of tokens.
         channels: Channels of an image; 0 for a text.
         image_size: Side of an image in pixels; 0 for a text.
         context: Tokens of a context; None for images.
-        sizes: Number of images in the splits ``"train"`` and ``"test"``; 0 in one that was not asked for. Endless data names the size of
-            a fixed set that stands for them.
+        sizes: Number of images in the splits ``"train"`` and ``"test"``; 0 in one that was not
+            asked for. Endless data names the size of a fixed set that stands for them.
         digest: Hash of the content; part of the fingerprint.
-        reads_files: Whether every batch is read from files, so that the input path may be what limits a run.
+        reads_files: Whether every batch is read from files, so that the input path may be what
+            limits a run.
         left_out: How many files, folders and links of the data are not used, by reason.
         absent: Whether these are published sizes of a dataset that is not on this machine.
     """
@@ -48,17 +54,20 @@ class Source(Protocol):
     left_out: Mapping[str, int] = MappingProxyType({})
     absent: bool = False
 
-    def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
+    def batches(
+        self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None
+    ) -> Iterator[Batch]:
         """Images and labels for batches of indices, in order.
 
         Args:
             keyed: The batches' keys and indices.
             split: ``"train"`` or ``"test"``.
-            augmented: Seed and purpose of the stream that augmentation is drawn from, by key; None for clean images.
+            augmented: Seed and purpose of the stream that augmentation is drawn from, by key; None
+                for clean images.
 
         Yields:
-            Images, (B, C, H, W) float32 and normalised, and labels, (B,) int64, on the device that trains; of a text, tokens and the
-            tokens that come next, both (B, T) int64.
+            Images, (B, C, H, W) float32 and normalised, and labels, (B,) int64, on the device that
+            trains; of a text, tokens and the tokens that come next, both (B, T) int64.
         """
         ...
 
@@ -67,7 +76,7 @@ class Source(Protocol):
         return self
 
     def close(self) -> None:
-        """End the processes that read the data, if there are any; the next batch starts new ones."""
+        """End the processes that read the data; the next batch starts new ones."""
         return
 
     def shared_memory(self, *batch_sizes: int) -> int:
@@ -79,7 +88,7 @@ class Source(Protocol):
         return 0
 
     def blank(self, count: int, device: torch.device) -> Tensor:
-        """So many inputs of the right shape that say nothing."""
+        """A batch of ``count`` zero inputs."""
         if self.context is not None:
             return torch.zeros(count, self.context, dtype=torch.int64, device=device)
         return torch.zeros(count, self.channels, self.image_size, self.image_size, device=device)

@@ -25,7 +25,10 @@ _TEST = 20  # one context in twenty
 def _embedded() -> bytes:
     content = lzma.decompress(EMBEDDED.read_bytes())
     if hashlib.sha256(content).hexdigest() != EMBEDDED_SHA256:
-        raise ConfigError(f"{EMBEDDED.name} is damaged: its content has another SHA-256 than published; install earlydrop again")
+        raise ConfigError(
+            f"{EMBEDDED.name} is damaged: its content has another SHA-256 than published; install "
+            "earlydrop again"
+        )
     return content
 
 
@@ -41,26 +44,37 @@ def read_text(config: DataConfig) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"data.root is {config.root!r}: data=text needs a file ({error.strerror or error})") from error
+        raise ConfigError(
+            f"data.root is {config.root!r}: data=text needs a file ({error.strerror or error})"
+        ) from error
 
 
 class TextSource(Source):
-    """Contexts of 128 bytes, none overlapping, with the byte that comes next at each place; every twentieth is for the test.
+    """Contexts of 128 bytes that do not overlap, with the byte that comes next at each place.
 
-    ``data.train_images`` keeps that many contexts from the start; an epoch is one pass over them, in random order.
+    Every twentieth context is for the test.
+
+    ``data.train_images`` keeps that many contexts from the start; an epoch is one pass over them,
+    in random order.
     """
 
     def __init__(self, config: DataConfig, options: AugmentConfig, device: torch.device) -> None:
         for key in ("mixup", "cutmix"):
             if getattr(options, key) > 0:
-                raise ConfigError(f"augment.{key} is {getattr(options, key):g}: bytes of a text cannot be mixed; set it to 0")
+                raise ConfigError(
+                    f"augment.{key} is {getattr(options, key):g}: bytes of a text cannot be mixed; "
+                    "set it to 0"
+                )
         if config.image_size is not None:
-            raise ConfigError(f"data.image_size is {config.image_size}: data=text has no images; leave it null")
+            raise ConfigError(
+                f"data.image_size is {config.image_size}: data=text has no images; leave it null"
+            )
         content = read_text(config)
         contexts = (len(content) - 1) // CONTEXT
         if contexts < 2:
             raise ConfigError(
-                f"data.root is {config.root!r}: {len(content)} bytes, fewer than the {2 * CONTEXT + 1} of a context to train on, one to "
+                f"data.root is {config.root!r}: {len(content)} bytes, fewer than the "
+                f"{2 * CONTEXT + 1} of a context to train on, one to "
                 "test on, and the byte that follows; give a longer text"
             )
         self.classes, self.channels, self.image_size, self.context = BYTES, 0, 0, CONTEXT
@@ -70,7 +84,8 @@ class TextSource(Source):
         if config.train_images is not None:
             if config.train_images > len(train):
                 raise ConfigError(
-                    f"data.train_images is {config.train_images}: the text has {len(train)} contexts of {CONTEXT} bytes to train on"
+                    f"data.train_images is {config.train_images}: the text has {len(train)} "
+                    f"contexts of {CONTEXT} bytes to train on"
                 )
             train = train[: config.train_images]
         self._contexts = {"train": train.to(device), "test": every[test].to(device)}
@@ -78,9 +93,13 @@ class TextSource(Source):
         self._bytes = torch.frombuffer(bytearray(content), dtype=torch.uint8).to(device)
         self.digest = hashlib.sha256(content + f" {CONTEXT} {self.sizes}".encode()).hexdigest()
 
-    def batches(self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None) -> Iterator[Batch]:
+    def batches(
+        self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None
+    ) -> Iterator[Batch]:
         contexts = self._contexts[split]
         places = torch.arange(CONTEXT + 1, device=contexts.device)
         for _, indices in keyed:
-            windows = self._bytes[contexts[sent(indices, contexts.device)].unsqueeze(1) * CONTEXT + places].long()
+            windows = self._bytes[
+                contexts[sent(indices, contexts.device)].unsqueeze(1) * CONTEXT + places
+            ].long()
             yield windows[:, :-1], windows[:, 1:]

@@ -1,9 +1,9 @@
-"""Decoding of images that are read one by one, and their transforms: the released augmentation, in timm's implementation.
+"""Decoding of images, and their transforms: the released augmentation, in timm's implementation.
 
-A transform has two halves. The first, `Transform`, runs where the image is read and ends with bytes.
-The second, `normalised`, runs on the device that trains. So a batch goes from process to process,
-and to the device, in a quarter of the memory of float32. The numbers are those of timm's own
-transform to the bit.
+A transform has two halves. The first, `Transform`, runs where the image is read and ends with
+bytes. The second, `normalised`, runs on the device that trains. So a batch goes from process to
+process, and to the device, in a quarter of the memory of float32. The numbers are those of timm's
+own transform to the bit.
 
 Shape legend: B images, H x W pixels, K erased boxes, P numbers in them.
 """
@@ -38,15 +38,23 @@ def make_transforms(image_size: int, options: AugmentConfig) -> tuple[Any, Any]:
     clean = create_transform(image_size, is_training=False, crop_pct=_CROP, interpolation="bicubic")
     try:
         train = create_transform(
-            image_size, is_training=True, hflip=0.5 if options.flip else 0.0, auto_augment=options.randaugment,
-            color_jitter=options.color_jitter or None, re_prob=options.erasing, re_mode="pixel", interpolation="bicubic",
-        )  # fmt: skip
+            image_size,
+            is_training=True,
+            hflip=0.5 if options.flip else 0.0,
+            auto_augment=options.randaugment,
+            color_jitter=options.color_jitter or None,
+            re_prob=options.erasing,
+            re_mode="pixel",
+            interpolation="bicubic",
+        )
     except (AssertionError, KeyError, ValueError) as error:
         raise ConfigError(
-            f"augment.randaugment is {options.randaugment!r}: expected timm's notation, such as rand-m9-mstd0.5-inc1 ({error!r})"
+            f"augment.randaugment is {options.randaugment!r}: expected timm's notation, such as "
+            f"rand-m9-mstd0.5-inc1 ({error!r})"
         ) from error
     if not options.crop:
-        train.transforms[:1] = clean.transforms[:2]  # resize and centre crop in place of the random crop
+        resize, centre_crop = clean.transforms[:2]
+        train.transforms[:1] = [resize, centre_crop]  # in place of the random crop
     for transform in train.transforms:
         for operation in getattr(transform, "ops", ()):
             if "Posterize" in operation.name:
@@ -55,12 +63,16 @@ def make_transforms(image_size: int, options: AugmentConfig) -> tuple[Any, Any]:
 
 
 def _posterize(image: Any, bits_to_keep: int, **_: Any) -> Any:
-    """Timm's posterize, for Pillow 13 too, which refuses to keep 0 bits: that is black, as it has always been."""
+    """Timm's posterize, also for Pillow 13, which refuses to keep 0 bits: that image is black."""
     from PIL import Image, ImageOps
 
     if bits_to_keep >= 8:
         return image
-    return ImageOps.posterize(image, bits_to_keep) if bits_to_keep > 0 else Image.new(image.mode, image.size)
+    return (
+        ImageOps.posterize(image, bits_to_keep)
+        if bits_to_keep > 0
+        else Image.new(image.mode, image.size)
+    )
 
 
 class BrokenImageError(RuntimeError):
@@ -88,13 +100,20 @@ def load_image(file: Any, name: str | None = None) -> Any:
     try:
         with Image.open(file) as image:
             if image.mode.startswith("I;16"):
-                return Image.fromarray((np.asarray(image, dtype=np.float64) / 257.0).round().astype(np.uint8)).convert("RGB")
+                return Image.fromarray(
+                    (np.asarray(image, dtype=np.float64) / 257.0).round().astype(np.uint8)
+                ).convert("RGB")
             if image.mode in ("I", "F"):
-                raise ValueError(f"its pixels are of mode {image.mode}, whose range is not known: save it with 8 or 16 bits")
+                raise ValueError(
+                    f"its pixels are of mode {image.mode}, whose range is not known: save it with "
+                    "8 or 16 bits"
+                )
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         said = printable(file if name is None else name)
-        raise BrokenImageError(f"{said} cannot be read as an image: {printable(str(error))}") from error
+        raise BrokenImageError(
+            f"{said} cannot be read as an image: {printable(str(error))}"
+        ) from error
 
 
 class Pixels(NamedTuple):
@@ -165,7 +184,10 @@ class Transform:
         self._to_image = whole.transforms[:cut]
         to_numbers = whole.transforms[cut : cut + 2]
         if names[cut + 1] != "Normalize" or names[cut + 2 :] not in ([], ["RandomErasing"]):
-            raise RuntimeError(f"this timm's transform has other steps than expected: {names}; install timm 1.0.20 to 1.0.31")
+            raise RuntimeError(
+                f"this timm's transform has other steps than expected: {names}; install timm "
+                "1.0.20 to 1.0.31"
+            )
         self._erasing = whole.transforms[-1] if names[-1] == "RandomErasing" else None
         ramp: Any = Image.fromarray(np.arange(256, dtype=np.uint8)[None]).convert("RGB")
         for step in to_numbers:
@@ -173,7 +195,10 @@ class Transform:
         self.table: Tensor = ramp[:, 0]  # (3, 256)
 
     def __call__(self, image: Any) -> Pixels:
-        """An RGB image, cropped and augmented; what is random is drawn from Python's, NumPy's and torch's own generators."""
+        """Crop and augment an RGB image.
+
+        Random numbers are drawn from the own generators of Python, NumPy and torch.
+        """
         for step in self._to_image:
             image = step(image)
         values = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
@@ -185,7 +210,9 @@ class Transform:
             return Pixels(values)
         top, left = int(rows[0]), int(columns[0])
         height, width = int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
-        return Pixels(values, (top, left, height, width), drawn[:, top : top + height, left : left + width])
+        return Pixels(
+            values, (top, left, height, width), drawn[:, top : top + height, left : left + width]
+        )
 
 
 def normalised(batch: PixelBatch, table: Tensor) -> Tensor:
@@ -204,6 +231,8 @@ def normalised(batch: PixelBatch, table: Tensor) -> Tensor:
     start = 0
     for i, top, left, height, width in batch.boxes.tolist():
         size = 3 * height * width
-        images[i, :, top : top + height, left : left + width] = noise[start : start + size].view(3, height, width)
+        images[i, :, top : top + height, left : left + width] = noise[start : start + size].view(
+            3, height, width
+        )
         start += size
     return images

@@ -12,7 +12,7 @@ import torch
 from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data import make_source
 from earlydrop.training.data.order import split_batches
-from earlydrop.training.data.shards import INDEXES, cached_index, read_index
+from earlydrop.training.data.shard_index import INDEXES, cached_index, read_index
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.run import run
 from tests.training.data.pictures import make_folder

@@ -1,0 +1,199 @@
+"""Where the samples of a shard lie: an index that is made once for every tar file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from earlydrop.training.data.files import IMAGE_ENDINGS, type_in_words
+from earlydrop.training.fields import ConfigError
+from earlydrop.training.names import printable
+
+INDEXES = Path("~/.cache/earlydrop/shards")
+"""Where the index of each shard is kept. It is made anew for a file that was changed."""
+
+_LABEL = ".cls"
+_BLOCK = 512  # bytes: a tar file is made of such blocks, and ends with two of zeros
+
+
+class ShardIndex(NamedTuple):
+    """Where the samples of one shard lie.
+
+    Attributes:
+        names: The key and the ending of each image, such as ``00000012.jpg``, N of them.
+        offsets: First byte of each image, (N,).
+        lengths: Bytes of each image, (N,).
+        labels: (N,).
+        left_out: How many other members there are, by reason.
+    """
+
+    names: list[str]
+    offsets: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    left_out: Counter[str]
+
+
+def read_index(path: Path) -> ShardIndex:
+    """Read where the samples of a shard lie.
+
+    Raises:
+        ConfigError: It is no tar file, is cut off, or has a sample that is no image with a label.
+    """
+    rows: list[tuple[str, int, int, int]] = []
+    left_out: Counter[str] = Counter()
+    try:
+        with tarfile.TarFile(path) as tar:
+            for key, members in _samples(tar):
+                image, label = _image_and_label(path, key, members, left_out)
+                rows.append(
+                    (image.name, image.offset_data, image.size, _label_of(path, tar, label))
+                )
+            _refuse_cut(path, tar.offset)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as a tar file ({printable(str(error))}): copy it again"
+        ) from error
+    if not rows:
+        raise ConfigError(
+            f"{path} holds no sample: expected images such as 00000012.jpg, each with its label in "
+            f"00000012{_LABEL}"
+        )
+    names, offsets, lengths, labels = zip(*rows, strict=True)
+    return ShardIndex(
+        names=list(names),
+        offsets=np.array(offsets, dtype=np.int64),
+        lengths=np.array(lengths, dtype=np.int64),
+        labels=np.array(labels, dtype=np.int64),
+        left_out=left_out,
+    )
+
+
+def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
+    """The members of a tar file, by key: those of one sample follow one another."""
+    key, members = "", list[tarfile.TarInfo]()
+    for member in tar:
+        if not member.isreg():
+            continue
+        own = key_of_member(member.name)
+        if own != key and members:
+            yield key, members
+            members = []
+        key = own
+        members.append(member)
+    if members:
+        yield key, members
+
+
+def key_of_member(name: str) -> str:
+    """The key of a member: its name up to the first dot behind the last slash."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _image_and_label(
+    path: Path, key: str, members: list[tarfile.TarInfo], left_out: Counter[str]
+) -> tuple[tarfile.TarInfo, tarfile.TarInfo]:
+    """The two members that make a sample; the others are counted."""
+    images: list[tarfile.TarInfo] = []
+    labels: list[tarfile.TarInfo] = []
+    for member in members:
+        ending = member.name[len(key) :].lower()
+        if ending in IMAGE_ENDINGS:
+            images.append(member)
+        elif ending == _LABEL:
+            labels.append(member)
+        else:
+            left_out[type_in_words(member.name)] += 1
+    said = f"{path}: sample {printable(key)!r}"
+    if len(images) != 1:
+        raise ConfigError(
+            f"{said} has {len(images)} images: expected one, such as {printable(key)}.jpg; make "
+            "the shard again"
+        )
+    if len(labels) != 1:
+        raise ConfigError(
+            f"{said} has {len(labels)} labels: expected one, {printable(key)}{_LABEL}; make the "
+            "shard again"
+        )
+    if images[0].size == 0:
+        raise ConfigError(f"{said} has an empty image; make the shard again")
+    return images[0], labels[0]
+
+
+def _label_of(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    content = tar.extractfile(member)
+    text = content.read().decode("utf-8", "replace").strip() if content is not None else ""
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise ConfigError(
+            f"{path}: {printable(member.name)} is {text[:40]!r}: expected the number of a class, "
+            "from 0 on"
+        )
+    return int(text)
+
+
+def _refuse_cut(path: Path, end: int) -> None:
+    """Refuse a tar file without the zeros that end it.
+
+    One that was cut between two members reads as a whole one.
+    """
+    with path.open("rb") as file:
+        file.seek(end)
+        after = file.read(_BLOCK)
+    if len(after) < _BLOCK or any(after):
+        raise ConfigError(
+            f"{path} is cut off after {end} bytes: a tar file ends with zeros; copy it again"
+        )
+
+
+def cached_index(path: Path) -> ShardIndex:
+    """Read the index of a shard, once for a file: it is kept in `INDEXES`.
+
+    Where that folder cannot be written to, nothing is kept.
+
+    Raises:
+        ConfigError: As `read_index`.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): copy it again") from error
+    identity = f"1:{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    cache = INDEXES.expanduser() / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}.npz"
+    with (
+        suppress(OSError, ValueError, KeyError, EOFError, BadZipFile),
+        np.load(cache, allow_pickle=False) as kept,
+    ):
+        return ShardIndex(
+            names=json.loads(str(kept["names"])),
+            offsets=kept["offsets"],
+            lengths=kept["lengths"],
+            labels=kept["labels"],
+            left_out=Counter(json.loads(str(kept["left_out"]))),
+        )
+    index = read_index(path)
+    with suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        part = cache.with_suffix(f".{os.getpid()}.part")
+        with part.open("wb") as file:
+            np.savez(
+                file,
+                names=json.dumps(index.names),
+                offsets=index.offsets,
+                lengths=index.lengths,
+                labels=index.labels,
+                left_out=json.dumps(index.left_out),
+            )
+        os.replace(part, cache)
+    return index

@@ -37,7 +37,6 @@ from earlydrop.analysis.curves import (
 from earlydrop.analysis.panels import (
     DPI,
     HEIGHT,
-    LOOK,
     SMALL,
     WIDTH,
     draw_level,
@@ -45,6 +44,7 @@ from earlydrop.analysis.panels import (
     entitle,
     legend_name,
 )
+from earlydrop.analysis.panels import LOOK as LOOK
 from earlydrop.analysis.points import BARS
 from earlydrop.analysis.stats import Paired
 from earlydrop.metrics import METRICS

@@ -142,13 +142,18 @@ def arms_table(runs: pd.DataFrame) -> pd.DataFrame:
     return table.fillna("-")
 
 
+def _address(file: Path) -> str | None:
+    """The address in a file; None without one."""
+    text = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    return text if text.startswith(("https://", "http://")) else None
+
+
 def run_rows(runs: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
     """Each run with the addresses of its files, relative to a folder, and of its page at W&B."""
     rows = []
     for row in runs.to_dict("records"):
         path = Path(row["folder"])
         inside = path.relative_to(folder) if path.is_relative_to(folder) else path.resolve()
-        url = path / URL
         rows.append(
             {
                 "arm": row["arm"],
@@ -157,7 +162,7 @@ def run_rows(runs: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
                 "step": f"{row['step']} of {row['total_steps']}",
                 "fingerprint": row["fingerprint"],
                 "folder": inside.as_posix() if inside.parts else ".",
-                "tracked": url.read_text(encoding="utf-8").strip() if url.is_file() else None,
+                "tracked": _address(path / URL),
                 "offline": any(path.glob("wandb/offline-run-*")),
             }
         )

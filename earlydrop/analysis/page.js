@@ -36,9 +36,19 @@ function ticks([low, high], most) {
   const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
   const values = [];
-  for (let k = Math.ceil(low / step); k * step <= high; k++) values.push(+(k * step).toPrecision(10));
+  for (let k = Math.ceil(low / step); k * step <= high; k++)
+    values.push(+(k * step).toPrecision(10));
   return values;
 }
+
+// Between values of a panel and places in the picture.
+const along = (value, [a, b], [c, d]) => c + (value - a) / (b - a) * (d - c);
+const across = ({ box }) => [box[0], box[2]];
+const up = ({ box }) => [box[3], box[1]];
+const toX = (panel, x) => along(x, panel.x, across(panel));
+const toY = (panel, y) => along(y, panel.y, up(panel));
+const fromX = (panel, x) => along(x, across(panel), panel.x);
+const fromY = (panel, y) => along(y, up(panel), panel.y);
 
 class Chart {
   constructor(figure) {
@@ -72,27 +82,26 @@ class Chart {
     return this.panels.find(({ box }) => x >= box[0] && x <= box[2] && y >= box[1] && y <= box[3]);
   }
 
-  toX(panel, x) { return panel.box[0] + (x - panel.x[0]) / (panel.x[1] - panel.x[0]) * (panel.box[2] - panel.box[0]); }
-  toY(panel, y) { return panel.box[3] - (y - panel.y[0]) / (panel.y[1] - panel.y[0]) * (panel.box[3] - panel.box[1]); }
-  fromX(panel, x) { return panel.x[0] + (x - panel.box[0]) / (panel.box[2] - panel.box[0]) * (panel.x[1] - panel.x[0]); }
-  fromY(panel, y) { return panel.y[0] + (panel.box[3] - y) / (panel.box[3] - panel.box[1]) * (panel.y[1] - panel.y[0]); }
-
   move(event) {
     const point = this.at(event), panel = this.panelAt(point);
     if (this.start) return this.drawFrame(point);
     if (!panel) return this.leave();
-    const wanted = this.fromX(panel, point.x);
-    const nearest = (xs) => xs.reduce((best, x, i) => Math.abs(x - wanted) < Math.abs(xs[best] - wanted) ? i : best, 0);
-    const step = panel.curves.map((curve) => curve.x[nearest(curve.x)])
-      .reduce((best, x) => Math.abs(x - wanted) < Math.abs(best - wanted) ? x : best, Infinity);
-    if (!isFinite(step)) return this.leave();
+    const pointed = fromX(panel, point.x);
+    const nearest = (steps) => {
+      const distances = steps.map((step) => Math.abs(step - pointed));
+      return distances.indexOf(Math.min(...distances));
+    };
+    const candidates = panel.curves.map((curve) => curve.x[nearest(curve.x)]);
+    if (!candidates.length) return this.leave();
+    const step = candidates[nearest(candidates)];
     this.over.replaceChildren();
-    const x = this.toX(panel, step);
-    if (x >= panel.box[0] && x <= panel.box[2])
-      element("line", { x1: x, x2: x, y1: panel.box[1], y2: panel.box[3], stroke: "var(--soft-ink)" }, this.over);
+    const x = toX(panel, step), [left, top, right, bottom] = panel.box;
+    const ink = { stroke: "var(--soft-ink)" };
+    if (x >= left && x <= right) this.line(this.over, x, x, top, bottom, ink);
     this.tip.replaceChildren(`step ${number(step)}`);
     for (const curve of panel.curves) {
-      const i = nearest(curve.x), line = document.createElement("div"), dot = document.createElement("i");
+      const i = nearest(curve.x);
+      const line = document.createElement("div"), dot = document.createElement("i");
       dot.style.background = curve.colour;
       const half = curve.half[i] == null ? "" : ` \u00b1 ${number(curve.half[i])}`;
       line.append(dot, `${curve.arm}: ${number(curve.mean[i])}${half}`);
@@ -100,8 +109,8 @@ class Chart {
     }
     this.tip.hidden = false;
     const room = this.figure.getBoundingClientRect();
-    const left = event.clientX - room.left + 14, width = this.tip.offsetWidth;
-    this.tip.style.left = `${Math.max(0, Math.min(left, room.width - width))}px`;
+    const beside = event.clientX - room.left + 14, width = this.tip.offsetWidth;
+    this.tip.style.left = `${Math.max(0, Math.min(beside, room.width - width))}px`;
     this.tip.style.top = `${event.clientY - room.top + 18}px`;
   }
 
@@ -134,16 +143,19 @@ class Chart {
     this.start = null;
     this.over.replaceChildren();
     if (Math.abs(to.x - from.x) < 6 || Math.abs(to.y - from.y) < 6) return;
+    const [left, top, right, bottom] = panel.box;
     const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
-    const x = [from.x, to.x].map((value) => this.fromX(panel, clamp(value, panel.box[0], panel.box[2])));
-    const y = [from.y, to.y].map((value) => this.fromY(panel, clamp(value, panel.box[1], panel.box[3])));
+    const x = [from.x, to.x].map((place) => fromX(panel, clamp(place, left, right)));
+    const y = [from.y, to.y].map((place) => fromY(panel, clamp(place, top, bottom)));
     this.zoom(panel, x.sort((a, b) => a - b), y.sort((a, b) => a - b));
   }
 
   zoom(panel, x, y) {
     for (const one of this.panels) one.whole ??= { x: one.x, y: one.y };
-    if (panel) Object.assign(panel, { x, y });
-    else for (const one of this.panels) Object.assign(one, one.whole);
+    if (panel) {
+      for (const one of this.panels) one.x = x;  // panels share their steps
+      panel.y = y;
+    } else for (const one of this.panels) Object.assign(one, one.whole);
     this.drawn.replaceChildren();
     this.panels.forEach((one, i) => {
       const zoomed = one.x !== one.whole.x;
@@ -154,37 +166,50 @@ class Chart {
     this.reset.hidden = this.panels.every((one) => one.x === one.whole.x);
   }
 
+  line(parent, x1, x2, y1, y2, attributes) {
+    element("line", { x1, x2, y1, y2, ...attributes }, parent);
+  }
+
+  label(x, y, anchor, value) {
+    const look = { "font-size": 9, "font-family": "system-ui, sans-serif", "text-anchor": anchor };
+    element("text", { x, y, ...look }, this.drawn).textContent = number(value);
+  }
+
   draw(panel, index) {
     const [left, top, right, bottom] = panel.box, id = `${this.axes[index].id}-zoomed`;
-    const small = { "font-size": 9, "font-family": "system-ui, sans-serif" };
     const clip = element("clipPath", { id }, this.drawn);
     element("rect", { x: left, y: top, width: right - left, height: bottom - top }, clip);
+    const grid = { stroke: "var(--grid)", "stroke-opacity": 0.3 };
     for (const value of ticks(panel.x, 6)) {
-      const x = this.toX(panel, value);
-      element("line", { x1: x, x2: x, y1: top, y2: bottom, stroke: "var(--grid)", "stroke-opacity": 0.3 }, this.drawn);
-      element("text", { x, y: bottom + 12, "text-anchor": "middle", ...small }, this.drawn).textContent = number(value);
+      const x = toX(panel, value);
+      this.line(this.drawn, x, x, top, bottom, grid);
+      if (index === this.panels.length - 1) this.label(x, bottom + 12, "middle", value);
     }
     for (const value of ticks(panel.y, 5)) {
-      const y = this.toY(panel, value);
-      element("line", { x1: left, x2: right, y1: y, y2: y, stroke: "var(--grid)", "stroke-opacity": 0.3 }, this.drawn);
-      element("text", { x: left - 4, y: y + 3, "text-anchor": "end", ...small }, this.drawn).textContent = number(value);
+      const y = toY(panel, value);
+      this.line(this.drawn, left, right, y, y, grid);
+      this.label(left - 4, y + 3, "end", value);
     }
     const inside = element("g", { "clip-path": `url(#${id})` }, this.drawn);
     const mark = { stroke: "var(--soft-ink)", "stroke-dasharray": "3 2" };
-    for (const value of panel.cutoffs)
-      element("line", { x1: this.toX(panel, value), x2: this.toX(panel, value), y1: top, y2: bottom, ...mark }, inside);
-    for (const value of panel.levels)
-      element("line", { x1: left, x2: right, y1: this.toY(panel, value), y2: this.toY(panel, value), ...mark }, inside);
-    for (const { x, mean, half, colour } of panel.curves) {
-      const path = (ys, order) => order.map((i) => `${this.toX(panel, x[i]).toFixed(2)} ${this.toY(panel, ys(i)).toFixed(2)}`).join("L");
-      const known = x.map((_, i) => i).filter((i) => half[i] != null), back = [...known].reverse();
-      if (known.length) {
-        const band = `M${path((i) => mean[i] + half[i], known)}L${path((i) => mean[i] - half[i], back)}z`;
-        element("path", { d: band, fill: colour, "fill-opacity": 0.15 }, inside);
-      }
-      const line = `M${path((i) => mean[i], x.map((_, i) => i))}`;
-      element("path", { d: line, fill: "none", stroke: colour, "stroke-width": 1.4 }, inside);
+    for (const x of panel.cutoffs.map((value) => toX(panel, value)))
+      this.line(inside, x, x, top, bottom, mark);
+    for (const y of panel.levels.map((value) => toY(panel, value)))
+      this.line(inside, left, right, y, y, mark);
+    for (const curve of panel.curves) this.drawCurve(panel, curve, inside);
+  }
+
+  drawCurve(panel, { x, mean, half, colour }, parent) {
+    const place = (i, y) => `${toX(panel, x[i]).toFixed(2)} ${toY(panel, y).toFixed(2)}`;
+    const all = x.map((_, i) => i), banded = all.filter((i) => half[i] != null);
+    if (banded.length) {
+      const above = banded.map((i) => place(i, mean[i] + half[i]));
+      const below = banded.reverse().map((i) => place(i, mean[i] - half[i]));
+      const d = `M${[...above, ...below].join("L")}z`;
+      element("path", { d, fill: colour, "fill-opacity": 0.15 }, parent);
     }
+    const d = `M${all.map((i) => place(i, mean[i])).join("L")}`;
+    element("path", { d, fill: "none", stroke: colour, "stroke-width": 1.4 }, parent);
   }
 }
 

@@ -1,7 +1,7 @@
-"""Figures: each quantity against the step, a line an arm, and paired differences as points.
+"""Figures: each quantity against the step, a line an arm.
 
 Every figure says what it shows, of which model and data, over how many seeds, and what its bands
-are. Figures are 4.8 inches wide, so that their text can be read on a phone.
+are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,11 +18,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from earlydrop.analysis.compare import base_arms, metric_of
+from earlydrop.analysis.compare import base_arms
 from earlydrop.analysis.curves import (
     RATE,
     RATES,
-    Curve,
     Panel,
     axis_of,
     common,
@@ -36,23 +34,23 @@ from earlydrop.analysis.curves import (
     values_panel,
     words_of,
 )
+from earlydrop.analysis.panels import (
+    DPI,
+    HEIGHT,
+    SMALL,
+    WIDTH,
+    draw_level,
+    draw_panel,
+    entitle,
+    legend_name,
+)
+from earlydrop.analysis.panels import LOOK as LOOK
+from earlydrop.analysis.points import BARS
 from earlydrop.analysis.stats import Paired
-from earlydrop.analysis.styles import styles
 from earlydrop.metrics import METRICS
 
-LOOK = {
-    "font.size": 11,
-    "text.parse_math": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 STEP = "optimizer step"
 BANDS = "bands: 95% intervals of the mean (Student's t)"
-BARS = "bars: 95% intervals of the paired difference (Student's t)"
-_WIDTH, _HEIGHT, _DPI = 4.8, 3.0, 200
-_SMALL, _GREY = 9, "#666666"
-_TITLE: dict[str, Any] = {"fontsize": 12, "fontweight": "bold"}
-_SUBTITLE: dict[str, Any] = {"fontsize": _SMALL, "color": _GREY}
 _NAMED = ("model", "data")
 _MOST_POINTS = 400
 
@@ -87,7 +85,7 @@ class Drawing:
         """Write it as a PNG file into a folder."""
         path = folder / f"{self.name}.png"
         with mpl.rc_context(LOOK):
-            self.figure.savefig(path, dpi=_DPI)
+            self.figure.savefig(path, dpi=DPI)
         return path
 
 
@@ -152,17 +150,17 @@ def _stack(
     """Panels one above the other, with a title above and a legend below."""
     arms = _arms(panels)
     with mpl.rc_context(LOOK):
-        lines = sum(_legend(arm).count("\n") + 1 for arm in arms)
+        lines = sum(legend_name(arm).count("\n") + 1 for arm in arms)
         below = 0.25 * -(-lines // _legend_columns(arms))
-        height = _HEIGHT + 0.3 + 2.0 * (len(panels) - 1) + below
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        height = HEIGHT + 0.3 + 2.0 * (len(panels) - 1) + below
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         ratios = [1.25] + [1.0] * (len(panels) - 1) if len(panels) > 1 else [1.0]
         stacked = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=ratios)
         axes = list(stacked.ravel())
         for place, panel in enumerate(panels):
             draw_panel(axes[place], panel, arms, place)
         axes[-1].set_xlabel(horizontal)
-        _entitle(figure, title, subtitle)
+        entitle(figure, title, subtitle)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(
             handles,
@@ -170,7 +168,7 @@ def _stack(
             loc="outside lower left",
             ncols=_legend_columns(arms),
             frameon=False,
-            fontsize=_SMALL,
+            fontsize=SMALL,
         )
     return figure, axes
 
@@ -182,105 +180,6 @@ def _arms(panels: Sequence[Panel]) -> list[str]:
 def _legend_columns(arms: Sequence[str]) -> int:
     longest = max((len(arm) for arm in arms), default=0)
     return 3 if longest <= 14 else 2 if longest <= 24 else 1
-
-
-def _entitle(figure: Figure, title: str, subtitle: str) -> None:
-    """A bold title, and below it in small letters what was run; the axes get the rest."""
-    width, height = figure.get_size_inches()
-    heading = textwrap.wrap(title[:1].upper() + title[1:], int(9.2 * width))
-    lines = textwrap.wrap(subtitle, int(14.2 * width))
-    top = 0.06
-    for text, line, style in ((heading, 0.22, _TITLE), (lines, 0.165, _SUBTITLE)):
-        figure.text(0.02, 1 - top / height, "\n".join(text), va="top", in_layout=False, **style)
-        top += line * len(text)
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - (top + 0.05) / height))
-
-
-def draw_panel(axes: Axes, panel: Panel, arms: Sequence[str], place: int = 0) -> None:
-    """Draw a panel: a line an arm with its band, its level, and the cutoffs.
-
-    Args:
-        axes: Where.
-        panel: What.
-        arms: All arms of the figure, so that each looks the same in every panel.
-        place: Its number in the figure; the first names the cutoff.
-    """
-    look = styles(arms)
-    for arm, curve in panel.curves.items():
-        _draw_curve(axes, arm, curve, look[arm])
-    axes.set_title(panel.label, loc="left", fontsize=_SMALL)
-    axes.grid(alpha=0.25)
-    axes.margins(x=0.02, y=0.1)
-    if panel.bottom is not None and axes.get_ylim()[0] < panel.bottom:
-        axes.set_ylim(bottom=panel.bottom)
-    if panel.level is not None:
-        _draw_level(axes, *panel.level)
-    for number, step in enumerate(panel.cutoffs):
-        _draw_cutoff(axes, step, named=place == 0 and number == 0)
-    for number, artist in enumerate([*axes.lines, *axes.collections, *axes.texts]):
-        artist.set_gid(f"data-{place}-{number}")  # what a page replaces where it is zoomed into
-
-
-def _draw_curve(axes: Axes, arm: str, curve: Curve, style: Mapping[str, Any]) -> None:
-    axes.plot(
-        curve.steps,
-        curve.means,
-        label=_legend(arm),
-        markersize=4,
-        markevery=max(len(curve.steps) // 12, 1),
-        linewidth=1.4,
-        **style,
-    )
-    if np.isfinite(curve.halves).any():
-        axes.fill_between(
-            curve.steps,
-            curve.means - curve.halves,
-            curve.means + curve.halves,
-            color=style["color"],
-            alpha=0.15,
-            linewidth=0,
-        )
-
-
-def _draw_level(axes: Axes, height: float, name: str) -> None:
-    axes.axhline(height, color=_GREY, linewidth=1, linestyle="--", zorder=1)
-    axes.annotate(
-        name,
-        (1.0, height),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 2),
-        textcoords="offset points",
-        fontsize=8,
-        color=_GREY,
-        ha="right",
-        va="bottom",
-    )
-
-
-def _draw_cutoff(axes: Axes, step: float, named: bool) -> None:
-    """A dotted line at a cutoff, with its name on the side where there is room."""
-    axes.axvline(step, color=_GREY, linewidth=1, linestyle=":", zorder=1)
-    left, right = axes.get_xlim()
-    late = (step - left) / (right - left) > 0.8
-    if named:
-        axes.annotate(
-            "cutoff",
-            (step, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(-3 if late else 3, -1),
-            textcoords="offset points",
-            fontsize=8,
-            color=_GREY,
-            ha="right" if late else "left",
-            va="top",
-        )
-
-
-def _legend(name: str, width: int = 46) -> str:
-    """An arm's name in a legend, which a leading underscore would hide, and which must fit."""
-    name = name if len(name) <= 60 else f"{name[:38]}...{name[-19:]}"
-    name = f" {name}" if name.startswith("_") else name
-    return "\n".join(textwrap.wrap(name, width, drop_whitespace=False))
 
 
 def draw_metric(
@@ -334,7 +233,7 @@ def picture(runs: pd.DataFrame, metrics: Sequence[str] = ()) -> Picture:
     arms = sorted(str(arm) for arm in history["arm"].unique())
     rates, _ = rates_panel(history, runs)
     with mpl.rc_context(LOOK):
-        figure = Picture(figsize=(_WIDTH * columns, _HEIGHT * rows), layout="constrained")
+        figure = Picture(figsize=(WIDTH * columns, HEIGHT * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, name in zip(grid, names, strict=False):
             values = values_panel(history, name)
@@ -344,7 +243,7 @@ def picture(runs: pd.DataFrame, metrics: Sequence[str] = ()) -> Picture:
         for axes in grid[len(names) :]:
             axes.set_visible(False)
         if len(arms) > 1:
-            grid[0].legend(frameon=False, fontsize=_SMALL)
+            grid[0].legend(frameon=False, fontsize=SMALL)
     return figure
 
 
@@ -365,18 +264,18 @@ def draw_axis(
         title: What was run.
     """
     with mpl.rc_context(LOOK):
-        figure = Figure(figsize=(_WIDTH, _HEIGHT + 0.6), layout="constrained")
+        figure = Figure(figsize=(WIDTH, HEIGHT + 0.6), layout="constrained")
         axes = figure.subplots()
         effects = np.array([point.effect for point in points.values()])
         halves = np.array([point.effect - point.low for point in points.values()])
         axes.errorbar(list(points), effects, halves, color="#0072b2", marker="o", capsize=4)
-        _draw_level(axes, 0, "no difference")
+        draw_level(axes, 0, "no difference")
         if max(points) > 20 * min(points) > 0:
             axes.set_xscale("log")
         axes.set_xlabel(horizontal)
         axes.grid(alpha=0.25)
-        _entitle(figure, vertical, f"{title}; {BARS}")
-        figure.savefig(path, dpi=_DPI)
+        entitle(figure, vertical, f"{title}; {BARS}")
+        figure.savefig(path, dpi=DPI)
 
 
 def draw_map(
@@ -403,7 +302,7 @@ def draw_map(
                 grid[row, column] = difference.effect
                 interval = f"[{difference.low:+.3f}, {difference.high:+.3f}]"
                 words = f"{name}\n{difference.effect:+.3f}\n{interval}"
-                axes.text(column, row, words, ha="center", va="center", fontsize=_SMALL)
+                axes.text(column, row, words, ha="center", va="center", fontsize=SMALL)
         largest = max(float(np.nanmax(np.abs(grid))), 1e-6)
         picture = axes.imshow(
             grid,
@@ -418,106 +317,5 @@ def draw_map(
         axes.set_yticks(range(len(widths)), map(str, widths))
         axes.set_xlabel("training images")
         axes.set_ylabel("model width")
-        axes.set_title("\n".join(textwrap.wrap(title, 90)), fontsize=_SMALL, loc="left")
-        figure.savefig(path, dpi=_DPI)
-
-
-def differences_by_metric(
-    found: Mapping[str, Mapping[str, Paired]],
-) -> dict[str, dict[str, Paired]]:
-    """`earlydrop.analysis.compare.differences` turned round: by heading, then by arm."""
-    by_metric: dict[str, dict[str, Paired]] = {}
-    for arm, by_heading in found.items():
-        for heading, point in by_heading.items():
-            by_metric.setdefault(heading, {})[arm] = point
-    return by_metric
-
-
-def points_figure(
-    by_heading: Mapping[str, Mapping[str, Paired]],
-    arms: Sequence[str],
-    title: str,
-    subtitle: str,
-) -> Figure:
-    """Paired differences with their 95% intervals: a panel a metric, a row an arm.
-
-    Args:
-        by_heading: By heading of a metric, the difference of each arm.
-        arms: All arms of the study, so that each looks the same in every figure.
-        title: What is shown.
-        subtitle: What was run.
-    """
-    look = styles(sorted(arms))
-    rows = max(len(points) for points in by_heading.values())
-    with mpl.rc_context(LOOK):
-        height = (0.75 + 0.34 * rows) * len(by_heading) + 0.5
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        stacked = figure.subplots(len(by_heading), squeeze=False)
-        for axes, (heading, points) in zip(stacked.ravel(), by_heading.items(), strict=True):
-            _draw_points(axes, points, look)
-            _name_points(axes, heading, titled=len(by_heading) > 1)
-        _entitle(figure, title, subtitle)
-    return figure
-
-
-def _draw_points(axes: Axes, points: Mapping[str, Paired], look: Mapping[str, Any]) -> None:
-    axes.axvline(0, color=_GREY, linewidth=1)
-    for row, (arm, point) in enumerate(points.items()):
-        bar = axes.errorbar(
-            [point.effect],
-            [row],
-            xerr=[[point.effect - point.low], [point.high - point.effect]],
-            capsize=3,
-            markersize=6,
-            **(look[arm] | {"linestyle": "none"}),
-        )
-        bar.lines[0].set_gid(f"point-{row}")
-    names = [_legend(arm, 22) for arm in points]
-    axes.set_yticks(range(len(points)), names, fontsize=_SMALL)
-    axes.set_ylim(len(points) - 0.5, -0.5)
-    axes.locator_params(axis="x", nbins=5)
-    axes.tick_params(axis="x", labelsize=_SMALL)
-    axes.grid(alpha=0.25, axis="x")
-
-
-def words_of_heading(heading: str) -> str:
-    """What a column of a table is, such as "Test accuracy, at the end"."""
-    metric = metric_of(heading)
-    if metric is None:
-        return heading
-    when = "mean over the first fifth" if metric.column == "early" else "at the end"
-    return f"{metric.label[:1].upper()}{metric.label[1:]}, {when}"
-
-
-def _name_points(axes: Axes, heading: str, titled: bool) -> None:
-    """Name the metric above its points, and say below which way is better."""
-    if titled:
-        axes.set_title(words_of_heading(heading), fontsize=10, loc="left")
-    metric = metric_of(heading)
-    if metric is not None and metric.better == "lower":
-        axes.set_xlabel("\N{LEFTWARDS ARROW} better", loc="left", **_SUBTITLE)
-    elif metric is not None and metric.better == "higher":
-        axes.set_xlabel("better \N{RIGHTWARDS ARROW}", loc="right", **_SUBTITLE)
-
-
-def draw_differences(
-    found: Mapping[str, Mapping[str, Paired]],
-    path: Path,
-    subtitle: str = "",
-) -> None:
-    """Draw paired differences as points with their 95% intervals, against the arm without dropout.
-
-    Args:
-        found: By arm and heading, from `earlydrop.analysis.compare.differences`.
-        path: The picture.
-        subtitle: What was run.
-    """
-    said = f"{subtitle}; " if subtitle else ""
-    figure = points_figure(
-        differences_by_metric(found),
-        list(found),
-        title="Each arm minus the arm without dropout",
-        subtitle=f"{said}mean over seeds, {BARS}",
-    )
-    with mpl.rc_context(LOOK):
-        figure.savefig(path, dpi=_DPI)
+        axes.set_title("\n".join(textwrap.wrap(title, 90)), fontsize=SMALL, loc="left")
+        figure.savefig(path, dpi=DPI)

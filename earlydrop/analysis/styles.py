@@ -36,7 +36,7 @@ def styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
     The first arm of a schedule has the schedule's own look, whatever else the figure shows.
 
     Args:
-        arms: Labels of arms, such as ``early-0.1-20%``.
+        arms: Labels of arms, such as ``early-0.1-20%``, or ``study: early-0.1-20%``.
 
     Returns:
         By arm: ``color``, ``linestyle`` and ``marker``.
@@ -45,7 +45,7 @@ def styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
     others: dict[str, int] = {}  # schedules of the user's own, numbered
     looks = {}
     for arm in arms:
-        words = re.split(r"[- ]", arm)
+        words = re.split(r"[- ]", arm.rpartition(": ")[2])
         name = words[0]
         if "path" in words and f"{name} path" in _COLOURS:
             name = f"{name} path"

@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from earlydrop.analysis.curves import Curve, Panel
-from earlydrop.analysis.plots import LOOK, Drawing
+from earlydrop.analysis.panels import LOOK
+from earlydrop.analysis.plots import Drawing
 from earlydrop.analysis.styles import styles
 
 _COLOURS = {  # of a figure: what they are on a page, in the light and in the dark
@@ -45,7 +46,7 @@ def points_as_html(figure: Figure, name: str, words: Mapping[str, str]) -> str:
     """A figure of points as one ``<figure>``; a point under the pointer says its numbers.
 
     Args:
-        figure: From `earlydrop.analysis.plots.points_figure`.
+        figure: From `earlydrop.analysis.points.points_figure`.
         name: A name that no other figure of the page has.
         words: By the id of a point (``point-0``, ...), its numbers.
 

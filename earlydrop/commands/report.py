@@ -15,13 +15,11 @@ from earlydrop.analysis.compare import differences, paired_table, problems, summ
 from earlydrop.analysis.curves import FIGURES
 from earlydrop.analysis.facts import arms_table, facts, run_rows
 from earlydrop.analysis.page import report_page, to_markdown
-from earlydrop.analysis.plots import (
-    Drawing,
+from earlydrop.analysis.plots import Drawing, drawings, what_was_run
+from earlydrop.analysis.points import (
     differences_by_metric,
     draw_differences,
-    drawings,
     points_figure,
-    what_was_run,
     words_of_heading,
 )
 from earlydrop.analysis.runs import load_history, load_runs

@@ -57,7 +57,14 @@ def test_a_jump_is_vertical():
 
 
 def test_rates_are_those_of_the_configuration_not_of_the_log(study):
-    make_run(study, "none", 0, 0.5, schedule={"name": "early", "rate": 0.3, "cutoff": "10ep"}, label="epochs")
+    make_run(
+        study,
+        "none",
+        0,
+        0.5,
+        schedule={"name": "early", "rate": 0.3, "cutoff": "10ep"},
+        label="epochs",
+    )
     runs = load_runs(study)
     panel, logged = rates_panel(histories(runs), runs)
     assert panel.curves["early-0.1-20%"].means[0] == 0.1  # the log begins at step 10
@@ -98,7 +105,14 @@ def test_paired_differences_are_those_seed_by_seed():
     for step in (1, 2):
         for seed, value in base.items():
             rows.append({"step": step, "arm": "none", "seed": seed, "model/distance": value * step})
-            rows.append({"step": step, "arm": "early", "seed": seed, "model/distance": value * step + shift[seed]})
+            rows.append(
+                {
+                    "step": step,
+                    "arm": "early",
+                    "seed": seed,
+                    "model/distance": value * step + shift[seed],
+                }
+            )
     panel = paired_panel(pd.DataFrame(rows), "model/distance", {"early": "none"})
     assert panel.curves["early"].means == pytest.approx([0.2, 0.2])
     half = scipy.stats.t.ppf(0.975, 2) * 0.1 / 3**0.5

@@ -62,7 +62,10 @@ def test_runs_have_their_addresses(study):
     (study / "none-seed0" / "wandb").mkdir()
     (study / "none-seed0" / "wandb" / "url.txt").write_text("https://wandb.ai/me/p/runs/x\n")
     (study / "none-seed1" / "wandb" / "offline-run-x").mkdir(parents=True)
+    (study / "none-seed2" / "wandb").mkdir()
+    (study / "none-seed2" / "wandb" / "url.txt").write_text("javascript:alert(1)\n")
     rows = {row["folder"]: row for row in run_rows(load_runs(study), study)}
+    assert rows["none-seed2"]["tracked"] is None
     assert rows["none-seed0"]["tracked"] == "https://wandb.ai/me/p/runs/x"
     assert (rows["none-seed1"]["tracked"], rows["none-seed1"]["offline"]) == (None, True)
     (alone,) = run_rows(load_runs(study / "none-seed2"), study / "none-seed2")

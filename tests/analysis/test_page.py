@@ -37,7 +37,13 @@ OVERFLOW = """() => [...document.querySelectorAll('body *')].filter(e => !e.clos
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 @pytest.mark.parametrize("width", [360, 1400])
 def test_nothing_overflows_and_nothing_complains(study, width, tmp_path):
-    make_run(study, "none", 7, 0.5, label="a label that is so long that it would squeeze any plot or table it is put into" * 2)
+    make_run(
+        study,
+        "none",
+        7,
+        0.5,
+        label="a label that is so long that it would squeeze any plot or table it is put into" * 2,
+    )
     write_report(study)
     found, console = browse(study / "report.html", width, tmp_path, OVERFLOW)
     assert found == []
@@ -47,7 +53,12 @@ def test_nothing_overflows_and_nothing_complains(study, width, tmp_path):
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 def test_single_runs_are_folded(study, tmp_path):
     write_report(study)
-    found, _ = browse(study / "report.html", 1400, tmp_path, "() => [...document.querySelectorAll('details')].map(e => e.open)")
+    found, _ = browse(
+        study / "report.html",
+        1400,
+        tmp_path,
+        "() => [...document.querySelectorAll('details')].map(e => e.open)",
+    )
     assert found == [False]
 
 
@@ -57,7 +68,13 @@ def test_the_page_opens_with_the_answer_and_has_tables_last(study):
         (run / "metrics.jsonl").write_text(lines.replace('"train_eval/loss": 0.4', '"train_eval/loss": 0.41'))
     write_report(study)
     page = (study / "report.html").read_text()
-    order = ["Early dropout ended with a lower training loss", "What was run", "minus the arm without dropout", "<svg", "<table"]
+    order = [
+        "Early dropout ended with a lower training loss",
+        "What was run",
+        "minus the arm without dropout",
+        "<svg",
+        "<table",
+    ]
     assert sorted(order, key=page.index) == order
     assert "prefers-color-scheme: dark" in page
     for server in ("http:", "https:", 'src="//', "@import"):
@@ -104,7 +121,15 @@ def test_a_page_of_many_arms_stays_small(tmp_path):
     for arm in range(12):
         make_run(tmp_path / "study", "none", 0, 0.5, label=f"arm {arm}", optim={"lr": 0.1 + arm})
     lines = [
-        json.dumps({"step": step, "train/loss": 1 / step, "probe/gdv": 0.5 / step, "probe/gde": 0.1, "model/distance": step**0.5})
+        json.dumps(
+            {
+                "step": step,
+                "train/loss": 1 / step,
+                "probe/gdv": 0.5 / step,
+                "probe/gde": 0.1,
+                "model/distance": step**0.5,
+            }
+        )
         for step in range(1, 3_001)
     ]
     for file in (tmp_path / "study").rglob("metrics.jsonl"):

@@ -7,7 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from earlydrop.analysis import load_runs
 from earlydrop.analysis.compare import differences
-from earlydrop.analysis.plots import differences_by_metric, draw_differences, drawings, points_figure
+from earlydrop.analysis.plots import drawings
+from earlydrop.analysis.points import differences_by_metric, draw_differences, points_figure
 from tests.analysis.made_up import make_run
 
 

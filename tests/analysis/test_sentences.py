@@ -43,7 +43,13 @@ def test_a_worse_arm_is_counted_in_its_own_direction():
 
 def test_arms_of_one_schedule_are_told_apart(study):
     for seed, loss in enumerate((0.5, 0.6, 0.9)):
-        make_run(study, "none", seed, loss - 0.2, schedule={"name": "early", "rate": 0.2, "cutoff": "20%"})
+        make_run(
+            study,
+            "none",
+            seed,
+            loss - 0.2,
+            schedule={"name": "early", "rate": 0.2, "cutoff": "20%"},
+        )
     said = " ".join([answered(study).first, *answered(study).more])
     assert "early-0.1-20% ended with a lower training loss" in said.lower()
     assert "early-0.2-20% ended with a lower training loss" in said.lower()

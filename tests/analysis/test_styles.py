@@ -9,6 +9,7 @@ def test_a_schedule_looks_the_same_whatever_else_is_drawn():
     among = styles(["constant-0.1", "early-0.1-20%", "late-0.1-20%", "none"])
     assert among["early-0.1-20%"] == alone
     assert styles(["early-0.2-50%"])["early-0.2-50%"] == alone
+    assert styles(["text: early-0.1-20%"])["text: early-0.1-20%"] == alone
 
 
 def test_every_schedule_has_a_colour_and_a_marker_of_its_own():

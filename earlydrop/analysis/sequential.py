@@ -75,7 +75,9 @@ def constant_of(level: float, looks: tuple[int, ...], shape: str, sides: int) ->
     )
 
 
-def nominal_level(level: float, looks: Sequence[int], look: int, shape: str, sides: int = 2) -> float:
+def nominal_level(
+    level: float, looks: Sequence[int], look: int, shape: str, sides: int = 2
+) -> float:
     """The p-value below which a look is significant.
 
     Args:
@@ -89,8 +91,10 @@ def nominal_level(level: float, looks: Sequence[int], look: int, shape: str, sid
     return float(sides * scipy.stats.norm.sf(_boundary(constant, looks, look, shape)))
 
 
-def sequential_p(p_values: Sequence[float], looks: Sequence[int], shape: str, sides: int = 2) -> float:
-    """The p-value of a study that has been looked at: the smallest level at which it would have stopped by now.
+def sequential_p(
+    p_values: Sequence[float], looks: Sequence[int], shape: str, sides: int = 2
+) -> float:
+    """The p-value of a study after some looks: the smallest level at which it would have stopped.
 
     It is valid for Holm's procedure like any p-value, and further looks can only lower it.
 
@@ -104,7 +108,9 @@ def sequential_p(p_values: Sequence[float], looks: Sequence[int], shape: str, si
         ValueError: There are more p-values than looks.
     """
     if not 0 < len(p_values) <= len(looks):
-        raise ValueError(f"{len(p_values)} p-values for {len(looks)} looks: expected from 1 to {len(looks)}")
+        raise ValueError(
+            f"{len(p_values)} p-values for {len(looks)} looks: expected from 1 to {len(looks)}"
+        )
     constant = -_FAR
     for i, p in enumerate(p_values):
         z = float(scipy.stats.norm.isf(max(p, 1e-300) / sides))

@@ -87,7 +87,7 @@ def paired(values: Mapping[int, float]) -> Paired | None:
 
 
 def at_level(found: Paired, level: float) -> Paired:
-    """The same difference with its interval at another level, such as that of one look of several."""
+    """The same difference with its interval at another level, such as that of one look."""
     half = float(scipy.stats.t.ppf(1 - level / 2, len(found.seeds) - 1)) * found.error
     return replace(found, low=found.effect - half, high=found.effect + half)
 

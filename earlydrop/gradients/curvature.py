@@ -21,28 +21,32 @@ _BISECTIONS = 12
 
 @torch.no_grad()
 def critical_sharpness(
-    loss: Callable[[], Tensor], parameters: Sequence[Tensor], direction: Sequence[Tensor], start: float
+    loss: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    direction: Sequence[Tensor],
+    start: float,
 ) -> float:
-    """The critical sharpness along an update: 2 over the smallest learning rate that raises the loss.
+    """Measure 2 over the smallest learning rate at which an update raises the loss.
 
-    The update of a step is ``- learning rate * direction``. Where the loss is quadratic along it, the
-    result is the curvature ``d'Hd / d'g`` of the direction d with gradient g: for gradient descent along an
-    eigenvector, the eigenvalue. Training is unstable where the learning rate is above 2 over the result.
+    The update of a step is ``- learning rate * direction``. Where the loss is quadratic along it,
+    the result is the curvature ``d'Hd / d'g`` of the direction d with gradient g. For gradient
+    descent along an eigenvector it is the eigenvalue. Training is unstable where the learning rate
+    is above 2 over the result.
 
     Args:
-        loss: Gives the loss at the present weights, a scalar. It must give the same value twice: seed it
-            where the model drops.
+        loss: Gives the loss at the present weights, a scalar. It must give the same value twice:
+            seed it where the model drops.
         parameters: The weights that the update changes.
         direction: The update per unit of the learning rate, a tensor a parameter, of its shape.
         start: The learning rate to start the search from.
 
     Returns:
-        The critical sharpness, per unit of the learning rate. It is 0 where no learning rate up to ``start`` times
-        2**40 raises the loss, and infinite where even ``start`` over 2**16 raises it.
+        The critical sharpness, per unit of the learning rate. It is 0 where no learning rate up to
+        ``start`` times 2**40 raises the loss, and infinite where even ``start`` over 2**16 does.
 
     Raises:
-        ValueError: The starting learning rate is not positive, the direction does not fit the parameters, or the
-            loss is not finite at the present weights.
+        ValueError: The starting learning rate is not positive, the direction does not fit the
+            parameters, or the loss is not finite at the present weights.
 
     Source: Kalra et al. 2026, arXiv:2601.16979.
     """
@@ -50,7 +54,10 @@ def critical_sharpness(
         raise ValueError(f"start is {start}: expected a learning rate above 0")
     shapes = [tuple(p.shape) for p in parameters], [tuple(d.shape) for d in direction]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"the direction has the shapes {shapes[1]} and the parameters {shapes[0]}: expected the same")
+        raise ValueError(
+            f"the direction has the shapes {shapes[1]} and the parameters {shapes[0]}: "
+            "expected the same"
+        )
     weights = [p.detach().clone() for p in parameters]
     base = float(loss())
     if not math.isfinite(base):
@@ -99,13 +106,13 @@ def preconditioned_sharpness(
 ) -> float:
     """The largest eigenvalue of the preconditioned Hessian P^(-1/2) H P^(-1/2), by power iteration.
 
-    It bounds the stable learning rate of an adaptive optimizer: of gradient descent preconditioned by P
-    at 2 over the result, of Adam with a momentum of 0.9 at 38 over it.
+    It bounds the stable learning rate of an adaptive optimizer: of gradient descent preconditioned
+    by P at 2 over the result, of Adam with a momentum of 0.9 at 38 over it.
 
     Args:
         loss: The loss, a scalar with a graph that can be differentiated twice.
         parameters: The weights.
-        preconditioner: The diagonal of P, a positive tensor a parameter; None for the plain Hessian.
+        preconditioner: The diagonal of P, a positive tensor a parameter; None is the plain Hessian.
         iterations: The most Hessian-vector products.
         tolerance: The relative change of the eigenvalue at which the iteration stops.
 
@@ -113,27 +120,42 @@ def preconditioned_sharpness(
         The eigenvalue, per unit of the learning rate.
 
     Raises:
-        ValueError: The preconditioner is not positive, or the loss does not depend on the parameters.
+        ValueError: The preconditioner is not positive, or the gradient does not depend on the
+            parameters.
 
     Source: Cohen et al. 2022, arXiv:2207.14484, and Kalra and Barkeshli 2024, arXiv:2406.09405.
     """
     scales = None
     if preconditioner is not None:
         if any(bool((diagonal <= 0).any()) for diagonal in preconditioner):
-            raise ValueError("the preconditioner has entries that are not positive: expected sqrt(v) + eps of Adam")
+            raise ValueError(
+                "the preconditioner has entries that are not positive: "
+                "expected sqrt(v) + eps of Adam"
+            )
         scales = [diagonal.rsqrt() for diagonal in preconditioner]
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-    used = [(p, g, i) for i, (p, g) in enumerate(zip(parameters, gradients, strict=True)) if g is not None and g.requires_grad]
+    used = [
+        (p, g, i)
+        for i, (p, g) in enumerate(zip(parameters, gradients, strict=True))
+        if g is not None and g.requires_grad
+    ]
     if not used:
-        raise ValueError("the gradient of the loss does not depend on the parameters: its curvature is 0 everywhere")
+        raise ValueError(
+            "the gradient of the loss does not depend on the parameters: "
+            "its curvature is 0 everywhere"
+        )
     weights = [p for p, _, _ in used]
     slopes = [g for _, g, _ in used]
     scale = None if scales is None else [scales[i] for _, _, i in used]
 
     def product(vector: list[Tensor]) -> list[Tensor]:
         scaled = vector if scale is None else [s * v for s, v in zip(scale, vector, strict=True)]
-        result = torch.autograd.grad(slopes, weights, scaled, retain_graph=True, materialize_grads=True)
-        return list(result) if scale is None else [s * r for s, r in zip(scale, result, strict=True)]
+        result = torch.autograd.grad(
+            slopes, weights, scaled, retain_graph=True, materialize_grads=True
+        )
+        return (
+            list(result) if scale is None else [s * r for s, r in zip(scale, result, strict=True)]
+        )
 
     largest = _power_iteration(product, weights, 0.0, iterations, tolerance)
     if largest < 0:  # the largest in size is negative: shift the spectrum so that the largest is
@@ -169,8 +191,10 @@ def _normalised(vector: Sequence[Tensor]) -> list[Tensor]:
     return [v / norm for v in vector]
 
 
-def adam_direction(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The update of Adam or AdamW per unit of the learning rate, from the state after its last step.
+def adam_direction(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
+) -> list[Tensor]:
+    """The last update of Adam or AdamW per unit of the learning rate.
 
     Args:
         optimizer: ``torch.optim.Adam`` or ``AdamW`` that has taken a step.
@@ -183,16 +207,23 @@ def adam_direction(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Par
         ValueError: The optimizer is another, or has taken no step.
     """
     moments = _adam_state(optimizer, parameters)
-    return [m / (1 - beta1**step) / _root(v, beta2, step, eps) for m, v, beta1, beta2, step, eps in moments]
+    return [
+        m / (1 - beta1**step) / _root(v, beta2, step, eps)
+        for m, v, beta1, beta2, step, eps in moments
+    ]
 
 
-def adam_preconditioner(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The diagonal of Adam's preconditioner, ``(1 - beta1**t) (sqrt(v) + eps)`` (Cohen et al. 2022, equation 2).
+def adam_preconditioner(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
+) -> list[Tensor]:
+    """The diagonal of Adam's preconditioner, ``(1 - beta1**t) (sqrt(v) + eps)``.
 
-    Args and errors are those of `adam_direction`.
+    Args and errors are those of `adam_direction`. Source: Cohen et al. 2022, equation 2.
     """
     moments = _adam_state(optimizer, parameters)
-    return [(1 - beta1**step) * _root(v, beta2, step, eps) for _, v, beta1, beta2, step, eps in moments]
+    return [
+        (1 - beta1**step) * _root(v, beta2, step, eps) for _, v, beta1, beta2, step, eps in moments
+    ]
 
 
 def _root(second: Tensor, beta2: float, step: float, eps: float) -> Tensor:
@@ -203,7 +234,9 @@ def _root(second: Tensor, beta2: float, step: float, eps: float) -> Tensor:
 _Moments = tuple[Tensor, Tensor, float, float, float, float]
 
 
-def _adam_state(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[_Moments]:
+def _adam_state(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
+) -> list[_Moments]:
     if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
         raise ValueError(f"the optimizer is {type(optimizer).__name__}: expected Adam or AdamW")
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -211,7 +244,9 @@ def _adam_state(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parame
     for parameter in parameters:
         state = optimizer.state.get(parameter, {})
         if "exp_avg" not in state:
-            raise ValueError("the optimizer has taken no step with a parameter: expected its state after a step")
+            raise ValueError(
+                "the optimizer has taken no step with a parameter: expected its state after a step"
+            )
         group = groups[id(parameter)]
         beta1, beta2 = group["betas"]
         step = float(state["step"])

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
-from earlydrop.claims.declare import LABEL, SETS, Declaration, load_declarations
+from earlydrop.claims.declare import LABEL, SETS, Declaration
 from earlydrop.claims.judge import Verdict, judge
-from earlydrop.claims.tables import claims_folder, window_words
+from earlydrop.claims.read import claims_folder, load_declarations
+from earlydrop.claims.tables import window_words
 
 
 def shown(runs: pd.DataFrame) -> list[str]:

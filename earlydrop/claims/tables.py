@@ -12,16 +12,11 @@ from earlydrop.analysis.page import html_list, html_page, html_table, pictures, 
 from earlydrop.analysis.runs import EARLY, find_runs
 from earlydrop.analysis.stats import Paired
 from earlydrop.claims.answer import answer_table, dissent_line
-from earlydrop.claims.declare import LABEL, Claim, Declaration, LossWindow, Window, label_seeds, load_declarations
+from earlydrop.claims.declare import LABEL, Claim, Declaration, LossWindow, Window, label_seeds
 from earlydrop.claims.figures import MAPS, draw_answer, draw_findings, regime_cells
 from earlydrop.claims.judge import DECIDED, Verdict, judge_all, regime
+from earlydrop.claims.read import claims_folder, load_declarations
 from earlydrop.claims.summaries import RUNS, Summaries, collect, merged, read_summaries
-from earlydrop.training.compose import conf_folder
-
-
-def claims_folder(name: str = "findings") -> Path:
-    """Where a set of claims is, in the repository or the package."""
-    return conf_folder() / "claims" / name
 
 
 def labels(declarations: list[Declaration], summaries: Summaries) -> dict[str, str]:

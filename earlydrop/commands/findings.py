@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from earlydrop.claims.declare import SETS, load_declarations
+from earlydrop.claims.declare import SETS
 from earlydrop.claims.judge import judge_all
 from earlydrop.claims.looks import next_look, no_runs
+from earlydrop.claims.read import claims_folder, load_declarations
 from earlydrop.claims.repeat import begin, begun_seeds, claims_of, fresh_seeds, repeat
 from earlydrop.claims.shown import sentences
 from earlydrop.claims.sizing import power_table
 from earlydrop.claims.summaries import RUNS, read_summaries, summaries_in
-from earlydrop.claims.tables import claims_folder, verdict_table, write_findings
+from earlydrop.claims.tables import verdict_table, write_findings
 from earlydrop.commands import command
 from earlydrop.commands.cite import command_line
 from earlydrop.training.compose import results_folder

@@ -4,10 +4,10 @@ import re
 import pytest
 
 from earlydrop.claims.answer import answer_rows, answer_table, decisive, dissent, dissent_line, measured, points
-from earlydrop.claims.declare import Comparison, load_declarations
+from earlydrop.claims.declare import Comparison
 from earlydrop.claims.judge import judge_all
+from earlydrop.claims.read import claims_folder, load_declarations
 from earlydrop.claims.summaries import merged
-from earlydrop.claims.tables import claims_folder
 from tests.claims.made_up import LOSS, declaration, made_up, study
 
 F5 = dataclasses.replace(LOSS, id="F5-loss")

@@ -5,9 +5,8 @@ import pytest
 import yaml
 
 from earlydrop.claims import shown as module
-from earlydrop.claims.declare import load_declarations
+from earlydrop.claims.read import claims_folder, load_declarations
 from earlydrop.claims.shown import shown
-from earlydrop.claims.tables import claims_folder
 from tests.claims.made_up import LOSS, declaration, made_up, study
 
 

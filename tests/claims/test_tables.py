@@ -3,10 +3,10 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from earlydrop.claims.declare import load_declarations
 from earlydrop.claims.judge import judge_all
+from earlydrop.claims.read import claims_folder, load_declarations
 from earlydrop.claims.summaries import Summaries, read_summaries
-from earlydrop.claims.tables import claims_folder, short_table, write_findings
+from earlydrop.claims.tables import short_table, write_findings
 from earlydrop.training.compose import results_folder
 from tests.claims.made_up import ARMS, LOSS, declaration, made_up, study
 

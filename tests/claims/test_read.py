@@ -1,9 +1,9 @@
 import pytest
 import yaml
 
-from earlydrop.claims.declare import LossWindow, load_declarations
+from earlydrop.claims.declare import LossWindow
+from earlydrop.claims.read import claims_folder, load_declarations
 from earlydrop.claims.summaries import read_summaries
-from earlydrop.claims.tables import claims_folder
 
 
 def write(tmp_path, **changes):

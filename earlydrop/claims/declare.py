@@ -124,15 +124,11 @@ class Claim:
         if self.sensitivity is None:
             return [self]
         key = self.sensitivity.key
-        return [
-            replace(
-                self,
-                arm={**self.arm, key: value},
-                against={**self.against, key: value},
-                sensitivity=None,
-            )
-            for value in self.sensitivity.values
-        ]
+        parts = []
+        for value in self.sensitivity.values:
+            arm, against = {**self.arm, key: value}, {**self.against, key: value}
+            parts.append(replace(self, arm=arm, against=against, sensitivity=None))
+        return parts
 
     @property
     def finding(self) -> str:

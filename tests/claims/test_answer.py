@@ -84,9 +84,9 @@ def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
         both = merged(noisy, made_up(effect=effect, seeds=range(10, 14)))
         declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
         assert [verdict.round for verdict in dissent(declared[0], verdicts)] == ["repeat"]
-        assert dissent_line(declared, verdicts) == (
-            f'Other seeds disagree: "Early dropout lowers the training loss" on d ({word} in the round "repeat").'
-        )
+        claim = '"Early dropout lowers the training loss" on d'
+        expected = f'Other seeds disagree: {claim} ({word} in the round "repeat").'
+        assert dissent_line(declared, verdicts) == expected
     both = merged(made_up(effect=-0.2, seeds=range(20, 30)), made_up(effect=-0.2, seeds=range(10, 14)))
     declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
     assert dissent(declared[0], verdicts) == []

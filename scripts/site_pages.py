@@ -78,10 +78,9 @@ def commands_page() -> str:
 
 
 def _judged() -> tuple[list[Any], list[Any]]:
-    from earlydrop.claims.declare import load_declarations
     from earlydrop.claims.judge import judge_all
+    from earlydrop.claims.read import claims_folder, load_declarations
     from earlydrop.claims.summaries import read_summaries
-    from earlydrop.claims.tables import claims_folder
 
     declarations = load_declarations(claims_folder("findings"))
     return declarations, judge_all(declarations, read_summaries(FINDINGS))

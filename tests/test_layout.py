@@ -182,7 +182,7 @@ def test_files_stay_short():
 def test_reading_drawing_and_printing_import_no_hydra():
     code = """
 import importlib, sys
-for module in ("earlydrop.analysis", "earlydrop.analysis.plots", "earlydrop.commands.report", "earlydrop.claims.tables"):
+for module in ("earlydrop.analysis", "earlydrop.analysis.plots", "earlydrop.commands.report", "earlydrop.claims.write"):
     importlib.import_module(module)
     print(module, [name for name in ("hydra", "omegaconf", "wandb", "timm") if name in sys.modules])
 """

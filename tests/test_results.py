@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from earlydrop.claims.tables import write_findings
+from earlydrop.claims.write import write_findings
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = [name for name in ("findings", "classic") if (ROOT / "results" / name).is_dir()]

@@ -1,1 +1,1 @@
-"""What is claimed of dropout, and what the runs say: claims as data, verdicts, tables and figures."""
+"""Claims as data, and the verdicts, tables and figures that runs give."""

@@ -1,4 +1,4 @@
-"""The answer: one row a claim in plain words, and what the runs say of it on each dataset.
+"""The answer: one row a claim in plain words, with its verdict on each dataset.
 
 The rows stand in ``conf/claims/answer.yaml``.
 """
@@ -6,6 +6,7 @@ The rows stand in ``conf/claims/answer.yaml``.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,17 +17,23 @@ import yaml
 
 from earlydrop.analysis.stats import Paired
 from earlydrop.claims.declare import Declaration
-from earlydrop.claims.judge import DECIDED, OPEN, Verdict
+from earlydrop.claims.verdict import DECIDED, OPEN, UNJUDGED, Verdict
 from earlydrop.metrics import METRICS
 from earlydrop.training.compose import conf_folder
 
-WORDS = {"reproduced": "confirmed", "absent": "no effect", "opposite": "opposite", OPEN: "undecided"}
+WORDS = {
+    "reproduced": "confirmed",
+    "absent": "no effect",
+    "opposite": "opposite",
+    OPEN: "undecided",
+}
 """Each verdict in the words of the answer."""
 
 SYMBOLS = {"confirmed": "✓", "no effect": "=", "opposite": "✗", "undecided": "?"}
 """A sign beside each word, so that a table can be read without its colours."""
 
 _DATA = {"fashion_mnist_mini": "Fashion-MNIST", "glyphs": "glyphs", "text": "text"}
+"""Names of datasets for display, in the order of the columns; no file of claims owns a dataset."""
 
 
 class Row(NamedTuple):
@@ -53,75 +60,97 @@ def answer_rows(path: Path | None = None) -> list[Row]:
     path = path or conf_folder() / "claims" / "answer.yaml"
     rows = []
     for values in yaml.safe_load(path.read_text(encoding="utf-8")):
-        if not isinstance(values, dict) or set(values) != {"words", "claims"} or not values["claims"]:
+        keys = set(values) if isinstance(values, dict) else set()
+        if keys != {"words", "claims"} or not values["claims"]:
             raise ValueError(f"{path.name}: a row is {values!r}: expected words and claims")
         rows.append(Row(values["words"], tuple(values["claims"])))
-    counts = Counter(claim for row in rows for claim in row.claims)
+    counts = Counter(itertools.chain.from_iterable(row.claims for row in rows))
     twice = [claim for claim, count in counts.items() if count > 1]
     if twice:
         raise ValueError(f"{path.name}: claim {twice[0]} is in two rows: expected one")
     return rows
 
 
+def words_of_claims() -> dict[str, str]:
+    """The words of the row of each claim, by the claim's id."""
+    words = {}
+    for row in answer_rows():
+        words.update(dict.fromkeys(row.claims, row.words))
+    return words
+
+
+def _is_about(verdict: Verdict, declaration: Declaration) -> bool:
+    """Whether a verdict is on a claim of a file, from the file's main study."""
+    if verdict.study != declaration.main_study:
+        return False
+    return any(verdict.claim is claim for claim in declaration.claims)
+
+
 def _rank(verdict: Verdict) -> tuple[bool, int]:
-    return verdict.verdict not in ("not run", "incomplete"), verdict.expected
+    return verdict.verdict not in UNJUDGED, verdict.expected
 
 
 def decisive(declaration: Declaration, verdicts: Iterable[Verdict]) -> dict[str, Verdict]:
-    """By claim, the verdict of a file's main study that counts: that of its largest round that has run."""
-    found: dict[str, Verdict] = {}
+    """The verdicts that count, by claim: from the largest round of the main study that has run."""
+    chosen: dict[str, Verdict] = {}
     for verdict in verdicts:
-        claim = verdict.claim
-        ours = verdict.study == declaration.main_study and any(claim is each for each in declaration.claims)
-        if ours and (claim.id not in found or _rank(verdict) > _rank(found[claim.id])):
-            found[claim.id] = verdict
-    return found
+        if _is_about(verdict, declaration):
+            best = chosen.setdefault(verdict.claim.id, verdict)
+            if _rank(verdict) > _rank(best):
+                chosen[verdict.claim.id] = verdict
+    return chosen
 
 
 def dissent(declaration: Declaration, verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """The verdicts of a file's main study in which another round, such as a repetition, says something else than the one that counts.
+    """The verdicts of a file's main study that differ from the one that counts.
 
-    A round that leaves open what a larger one decides does not disagree.
+    They are from other rounds of seeds, such as a repetition. A round that leaves open what a
+    larger one decides does not disagree.
     """
     verdicts = list(verdicts)
     chosen = decisive(declaration, verdicts)
-    others = []
+    differing = []
     for verdict in verdicts:
-        if verdict.study == declaration.main_study and any(verdict.claim is claim for claim in declaration.claims):
-            counts = chosen[verdict.claim.id]
-            speaks = verdict.verdict in DECIDED or (verdict.verdict == OPEN and verdict.expected >= counts.expected)
-            if speaks and verdict.verdict != counts.verdict:
-                others.append(verdict)
-    return others
+        if not _is_about(verdict, declaration):
+            continue
+        counts = chosen[verdict.claim.id]
+        as_large = verdict.expected >= counts.expected
+        speaks = verdict.verdict in DECIDED or (verdict.verdict == OPEN and as_large)
+        if speaks and verdict.verdict != counts.verdict:
+            differing.append(verdict)
+    return differing
 
 
 def dissent_line(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> str:
-    """Each verdict that another round does not share, in a sentence; empty if there is none."""
+    """The verdicts with which another round disagrees, in a sentence; empty if there is none."""
     verdicts = list(verdicts)
-    words = {claim: row.words for row in answer_rows() for claim in row.claims}
-    parts = [
-        f'"{words[verdict.claim.id]}" on {column(declaration)} ({_word(verdict)} in the round "{verdict.round}")'
-        for declaration in current(declarations, verdicts)
-        for verdict in dissent(declaration, verdicts)
-        if verdict.claim.id in words
-    ]
+    words = words_of_claims()
+    parts = []
+    for declaration in current(declarations, verdicts):
+        for verdict in dissent(declaration, verdicts):
+            if verdict.claim.id in words:
+                claim = f'"{words[verdict.claim.id]}" on {column(declaration)}'
+                parts.append(f'{claim} ({_word(verdict)} in the round "{verdict.round}")')
     return f"Other seeds disagree: {', '.join(parts)}." if parts else ""
 
 
 def column(declaration: Declaration) -> str:
-    """What the data of a file's main study is called."""
-    name = str(declaration.studies[declaration.main_study].config.get("data.name", "fashion_mnist_mini"))
+    """The name of the dataset of a file's main study, for display."""
+    name = str(declaration.studies[declaration.main_study].arm({}).get("data.name"))
     return _DATA.get(name, name)
 
 
-def answer_table(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> pd.DataFrame:
-    """One row a claim in words, one column a dataset; a cell says the verdict and the difference that was measured.
+def answer_table(
+    declarations: Iterable[Declaration],
+    verdicts: Iterable[Verdict],
+) -> pd.DataFrame:
+    """One row a claim in words, one column a dataset.
 
-    Cells of a row with several claims say how many have each verdict.
+    A cell has the verdict and the measured difference. A cell of a row with several claims has the
+    number of claims with each verdict.
     """
     cells = _cells(declarations, verdicts)
-    found = {name for _, name in cells}
-    columns = [*(name for name in _DATA.values() if name in found), *sorted(found - set(_DATA.values()))]
+    columns = sorted({name for _, name in cells}, key=_column_order)
     rows = []
     for row in answer_rows():
         texts = {name: _text(cells.get((row.words, name), [])) for name in columns}
@@ -130,21 +159,32 @@ def answer_table(declarations: Iterable[Declaration], verdicts: Iterable[Verdict
     return pd.DataFrame(rows, columns=["claim", *columns]).set_index("claim")
 
 
+def _column_order(name: str) -> tuple[int, str]:
+    """Sorts the names of `_DATA` first, then all others by name."""
+    names = list(_DATA.values())
+    return (names.index(name), "") if name in names else (len(names), name)
+
+
 def current(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> list[Declaration]:
-    """The files of claims without those that another file replaces, once the other has a verdict."""
+    """The files of claims without those that another file replaces.
+
+    A file replaces an earlier one once it has a verdict.
+    """
     declarations = list(declarations)
     judged = {verdict.study for verdict in verdicts if verdict.verdict in WORDS}
     replaced = {file.replaces for file in declarations if file.main_study in judged}
     return [file for file in declarations if file.name not in replaced]
 
 
-def _cells(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> dict[tuple[str, str], list[Verdict]]:
+def _cells(
+    declarations: Iterable[Declaration],
+    verdicts: Iterable[Verdict],
+) -> dict[tuple[str, str], list[Verdict]]:
     """The verdicts that count, by the words of their row and the name of their dataset."""
     verdicts = list(verdicts)
-    declarations = current(declarations, verdicts)
-    words = {claim: row.words for row in answer_rows() for claim in row.claims}
+    words = words_of_claims()
     cells: dict[tuple[str, str], list[Verdict]] = {}
-    for declaration in declarations:
+    for declaration in current(declarations, verdicts):
         for verdict in decisive(declaration, verdicts).values():
             if verdict.claim.id in words and verdict.verdict in WORDS:
                 key = (words[verdict.claim.id], column(declaration))
@@ -157,7 +197,7 @@ def _word(verdict: Verdict) -> str:
 
 
 def _text(verdicts: list[Verdict]) -> str:
-    """What a cell says: the word and the difference of one claim, or how many of several have each word."""
+    """The text of a cell: the word and difference of one claim, or the counts of several."""
     if not verdicts:
         return ""
     words = Counter(map(_word, verdicts))
@@ -168,9 +208,10 @@ def _text(verdicts: list[Verdict]) -> str:
 
 
 def measured(verdict: Verdict) -> str:
-    """The difference that was measured, in plain units: ``-1.9% loss``, ``+0.45 points`` (of accuracy), ``-50 steps``.
+    """The measured difference in plain units.
 
-    A percentage is relative to the mean of the arm that the claim is held against.
+    Such as ``-1.9% loss``, ``+0.45 points`` (of accuracy) or ``-50 steps``. A percentage is
+    relative to the mean of the arm that the claim's arm is compared with.
     """
     if verdict.paired is None or verdict.smallest is None:
         return "not measured"
@@ -196,7 +237,7 @@ class Point(NamedTuple):
         words: The words of its row.
         data: The dataset.
         word: The verdict in the words of the answer.
-        paired: The difference, with its sign turned so that more than 0 is towards the claim.
+        paired: The difference, with its sign such that more than 0 is towards the claim.
         size: The smallest effect that matters, in the same units.
     """
 
@@ -208,25 +249,26 @@ class Point(NamedTuple):
 
 
 def points(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> list[Point]:
-    """What the answer's figure shows: one point a claim and dataset, in the order of the rows.
+    """The points of the answer's figure: one a claim and dataset, in the order of the rows.
 
     Claims of equivalence have no direction; they are left out.
     """
     cells = _cells(declarations, verdicts)
-    found = []
-    for (words, data), parts in sorted(cells.items(), key=lambda item: _order(item[0])):
-        for verdict in parts:
-            if verdict.claim.direction not in ("lower", "higher") or verdict.paired is None or not verdict.smallest:
-                continue
-            paired = verdict.paired if verdict.claim.direction == "higher" else _turned(verdict.paired)
-            found.append(Point(words, data, _word(verdict), paired, verdict.smallest))
-    return found
+    drawn = []
+    for words, data in sorted(cells, key=_cell_order):
+        for verdict in cells[words, data]:
+            direction, paired, size = verdict.claim.direction, verdict.paired, verdict.smallest
+            if direction in ("lower", "higher") and paired is not None and size:
+                towards = paired if direction == "higher" else _turned(paired)
+                drawn.append(Point(words, data, _word(verdict), paired=towards, size=size))
+    return drawn
 
 
-def _order(key: tuple[str, str]) -> tuple[int, int]:
+def _cell_order(cell: tuple[str, str]) -> tuple[int, int]:
+    """Sorts cells by their row, then by the columns of `_DATA`."""
+    words, data = cell
     rows = [row.words for row in answer_rows()]
-    names = list(_DATA.values())
-    return rows.index(key[0]), names.index(key[1]) if key[1] in names else len(names)
+    return rows.index(words), _column_order(data)[0]
 
 
 def _turned(paired: Paired) -> Paired:

@@ -17,7 +17,7 @@ from earlydrop.analysis.plots import LOOK
 from earlydrop.analysis.styles import styles
 from earlydrop.claims.answer import decisive
 from earlydrop.claims.declare import Declaration
-from earlydrop.claims.judge import Verdict
+from earlydrop.claims.verdict import Verdict
 from earlydrop.training.compose import conf_folder
 
 _KINDS = {  # the two forms of early dropout: its words, and the arm whose look it has

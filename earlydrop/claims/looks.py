@@ -1,4 +1,4 @@
-"""What a study with declared looks has to run next."""
+"""The next runs of a study with declared looks."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from typing import Any
 import pandas as pd
 
 from earlydrop.claims.declare import FIRST, Claim, Declaration
-from earlydrop.claims.judge import DECIDED, Verdict, judge
+from earlydrop.claims.judge import judge
 from earlydrop.claims.repeat import configurations
 from earlydrop.claims.summaries import Summaries
+from earlydrop.claims.verdict import DECIDED, OPEN, Verdict
 from earlydrop.training.config import Config
 
 
 @dataclass(frozen=True)
 class Next:
-    """What a finding's study has to run next.
+    """The next runs of a finding's study.
 
     Attributes:
         study: The study.
-        verdicts: What its runs say so far of the finding's claims.
-        seeds: The seeds of the next look, without those that an earlier look has; empty where every claim is decided or all
-            looks are done.
-        configs: A configuration for each arm of the claims that are open, with the first of these seeds.
+        verdicts: The verdicts on the finding's claims from the runs so far.
+        seeds: The seeds of the next look, without those of earlier looks; empty where every claim
+            is decided or all looks are done.
+        configs: A configuration for each arm of the claims that are open, with the first of these
+            seeds.
     """
 
     study: str
@@ -35,34 +37,40 @@ class Next:
 
 
 def next_look(declaration: Declaration, claims: Iterable[Claim], summaries: Summaries) -> Next:
-    """What decides some claims of a file with looks, at the least cost.
+    """The cheapest runs that may decide some claims of a file with looks.
 
     Args:
         declaration: A file that declares looks.
-        claims: The claims that are asked about.
+        claims: The claims to decide.
         summaries: The runs so far.
 
     Raises:
         ValueError: The file declares no looks.
     """
     if declaration.looks is None:
-        raise ValueError(f"{declaration.name}.yaml declares no looks: its rounds are judged when they are whole")
+        judged = "its rounds are judged when they are whole"
+        raise ValueError(f"{declaration.name}.yaml declares no looks: {judged}")
     study = declaration.studies[declaration.main_study]
-    seeds = study.rounds[FIRST]
-    asked = {claim.id for claim in claims}
     runs = summaries.of(study.name)
-    verdicts = judge(declaration, study.name, FIRST, runs) if len(runs) else []
-    verdicts = [verdict for verdict in verdicts if verdict.claim.id in asked]
+    ids = {claim.id for claim in claims}
+    judged_all = judge(declaration, study.name, FIRST, runs) if len(runs) else []
+    verdicts = tuple(verdict for verdict in judged_all if verdict.claim.id in ids)
     decided = {verdict.claim.id for verdict in verdicts if verdict.verdict in DECIDED}
-    still = [claim for claim in declaration.claims if claim.id in asked - decided]
-    done = [verdict.look for verdict in verdicts if verdict.claim.id not in decided and verdict.verdict == "not resolved"]
-    look = min(done) if len(done) == len(still) and done else 0
-    if not still or look == len(declaration.looks.seeds):
-        return Next(study.name, tuple(verdicts), (), ())
-    before = declaration.looks.seeds[look - 1] if look else 0
-    coming = seeds[before : declaration.looks.seeds[look]]
-    configs = configurations(study, still, coming[:1], Path("runs"))
-    return Next(study.name, tuple(verdicts), coming, tuple(configs))
+    undecided = [claim for claim in declaration.claims if claim.id in ids - decided]
+    look = _looks_done(verdicts, len(undecided))
+    counts = declaration.looks.seeds
+    if not undecided or look == len(counts):
+        return Next(study.name, verdicts, seeds=(), configs=())
+    before = counts[look - 1] if look else 0
+    seeds = study.rounds[FIRST][before : counts[look]]
+    configs = configurations(study, undecided, seeds[:1], Path("runs"))
+    return Next(study.name, verdicts, seeds, tuple(configs))
+
+
+def _looks_done(verdicts: Iterable[Verdict], undecided: int) -> int:
+    """The number of looks that every undecided claim has had."""
+    looks = [verdict.look for verdict in verdicts if verdict.verdict == OPEN]
+    return min(looks) if looks and len(looks) == undecided else 0
 
 
 def no_runs() -> Summaries:

@@ -1,4 +1,4 @@
-"""What a claim reads from one run: a metric over a window, above a bound, or the step at which it reaches one."""
+"""The value of a run for a claim: a metric in a window, above a bound, or the step at a bound."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ class WindowError(ValueError):
 
 
 def value_of(run: Any, claim: Claim, metric: str) -> float:
-    """A run's value of a claim's metric; NaN if it has none.
+    """The value of a run for a claim; NaN if it has none.
 
     Args:
         run: A row of the runs, with its measured steps in ``history``.
         claim: The claim, with its window and test.
-        metric: Which metric.
+        metric: The metric to read.
 
     Returns:
         The mean in the window or the last value; for a share 0 or 1; for a time the step.
 
     Raises:
-        WindowError: The window is one of losses, and the run does not fall through it.
+        WindowError: The window is one of losses, and the run's loss does not fall through it.
     """
-    if claim.window is not None and run.step != run.total_steps:  # stopped early: it has no comparable window, only a last value
+    stopped_early = run.step != run.total_steps
+    if claim.window is not None and stopped_early:  # its windows are not those of the other runs
         return math.nan
     try:
         if claim.test is not None and claim.test.kind == "steps to":
@@ -43,12 +44,19 @@ def value_of(run: Any, claim: Claim, metric: str) -> float:
 
 
 def windowed(history: pd.DataFrame, metric: str, window: Window, total_steps: int) -> float:
-    """A run's value of a metric: its mean over the measurements in a window, both ends included, or its last value.
+    """The mean of a metric over the measurements in a window, or its last value.
 
-    NaN if nothing was measured there.
+    Args:
+        history: The measured steps of a run.
+        metric: The metric.
+        window: The window, both ends included; None for the last value.
+        total_steps: The length of the run.
+
+    Returns:
+        The value; NaN if nothing was measured there.
 
     Raises:
-        ValueError: The window is one of losses, and the run does not fall through it.
+        ValueError: The window is one of losses, and the run's loss does not fall through it.
     """
     if metric not in history:
         return math.nan
@@ -58,11 +66,15 @@ def windowed(history: pd.DataFrame, metric: str, window: Window, total_steps: in
     if window is None:
         return float(rows[metric].iloc[-1]) if len(rows) else math.nan
     low, high = (end * total_steps for end in window)
-    return float(rows[metric][(rows["step"] >= low - 1e-9) & (rows["step"] <= high + 1e-9)].mean())
+    inside = (rows["step"] >= low - 1e-9) & (rows["step"] <= high + 1e-9)
+    return float(rows[metric][inside].mean())
 
 
 def _steps_to(history: pd.DataFrame, metric: str, bound: float, total_steps: int) -> float:
-    """The first measured step at which a metric is at most the bound; the run's length if there is none, NaN if nothing was measured."""
+    """The first measured step at which a metric is at most the bound.
+
+    The length of the run if there is none; NaN if nothing was measured.
+    """
     rows = history.dropna(subset=[metric]) if metric in history else history.iloc[:0]
     if rows.empty:
         return math.nan
@@ -70,24 +82,32 @@ def _steps_to(history: pd.DataFrame, metric: str, bound: float, total_steps: int
     return float(reached.iloc[0]) if len(reached) else float(total_steps)
 
 
-_PROGRESS, _LEVELS = "train_eval/loss", 33
+_PROGRESS = "train_eval/loss"
+_LEVELS = 33
+"""The number of losses at which a metric is read in a window of losses."""
 
 
 def _at_losses(history: pd.DataFrame, metric: str, window: LossWindow) -> float:
-    """The mean of a metric over losses evenly from high to low, each where the run first falls to it, between measurements by a line."""
+    """The mean of a metric over evenly spaced losses from high to low.
+
+    Each loss is taken where the run first falls to it; values between two measurements are
+    interpolated.
+    """
     losses = history.dropna(subset=[_PROGRESS]) if _PROGRESS in history else history.iloc[:0]
     values = history.dropna(subset=[metric])
     if losses.empty or values.empty:
         return math.nan
-    steps, best = losses["step"].to_numpy(float), np.minimum.accumulate(losses[_PROGRESS].to_numpy(float))
+    steps = losses["step"].to_numpy(float)
+    best = np.minimum.accumulate(losses[_PROGRESS].to_numpy(float))
     if best[0] < window.high or best[-1] > window.low:
-        raise ValueError(
-            f"the training loss falls from {best[0]:.4g} to {best[-1]:.4g}, not through the window from {window.high:g} to {window.low:g}"
-        )
+        fall = f"the training loss falls from {best[0]:.4g} to {best[-1]:.4g}"
+        ends = f"from {window.high:g} to {window.low:g}"
+        raise ValueError(f"{fall}, not through the window {ends}")
     levels = np.linspace(window.high, window.low, _LEVELS)
     first = np.array([int(np.argmax(best <= level)) for level in levels])
     before = np.maximum(first - 1, 0)
-    fall = best[before] - best[first]
-    share = np.divide(best[before] - levels, fall, out=np.ones(_LEVELS), where=fall > 0)
+    drop = best[before] - best[first]
+    share = np.divide(best[before] - levels, drop, out=np.ones(_LEVELS), where=drop > 0)
     reached = steps[before] + share * (steps[first] - steps[before])
-    return float(np.interp(reached, values["step"].to_numpy(float), values[metric].to_numpy(float)).mean())
+    measured_at = values["step"].to_numpy(float)
+    return float(np.interp(reached, measured_at, values[metric].to_numpy(float)).mean())

@@ -1,4 +1,4 @@
-"""How many seeds a claim needs, and what they cost."""
+"""The number of seeds that a claim needs, and their cost."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from earlydrop.claims.declare import EQUIVALENT, NOT_LOWER, Claim
 
 POWER = 0.9
 MOST = 10_000
-"""More seeds than this are not counted."""
+"""The largest number of seeds that is tried."""
 
 
 class Price(NamedTuple):
-    """What would resolve a claim.
+    """The seeds and time that would resolve a claim.
 
     Attributes:
-        seeds: How many seeds; None for more than `MOST`.
+        seeds: The number of seeds; None for more than `MOST`.
         hours: Hours of one core for the runs of both its arms.
     """
 
@@ -25,49 +25,83 @@ class Price(NamedTuple):
     hours: float
 
     def __str__(self) -> str:
-        return f"{self.seeds} seeds, {self.hours:.2g} core hours" if self.seeds is not None else f"more than {MOST:,} seeds"
+        if self.seeds is None:
+            return f"more than {MOST:,} seeds"
+        return f"{self.seeds} seeds, {self.hours:.2g} core hours"
 
 
-def needed_seeds(claim: Claim, spread: float, smallest: float, level: float, seen: float = 0.0) -> int | None:
-    """Seeds with which a claim is resolved with a power of 90%, whether its effect is the smallest that matters or none.
+def needed_seeds(
+    claim: Claim,
+    spread: float,
+    smallest: float,
+    level: float,
+    seen: float = 0.0,
+) -> int | None:
+    """The number of seeds that resolve a claim with a power of 90%.
 
-    A claim of equivalence is resolved where its effect is what was seen: within the smallest that matters, or beyond it.
+    That is the power where its effect is the smallest that matters, and where it is none. For a
+    claim of equivalence it is the power where its effect is ``seen``: to show that it is within
+    the smallest that matters, or beyond it.
 
     Args:
         claim: The claim.
-        spread: Standard deviation of its paired differences.
+        spread: Standard deviation of its paired differences, in the metric's units.
         smallest: The smallest effect that matters, in the metric's units.
         level: The level of its tests.
-        seen: For a claim of equivalence, the effect that is taken to be true, in the metric's units.
+        seen: The true effect of a claim of equivalence, in the metric's units.
+
+    Returns:
+        The number; None for more than `MOST`.
 
     Raises:
-        ValueError: The differences do not scatter, so they say nothing of what more seeds would.
+        ValueError: The differences do not scatter, so their scatter cannot size a round.
     """
     if spread <= 0:
-        raise ValueError(f"the paired differences have a standard deviation of {spread:g}: their scatter cannot size a round")
+        deviation = f"the paired differences have a standard deviation of {spread:g}"
+        raise ValueError(f"{deviation}: their scatter cannot size a round")
     sides = 1 if claim.direction == NOT_LOWER else 2
 
-    def shown(n: int) -> bool:
-        """Whether a claim of equivalence is, each of its two bounds missed with the probability that it has."""
-        near, far = abs(smallest - abs(seen)), smallest + abs(seen)
-        missed = [1 - power_of_bound(spread, bound, n, level, 1) for bound in ((near, far) if abs(seen) < smallest else (near,))]
+    def shows_equivalence(n: int) -> bool:
+        """Whether n seeds give 90% power for a claim of equivalence."""
+        bounds = [abs(smallest - abs(seen))]  # the distances from the effect to the two bounds
+        if abs(seen) < smallest:
+            bounds.append(smallest + abs(seen))
+        missed = [1 - power_of_bound(spread, bound, n, level, sides=1) for bound in bounds]
         return sum(missed) <= 1 - POWER
 
-    def enough(n: int) -> bool:
+    def is_enough(n: int) -> bool:
         if claim.direction == EQUIVALENT:
-            return shown(n)
-        sees = power_of_difference(spread, smallest, n, level) >= POWER
-        return sees and power_of_bound(spread, smallest, n, level, sides) >= POWER
+            return shows_equivalence(n)
+        if power_of_difference(spread, smallest, n, level) < POWER:
+            return False
+        return power_of_bound(spread, smallest, n, level, sides=sides) >= POWER
 
-    return first_enough(enough, MOST)
+    return first_enough(is_enough, MOST)
 
 
-def price(claim: Claim, spread: float, smallest: float, level: float, seconds: Iterable[float], seen: float = 0.0) -> Price:
-    """What resolves a claim costs, where a run of each of its arms took so many seconds; the rest as `needed_seeds` takes it."""
-    seeds = needed_seeds(claim, spread, smallest, level, seen)
+def price(
+    claim: Claim,
+    spread: float,
+    smallest: float,
+    level: float,
+    seconds: Iterable[float],
+    seen: float = 0.0,
+) -> Price:
+    """The seeds and time that resolve a claim.
+
+    Args:
+        claim: The claim; it and the other arguments are those of `needed_seeds`.
+        spread: See there.
+        smallest: See there.
+        level: See there.
+        seconds: The time of a run of each of its arms.
+        seen: See there.
+    """
+    seeds = needed_seeds(claim, spread, smallest, level, seen=seen)
     return Price(seeds, (seeds or MOST) * sum(seconds) / 3600)
 
 
 def first_level(claims: Iterable[Claim], claim: Claim) -> float:
-    """The level that Holm gives the smallest p-value of a claim's family: two tests a claim."""
-    return LEVEL / (2 * sum(each.family == claim.family for each in claims))
+    """The level of the smallest p-value of a claim's family under Holm, with two tests a claim."""
+    members = [member for member in claims if member.family == claim.family]
+    return LEVEL / (2 * len(members))

@@ -1,46 +1,65 @@
-"""Repeating a finding on seeds that nothing has used: the arms of its claims, trained again, and the verdict beside the published one."""
+"""Repeating a finding: its arms are trained again on fresh seeds, and its claims are judged."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from earlydrop.analysis.arms import config_of
 from earlydrop.analysis.runs import find_runs
 from earlydrop.claims.declare import Claim, Declaration, Study
-from earlydrop.claims.judge import Verdict, judge
+from earlydrop.claims.judge import judge
 from earlydrop.claims.summaries import collect
+from earlydrop.claims.verdict import Verdict
 from earlydrop.training.config import Config
 from earlydrop.training.record.files import write_atomically
 from earlydrop.training.record.folder import read_config
 
 FIRST_SEED = 10_000
-"""Fresh seeds are counted from here."""
+"""The smallest fresh seed."""
 
 FRESH = "fresh"
-"""The round of a repetition."""
+"""The name of the round of a repetition."""
 
 
 def fresh_seeds(declarations: Iterable[Declaration], folder: Path, count: int) -> list[int]:
-    """The first seeds from `FIRST_SEED` on that no round declares and no run below a folder has used."""
-    used = {seed for each in declarations for study in each.studies.values() for seeds in study.rounds.values() for seed in seeds}
+    """The first seeds from `FIRST_SEED` on that no round declares and no run has used.
+
+    Args:
+        declarations: The declared claims.
+        folder: The folder of the runs; it need not exist.
+        count: The number of seeds.
+    """
+    used: set[int] = set()
+    for declaration in declarations:
+        for study in declaration.studies.values():
+            used.update(*study.rounds.values())
     if folder.is_dir():
         used |= {int(read_config(path)["seed"]) for path in find_runs(folder)}
-    seeds = (seed for seed in range(FIRST_SEED, FIRST_SEED + len(used) + count) if seed not in used)
-    return [seed for _, seed in zip(range(count), seeds, strict=False)]
+    unused = (seed for seed in itertools.count(FIRST_SEED) if seed not in used)
+    return list(itertools.islice(unused, count))
 
 
 def begin(notes: Path, seeds: list[int]) -> None:
-    """Note the seeds of a repetition before any of them runs, so that one that is stopped goes on with the same."""
+    """Write down the seeds of a repetition before they run.
+
+    A repetition that is stopped then goes on with the same seeds.
+    """
     notes.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(notes, json.dumps(seeds).encode())
 
 
 def begun_seeds(notes: Path, count: int) -> list[int] | None:
     """The seeds of a repetition that was begun and not judged; None if there is none.
+
+    Args:
+        notes: The file that `begin` wrote.
+        count: The number of seeds that it must have.
 
     Raises:
         ValueError: It has another number of seeds, or its file is damaged.
@@ -51,52 +70,86 @@ def begun_seeds(notes: Path, count: int) -> list[int] | None:
         seeds = [int(seed) for seed in json.loads(notes.read_text(encoding="utf-8"))]
         first, last = seeds[0], seeds[-1]
     except (ValueError, TypeError, IndexError) as error:
-        raise ValueError(f"{notes} holds no seeds of a repetition ({error}): delete it to begin another") from error
+        remedy = "delete it to begin another"
+        raise ValueError(f"{notes} holds no seeds of a repetition ({error}): {remedy}") from error
     if len(seeds) != count:
-        raise ValueError(
-            f"a repetition with the seeds {first} to {last} was begun and not finished: go on with --seeds {len(seeds)}, or delete "
-            f"{notes} to begin another"
-        )
+        begun = f"a repetition with the seeds {first} to {last} was begun and not finished"
+        remedy = f"go on with --seeds {len(seeds)}, or delete {notes} to begin another"
+        raise ValueError(f"{begun}: {remedy}")
     return seeds
 
 
+class Tested(NamedTuple):
+    """A study on which a finding is tested.
+
+    Attributes:
+        declaration: The file of claims.
+        study: One of its studies.
+        claims: The file's claims of the finding.
+    """
+
+    declaration: Declaration
+    study: Study
+    claims: tuple[Claim, ...]
+
+
 def claims_of(
-    declarations: Iterable[Declaration], finding: str, study: str | None
-) -> list[tuple[Declaration, Study, tuple[Claim, ...]]]:
-    """Where a finding is tested: each file, one of its studies (the main one if none is named), and its claims of this finding.
+    declarations: Iterable[Declaration],
+    finding: str,
+    study: str | None,
+) -> list[Tested]:
+    """The studies on which a finding is tested, one a file.
+
+    Args:
+        declarations: The declared claims.
+        finding: A finding such as ``F5``, or a claim such as ``F5-loss``.
+        study: The name of a study; None for the main study of each file.
 
     Raises:
         ValueError: No claim has this finding, or no file that has it has this study.
     """
     declarations = list(declarations)
-    found = []
-    for each in declarations:
-        claims = tuple(claim for claim in each.claims if finding in (claim.finding, claim.id))
-        name = study or each.main_study
-        if claims and name in each.studies:
-            found.append((each, each.studies[name], claims))
-    if not found:
-        known = sorted({claim.finding for each in declarations for claim in each.claims}, key=lambda name: (len(name), name))
+    tested = []
+    for declaration in declarations:
+        name = study or declaration.main_study
+        claims = [claim for claim in declaration.claims if finding in (claim.finding, claim.id)]
+        if claims and name in declaration.studies:
+            tested.append(Tested(declaration, declaration.studies[name], tuple(claims)))
+    if not tested:
+        known: set[str] = set()
+        for declaration in declarations:
+            known.update(claim.finding for claim in declaration.claims)
+        findings = sorted(known, key=lambda name: (len(name), name))
         where = f" in the study {study!r}" if study else ""
-        raise ValueError(f"finding {finding!r}{where} is not claimed: expected one of {', '.join(known)}")
-    return found
+        expected = f"expected one of {', '.join(findings)}"
+        raise ValueError(f"finding {finding!r}{where} is not claimed: {expected}")
+    return tested
 
 
-def configurations(study: Study, claims: Iterable[Claim], seeds: Iterable[int], out: Path) -> list[Config]:
-    """The runs of a study's arms that some claims compare, each once.
+def configurations(
+    study: Study,
+    claims: Iterable[Claim],
+    seeds: Iterable[int],
+    out: Path,
+) -> list[Config]:
+    """The configurations of the runs that some claims compare, each once.
+
+    Args:
+        study: The study.
+        claims: The claims.
+        seeds: The seeds of the runs.
+        out: The folder for the runs.
 
     Raises:
-        ValueError: The study does not declare what the claims' metrics take.
+        ValueError: The study does not declare a setting that a claim's metric needs.
     """
     claims = list(claims)
     for claim in claims:
-        needed = "probe.at" if claim.metric.startswith("probe") else "trainer.mc_passes" if "mc" in claim.metric else None
-        if needed is not None and not {**study.config, **study.cadence}.get(needed):
-            raise ValueError(
-                f"study {study.name}: claim {claim.id} needs {needed} in the study's cadence, to measure {claim.metric}"
-            )
-    parts = [part for claim in claims for part in claim.parts]
-    arms = {study.arm(settings): settings for part in parts for settings in (part.arm, part.against)}
+        _check_cadence(study, claim)
+    arms = {}
+    for part in itertools.chain.from_iterable(claim.parts for claim in claims):
+        arms[study.arm(part.arm)] = part.arm
+        arms[study.arm(part.against)] = part.against
     configs = []
     for seed in seeds:
         for settings in arms.values():
@@ -107,8 +160,20 @@ def configurations(study: Study, claims: Iterable[Claim], seeds: Iterable[int], 
     return configs
 
 
+def _check_cadence(study: Study, claim: Claim) -> None:
+    """Raise where the runs of a study would not measure a claim's metric."""
+    needed = None
+    if claim.metric.startswith("probe"):
+        needed = "probe.at"
+    elif "mc" in claim.metric:
+        needed = "trainer.mc_passes"
+    if needed is not None and not {**study.config, **study.cadence}.get(needed):
+        need = f"claim {claim.id} needs {needed} in the study's cadence"
+        raise ValueError(f"study {study.name}: {need}, to measure {claim.metric}")
+
+
 def _train(config: Config) -> None:
-    """One run; one that fails is named, and the others go on."""
+    """Train one run; print the error of one that fails, so that the others go on."""
     from earlydrop.training.endings import TrainingFailed
     from earlydrop.training.run import run
 
@@ -118,8 +183,24 @@ def _train(config: Config) -> None:
         print(f"failed: {error}", flush=True)
 
 
-def repeat(declaration: Declaration, study: Study, claims: Iterable[Claim], seeds: list[int], out: Path) -> list[Verdict]:
-    """Train the arms of some claims of a study on some seeds, a run a core, and judge those claims, in their families, on them."""
+def repeat(
+    declaration: Declaration,
+    study: Study,
+    claims: Iterable[Claim],
+    seeds: list[int],
+    out: Path,
+) -> list[Verdict]:
+    """Train the arms of some claims on some seeds, one run a core, and judge the claims.
+
+    p-values are adjusted over the families of the file, as in other rounds.
+
+    Args:
+        declaration: The file of claims.
+        study: One of its studies.
+        claims: Some of its claims.
+        seeds: The seeds.
+        out: The folder for the runs.
+    """
     from joblib import Parallel, delayed
 
     claims = list(claims)

@@ -1,4 +1,4 @@
-"""The metric against a setting, such as the final loss against the learning rate: a curve an arm."""
+"""The figure of a sensitivity, such as the loss against the learning rate: a curve an arm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from earlydrop.analysis.plots import LOOK
 from earlydrop.analysis.stats import interval
 from earlydrop.analysis.styles import styles
 from earlydrop.claims.declare import FIRST, Claim, Declaration, Study
-from earlydrop.claims.judge import differences
+from earlydrop.claims.differences import differences
 from earlydrop.claims.summaries import Summaries
 from earlydrop.metrics import METRICS
 
@@ -27,20 +27,21 @@ def draw_sensitivity(declaration: Declaration, summaries: Summaries, path: Path)
         path: The picture.
 
     Returns:
-        The fingerprints of the runs that it shows; empty, and no picture, where no claim about a sensitivity has runs.
+        The fingerprints of the runs in it; empty, without a picture, where no claim about a
+        sensitivity has runs.
     """
     study = declaration.studies[declaration.main_study]
     claims = [claim for claim in declaration.claims if claim.sensitivity is not None]
     curves = {claim.id: _curves(claim, study, summaries) for claim in claims}
-    shown = [claim for claim in claims if any(len(curve) > 1 for curve in curves[claim.id].values())]
-    if not shown:
+    drawn = [claim for claim in claims if max(map(len, curves[claim.id].values())) > 1]
+    if not drawn:
         return []
     with mpl.rc_context(LOOK):
-        figure = Figure(figsize=(4.4 * len(shown), 4.0), layout="constrained")
-        panels = figure.subplots(1, len(shown), sharey=True, squeeze=False).ravel()
-        for axes, claim in zip(panels, shown, strict=True):
+        figure = Figure(figsize=(4.4 * len(drawn), 4.0), layout="constrained")
+        panels = figure.subplots(1, len(drawn), sharey=True, squeeze=False).ravel()
+        for axes, claim in zip(panels, drawn, strict=True):
             _draw_panel(axes, claim, curves[claim.id])
-        panels[0].set_ylabel(f"{METRICS[shown[0].metric].label}, final")
+        panels[0].set_ylabel(f"{METRICS[drawn[0].metric].label}, final")
         panels[0].legend(frameon=False, fontsize=9)
         model, data = (study.config.get(f"{key}.name", "") for key in ("model", "data"))
         seeds = len(study.rounds[FIRST])
@@ -52,9 +53,10 @@ def draw_sensitivity(declaration: Declaration, summaries: Summaries, path: Path)
         )
         figure.savefig(path, dpi=130)
     runs = summaries.of(study.name)
-    seeds_used = study.rounds[FIRST]
-    prints = [print_ for claim in shown for print_ in differences(runs, study, claim, seeds_used).fingerprints]
-    return sorted(set(prints))
+    fingerprints: set[str] = set()
+    for claim in drawn:
+        fingerprints.update(differences(runs, study, claim, study.rounds[FIRST]).fingerprints)
+    return sorted(fingerprints)
 
 
 Curve = dict[float, list[float]]
@@ -62,7 +64,7 @@ Curve = dict[float, list[float]]
 
 
 def _curves(claim: Claim, study: Study, summaries: Summaries) -> dict[str, Curve]:
-    """By arm, its values at each value of the setting."""
+    """The curve of each arm, by its name."""
     sensitivity = claim.sensitivity
     if sensitivity is None:
         return {}
@@ -95,10 +97,12 @@ def _draw_panel(axes: Axes, claim: Claim, curves: dict[str, Curve]) -> None:
         )
     key = claim.sensitivity.key if claim.sensitivity is not None else ""
     axes.set_xscale("log", base=2)
-    ticks = sorted({value for curve in curves.values() for value in curve})
+    ticks = sorted(set().union(*curves.values()))
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axes.set_xlabel(key)
-    others = {name: value for name, value in claim.arm.items() if not name.startswith("schedule.")}
-    words = ", ".join(f"{name}={value:g}" for name, value in others.items()) or "as in the study"
-    axes.set_title(words, fontsize=10, loc="left")
+    beside = []  # the settings of the arm beside its schedule
+    for name, value in claim.arm.items():
+        if not name.startswith("schedule."):
+            beside.append(f"{name}={value:g}")
+    axes.set_title(", ".join(beside) or "as in the study", fontsize=10, loc="left")
     axes.grid(alpha=0.25)

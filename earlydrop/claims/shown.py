@@ -1,4 +1,4 @@
-"""What the runs of a study show of the claims that are declared for it, in two lines each."""
+"""The verdicts of runs on the claims that are declared for their study, in two lines each."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
-from earlydrop.claims.declare import LABEL, SETS, Declaration, load_declarations
-from earlydrop.claims.judge import Verdict, judge
-from earlydrop.claims.tables import claims_folder, window_words
+from earlydrop.claims.declare import LABEL, SETS, Declaration
+from earlydrop.claims.judge import judge
+from earlydrop.claims.read import claims_folder, load_declarations
+from earlydrop.claims.tables import window_words
+from earlydrop.claims.verdict import Verdict
 
 
 def shown(runs: pd.DataFrame) -> list[str]:
-    """Sentences on each claim about the studies of some runs, and what was expected where the claims say so.
+    """Sentences on each claim about the studies of some runs.
+
+    A round of seeds that has not run is left out. Where the declaration says what to expect, that
+    follows.
 
     Args:
         runs: From `earlydrop.analysis.load_runs`, with their measured steps in ``history``.
-
-    A round of seeds that has not run is left out.
     """
-    declarations = [declaration for name in SETS for declaration in load_declarations(claims_folder(name))]
+    declarations: list[Declaration] = []
+    for name in SETS:
+        declarations += load_declarations(claims_folder(name))
     lines = []
     for study, rows in runs.groupby("study"):
         verdicts = list(_verdicts(declarations, rows))
@@ -29,9 +34,13 @@ def shown(runs: pd.DataFrame) -> list[str]:
 
 
 def _expectations(declarations: Iterable[Declaration], study: str) -> list[str]:
-    """What the demonstrations say that their runs should show."""
-    notes = [each.studies[study].note for each in declarations if study in each.studies]
-    return [f"{note[0].upper()}{note[1:]}." for note in notes if note.startswith("expected")]
+    """The notes of demonstrations on what their runs should show, as sentences."""
+    expected = []
+    for declaration in declarations:
+        note = declaration.studies[study].note if study in declaration.studies else ""
+        if note.startswith("expected"):
+            expected.append(f"{note[0].upper()}{note[1:]}.")
+    return expected
 
 
 def _verdicts(declarations: Iterable[Declaration], runs: pd.DataFrame) -> Iterator[Verdict]:
@@ -57,7 +66,7 @@ _SENTENCES = {
 
 
 def sentences(verdict: Verdict) -> str:
-    """A line with the verdict, and one with the measurement."""
+    """A line with the verdict, and a line with the measurement."""
     claim, difference = verdict.claim, verdict.paired
     if difference is None:
         return f'Not measured: "{claim.claim}".'
@@ -77,8 +86,9 @@ def sentences(verdict: Verdict) -> str:
 
 
 def _seeds(verdict: Verdict, seeds: int) -> str:
-    """In how many seeds the difference has the claimed direction: ``lower in 8 of 10 seeds``."""
-    if verdict.lower is None or verdict.claim.direction not in ("lower", "higher") or verdict.claim.test is not None:
+    """The number of seeds in the claimed direction, such as ``lower in 8 of 10 seeds``."""
+    directed = verdict.claim.direction in ("lower", "higher") and verdict.claim.test is None
+    if verdict.lower is None or not directed:
         return f"{seeds} seeds"
     count = verdict.lower if verdict.claim.direction == "lower" else seeds - verdict.lower
     return f"{verdict.claim.direction} in {count} of {seeds} seeds"

@@ -1,11 +1,15 @@
-"""Summaries of runs, small enough to be committed: one row a run, and the measured steps. Tables and figures are made from them alone."""
+"""Summaries of runs, small enough to commit: one row a run, and the measured steps.
+
+All tables and figures are made from them.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -21,6 +25,8 @@ log = logging.getLogger(__name__)
 RUNS, HISTORY = "runs.csv", "history.csv.xz"
 _CONFIG = "config/"
 _FACTS = ("study", "arm", "seed", "fingerprint", "state", "step", "total_steps", "seconds")
+_RUN_ORDER = ["study", "arm", "seed", "fingerprint"]
+"""The columns by which runs are sorted, so that equal runs give equal files."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,15 @@ class Summaries:
     """Runs and their measured steps.
 
     Attributes:
-        runs: One row a run: ``study``, ``arm`` (its name), ``settings`` (the arm itself; made anew when read), ``seed``, ``fingerprint``,
-            ``state``, ``step``, ``total_steps``, ``seconds``, what it ran on (``torch``, ``hardware``, ``commit``), every configuration
-            value (``config/<key>``) that is not of one machine, the last value of every metric (``final/<metric>``) and its mean over
-            the early window (``early/<metric>``).
-        history: One row a run and measured step: ``study``, ``fingerprint``, ``arm``, ``seed``, ``step`` and a column a metric.
-        left_out: A line for each run that was left out, with the file that is damaged or was changed after the run finished.
+        runs: One row a run: ``study``, ``arm`` (its name), ``settings`` (the arm itself; made anew
+            when read), ``seed``, ``fingerprint``, ``state``, ``step``, ``total_steps``,
+            ``seconds``, ``torch``, ``hardware`` and ``commit``; every configuration value
+            (``config/<key>``) but those of one machine; the last value of every metric
+            (``final/<metric>``) and its mean over the early window (``early/<metric>``).
+        history: One row a run and measured step: ``study``, ``fingerprint``, ``arm``, ``seed``,
+            ``step`` and a column a metric.
+        left_out: A line for each run that was left out, with the file that is damaged or was
+            changed after the run finished.
     """
 
     runs: pd.DataFrame
@@ -41,107 +50,145 @@ class Summaries:
     left_out: tuple[str, ...] = ()
 
     def of(self, study: str) -> pd.DataFrame:
-        """The runs of one study, one row a run, with their measured steps in a column ``history``."""
+        """The runs of one study, with their measured steps in a column ``history``."""
         runs = self.runs[self.runs["study"] == study].copy()
         key = ["fingerprint", "arm", "seed"]
         steps = dict(list(self.history[self.history["study"] == study].groupby(key)))
-        runs["history"] = [steps.get(each, self.history.iloc[:0]) for each in runs[key].itertuples(index=False, name=None)]
+        no_steps = self.history.iloc[:0]
+        runs["history"] = [steps.get(run, no_steps) for run in _rows(runs[key])]
         return runs
 
     def write(self, folder: Path) -> None:
-        """Write ``runs.csv`` and ``history.csv.xz``, numbers to seven digits, sorted, so that equal runs give equal files."""
+        """Write ``runs.csv`` and ``history.csv.xz``, with numbers to seven digits."""
         folder.mkdir(parents=True, exist_ok=True)
         runs = self.runs.drop(columns="settings")
-        for column in (c for c in runs if c.startswith(_CONFIG) and pd.api.types.is_float_dtype(runs[c])):
-            runs[column] = [_exact(value) for value in runs[column]]
-        runs.to_csv(folder / RUNS, index=False, float_format="%.7g", lineterminator="\n")
-        self.history.to_csv(folder / HISTORY, index=False, float_format="%.7g", lineterminator="\n")
+        for column in runs:
+            if column.startswith(_CONFIG) and pd.api.types.is_float_dtype(runs[column]):
+                runs[column] = [_exact(value) for value in runs[column]]
+        for table, name in ((runs, RUNS), (self.history, HISTORY)):
+            table.to_csv(folder / name, index=False, float_format="%.7g", lineterminator="\n")
+
+
+def _rows(table: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
+    """The rows of a table as plain tuples."""
+    yield from table.itertuples(index=False, name=None)
 
 
 def read_summaries(folder: Path) -> Summaries:
-    """Read what `Summaries.write` wrote."""
+    """Read the files that `Summaries.write` wrote."""
     text = {"arm": str, "study": str, "fingerprint": str}
     runs = pd.read_csv(folder / RUNS, dtype=text)
-    columns = {column.removeprefix(_CONFIG): column for column in runs if key_of(column.removeprefix(_CONFIG)) is not None}
-    settings = [
-        Arm.of({key: row[column] for key, column in columns.items() if said(key, row[column])}) for row in runs.to_dict("records")
-    ]
-    return Summaries(runs.assign(settings=settings), pd.read_csv(folder / HISTORY, dtype=text))
+    columns = {}
+    for column in runs:
+        key = column.removeprefix(_CONFIG)
+        if key_of(key) is not None:
+            columns[key] = column
+    arms = []
+    for row in runs.to_dict("records"):
+        values = {key: row[column] for key, column in columns.items()}
+        arms.append(Arm.of({key: value for key, value in values.items() if said(key, value)}))
+    return Summaries(runs.assign(settings=arms), pd.read_csv(folder / HISTORY, dtype=text))
 
 
 def said(key: str, value: object) -> bool:
-    """Whether a cell says something: empty is null, or, of a key that cannot be null, a run from before there was the key."""
+    """Whether a cell holds a value of its key.
+
+    An empty cell is null. For a key that cannot be null, it is a run from before the key existed.
+    """
     known = key_of(key)
     return value == value or (known is not None and type(None) in known.kinds)
 
 
 def collect(folder: Path, studies: set[str]) -> Summaries:
-    """Summarise the runs of some studies, anywhere below a folder. What is damaged, or was changed since, is left out, with a warning.
+    """Summarise the runs of some studies, anywhere below a folder.
+
+    Runs that are damaged, or were changed after they finished, are left out with a warning.
 
     Raises:
         FileNotFoundError: There is no such folder, or no run of these studies in it.
     """
     runs = load_runs(folder)
-    changed = runs[runs["changed"] != ""]
-    left_out = [
-        *runs.attrs[DAMAGED],
-        *(
-            f"{row.folder}: {row.changed} changed after the run finished, by the digest in its {STATUS}"
-            for row in changed.itertuples()
-        ),
-    ]
+    left_out = [*runs.attrs[DAMAGED]]
+    for row in runs[runs["changed"] != ""].itertuples():
+        reason = f"{row.changed} changed after the run finished, by the digest in its {STATUS}"
+        left_out.append(f"{row.folder}: {reason}")
     for line in left_out:
         log.warning("left out: %s", line)
     runs = runs[runs["study"].isin(studies) & (runs["changed"] == "")]
     if runs.empty:
-        raise FileNotFoundError(f"{folder} holds no runs of the studies {', '.join(sorted(studies))}")
-    runs = named(runs)
-    facts, histories = [], []
-    for row in runs.to_dict("records"):
-        provenance = read_json(Path(row["folder"]) / "provenance.json")
-        fact = {key: row[key] for key in _FACTS} | {"settings": row["settings"]}
-        fact |= {
-            "torch": provenance.get("environment", {}).get("torch"),
-            "hardware": provenance.get("processor"),
-            "commit": provenance.get("commit"),
-            "modified": bool(provenance["diff"]) if provenance.get("diff") is not None else None,
-            "began": provenance.get("began"),
-        }
-        fact |= {key: value for key, value in row.items() if _kept(key)}
-        facts.append(fact)
+        names = ", ".join(sorted(studies))
+        raise FileNotFoundError(f"{folder} holds no runs of the studies {names}")
+    rows = named(runs).to_dict("records")
+    table = pd.DataFrame([_facts(row) for row in rows]).dropna(axis="columns", how="all")
+    return Summaries(table.sort_values(_RUN_ORDER), _history(rows), tuple(left_out))
+
+
+def _facts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a run in the summaries."""
+    provenance = read_json(Path(row["folder"]) / "provenance.json")
+    diff = provenance.get("diff")
+    facts = {key: row[key] for key in (*_FACTS, "settings")}
+    facts["torch"] = provenance.get("environment", {}).get("torch")
+    facts["hardware"] = provenance.get("processor")
+    facts["commit"] = provenance.get("commit")
+    facts["modified"] = None if diff is None else bool(diff)
+    facts["began"] = provenance.get("began")
+    return facts | {key: value for key, value in row.items() if _kept(key)}
+
+
+def _history(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The measured steps of some runs."""
+    first = ["study", "fingerprint", "arm", "seed"]
+    histories = []
+    for row in rows:
         history = load_history(row["folder"])
         if not history.empty:
-            histories.append(history.assign(**{key: row[key] for key in ("study", "fingerprint", "arm", "seed")}))
-    order = ["study", "fingerprint", "arm", "seed", "step"]
-    table = pd.DataFrame(facts).dropna(axis="columns", how="all").sort_values(["study", "arm", "seed", "fingerprint"])
+            histories.append(history.assign(**{key: row[key] for key in first}))
+    columns = [*first, "step"]
     if not histories:
-        return Summaries(table, pd.DataFrame(columns=order), tuple(left_out))
-    history = pd.concat(histories, ignore_index=True).sort_values(["study", "arm", "seed", "fingerprint", "step"])
-    return Summaries(table, history[[*order, *sorted(history.columns.difference(order))]], tuple(left_out))
+        return pd.DataFrame(columns=columns)
+    history = pd.concat(histories, ignore_index=True).sort_values([*_RUN_ORDER, "step"])
+    return history[[*columns, *sorted(history.columns.difference(columns))]]
 
 
 def merged(before: Summaries, more: Summaries) -> Summaries:
-    """Summaries with further runs; a run that both have, by study and fingerprint, is taken from ``more``."""
+    """Summaries with further runs.
+
+    A run that both have, by study and fingerprint, is taken from ``more``.
+    """
     key = ["study", "fingerprint"]
-    again = set(more.runs[key].itertuples(index=False, name=None))
+    again = set(_rows(more.runs[key]))
 
     def kept(table: pd.DataFrame) -> pd.DataFrame:
-        return table[[each not in again for each in table[key].itertuples(index=False, name=None)]]
+        return table[[run not in again for run in _rows(table[key])]]
 
     runs = pd.concat([kept(before.runs), more.runs], ignore_index=True)
     history = pd.concat([kept(before.history), more.history], ignore_index=True)
     return Summaries(
-        runs.sort_values(["study", "arm", "seed", "fingerprint"]),
-        history.sort_values(["study", "arm", "seed", "fingerprint", "step"]),
+        runs.sort_values(_RUN_ORDER),
+        history.sort_values([*_RUN_ORDER, "step"]),
     )
 
 
-def summaries_in(folder: Path, declarations: Iterable[Declaration], fallback: Path | None = None) -> Summaries:
-    """The summaries that a folder holds, or those of the runs in it of the studies that are declared; else those of another folder."""
+def summaries_in(
+    folder: Path,
+    declarations: Iterable[Declaration],
+    fallback: Path | None = None,
+) -> Summaries:
+    """The summaries of a folder, or of the runs in it.
+
+    Args:
+        folder: A folder of summaries, or of runs.
+        declarations: The files of claims whose studies are summarised.
+        fallback: A folder of summaries to read where the first holds no runs.
+
+    Raises:
+        FileNotFoundError: The folder holds no runs, and there is no fallback.
+    """
     if (folder / RUNS).is_file():
         return read_summaries(folder)
     try:
-        return collect(folder, {study for each in declarations for study in each.studies})
+        return collect(folder, set().union(*(file.studies for file in declarations)))
     except FileNotFoundError:
         if fallback is None:
             raise
@@ -150,11 +197,14 @@ def summaries_in(folder: Path, declarations: Iterable[Declaration], fallback: Pa
 
 def _exact(value: float) -> str | None:
     """A setting as text that reads back as the same number."""
+    if value != value:
+        return None
     short = f"{value:.7g}"
-    return None if value != value else short if float(short) == value else repr(float(value))
+    return short if float(short) == value else repr(float(value))
 
 
 def _kept(column: str) -> bool:
+    """Whether a column of the runs is part of the summaries."""
     if column.startswith(_CONFIG):
         known = key_of(column.removeprefix(_CONFIG))
         return known is not None and known.role in (NUMBERS, CADENCE)

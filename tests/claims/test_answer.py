@@ -4,10 +4,10 @@ import re
 import pytest
 
 from earlydrop.claims.answer import answer_rows, answer_table, decisive, dissent, dissent_line, measured, points
-from earlydrop.claims.declare import Comparison, load_declarations
+from earlydrop.claims.declare import Comparison
 from earlydrop.claims.judge import judge_all
+from earlydrop.claims.read import claims_folder, load_declarations
 from earlydrop.claims.summaries import merged
-from earlydrop.claims.tables import claims_folder
 from tests.claims.made_up import LOSS, declaration, made_up, study
 
 F5 = dataclasses.replace(LOSS, id="F5-loss")
@@ -84,9 +84,9 @@ def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
         both = merged(noisy, made_up(effect=effect, seeds=range(10, 14)))
         declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
         assert [verdict.round for verdict in dissent(declared[0], verdicts)] == ["repeat"]
-        assert dissent_line(declared, verdicts) == (
-            f'Other seeds disagree: "Early dropout lowers the training loss" on d ({word} in the round "repeat").'
-        )
+        claim = '"Early dropout lowers the training loss" on d'
+        expected = f'Other seeds disagree: {claim} ({word} in the round "repeat").'
+        assert dissent_line(declared, verdicts) == expected
     both = merged(made_up(effect=-0.2, seeds=range(20, 30)), made_up(effect=-0.2, seeds=range(10, 14)))
     declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
     assert dissent(declared[0], verdicts) == []

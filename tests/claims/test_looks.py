@@ -15,7 +15,7 @@ from earlydrop.claims.shown import sentences
 from earlydrop.claims.tables import verdict_table
 from earlydrop.commands import findings
 from tests.claims.made_up import LOSS, SAME, declaration, made_up, study
-from tests.claims.test_declare import write
+from tests.claims.test_read import write
 
 LOOKS = Looks((6, 10, 20), "obrien-fleming")
 SEEDS = range(10, 30)

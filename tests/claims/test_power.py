@@ -13,7 +13,7 @@ LEVEL = 0.05
 
 
 def power(claim, spread, smallest, n, repeats=20_000):
-    """The share of made-up experiments that resolve a claim: of those with the smallest effect, and of those with none."""
+    """The shares of experiments that resolve a claim: with the smallest effect, and none."""
     noise = np.random.default_rng(0).standard_normal((repeats, n)) * spread
     sees = scipy.stats.ttest_1samp(noise + smallest, 0, axis=1).pvalue < LEVEL
     above = scipy.stats.ttest_1samp(noise, -smallest, axis=1, alternative="greater").pvalue < LEVEL

@@ -1,12 +1,12 @@
-"""`earlydrop-findings --repeat`: on a small study, seeds that nothing has used, trained and judged beside what was published."""
+"""`earlydrop-findings --repeat`: fresh seeds, trained and judged beside the published verdict."""
 
 import dataclasses
 
 import pytest
 
-from earlydrop.claims.declare import Study, load_declarations
+from earlydrop.claims.declare import Study
+from earlydrop.claims.read import claims_folder, load_declarations
 from earlydrop.claims.repeat import FIRST_SEED, begin, begun_seeds, claims_of, configurations, fresh_seeds
-from earlydrop.claims.tables import claims_folder
 from earlydrop.commands.findings import main
 from earlydrop.training.plan import make_plan
 from tests.analysis.made_up import make_run
@@ -21,7 +21,7 @@ def test_fresh_seeds_are_in_no_round_and_no_run(tmp_path):
 
 
 def test_a_repetition_that_was_stopped_goes_on_with_its_seeds(tmp_path):
-    """Also with those whose runs have all finished: what has been seen of them chooses no others."""
+    """Finished seeds stay too: their results must not choose others."""
     notes = tmp_path / "toy" / "repeat-F5.json"
     assert begun_seeds(notes, 3) is None
     begin(notes, [7, 8, 9])

@@ -5,9 +5,8 @@ import pytest
 import yaml
 
 from earlydrop.claims import shown as module
-from earlydrop.claims.declare import load_declarations
+from earlydrop.claims.read import claims_folder, load_declarations
 from earlydrop.claims.shown import shown
-from earlydrop.claims.tables import claims_folder
 from tests.claims.made_up import LOSS, declaration, made_up, study
 
 
@@ -26,7 +25,9 @@ def runs(**made):
 def test_a_line_a_claim_with_its_answer_and_interval(declared):
     lower, higher = shown(runs(effect=-0.2))
     assert re.match(
-        r"Confirmed: lower loss\.\n  Measured -0\.\d+ \(95% interval -0\.\d+ to -0\.\d+; lower in 6 of 6 seeds\)\.$", lower
+        r"Confirmed: lower loss\.\n  Measured -0\.\d+ "
+        r"\(95% interval -0\.\d+ to -0\.\d+; lower in 6 of 6 seeds\)\.$",
+        lower,
     )
     assert higher.startswith('The opposite of "higher loss".\n  Measured -0.2')
     assert shown(runs(effect=0.0))[0].startswith('No effect that matters: "lower loss".\n  Measured ')

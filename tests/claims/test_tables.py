@@ -3,10 +3,11 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from earlydrop.claims.declare import load_declarations
 from earlydrop.claims.judge import judge_all
+from earlydrop.claims.read import claims_folder, load_declarations
 from earlydrop.claims.summaries import Summaries, read_summaries
-from earlydrop.claims.tables import claims_folder, short_table, write_findings
+from earlydrop.claims.tables import short_table
+from earlydrop.claims.write import write_findings
 from earlydrop.training.compose import results_folder
 from tests.claims.made_up import ARMS, LOSS, declaration, made_up, study
 
@@ -36,7 +37,7 @@ def test_findings_from_summaries(tmp_path, monkeypatch):
 
 def test_what_a_reader_has_to_know_stands_below_the_table(tmp_path, monkeypatch):
     noted = dataclasses.replace(study(first=range(10, 16)), note="seed 12 is strange")
-    monkeypatch.setattr("earlydrop.claims.tables.load_declarations", lambda folder: [declaration(LOSS, studies=[noted])])
+    monkeypatch.setattr("earlydrop.claims.write.load_declarations", lambda folder: [declaration(LOSS, studies=[noted])])
     made_up().write(tmp_path)
     write_findings(tmp_path, tmp_path, "classic")
     assert "\nNotes:\n\n- toy: seed 12 is strange\n" in (tmp_path / "table.md").read_text()

@@ -1,9 +1,9 @@
 import pytest
 import yaml
 
-from earlydrop.claims.declare import LossWindow, load_declarations
+from earlydrop.claims.declare import LossWindow
+from earlydrop.claims.read import claims_folder, load_declarations
 from earlydrop.claims.summaries import read_summaries
-from earlydrop.claims.tables import claims_folder
 
 
 def write(tmp_path, **changes):
@@ -53,7 +53,7 @@ def test_claims_are_read(tmp_path):
         ({"window": {"loss": [5, 6]}}, r"window is {'loss': \[5, 6\]}: expected two falling losses"),
         ({"window": {"steps": [6, 5]}}, "expected two falling losses"),
         ({"margin": 0.1}, "margin missing or unknown"),
-        ({"smallest": None}, "claim X: smallest is missing: expected the smallest effect that matters, such as 1% or 0.004"),
+        ({"smallest": None}, "claim X: smallest is missing: expected the smallest effect that matters, such as 1%"),
         ({"smallest": 0.0}, "smallest is 0.0: expected more than 0"),
         ({"smallest": "-1%"}, "smallest is '-1%': expected more than 0"),
         ({"smallest": "much"}, "smallest is 'much': expected more than 0"),
@@ -103,7 +103,7 @@ def test_a_claim_is_tested_alone_unless_a_family_names_it(tmp_path):
 
 
 def test_every_committed_study_is_declared_as_its_runs_were(request):
-    """The settings that each claim's arms name, with those of their study, are those of committed runs, key by key."""
+    """Each claim's arms in their study have the settings of committed runs, key by key."""
     root = request.config.rootpath / "results"
     for name in ("findings", "classic"):
         summaries = read_summaries(root / name)

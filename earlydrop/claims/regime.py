@@ -1,0 +1,50 @@
+"""The regime of a study: does its model generalise better with standard dropout or without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from earlydrop.analysis.stats import Paired
+from earlydrop.claims.declare import Claim, Settings, Study
+from earlydrop.claims.differences import difference
+
+
+def regime(
+    runs: pd.DataFrame,
+    study: Study,
+    standard: Settings,
+    seeds: Iterable[int],
+) -> tuple[str, Paired | None]:
+    """Label the regime of a study by the paper's definition, from seeds that no verdict uses.
+
+    Args:
+        runs: The runs of the study.
+        study: The study.
+        standard: The settings of standard dropout.
+        seeds: The label seeds.
+
+    Returns:
+        ``underfit`` if the model generalises better without standard dropout, ``overfit`` if
+        better with it, ``unclear`` if the interval of the difference in test accuracy holds 0; and
+        that difference, standard minus none.
+    """
+    seeds = list(seeds)
+    if not seeds:
+        return "unclear", None
+    claim = Claim(
+        id="regime",
+        claim="",
+        source="",
+        arm=standard,
+        against={**standard, "schedule.name": "none"},
+        metric="test/accuracy",
+        window=None,
+        direction="lower",
+        smallest=1.0,
+    )
+    accuracy = difference(runs, study, claim, seeds)
+    if accuracy is None or accuracy.low <= 0 <= accuracy.high:
+        return "unclear", accuracy
+    return ("underfit" if accuracy.high < 0 else "overfit"), accuracy

@@ -1,0 +1,64 @@
+"""Verdicts: the words for what the runs say of a claim, and the numbers behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from earlydrop.analysis.stats import Paired
+from earlydrop.claims.declare import Claim
+from earlydrop.claims.power import Price
+
+DECIDED = ("reproduced", "opposite", "absent")
+"""The verdicts that decide a claim."""
+
+OPEN = "not resolved"
+"""The verdict on a claim whose seeds have all finished and decide nothing."""
+
+UNJUDGED = ("incomplete", "not run")
+"""The verdicts on a claim whose seeds have not all finished."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on a claim from one round of seeds.
+
+    Attributes:
+        study: The study.
+        round: The name of the round.
+        claim: The claim.
+        arms: The names of its two arms; their schedules where there are no runs.
+        expected: The number of declared seeds.
+        paired: The paired difference; None without two seeds.
+        smallest: The smallest effect that matters, in the metric's units; None without two seeds.
+        p: p-value of the test that decided, after Holm; where none did, that of the difference.
+        price: The seeds and time that would resolve a claim that is not resolved; None also where
+            its differences do not scatter.
+        verdict: ``reproduced``, ``opposite``, ``absent``, ``not resolved``, ``incomplete`` or
+            ``not run``.
+        bootstrap: 95% interval by bootstrap (BCa), from 20 seeds on.
+        fingerprints: The fingerprints of its runs.
+        remark: The settings in which the runs differ from the declaration; empty for none.
+        seconds: The time of a run of each of its two arms.
+        look: The look at which it was judged, from 1; 0 where no looks are declared.
+        looks: The number of declared looks.
+        lower: The number of seeds whose value is lower in the arm; None without a paired
+            difference.
+    """
+
+    study: str
+    round: str
+    claim: Claim
+    arms: tuple[str, str]
+    expected: int
+    paired: Paired | None
+    smallest: float | None
+    p: float | None
+    price: Price | None
+    verdict: str
+    bootstrap: tuple[float, float] | None
+    fingerprints: tuple[str, ...]
+    remark: str = ""
+    seconds: tuple[float, float] = (0.0, 0.0)
+    look: int = 0
+    looks: int = 0
+    lower: int | None = None

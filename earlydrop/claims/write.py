@@ -1,0 +1,202 @@
+"""Everything that is written for a set of claims: summaries, tables, figures and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from earlydrop.analysis.page import html_list, html_page, html_table, pictures, to_markdown
+from earlydrop.analysis.runs import EARLY, find_runs
+from earlydrop.claims.answer import answer_table, dissent_line
+from earlydrop.claims.declare import Declaration
+from earlydrop.claims.figures import MAPS, draw_answer, draw_findings, regime_cells
+from earlydrop.claims.judge import judge_all
+from earlydrop.claims.read import claims_folder, load_declarations
+from earlydrop.claims.summaries import RUNS, Summaries, collect, merged, read_summaries
+from earlydrop.claims.tables import (
+    labels,
+    short_table,
+    standard_minus_none,
+    study_tables,
+    verdict_table,
+)
+from earlydrop.claims.verdict import Verdict
+
+# These two texts explain the columns of the tables, so they stand with the code that writes them.
+_HOW = (
+    "Differences are paired by seed, with 95% intervals (Student's t). p is adjusted by Holm over "
+    "the two tests of every claim of a family. It is the p-value of the test that decided: of "
+    "equivalence where the verdict is absent or the claim is one of equivalence, else of "
+    "difference. An effect is absent where the difference is shown to be smaller than the smallest "
+    "that matters. A claim that is not resolved has the number of seeds, in all, that would "
+    "resolve it with a power of 90% if the true difference is 0 or the smallest that matters (for "
+    "a claim of equivalence: 0, or the observed difference where its interval excludes 0), and "
+    "their price. Both rest on the observed scatter. Claims, windows and seeds were written down "
+    "before the runs that test them. So were the smallest effects, except for the rounds on "
+    "Fashion-MNIST that ran first and the repeat of dynamics: theirs were added later, from the "
+    "paper's gains."
+)
+_EARLY = (
+    f"Early: the mean over the first {EARLY:.0%} of a run, without step 0; the claims' windows are "
+    "their own. All rounds of seeds are together here, except those that label a regime."
+)
+
+
+class _Remarks(NamedTuple):
+    """The lines below the table of verdicts: notes on the studies, and the regimes."""
+
+    notes: list[str]
+    regimes: list[str]
+
+
+def write_findings(
+    folder: Path,
+    out: Path,
+    claims: str = "findings",
+    add: bool = False,
+) -> tuple[pd.DataFrame, dict[str, str], list[Path]]:
+    """Judge a set of claims, and write its summaries, tables, figures and page.
+
+    The files are ``table.md``, ``table.csv``, ``short.md``, ``studies.md``, ``fingerprints.csv``,
+    ``findings.html``, ``figures/`` and, of the findings, ``answer.md``; where ``folder`` holds
+    runs, also their summaries.
+
+    Args:
+        folder: A folder of runs, or of summaries of runs.
+        out: The folder to write to.
+        claims: The set of claims, a folder below ``conf/claims``.
+        add: Add the runs of ``folder`` to the summaries in ``out``.
+
+    Returns:
+        The table of verdicts, the regimes of the studies, and the files of the figures.
+
+    Raises:
+        FileNotFoundError: There are neither runs nor summaries.
+    """
+    declarations = load_declarations(claims_folder(claims))
+    summaries, left_out = _summaries(folder, out, declarations, claims=claims, add=add)
+    verdicts = judge_all(declarations, summaries)
+    if not verdicts:
+        declared = f"the seeds that {claims_folder(claims)} declares"
+        raise FileNotFoundError(f"{folder} holds no runs with {declared}")
+    table = verdict_table(verdicts, summaries)
+    words = labels(declarations, summaries)
+    remarks = _Remarks(_notes(declarations, summaries), _regimes(words, summaries))
+    out.mkdir(parents=True, exist_ok=True)
+    figures = draw_findings(declarations, summaries, out / "figures")
+    if claims == "findings":
+        _write(out / "answer.md", _answer(declarations, verdicts))
+        figures |= draw_answer(declarations, verdicts, out / "figures")
+    _write(out / "table.md", _table_text(table, remarks))
+    _write(out / "studies.md", _studies_text(study_tables(declarations, summaries)))
+    _write(out / "short.md", to_markdown(short_table(declarations, verdicts)) + "\n")
+    table.to_csv(out / "table.csv", lineterminator="\n")
+    _write(out / "fingerprints.csv", _fingerprints(verdicts, figures))
+    _write(out / "findings.html", _page(table, remarks, list(figures), left_out))
+    return table, words, list(figures)
+
+
+def _summaries(
+    folder: Path,
+    out: Path,
+    declarations: list[Declaration],
+    claims: str,
+    add: bool,
+) -> tuple[Summaries, tuple[str, ...]]:
+    """The summaries to judge, written to ``out`` if they are new, and the runs left out.
+
+    A folder may hold new runs beside the summaries of earlier runs: then the runs count.
+    """
+    has_runs = any(find_runs(folder)) or not (folder / RUNS).is_file()
+    if not has_runs and (not add or folder.samefile(out)):
+        return read_summaries(folder), ()
+    studies: set[str] = set()
+    for declaration in declarations:
+        studies.update(declaration.studies)
+    if claims == "findings":
+        studies.update(MAPS)
+    further = collect(folder, studies) if has_runs else read_summaries(folder)
+    (merged(read_summaries(out), further) if add else further).write(out)
+    return read_summaries(out), further.left_out
+
+
+def _notes(declarations: list[Declaration], summaries: Summaries) -> list[str]:
+    """The notes on the studies that have run."""
+    ran = set(summaries.runs["study"])
+    notes = []
+    for declaration in declarations:
+        for study in declaration.studies.values():
+            if study.note and study.name in ran:
+                notes.append(f"{study.name}: {study.note}")
+    return notes
+
+
+def _regimes(words: Mapping[str, str], summaries: Summaries) -> list[str]:
+    """The regimes of the studies, then those of the cells of the regime map."""
+    lines = [f"{study}: {label}" for study, label in words.items()]
+    for (width, images), (name, difference) in regime_cells(summaries).items():
+        if difference is not None:
+            cell = f"width {width}, {images:,} images"
+            measured = f"{standard_minus_none(difference)}, n = {len(difference.seeds)}"
+            lines.append(f"{cell}: {name}, {measured}")
+    return lines
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _table_text(table: pd.DataFrame, remarks: _Remarks) -> str:
+    """The text of ``table.md``: the verdicts, how to read them, and the remarks."""
+    lines = [to_markdown(table), "", _HOW]
+    titles = ("Notes:", "Regimes, from seeds that enter no verdict:")
+    for title, items in zip(titles, remarks, strict=True):
+        if items:
+            lines += ["", title, "", *(f"- {item}" for item in items)]
+    return "\n".join([*lines, ""])
+
+
+def _studies_text(tables: Mapping[str, pd.DataFrame]) -> str:
+    """The text of ``studies.md``: each table below its heading."""
+    sections = [f"## {name}\n\n{to_markdown(table)}\n" for name, table in tables.items()]
+    return f"{_EARLY}\n\n" + "\n".join(sections)
+
+
+def _answer(declarations: list[Declaration], verdicts: list[Verdict]) -> str:
+    """The text of ``answer.md``: the answer, and the rounds that disagree with it."""
+    answer = to_markdown(answer_table(declarations, verdicts), aligned=False)
+    parts = [answer, dissent_line(declarations, verdicts)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _fingerprints(verdicts: list[Verdict], figures: Mapping[Path, list[str]]) -> str:
+    """The text of ``fingerprints.csv``: the runs behind each verdict and each figure."""
+    lines = ["what,fingerprints"]
+    for verdict in verdicts:
+        name = f"{verdict.study} {verdict.round} {verdict.claim.id}"
+        lines.append(f"{name},{' '.join(verdict.fingerprints)}")
+    for path, fingerprints in sorted(figures.items()):
+        lines.append(f"figures/{path.name},{' '.join(fingerprints)}")
+    return "\n".join(lines) + "\n"
+
+
+def _page(
+    table: pd.DataFrame,
+    remarks: _Remarks,
+    figures: list[Path],
+    left_out: tuple[str, ...],
+) -> str:
+    """The text of ``findings.html``."""
+    trouble = html_list([f"left out: {line}" for line in left_out])
+    sections = [
+        f'<div class="trouble">{trouble}</div>' if left_out else "",
+        f"<p>{_HOW}</p>",
+        html_table(table),
+        "<h2>Notes</h2>" + html_list(remarks.notes) if remarks.notes else "",
+        "<h2>Regimes</h2>" + html_list(remarks.regimes) if remarks.regimes else "",
+        "<h2>Figures</h2>" + pictures(figures),
+    ]
+    return html_page("Findings", sections)

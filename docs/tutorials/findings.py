@@ -21,7 +21,9 @@ print(runs.groupby("study").size().sort_values(ascending=False).head())
 
 # %%
 text = runs[(runs["study"] == "text") & (runs["state"] == "finished")]
-loss = text.pivot_table(index="seed", columns="config/schedule.name", values="final/train_eval/loss")
+loss = text.pivot_table(
+    index="seed", columns="config/schedule.name", values="final/train_eval/loss"
+)
 difference = (loss["constant"] - loss["none"]).dropna()
 print(f"{difference.mean():+.3f} on average over {len(difference)} seeds")
 print(f"{(difference > 0).sum()} of {len(difference)} seeds have a higher loss with dropout")

@@ -27,7 +27,9 @@ _KINDS = {  # the two forms of early dropout: its words, and the arm whose look 
 _JUDGED = ("reproduced", "opposite", "absent", "not resolved")
 
 
-def draw_gain(declarations: Iterable[Declaration], verdicts: Iterable[Verdict], path: Path) -> list[str]:
+def draw_gain(
+    declarations: Iterable[Declaration], verdicts: Iterable[Verdict], path: Path
+) -> list[str]:
     """Draw the difference in per cent of the loss without dropout, with its 95% interval.
 
     Args:
@@ -84,7 +86,9 @@ def _draw_row(axes: Axes, verdict: Verdict, kind: str, line: float) -> None:
             "whose smallest effect is a percentage"
         )
     mean = smallest / verdict.claim.smallest
-    effect, low, high = (100 * value / mean for value in (difference.effect, difference.low, difference.high))
+    effect, low, high = (
+        100 * value / mean for value in (difference.effect, difference.low, difference.high)
+    )
     arms = [arm for _, arm in _KINDS.values()]
     look = styles(arms)[_KINDS[kind][1]] | {"linestyle": "none"}
     axes.errorbar([effect], [line], xerr=[[effect - low], [high - effect]], capsize=3, **look)

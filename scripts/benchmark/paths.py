@@ -106,30 +106,62 @@ def row_loaders(quick: bool) -> list[Row]:
         size = ["--classes", "10", "--train", str(count // 10), "--val", "20", "--side", "256"]
         subprocess.run([sys.executable, script, temporary, *size], check=True, capture_output=True)
         for workers in (1, 2):
-            options = ["experiment=paper/vit_tiny", f"data.root={temporary}", f"data.workers={workers}", "device=cpu"]
+            options = [
+                "experiment=paper/vit_tiny",
+                f"data.root={temporary}",
+                f"data.workers={workers}",
+                "device=cpu",
+            ]
             config = config_from_dict(compose(options))
             source = make_source(config.data, config.augment, torch.device("cpu"))
             objective = Objective(source, config.augment)
 
             def read(objective: Objective = objective) -> None:
-                for images, _ in objective.batches(enumerate(torch.arange(count).split(25)), 0, "augment"):
+                for images, _ in objective.batches(
+                    enumerate(torch.arange(count).split(25)), 0, "augment"
+                ):
                     images.sum()
 
             read()
             rates = sorted(count / synchronised(read) for _ in range(3 if quick else 7))
             what = "images per second, decoded and augmented as in paper/vit_tiny, to the training process"
-            rows.append(Row(f"loader, {workers} processes", what, rates[len(rates) // 2], "(no target)", True, rates[0], rates[-1]))
+            rows.append(
+                Row(
+                    f"loader, {workers} processes",
+                    what,
+                    rates[len(rates) // 2],
+                    "(no target)",
+                    True,
+                    rates[0],
+                    rates[-1],
+                )
+            )
 
             def evaluate(source: Source = source) -> None:
-                for images, _ in source.batches(list(enumerate(torch.arange(count).split(50))), "test", None):
+                for images, _ in source.batches(
+                    list(enumerate(torch.arange(count).split(50))), "test", None
+                ):
                     images.sum()
 
-            def evaluate_anew(source: Source = source, evaluate: Callable[[], None] = evaluate) -> None:
+            def evaluate_anew(
+                source: Source = source, evaluate: Callable[[], None] = evaluate
+            ) -> None:
                 source.close()
                 evaluate()
 
             value, low, high, note = compare(evaluate, evaluate_anew, 3 if quick else 7, warm_up=1)
             what = f"time of an evaluation of {count} images by processes that live on, against processes that it starts"
-            rows.append(Row(f"evaluation, {workers} processes", what, value, "at most 1.1", value <= 1.1, low, high, note))
+            rows.append(
+                Row(
+                    f"evaluation, {workers} processes",
+                    what,
+                    value,
+                    "at most 1.1",
+                    value <= 1.1,
+                    low,
+                    high,
+                    note,
+                )
+            )
             source.close()
     return rows

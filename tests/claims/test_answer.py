@@ -3,7 +3,15 @@ import re
 
 import pytest
 
-from earlydrop.claims.answer import answer_rows, answer_table, decisive, dissent, dissent_line, measured, points
+from earlydrop.claims.answer import (
+    answer_rows,
+    answer_table,
+    decisive,
+    dissent,
+    dissent_line,
+    measured,
+    points,
+)
 from earlydrop.claims.declare import Comparison
 from earlydrop.claims.judge import judge_all
 from earlydrop.claims.read import claims_folder, load_declarations

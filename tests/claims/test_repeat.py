@@ -6,7 +6,14 @@ import pytest
 
 from earlydrop.claims.declare import Study
 from earlydrop.claims.read import claims_folder, load_declarations
-from earlydrop.claims.repeat import FIRST_SEED, begin, begun_seeds, claims_of, configurations, fresh_seeds
+from earlydrop.claims.repeat import (
+    FIRST_SEED,
+    begin,
+    begun_seeds,
+    claims_of,
+    configurations,
+    fresh_seeds,
+)
 from earlydrop.commands.findings import main
 from earlydrop.training.plan import make_plan
 from tests.analysis.made_up import make_run

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from earlydrop.training import device as devices
-from earlydrop.training.device import arithmetic, choose_device, deterministic, device_of_job, device_problem, refuse_precision
+from earlydrop.training.device import (
+    arithmetic,
+    choose_device,
+    deterministic,
+    device_of_job,
+    device_problem,
+    refuse_precision,
+)
 from earlydrop.training.endings import TrainingFailed
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import ImageFolder
 
-from earlydrop.training.data.files import HIDDEN, OTHER, OUTSIDE, READ_ALREADY, Samples, counts_in_words, find_images
+from earlydrop.training.data.files import (
+    HIDDEN,
+    OTHER,
+    OUTSIDE,
+    READ_ALREADY,
+    Samples,
+    counts_in_words,
+    find_images,
+)
 from earlydrop.training.fields import ConfigError
 
 

@@ -4,7 +4,14 @@ import torch
 from PIL import Image
 
 from earlydrop.training.config import AugmentConfig
-from earlydrop.training.data.transforms import BrokenImageError, Transform, collate, load_image, make_transforms, normalised
+from earlydrop.training.data.transforms import (
+    BrokenImageError,
+    Transform,
+    collate,
+    load_image,
+    make_transforms,
+    normalised,
+)
 from earlydrop.training.fields import ConfigError
 
 

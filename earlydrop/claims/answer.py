@@ -42,10 +42,12 @@ class Row(NamedTuple):
     Attributes:
         words: What is claimed.
         claims: The claims that test it, by id.
+        ours: Whether the claim is ours; False for a claim of the paper.
     """
 
     words: str
     claims: tuple[str, ...]
+    ours: bool = False
 
 
 def answer_rows(path: Path | None = None) -> list[Row]:
@@ -61,9 +63,10 @@ def answer_rows(path: Path | None = None) -> list[Row]:
     rows = []
     for values in yaml.safe_load(path.read_text(encoding="utf-8")):
         keys = set(values) if isinstance(values, dict) else set()
-        if keys != {"words", "claims"} or not values["claims"]:
+        if not {"words", "claims"} <= keys <= {"words", "claims", "ours"} or not values["claims"]:
             raise ValueError(f"{path.name}: a row is {values!r}: expected words and claims")
-        rows.append(Row(values["words"], tuple(values["claims"])))
+        ours = values.get("ours", False)
+        rows.append(Row(values["words"], tuple(values["claims"]), ours=bool(ours)))
     counts = Counter(itertools.chain.from_iterable(row.claims for row in rows))
     twice = [claim for claim, count in counts.items() if count > 1]
     if twice:
@@ -143,16 +146,24 @@ def column(declaration: Declaration) -> str:
 def answer_table(
     declarations: Iterable[Declaration],
     verdicts: Iterable[Verdict],
+    ours: bool | None = None,
 ) -> pd.DataFrame:
     """One row a claim in words, one column a dataset.
 
     A cell has the verdict and the measured difference. A cell of a row with several claims has the
     number of claims with each verdict.
+
+    Args:
+        declarations: The files of claims.
+        verdicts: The verdicts on them.
+        ours: True for our own claims, False for those of the paper, None for all.
     """
     cells = _cells(declarations, verdicts)
-    columns = sorted({name for _, name in cells}, key=_column_order)
+    asked = [row for row in answer_rows() if ours is None or row.ours == ours]
+    words = {row.words for row in asked}
+    columns = sorted({name for row, name in cells if row in words}, key=_column_order)
     rows = []
-    for row in answer_rows():
+    for row in asked:
         texts = {name: _text(cells.get((row.words, name), [])) for name in columns}
         if any(texts.values()):
             rows.append({"claim": row.words} | texts)

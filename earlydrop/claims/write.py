@@ -166,9 +166,12 @@ def _studies_text(tables: Mapping[str, pd.DataFrame]) -> str:
 
 
 def _answer(declarations: list[Declaration], verdicts: list[Verdict]) -> str:
-    """The text of ``answer.md``: the answer, and the rounds that disagree with it."""
-    answer = to_markdown(answer_table(declarations, verdicts), aligned=False)
-    parts = [answer, dissent_line(declarations, verdicts)]
+    """The text of ``answer.md``: the paper's claims, the rounds that disagree, and our claims."""
+    paper = answer_table(declarations, verdicts, ours=False)
+    parts = [to_markdown(paper, aligned=False), dissent_line(declarations, verdicts)]
+    own = answer_table(declarations, verdicts, ours=True)
+    if not own.empty:
+        parts += ["Claims of our own:", to_markdown(own, aligned=False)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

@@ -133,3 +133,9 @@ def test_a_file_that_another_replaces_leaves_the_answer_when_the_other_has_run()
     assert answer_table([old, new], verdicts).iloc[0, 0].startswith("\N{CHECK MARK} confirmed")
     verdicts += judge_all([new], made_up("b", effect=0.2))
     assert answer_table([old, new], verdicts).iloc[0, 0].startswith("\N{BALLOT X} opposite")
+
+
+def test_the_papers_claims_and_ours_have_tables_of_their_own():
+    verdicts = judge_all([declaration(F5)], made_up(effect=-0.2))
+    assert list(answer_table([declaration(F5)], verdicts, ours=False).index) == ["Early dropout lowers the training loss"]
+    assert answer_table([declaration(F5)], verdicts, ours=True).empty

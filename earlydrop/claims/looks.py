@@ -48,13 +48,13 @@ def next_look(declaration: Declaration, claims: Iterable[Claim], summaries: Summ
         ValueError: The file declares no looks.
     """
     if declaration.looks is None:
-        judged = "its rounds are judged when they are whole"
-        raise ValueError(f"{declaration.name}.yaml declares no looks: {judged}")
+        reason = "its rounds are judged when they are whole"
+        raise ValueError(f"{declaration.name}.yaml declares no looks: {reason}")
     study = declaration.studies[declaration.main_study]
     runs = summaries.of(study.name)
     ids = {claim.id for claim in claims}
-    judged_all = judge(declaration, study.name, FIRST, runs) if len(runs) else []
-    verdicts = tuple(verdict for verdict in judged_all if verdict.claim.id in ids)
+    judged = judge(declaration, study.name, FIRST, runs) if len(runs) else []
+    verdicts = tuple(verdict for verdict in judged if verdict.claim.id in ids)
     decided = {verdict.claim.id for verdict in verdicts if verdict.verdict in DECIDED}
     undecided = [claim for claim in declaration.claims if claim.id in ids - decided]
     look = _looks_done(verdicts, len(undecided))

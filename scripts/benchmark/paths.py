@@ -100,10 +100,10 @@ def row_folder_input(quick: bool) -> list[Row]:
 
 def row_loaders(quick: bool) -> list[Row]:
     """The same files at 256 pixels, read by one and by two processes; and evaluations by processes that live on."""
-    rows, count = [], 200
+    rows, count = [], 40 if quick else 200
     with tempfile.TemporaryDirectory() as temporary:
         script = str(Path(__file__).parents[1] / "make_image_folder.py")
-        size = ["--classes", "10", "--train", str(count // 10), "--val", "20", "--side", "256"]
+        size = ["--classes", "10", "--train", str(count // 10), "--val", str(count // 10), "--side", "256"]
         subprocess.run([sys.executable, script, temporary, *size], check=True, capture_output=True)
         for workers in (1, 2):
             options = [
@@ -117,9 +117,7 @@ def row_loaders(quick: bool) -> list[Row]:
             objective = Objective(source, config.augment)
 
             def read(objective: Objective = objective) -> None:
-                for images, _ in objective.batches(
-                    enumerate(torch.arange(count).split(25)), 0, "augment"
-                ):
+                for images, _ in objective.batches(enumerate(torch.arange(count).split(10)), 0, "augment"):
                     images.sum()
 
             read()
@@ -138,9 +136,7 @@ def row_loaders(quick: bool) -> list[Row]:
             )
 
             def evaluate(source: Source = source) -> None:
-                for images, _ in source.batches(
-                    list(enumerate(torch.arange(count).split(50))), "test", None
-                ):
+                for images, _ in source.batches(list(enumerate(torch.arange(count).split(20))), "test", None):
                     images.sum()
 
             def evaluate_anew(

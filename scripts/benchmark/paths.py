@@ -103,7 +103,16 @@ def row_loaders(quick: bool) -> list[Row]:
     rows, count = [], 40 if quick else 200
     with tempfile.TemporaryDirectory() as temporary:
         script = str(Path(__file__).parents[1] / "make_image_folder.py")
-        size = ["--classes", "10", "--train", str(count // 10), "--val", str(count // 10), "--side", "256"]
+        size = [
+            "--classes",
+            "10",
+            "--train",
+            str(count // 10),
+            "--val",
+            str(count // 10),
+            "--side",
+            "256",
+        ]
         subprocess.run([sys.executable, script, temporary, *size], check=True, capture_output=True)
         for workers in (1, 2):
             options = [
@@ -117,7 +126,9 @@ def row_loaders(quick: bool) -> list[Row]:
             objective = Objective(source, config.augment)
 
             def read(objective: Objective = objective) -> None:
-                for images, _ in objective.batches(enumerate(torch.arange(count).split(10)), 0, "augment"):
+                for images, _ in objective.batches(
+                    enumerate(torch.arange(count).split(10)), 0, "augment"
+                ):
                     images.sum()
 
             read()
@@ -136,7 +147,9 @@ def row_loaders(quick: bool) -> list[Row]:
             )
 
             def evaluate(source: Source = source) -> None:
-                for images, _ in source.batches(list(enumerate(torch.arange(count).split(20))), "test", None):
+                for images, _ in source.batches(
+                    list(enumerate(torch.arange(count).split(20))), "test", None
+                ):
                     images.sum()
 
             def evaluate_anew(

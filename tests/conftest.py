@@ -80,7 +80,9 @@ def pytest_deselected(items):
 
 
 def pytest_sessionfinish(session):
-    if hasattr(session.config, "workeroutput"):  # of pytest-xdist, whose workers all collect the same tests
+    if hasattr(
+        session.config, "workeroutput"
+    ):  # of pytest-xdist, whose workers all collect the same tests
         session.config.workeroutput["left_out"] = dict(left_out)
 
 

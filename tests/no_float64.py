@@ -56,13 +56,21 @@ class Pretended(TorchFunctionMode):
             return DEVICE
         if ours and name in ("__deepcopy__", "__reduce_ex__"):
             plain = ours[0].detach().as_subclass(torch.Tensor)
-            return OnDevice.moved(plain.clone()) if name == "__deepcopy__" else plain.__reduce_ex__(args[1])
+            return (
+                OnDevice.moved(plain.clone())
+                if name == "__deepcopy__"
+                else plain.__reduce_ex__(args[1])
+            )
         if ours and name == "random_" and args[1:2] == (-(2**63),):
             raise RuntimeError("random_mps_ currently does not handle the lowest() -> max() range")
         on_device = self._result_is_on_device(name, leaves, tensors, ours, kwargs)
-        mixed = [tensor for tensor in tensors if not isinstance(tensor, OnDevice) and tensor.dim() > 0]
+        mixed = [
+            tensor for tensor in tensors if not isinstance(tensor, OnDevice) and tensor.dim() > 0
+        ]
         if ours and mixed and name not in MOVES:
-            raise RuntimeError(f"{name}: expected all tensors to be on the same device, found mps and cpu")
+            raise RuntimeError(
+                f"{name}: expected all tensors to be on the same device, found mps and cpu"
+            )
         args, kwargs = tree_map(_host, (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
@@ -70,7 +78,9 @@ class Pretended(TorchFunctionMode):
         given = {id(tensor) for tensor in tensors}
 
         def placed(value):
-            if not isinstance(value, torch.Tensor) or (id(value) in given and isinstance(value, OnDevice) == on_device):
+            if not isinstance(value, torch.Tensor) or (
+                id(value) in given and isinstance(value, OnDevice) == on_device
+            ):
                 return value
             if not on_device:
                 return value.as_subclass(torch.Tensor) if isinstance(value, OnDevice) else value

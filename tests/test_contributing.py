@@ -32,7 +32,9 @@ def add(root, path, where, code):
 def copy(tmp_path_factory, request):
     source, root = request.config.rootpath, tmp_path_factory.mktemp("copy")
     for folder in ("earlydrop", "conf"):
-        shutil.copytree(source / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            source / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
     blocks = BLOCK.findall((source / "CONTRIBUTING.md").read_text())
     assert len(blocks) == 15
     for block in blocks:
@@ -72,7 +74,14 @@ def script(start, copy):
 
 
 def test_a_schedule_a_dataset_and_a_model_are_there(run, script):
-    plan = run("mode=plan", "schedule=power", "schedule.exponent=3", "data=noise", "model=linear", "probe=none")
+    plan = run(
+        "mode=plan",
+        "schedule=power",
+        "schedule.exponent=3",
+        "data=noise",
+        "model=linear",
+        "probe=none",
+    )
     assert "power-0.1-100pct-3-seed0" in plan
     assert "power(rate=0.1, cutoff=" in plan
     assert "noise: 1,000 training and 200 test images" in plan
@@ -87,9 +96,18 @@ def test_keys_that_a_new_model_does_not_take_are_refused(start, copy):
 
 
 def test_a_measure_is_recorded_reported_drawn_and_claimed(run, copy):
-    run("experiment=findings/smoke", "schedule=none,constant", "seed=0,1", "hydra/launcher=basic", "threads=1")
+    run(
+        "experiment=findings/smoke",
+        "schedule=none,constant",
+        "seed=0,1",
+        "hydra/launcher=basic",
+        "threads=1",
+    )
     study = copy / "runs" / "smoke"
-    lines = [json.loads(line) for line in next(study.glob("none-*/metrics.jsonl")).read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in next(study.glob("none-*/metrics.jsonl")).read_text().splitlines()
+    ]
     assert all(0 < line["probe/alignment"] <= 1 for line in lines if "probe/gdv" in line)
     assert "early alignment" in (study / "table.md").read_text()
     assert (study / "figures" / "alignment.png").is_file()
@@ -97,7 +115,9 @@ def test_a_measure_is_recorded_reported_drawn_and_claimed(run, copy):
     table = (copy / "runs" / "findings" / "table.md").read_text()
     row = next(line for line in table.splitlines() if line.startswith("| G1 "))
     assert "probe/alignment, 5% to 100%" in row
-    assert (copy / "runs" / "findings" / "fingerprints.csv").read_text().count("smoke smoke G1") == 1
+    assert (copy / "runs" / "findings" / "fingerprints.csv").read_text().count(
+        "smoke smoke G1"
+    ) == 1
 
 
 def test_a_new_key_keeps_every_fingerprint_at_its_default(script):
@@ -109,7 +129,9 @@ for overrides in ({plain}, {nesterov}, ["optim.nesterov=true"], []):
     print(make_plan(config_from_dict(compose(overrides))).fingerprint)
 """
     there = script(code).split()
-    here = [make_plan(config_from_dict(compose(overrides))).fingerprint for overrides in (plain, [])]
+    here = [
+        make_plan(config_from_dict(compose(overrides))).fingerprint for overrides in (plain, [])
+    ]
     with pytest.raises(HydraException, match="nesterov"):
         compose(nesterov)
     assert (there[0], there[3]) == tuple(here)

@@ -14,7 +14,9 @@ from earlydrop.schedules.curve import curve_svg
 def points(schedule):
     svg = ET.fromstring(curve_svg(schedule))
     line = svg.find("{http://www.w3.org/2000/svg}polyline")
-    return [tuple(map(float, pair.split(","))) for pair in line.get("points").split()], "".join(svg.itertext())
+    return [tuple(map(float, pair.split(","))) for pair in line.get("points").split()], "".join(
+        svg.itertext()
+    )
 
 
 def test_a_schedules_curve_is_drawn_to_a_little_past_its_last_change():
@@ -72,7 +74,9 @@ def test_an_audit_groups_the_rates_of_one_attribute():
 def test_a_probes_report_is_a_small_table_of_rounded_numbers():
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2))
     batches = [(torch.randn(8, 4), torch.randint(2, (8,))) for _ in range(4)]
-    report = earlydrop.probe(model, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]), batches, dataset=batches)
+    report = earlydrop.probe(
+        model, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]), batches, dataset=batches
+    )
     cells = re.findall("<td>(.*?)</td>", report._repr_html_())
     shown = dict(zip(cells[::2], cells[1::2], strict=True))
     assert float(shown["gdv"]) == pytest.approx(report.gdv, rel=1e-3)

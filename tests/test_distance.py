@@ -13,13 +13,27 @@ def test_distance_over_parameters_only():
     initial = copy.deepcopy(model)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     model(torch.randn(16, 3))  # moves the running statistics, not a parameter
-    assert model_distance(model, initial) == model_distance(model, state) == model_distance(model.state_dict(), state) == 0
+    assert (
+        model_distance(model, initial)
+        == model_distance(model, state)
+        == model_distance(model.state_dict(), state)
+        == 0
+    )
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p))
-    difference = [(a - b).double().flatten() for a, b in zip(model.parameters(), initial.parameters(), strict=True)]
+    difference = [
+        (a - b).double().flatten()
+        for a, b in zip(model.parameters(), initial.parameters(), strict=True)
+    ]
     expected = torch.cat(difference).norm().item()
-    for a, b in ((model, initial), (initial, model), (model, state), (model.state_dict(), state), (torch.compile(model), initial)):
+    for a, b in (
+        (model, initial),
+        (initial, model),
+        (model, state),
+        (model.state_dict(), state),
+        (torch.compile(model), initial),
+    ):
         assert model_distance(a, b) == pytest.approx(expected, rel=1e-7)
     assert model_distance(model.bfloat16(), initial) == pytest.approx(expected, rel=1e-2)
 
@@ -69,7 +83,12 @@ def test_a_model_with_a_compiled_part_has_the_names_of_the_plain_one():
     plain = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 2)))
     partly = copy.deepcopy(plain)
     partly[1] = torch.compile(partly[1])
-    assert model_distance(partly, plain) == model_distance(plain, partly) == model_distance(partly, plain.state_dict()) == 0.0
+    assert (
+        model_distance(partly, plain)
+        == model_distance(plain, partly)
+        == model_distance(partly, plain.state_dict())
+        == 0.0
+    )
     partly[0].bias.data += 1
     assert model_distance(partly, plain) == 2.0
 
@@ -83,7 +102,9 @@ def test_a_state_dict_saved_with_distributed_data_parallel_around_the_model():
 
 def test_entries_of_a_state_dict_that_are_no_parameters_of_the_module_are_left_out_on_either_side():
     model = nn.Linear(2, 2)
-    more = {name: value + 1 for name, value in model.state_dict().items()} | {"buffer": torch.ones(3)}
+    more = {name: value + 1 for name, value in model.state_dict().items()} | {
+        "buffer": torch.ones(3)
+    }
     assert model_distance(model, more) == model_distance(more, model) == pytest.approx(math.sqrt(6))
     with pytest.raises(ValueError, match="'buffer' is in one of the two models only"):
         model_distance(model.state_dict(), more)
@@ -95,7 +116,10 @@ def test_what_holds_a_part_only_is_refused():
             raise NotImplementedError
 
     shard = torch.ones(2).as_subclass(Sharded)
-    with pytest.raises(ValueError, match=r"model_distance does not support sharded parameters .*'w' is one: gather both"):
+    with pytest.raises(
+        ValueError,
+        match=r"model_distance does not support sharded parameters .*'w' is one: gather both",
+    ):
         model_distance({"w": shard}, {"w": torch.ones(2)})
 
 

@@ -21,7 +21,9 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", (DOCS / f"{page}.md").read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["integrations", pytest.param("python", marks=pytest.mark.slow), "tuning"])
+@pytest.mark.parametrize(
+    "page", ["integrations", pytest.param("python", marks=pytest.mark.slow), "tuning"]
+)
 def test_the_python_of_a_page_runs_in_order(page, tmp_path, monkeypatch, capsys):
     if page == "tuning":
         pytest.importorskip("optuna")
@@ -41,7 +43,12 @@ def test_optuna_tunes_what_the_page_says_and_goes_on(warm, tmp_path):
     words = [word for word in shlex.split(command)[1:] if "n_trials" not in word]
     for trials in (2, 4):
         done = warm.run(
-            *words, "hydra.sweeper.n_trials=2", *SMALL, cwd=tmp_path, env={"WANDB_MODE": "offline"}, program="earlydrop"
+            *words,
+            "hydra.sweeper.n_trials=2",
+            *SMALL,
+            cwd=tmp_path,
+            env={"WANDB_MODE": "offline"},
+            program="earlydrop",
         )
         assert done.returncode == 0, done.stderr
         assert "2 of 2 jobs done" in done.stdout
@@ -59,10 +66,22 @@ def test_optuna_tunes_what_the_page_says_and_goes_on(warm, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-m", "hydra/sweeper=optuna"], "say which metric with objective=, such as objective=test/accuracy"),
-        (["objective=test/acuracy"], "objective is 'test/acuracy': expected a metric.*did you mean test/accuracy"),
-        (["objective=probe/gdv", "probe=none"], "probe.at is empty, so it is not measured; give probe=few"),
-        (["objective=test/loss", "evaluation.splits=[train_eval]"], "evaluation.splits is .* which does not measure it"),
+        (
+            ["-m", "hydra/sweeper=optuna"],
+            "say which metric with objective=, such as objective=test/accuracy",
+        ),
+        (
+            ["objective=test/acuracy"],
+            "objective is 'test/acuracy': expected a metric.*did you mean test/accuracy",
+        ),
+        (
+            ["objective=probe/gdv", "probe=none"],
+            "probe.at is empty, so it is not measured; give probe=few",
+        ),
+        (
+            ["objective=test/loss", "evaluation.splits=[train_eval]"],
+            "evaluation.splits is .* which does not measure it",
+        ),
     ],
     ids=str,
 )
@@ -80,8 +99,14 @@ def test_the_agent_of_a_sweep_of_wandb_runs_the_command(warm, tmp_path):
     from wandb.sdk.launch.sweeps import utils
 
     sweep = yaml.safe_load(blocks("tuning", "yaml")[0])
-    chosen = {name: each.get("value", each.get("values", [each.get("max")])) for name, each in sweep["parameters"].items()}
-    args = {name: {"value": value[-1] if isinstance(value, list) else value} for name, value in chosen.items()}
+    chosen = {
+        name: each.get("value", each.get("values", [each.get("max")]))
+        for name, each in sweep["parameters"].items()
+    }
+    args = {
+        name: {"value": value[-1] if isinstance(value, list) else value}
+        for name, value in chosen.items()
+    }
     assert args["tracking"] == {"value": "online"}
     args["tracking"] = {"value": "offline"}
     variables = utils.create_sweep_command_args({"args": args}) | {"program": [sweep["program"]]}
@@ -89,10 +114,23 @@ def test_the_agent_of_a_sweep_of_wandb_runs_the_command(warm, tmp_path):
     for word in utils.create_sweep_command(sweep["command"]):
         command += variables[word[2:-1]] if word.startswith("${") else [word]
     assert command[0] == "earlydrop"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    environment |= {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "agents1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("WANDB_")
+    }
+    environment |= {
+        "WANDB_SWEEP_ID": "sweep1",
+        "WANDB_RUN_ID": "agents1",
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+    }
     done = warm.run(*command[1:], *SMALL[1:], cwd=tmp_path, env=environment, program="earlydrop")
     assert done.returncode == 0, done.stderr
     (run,) = load_runs(tmp_path / "runs").to_dict("records")
-    assert (run["config/schedule.name"], run["config/schedule.rate"], run["config/schedule.cutoff"]) == ("late", 0.3, "40%")
-    assert list(Path(run["folder"]).glob("wandb/offline-run-*-agents1"))  # the run that the agent waits for
+    assert (
+        run["config/schedule.name"],
+        run["config/schedule.rate"],
+        run["config/schedule.cutoff"],
+    ) == ("late", 0.3, "40%")
+    assert list(
+        Path(run["folder"]).glob("wandb/offline-run-*-agents1")
+    )  # the run that the agent waits for

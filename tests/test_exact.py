@@ -78,7 +78,10 @@ def test_gradient_measures_against_float64_brute_force(device, spread, length):
     dataset = direction + 0.05 * torch.randn(length)
     mean = earlydrop.MeanGradient()
     mean.add([dataset.to(device)], images=64)
-    halves = [earlydrop.GradientSums(mean.value()), earlydrop.GradientSums(dataset.to(device, copy=True))]
+    halves = [
+        earlydrop.GradientSums(mean.value()),
+        earlydrop.GradientSums(dataset.to(device, copy=True)),
+    ]
     for i, gradient in enumerate(gradients):
         halves[i % 2].add([gradient[:7].view(7, 1).to(device), gradient[7:].to(device)], images=32)
     halves[0].merge(halves[1])
@@ -87,16 +90,27 @@ def test_gradient_measures_against_float64_brute_force(device, spread, length):
         found = getattr(report, name)
         assert (found is None) == math.isnan(expected), name
         if found is not None:
-            assert found == pytest.approx(expected.item(), rel=1e-5, abs=5e-8), name  # a bias is a difference from 1
+            assert found == pytest.approx(expected.item(), rel=1e-5, abs=5e-8), (
+                name
+            )  # a bias is a difference from 1
 
 
 def test_distance_against_float64_brute_force(device):
     before, after = nn.Linear(300, 200), nn.Linear(300, 200)
-    after.load_state_dict({name: value + 1e-4 * torch.randn_like(value) for name, value in before.state_dict().items()})
+    after.load_state_dict(
+        {
+            name: value + 1e-4 * torch.randn_like(value)
+            for name, value in before.state_dict().items()
+        }
+    )
     pairs = zip(before.parameters(), after.parameters(), strict=True)
-    expected = math.sqrt(sum(float((a.double() - b.double()).detach().square().sum()) for a, b in pairs))
+    expected = math.sqrt(
+        sum(float((a.double() - b.double()).detach().square().sum()) for a, b in pairs)
+    )
     wide = {name: value.double() for name, value in before.state_dict().items()}
-    assert earlydrop.model_distance(after.to(device), before.to(device)) == pytest.approx(expected, rel=1e-5)
+    assert earlydrop.model_distance(after.to(device), before.to(device)) == pytest.approx(
+        expected, rel=1e-5
+    )
     assert earlydrop.model_distance(after, wide) == pytest.approx(expected, rel=1e-5)
 
 
@@ -115,7 +129,9 @@ def test_the_librarys_probe(device):
         gradients.append(torch.cat([each.flatten() for each in taken]))
     model.eval()
     whole = [torch.autograd.grad(loss_fn(model, batch), list(model.parameters())) for batch in data]
-    dataset = torch.stack([torch.cat([each.flatten().double() for each in taken]) for taken in whole]).mean(0)
+    dataset = torch.stack(
+        [torch.cat([each.flatten().double() for each in taken]) for taken in whole]
+    ).mean(0)
     model.train().to(device)
     there = [(x.to(device), y.to(device)) for x, y in data]
 
@@ -154,7 +170,10 @@ def test_masks_and_classic_layers(layer, shape, masks):
         torch.testing.assert_close(model(inputs).cpu(), model(inputs).cpu())
         earlydrop.max_norm_(model, 0.5)
         assert len(extremes("normal_", {}, torch.randn(4, device=DEVICE))) == 4
-        assert [each.tolist()[0] for each in extremes("randint", {"high": 5}, torch.tensor([0, 1], device=DEVICE))] == [0, 4, 0, 4]
+        assert [
+            each.tolist()[0]
+            for each in extremes("randint", {"high": 5}, torch.tensor([0, 1], device=DEVICE))
+        ] == [0, 4, 0, 4]
 
 
 def test_sixteen_bit_masks_of_every_device_have_their_rate():
@@ -192,17 +211,30 @@ def test_a_run_stays_on_its_kind_of_device(config):
     (folder / "status.json").unlink()
     for file in sorted((folder / "checkpoints").glob("step-*"))[2:]:
         file.unlink()
-    with Pretended(), pytest.raises(TrainingFailed, match=r"another environment \(device cpu .* there, mps .* here\)"):
+    with (
+        Pretended(),
+        pytest.raises(
+            TrainingFailed, match=r"another environment \(device cpu .* there, mps .* here\)"
+        ),
+    ):
         run(config(trainer__epochs=1, device="mps"))
 
 
 def test_several_workers_need_a_device_that_reduces(config, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with Pretended(), pytest.raises(ConfigError, match="device=mps is mps here, on which 2 workers cannot reduce their gradients"):
+    with (
+        Pretended(),
+        pytest.raises(
+            ConfigError,
+            match="device=mps is mps here, on which 2 workers cannot reduce their gradients",
+        ),
+    ):
         run(config(device="mps", trainer__accumulate=2))
 
 
-@pytest.mark.parametrize(("found", "chosen"), [(DEVICE, "mps"), (None, "cpu"), (torch.device("cuda"), "cuda")])
+@pytest.mark.parametrize(
+    ("found", "chosen"), [(DEVICE, "mps"), (None, "cpu"), (torch.device("cuda"), "cuda")]
+)
 def test_auto_takes_the_accelerator_that_torch_finds(monkeypatch, found, chosen):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)

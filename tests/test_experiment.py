@@ -42,7 +42,9 @@ def own(*more):
 class Net(nn.Module):
     def __init__(self, width=8, rate=0.3):
         super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.Dropout(rate), nn.Linear(width, 10))
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(784, width), nn.Dropout(rate), nn.Linear(width, 10)
+        )
 
     def forward(self, x):
         return self.layers(x)
@@ -67,15 +69,23 @@ def test_compose_gives_what_the_command_line_would():
     config = experiment.compose(["schedule=late", "schedule.rate=0.25", "trainer.epochs=3"])
     assert (config.schedule.name, config.schedule.rate, config.trainer.epochs) == ("late", 0.25, 3)
     assert experiment.compose("schedule=late schedule.rate=0.25 trainer.epochs=3") == config
-    assert experiment.compose("model.name=mymodels:build model.args.width=64").model.args == {"width": 64}
+    assert experiment.compose("model.name=mymodels:build model.args.width=64").model.args == {
+        "width": 64
+    }
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["schedule.rat=0.2"], r"schedule.rat is no key of the configuration: did you mean schedule.rate\?"),
+        (
+            ["schedule.rat=0.2"],
+            r"schedule.rat is no key of the configuration: did you mean schedule.rate\?",
+        ),
         (["schedule=erly"], r"schedule=erly: there is no such option: did you mean early\?"),
-        (["schedule=none,early"], "sweep over schedule: give one value of each, such as schedule=..."),
+        (
+            ["schedule=none,early"],
+            "sweep over schedule: give one value of each, such as schedule=...",
+        ),
         (["experiment=quickstart"], "sweep over schedule"),
         (["trainer.epochs=many"], "trainer.epochs"),
         (["-m", "seed=1"], "'-m', a flag of the command: expected key=value"),
@@ -117,7 +127,9 @@ def test_the_model_of_a_run_has_its_last_weights(here):
     run = experiment.train([*SMALL, "trainer.stop_metric=test/loss"])
     model = run.model()
     assert not model.training
-    last = torch.load(sorted((run.folder / "checkpoints").glob("step-*.pt"))[-1], weights_only=True)["model"]
+    last = torch.load(
+        sorted((run.folder / "checkpoints").glob("step-*.pt"))[-1], weights_only=True
+    )["model"]
     assert all(torch.equal(value, last[name]) for name, value in model.state_dict().items())
     assert run.model(best=True)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     again = experiment.Run(run.folder)
@@ -149,15 +161,24 @@ def test_a_module_is_trained_from_its_own_weights_in_a_copy():
     assert type(net.layers[2]) is nn.Dropout
     assert run.metrics["dropout/unit_rate"].iloc[0] == 0.2
     trained = run.model()
-    assert earlydrop.model_distance(trained, net) == pytest.approx(run.final["model/distance"], rel=1e-5)
-    with pytest.raises(ConfigError, match=r"it was given as an object in Python.*give it to train\(\) again"):
+    assert earlydrop.model_distance(trained, net) == pytest.approx(
+        run.final["model/distance"], rel=1e-5
+    )
+    with pytest.raises(
+        ConfigError, match=r"it was given as an object in Python.*give it to train\(\) again"
+    ):
         experiment.Run(run.folder).model(trust=True)
 
 
 def test_no_command_repeats_a_run_whose_model_was_given_as_an_object(here):
     run = experiment.train(own("trainer.steps=1"), model=Net())
-    assert "No command reproduces it: its model was given as an object in Python." in citation(run.folder)
-    with pytest.raises(ConfigError, match=r"model.name=__main__:Net_.* was given as an object in Python: run the script"):
+    assert "No command reproduces it: its model was given as an object in Python." in citation(
+        run.folder
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"model.name=__main__:Net_.* was given as an object in Python: run the script",
+    ):
         reproduce(run.folder, here / "again", trust=True)
 
 
@@ -165,7 +186,10 @@ def test_other_weights_or_another_structure_are_another_run():
     torch.manual_seed(1)
     net, same_structure, wider, other_rate = Net(), Net(), Net(9), Net(8, 0.4)
     overrides = own("trainer.steps=1")
-    folders = [experiment.train(overrides, model=each).folder for each in (net, net, same_structure, wider, other_rate)]
+    folders = [
+        experiment.train(overrides, model=each).folder
+        for each in (net, net, same_structure, wider, other_rate)
+    ]
     assert folders[0] == folders[1]
     assert len(set(folders)) == 4
     names = [experiment.Run(folder).config.model.name for folder in folders]
@@ -180,7 +204,10 @@ def test_a_modules_dropout_is_off_where_nothing_schedules_it():
     def fixed(task):
         return Net(8, 0.5)
 
-    with pytest.raises(ConfigError, match=r"layers.2 drops at 0.5, which schedule.name=none of kind unit does not drive"):
+    with pytest.raises(
+        ConfigError,
+        match=r"layers.2 drops at 0.5, which schedule.name=none of kind unit does not drive",
+    ):
         experiment.train(own("trainer.steps=1", "schedule=none"), model=fixed)
 
 
@@ -188,7 +215,9 @@ def test_what_a_builder_closes_over_tells_two_of_them_apart():
     def of(width):
         return lambda task: Net(width, task.unit)
 
-    folders = {experiment.train(own("trainer.steps=1"), model=of(width)).folder for width in (4, 5, 4)}
+    folders = {
+        experiment.train(own("trainer.steps=1"), model=of(width)).folder for width in (4, 5, 4)
+    }
     assert len(folders) == 2
 
 
@@ -217,7 +246,9 @@ def test_what_no_digest_can_be_made_of_is_refused():
         with lock:
             return build(task)
 
-    with pytest.raises(ConfigError, match=r"uses .*locked: lock, a lock, of which no digest can be made"):
+    with pytest.raises(
+        ConfigError, match=r"uses .*locked: lock, a lock, of which no digest can be made"
+    ):
         experiment.train(own("trainer.steps=1"), model=locked)
     driven = Net()
     earlydrop.DropoutScheduler(driven, earlydrop.constant(0.1))
@@ -230,10 +261,15 @@ def test_data_is_given_as_datasets_or_as_tensors():
     labels = torch.arange(60) % 3
     tensors = ((pair[0].images, labels), (pair[1].images, labels))
     overrides = [each for each in SMALL if not each.startswith("data")] + ["trainer.batch_size=20"]
-    runs = [experiment.train(overrides, data=each) for each in (pair, {"train": pair[0], "test": pair[1]}, tensors)]
+    runs = [
+        experiment.train(overrides, data=each)
+        for each in (pair, {"train": pair[0], "test": pair[1]}, tensors)
+    ]
     assert runs[0].folder == runs[1].folder
     assert [run.final["test/loss"] for run in runs] == [runs[0].final["test/loss"]] * 3
-    arrays = tuple((each[0].permute(0, 2, 3, 1).numpy(), each[1].numpy()) for each in tensors)  # channels last
+    arrays = tuple(
+        (each[0].permute(0, 2, 3, 1).numpy(), each[1].numpy()) for each in tensors
+    )  # channels last
     assert experiment.train(overrides, data=arrays).final["test/loss"] == runs[0].final["test/loss"]
     other = experiment.train(overrides, data=(Faces(0), Faces(2)))
     assert other.folder != runs[0].folder
@@ -245,7 +281,10 @@ def test_data_is_given_as_datasets_or_as_tensors():
     [
         ("cifar10", "a name is given as an override, data.name=cifar10"),
         (3, "returned a int; expected a pair of datasets"),
-        (torch.utils.data.DataLoader(Faces(0)), "data is a DataLoader: expected a pair of datasets"),
+        (
+            torch.utils.data.DataLoader(Faces(0)),
+            "data is a DataLoader: expected a pair of datasets",
+        ),
         (((torch.zeros(4, 1, 8, 8), torch.zeros(3)), None), "4 images and 3 labels"),
         ((Faces(0), []), "its test set is empty"),
     ],
@@ -266,11 +305,15 @@ def test_callbacks_hear_of_every_metric_and_can_stop_the_run():
     run = experiment.train(SMALL, callbacks=[watch])
     assert (run.state, run.step) == ("interrupted", 2)
     assert heard == [(1, run.metrics["train/loss"][0]), (2, run.metrics["train/loss"][1])]
-    rest = experiment.train(SMALL, callbacks=[lambda step, metrics: heard.append((step, metrics["train/loss"]))])
+    rest = experiment.train(
+        SMALL, callbacks=[lambda step, metrics: heard.append((step, metrics["train/loss"]))]
+    )
     assert rest.folder == run.folder
     assert [step for step, _ in heard] == [1, 2, 3, 4]
     whole = experiment.train([*SMALL, "out=whole"])
-    assert read_metrics(whole.folder / "metrics.jsonl") == read_metrics(rest.folder / "metrics.jsonl")
+    assert read_metrics(whole.folder / "metrics.jsonl") == read_metrics(
+        rest.folder / "metrics.jsonl"
+    )
     with pytest.raises(ConfigError, match="callbacks holds a int: expected functions"):
         experiment.train(SMALL, callbacks=[3])
 
@@ -288,11 +331,15 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         experiment.train(SMALL)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert "stopped after step 2 of 4; the same command goes on from there" in capsys.readouterr().out
+    assert (
+        "stopped after step 2 of 4; the same command goes on from there" in capsys.readouterr().out
+    )
     monkeypatch.setattr(Trainer, "train_step", original)
     run = experiment.train(SMALL)
     whole = experiment.train([*SMALL, "out=whole"])
-    assert read_metrics(run.folder / "metrics.jsonl") == read_metrics(whole.folder / "metrics.jsonl")
+    assert read_metrics(run.folder / "metrics.jsonl") == read_metrics(
+        whole.folder / "metrics.jsonl"
+    )
 
 
 def state():
@@ -315,7 +362,9 @@ def test_two_runs_in_one_process_are_independent(capsys):
     assert state()[4:] == before[4:]
     torch.rand(7)  # whatever the caller draws
     again = experiment.train([*SMALL, "threads=2", "seed=5002", "out=again"])
-    assert read_metrics(first.folder / "metrics.jsonl") == read_metrics(again.folder / "metrics.jsonl")
+    assert read_metrics(first.folder / "metrics.jsonl") == read_metrics(
+        again.folder / "metrics.jsonl"
+    )
     with pytest.raises(ConfigError):
         experiment.train([*SMALL, "schedule.rate=2"])
     config = experiment.compose(own("trainer.steps=1"))
@@ -342,17 +391,29 @@ def test_runs_are_loaded_and_compared(study):
     assert losses[0]["difference"] == pytest.approx(-0.1)  # as the study was made
     assert (losses[0]["arm"], losses[0]["seeds"]) == ("early-0.1-20%", 3)
     reverse = experiment.compare(study, against="early-0.1-20%").differences
-    assert reverse[reverse["metric"] == "train_eval loss"]["difference"].iloc[0] == pytest.approx(0.1)
+    assert reverse[reverse["metric"] == "train_eval loss"]["difference"].iloc[0] == pytest.approx(
+        0.1
+    )
     for text in (str(found), found._repr_html_()):
         assert "early-0.1-20% minus none" in text
-    with pytest.raises(ValueError, match=r"against is 'erly-0.1-20%': expected an arm of these runs: did you mean early-0.1-20%\?"):
+    with pytest.raises(
+        ValueError,
+        match=r"against is 'erly-0.1-20%': expected an arm of these runs: did you mean early-0.1-20%\?",
+    ):
         experiment.compare(runs, against="erly-0.1-20%")
 
 
 def test_runs_in_a_list_are_compared():
-    runs = [experiment.train([*SMALL, f"schedule={name}", f"seed={seed}"]) for name in ("none", "early") for seed in (0, 1)]
+    runs = [
+        experiment.train([*SMALL, f"schedule={name}", f"seed={seed}"])
+        for name in ("none", "early")
+        for seed in (0, 1)
+    ]
     found = experiment.compare(runs)
-    losses = [runs[2 + seed].final["train_eval/loss"] - runs[seed].final["train_eval/loss"] for seed in (0, 1)]
+    losses = [
+        runs[2 + seed].final["train_eval/loss"] - runs[seed].final["train_eval/loss"]
+        for seed in (0, 1)
+    ]
     rows = found.differences.set_index("metric")
     assert rows.loc["train_eval loss", "difference"] == pytest.approx(np.mean(losses))
     assert "no two arms share" in str(experiment.compare(runs[:1]))
@@ -363,7 +424,10 @@ def test_a_run_from_elsewhere_imports_nothing_without_trust(here, monkeypatch):
         "from torch import nn\ndef build(task):\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
     )
     run = experiment.train(own("trainer.steps=1", "schedule=none", "model.name=theirs:build"))
-    with pytest.raises(ConfigError, match=r"names code that is not earlydrop's \(model.name=theirs:build\).*trust=True"):
+    with pytest.raises(
+        ConfigError,
+        match=r"names code that is not earlydrop's \(model.name=theirs:build\).*trust=True",
+    ):
         experiment.Run(run.folder).model()
     assert experiment.Run(run.folder).model(trust=True)(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
 
@@ -375,7 +439,10 @@ def test_a_run_from_elsewhere_imports_nothing_without_trust(here, monkeypatch):
             lambda config: setattr(config.trainer, "epoch", 3),
             r"config.trainer.epoch is set, and there is no such key: did you mean epochs\?",
         ),
-        (lambda config: setattr(config, "sed", 3), r"config.sed is set, and there is no such key: did you mean seed\?"),
+        (
+            lambda config: setattr(config, "sed", 3),
+            r"config.sed is set, and there is no such key: did you mean seed\?",
+        ),
         (lambda config: setattr(config.schedule, "rate", "high"), "schedule.rate: Value 'high'"),
         (lambda config: setattr(config, "schedule", earlydrop.early(0.1, 5)), "schedule"),
     ],
@@ -390,14 +457,18 @@ def test_a_configuration_that_was_changed_is_checked(change, message, here):
 
 
 def test_words_are_split_as_in_a_shell():
-    config = experiment.compose("schedule=piecewise schedule.points='\"0,0.3@0.5,0\"' label='my run'")
+    config = experiment.compose(
+        "schedule=piecewise schedule.points='\"0,0.3@0.5,0\"' label='my run'"
+    )
     assert (config.schedule.points, config.label) == ("0,0.3@0.5,0", "my run")
     with pytest.raises(ConfigError, match="overrides is a dict: expected a list of texts"):
         experiment.compose({"seed": 1})
 
 
 def test_what_train_does_not_do_is_refused(here):
-    with pytest.raises(ConfigError, match=r"mode is 'plan': train\(\) trains; the command earlydrop does the rest"):
+    with pytest.raises(
+        ConfigError, match=r"mode is 'plan': train\(\) trains; the command earlydrop does the rest"
+    ):
         experiment.train([*SMALL, "mode=plan"])
     with pytest.raises(ConfigError, match=r"provenance.json is missing or damaged"):
         experiment.Run(here)
@@ -412,5 +483,10 @@ def test_without_the_training_extra_it_says_what_to_install():
     assert "experiment" in dir(earlydrop)
     earlydrop.experiment
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
-    assert "hydra missing: earlydrop.experiment needs more than the library; pip install 'earlydrop[train]'" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert (
+        "hydra missing: earlydrop.experiment needs more than the library; pip install 'earlydrop[train]'"
+        in done.stderr
+    )

@@ -25,11 +25,29 @@ def call(script, monkeypatch, *arguments):
     return ended.value.code
 
 
-def test_the_checks_that_need_no_gpu_pass_and_the_others_are_skipped(script, monkeypatch, tmp_path, capfd):
+def test_the_checks_that_need_no_gpu_pass_and_the_others_are_skipped(
+    script, monkeypatch, tmp_path, capfd
+):
     out = tmp_path / "out.json"
-    assert call(script, monkeypatch, "--device", "cpu", "--only", "environment,average,waits", "--out", out) == 0
+    assert (
+        call(
+            script,
+            monkeypatch,
+            "--device",
+            "cpu",
+            "--only",
+            "environment,average,waits",
+            "--out",
+            out,
+        )
+        == 0
+    )
     lines = capfd.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines] == [["PASS", "environment"], ["PASS", "average"], ["SKIP", "waits"]]
+    assert [line.split()[:2] for line in lines] == [
+        ["PASS", "environment"],
+        ["PASS", "average"],
+        ["SKIP", "waits"],
+    ]
     found = json.loads(out.read_text())["checks"]
     assert [each["outcome"] for each in found] == ["PASS", "PASS", "SKIP"]
     assert found[2]["found"] == "needs a CUDA device"
@@ -71,11 +89,26 @@ def breaks(device, folder):
 
 @pytest.mark.parametrize(
     ("run", "says"),
-    [(hangs, "no answer within 0.5 s"), (dies, "its process ended with 7"), (breaks, "ZeroDivisionError: by nothing")],
+    [
+        (hangs, "no answer within 0.5 s"),
+        (dies, "its process ended with 7"),
+        (breaks, "ZeroDivisionError: by nothing"),
+    ],
 )
-def test_a_check_that_hangs_dies_or_breaks_has_failed(script, monkeypatch, tmp_path, capfd, run, says):
+def test_a_check_that_hangs_dies_or_breaks_has_failed(
+    script, monkeypatch, tmp_path, capfd, run, says
+):
     replaced(script, monkeypatch, run)
-    arguments = ["--device", "cpu", "--only", "average", "--out", tmp_path / "x.json", "--limit", "0.5" if run is hangs else "30"]
+    arguments = [
+        "--device",
+        "cpu",
+        "--only",
+        "average",
+        "--out",
+        tmp_path / "x.json",
+        "--limit",
+        "0.5" if run is hangs else "30",
+    ]
     assert call(script, monkeypatch, *arguments) == 1
     said = capfd.readouterr().out
     assert said.startswith("FAIL average")
@@ -105,5 +138,8 @@ def test_a_mask_with_the_wrong_share_is_found(script, monkeypatch):
 
     monkeypatch.setattr(numbers.earlydrop, "DropoutScheduler", Constant)
     monkeypatch.setattr(numbers, "compiler_problem", lambda device: "none")
-    with pytest.raises(FailedError, match=r"Dropout, native masks, eager: 0\.12\d* of the values are dropped, expected 0\.25"):
+    with pytest.raises(
+        FailedError,
+        match=r"Dropout, native masks, eager: 0\.12\d* of the values are dropped, expected 0\.25",
+    ):
         numbers.check_masks(torch.device("cpu"), None)

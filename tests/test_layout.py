@@ -32,7 +32,10 @@ def imports(path):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             found |= {
-                f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in NAMES else node.module for alias in node.names
+                f"{node.module}.{alias.name}"
+                if f"{node.module}.{alias.name}" in NAMES
+                else node.module
+                for alias in node.names
             }
     return {name for name in found if name in NAMES}
 
@@ -55,7 +58,9 @@ def test_no_two_modules_import_each_other():
     graph = {dotted(path): imports(path) - {dotted(path)} for path in MODULES}
     for name, others in graph.items():
         for other in others:
-            package = name.startswith(other + ".") or other.startswith(name + ".")  # a package offers what its modules hold
+            package = name.startswith(other + ".") or other.startswith(
+                name + "."
+            )  # a package offers what its modules hold
             assert package or name not in graph[other], f"{name} and {other} import each other"
 
 
@@ -90,7 +95,11 @@ def own_private_names(tree):
             named.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             named.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_ones_own(node):
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and is_ones_own(node)
+        ):
             named.add(node.attr)
     return {name for name in named if is_private(name)}
 
@@ -107,17 +116,32 @@ def private_reads(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr) and not is_ones_own(node):
             yield node.attr
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ("getattr", "hasattr")
+        ):
             name = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
             if is_private(name):
                 yield name
 
 
 TORCHS = {"_modules", "_parameters", "_buffers"}  # of nn.Module, whatever of ours has the same name
-PYTHONS = {"_replace", "_asdict", "_fields", "_make", "_repr_html_", "_repr_png_"}  # of named tuples, and of IPython
+PYTHONS = {
+    "_replace",
+    "_asdict",
+    "_fields",
+    "_make",
+    "_repr_html_",
+    "_repr_png_",
+}  # of named tuples, and of IPython
 TREES = {
     path: ast.parse(path.read_text())
-    for path in [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]
+    for path in [
+        *MODULES,
+        *sorted((ROOT / "tests").rglob("*.py")),
+        *sorted((ROOT / "scripts").rglob("*.py")),
+    ]
 }
 OURS = set().union(*map(own_private_names, TREES.values())) - TORCHS - PYTHONS
 
@@ -128,7 +152,9 @@ def test_private_names_stay_private(path):
     tree = TREES[path]
     others = OURS - own_private_names(tree)
     foreign = {*private_imports(tree), *(name for name in private_reads(tree) if name in others)}
-    assert not foreign, f"{path}: {sorted(foreign)} are private to another file: give what is needed a public name"
+    assert not foreign, (
+        f"{path}: {sorted(foreign)} are private to another file: give what is needed a public name"
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +174,14 @@ def test_a_private_read_is_found(code):
 
 
 @pytest.mark.parametrize(
-    "code", ["self._vectors", "bank.__dict__", "module._modules", "bank._replace(a=1)", "torch._foreach_norm(x)"]
+    "code",
+    [
+        "self._vectors",
+        "bank.__dict__",
+        "module._modules",
+        "bank._replace(a=1)",
+        "torch._foreach_norm(x)",
+    ],
 )
 def test_what_is_ones_own_or_somebody_elses_is_no_private_read(code):
     assert not OURS.intersection(private_reads(ast.parse(code)))
@@ -204,7 +237,11 @@ def opens_text(call):
         return bool({"text", "universal_newlines"} & keywords.keys())
     if name in ("FileHandler", "NamedTemporaryFile", "TextIOWrapper"):
         return True
-    owner = call.func.value.id if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) else None
+    owner = (
+        call.func.value.id
+        if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name)
+        else None
+    )
     if name != "open" or owner in ("os", "Image", "lzma", "webbrowser"):
         return False
     place = 0 if isinstance(call.func, ast.Attribute) else 1  # path.open(mode), open(path, mode)
@@ -214,7 +251,11 @@ def opens_text(call):
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_nothing_opens_text_without_saying_its_encoding(path):
-    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    calls = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
     assert [call.lineno for call in calls if opens_text(call)] == []
 
 

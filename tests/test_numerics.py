@@ -87,7 +87,10 @@ class Bare(ast.NodeTransformer):
 
 
 def digest(part):
-    texts = [ast.unparse(Bare().visit(ast.parse((ROOT / "earlydrop" / file).read_text()))) for file in PARTS[part]]
+    texts = [
+        ast.unparse(Bare().visit(ast.parse((ROOT / "earlydrop" / file).read_text())))
+        for file in PARTS[part]
+    ]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
@@ -102,4 +105,9 @@ def test_every_part_is_watched():
 
 
 if __name__ == "__main__":
-    RECORD.write_text(json.dumps({part: {"version": VERSIONS[part], "code": digest(part)} for part in PARTS}, indent=1) + "\n")
+    RECORD.write_text(
+        json.dumps(
+            {part: {"version": VERSIONS[part], "code": digest(part)} for part in PARTS}, indent=1
+        )
+        + "\n"
+    )

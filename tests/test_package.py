@@ -7,7 +7,17 @@ import pytest
 
 import earlydrop
 
-HEAVY = ("hydra", "omegaconf", "wandb", "timm", "torchvision", "pandas", "matplotlib", "transformers", "lightning")
+HEAVY = (
+    "hydra",
+    "omegaconf",
+    "wandb",
+    "timm",
+    "torchvision",
+    "pandas",
+    "matplotlib",
+    "transformers",
+    "lightning",
+)
 
 
 def test_the_library_imports_nothing_heavy():
@@ -48,7 +58,9 @@ report = earlydrop.probe(model, lambda m, b: nn.functional.cross_entropy(m(b[0])
 scheduler.step()
 print(report.gdv > 0, earlydrop.model_distance(model, model.state_dict()))
 """
-    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    out = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
     assert out.stdout.strip() == "True 0.0", out.stderr
 
 
@@ -69,8 +81,13 @@ earlydrop.commands.run.main()
 
 def test_the_wheel_holds_every_package():
     root = Path(__file__).parents[1]
-    declared = set(tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    here = {".".join(path.parent.relative_to(root).parts) for path in (root / "earlydrop").rglob("__init__.py")}
+    declared = set(
+        tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
+    here = {
+        ".".join(path.parent.relative_to(root).parts)
+        for path in (root / "earlydrop").rglob("__init__.py")
+    }
     assert declared == here | {"earlydrop.conf"}
 
 

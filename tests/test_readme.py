@@ -45,13 +45,24 @@ def test_a_model_of_ones_own_is_swept_from_an_empty_folder(tmp_path, monkeypatch
     )
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_text(code)
-    small = ["tracking=off", "data.train_images=100", "trainer.batch_size=50", "trainer.steps=2", "probe=none", "device=cpu"]
+    small = [
+        "tracking=off",
+        "data.train_images=100",
+        "trainer.batch_size=50",
+        "trainer.steps=2",
+        "probe=none",
+        "device=cpu",
+    ]
     monkeypatch.setattr("sys.argv", ["earlydrop", *command.split(), *small])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 0
     runs = load_runs(tmp_path / "runs")
-    assert set(runs["arm"]) == {f"{kind} · model.args.width={width}" for kind in ("none", "early-0.1-20%") for width in (64, 128)}
+    assert set(runs["arm"]) == {
+        f"{kind} · model.args.width={width}"
+        for kind in ("none", "early-0.1-20%")
+        for width in (64, 128)
+    }
     assert set(runs["state"]) == {"finished"}
 
 
@@ -74,7 +85,9 @@ def test_every_earlydrop_command_composes():
     for command in commands:
         overrides = [part for part in shlex.split(command) if not part.startswith("-")]
         assert all("=" in part for part in overrides), command
-        compose([part.partition(",")[0] for part in overrides if "(" not in part])  # an interval is a sweeper's
+        compose(
+            [part.partition(",")[0] for part in overrides if "(" not in part]
+        )  # an interval is a sweeper's
 
 
 @pytest.mark.parametrize("url", sorted(set(re.findall(r"\]\((https?://[^)]+)\)", README))))

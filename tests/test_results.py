@@ -18,7 +18,13 @@ def test_the_committed_tables_are_what_the_summaries_give(name, tmp_path):
     for file in ("runs.csv", "history.csv.xz"):
         shutil.copy(ROOT / "results" / name / file, tmp_path)
     write_findings(tmp_path, tmp_path, name)
-    for file in ("table.md", "short.md", "studies.md", "fingerprints.csv", *(["answer.md"] if name == "findings" else [])):
+    for file in (
+        "table.md",
+        "short.md",
+        "studies.md",
+        "fingerprints.csv",
+        *(["answer.md"] if name == "findings" else []),
+    ):
         assert (tmp_path / file).read_text() == (ROOT / "results" / name / file).read_text(), file
     figures = {path.name for path in (ROOT / "results" / name / "figures").iterdir()}
     assert figures == {path.name for path in (tmp_path / "figures").iterdir()}
@@ -26,7 +32,9 @@ def test_the_committed_tables_are_what_the_summaries_give(name, tmp_path):
 
 def test_the_readme_shows_the_answer():
     readme = (ROOT / "README.md").read_text()
-    table, *further = (ROOT / "results" / "findings" / "answer.md").read_text().strip().split("\n\n")
+    table, *further = (
+        (ROOT / "results" / "findings" / "answer.md").read_text().strip().split("\n\n")
+    )
     assert readme.partition("<!-- table: answer -->\n")[2].partition("\n<!-- end -->")[0] == table
     for line in further:
         if line.startswith("Other seeds"):
@@ -65,12 +73,18 @@ def test_the_start_page_shows_what_the_quickstart_showed():
 
 def test_every_cell_of_the_answer_has_one_of_four_words():
     text = (ROOT / "results" / "findings" / "answer.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| claim")]
+    rows = [
+        line
+        for line in text.splitlines()
+        if line.startswith("| ") and not line.startswith("| claim")
+    ]
     cells = [cell.strip() for row in rows for cell in row.strip("|").split("|")[1:]]
     assert len([cell for cell in cells if cell]) > 30
     for cell in filter(None, cells):
         assert cell[0] in "✓✗=?", cell
-        assert any(word in cell for word in ("confirmed", "opposite", "no effect", "undecided")), cell
+        assert any(word in cell for word in ("confirmed", "opposite", "no effect", "undecided")), (
+            cell
+        )
 
 
 def test_every_undecided_claim_has_its_price():

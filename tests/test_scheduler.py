@@ -56,7 +56,12 @@ def test_eager_mode_is_the_attribute_set_by_hand_to_the_bit(layer):
 
 
 @pytest.mark.parametrize(
-    "module", [nn.MultiheadAttention(8, 2, dropout=0.3), nn.LSTM(8, 8, 2, dropout=0.3), nn.GRU(8, 8, 2, dropout=0.3)]
+    "module",
+    [
+        nn.MultiheadAttention(8, 2, dropout=0.3),
+        nn.LSTM(8, 8, 2, dropout=0.3),
+        nn.GRU(8, 8, 2, dropout=0.3),
+    ],
 )
 def test_attention_and_recurrent_layers_follow_in_eager_mode(module):
     arguments = (torch.randn(5, 3, 8),) * (3 if isinstance(module, nn.MultiheadAttention) else 1)
@@ -79,7 +84,12 @@ def test_a_vit_with_fused_attention_trains_as_by_hand(fused):
     def make():
         torch.manual_seed(3)
         model = timm.create_model(
-            "vit_tiny_patch16_224", img_size=32, depth=2, num_classes=4, proj_drop_rate=0.1, attn_drop_rate=0.1
+            "vit_tiny_patch16_224",
+            img_size=32,
+            depth=2,
+            num_classes=4,
+            proj_drop_rate=0.1,
+            attn_drop_rate=0.1,
         )
         for block in model.blocks:
             block.attn.fused_attn = fused
@@ -111,18 +121,31 @@ def test_differential_attention_reads_the_live_rate():
     module = DiffAttention(32, 4, attn_drop=0.5)
     scheduler = DropoutScheduler(module, late(0.5, cutoff=1))
     x = torch.randn(2, 9, 32)
-    assert torch.equal(module(x), module(x))  # late: off at step 0, though the module was built at 0.5
+    assert torch.equal(
+        module(x), module(x)
+    )  # late: off at step 0, though the module was built at 0.5
     scheduler.step()
     assert not torch.equal(module(x), module(x))
 
 
 def small():
-    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.4), nn.Linear(16, 16), nn.Dropout(0.2), nn.Linear(16, 2))
+    return nn.Sequential(
+        nn.Linear(6, 16),
+        nn.ReLU(),
+        nn.Dropout(0.4),
+        nn.Linear(16, 16),
+        nn.Dropout(0.2),
+        nn.Linear(16, 2),
+    )
 
 
 def test_restore_gives_back_classes_and_base_rates():
     model = small()
-    classes, keys, string = [type(m) for m in model.modules()], list(model.state_dict()), repr(model)
+    classes, keys, string = (
+        [type(m) for m in model.modules()],
+        list(model.state_dict()),
+        repr(model),
+    )
     scheduler = DropoutScheduler(model, early(0.1, 5))
     assert isinstance(model[2], nn.Dropout)
     assert list(model.state_dict()) == keys
@@ -154,7 +177,11 @@ def test_the_rate_survives_dtype_and_device_moves():
     model = small()
     scheduler = DropoutScheduler(model, early(0.123456789, 5))
     rate = torch.tensor(0.123456789)
-    for move in (lambda: model.to(torch.bfloat16), lambda: model.double(), lambda: model.to("meta")):
+    for move in (
+        lambda: model.to(torch.bfloat16),
+        lambda: model.double(),
+        lambda: model.to("meta"),
+    ):
         move()
         assert getattr(model[2], RATE).dtype == torch.float32
     assert getattr(model[2], RATE).device.type == "meta"
@@ -176,7 +203,10 @@ def test_a_second_scheduler_on_the_same_sites_is_refused():
 
 def test_two_schedulers_on_different_kinds():
     model = nn.Sequential(nn.Dropout(0.2), DropPath(0.3))
-    unit, path = DropoutScheduler(model, early(0.2, 3)), DropoutScheduler(model, late(0.3, 2), kind="path")
+    unit, path = (
+        DropoutScheduler(model, early(0.2, 3)),
+        DropoutScheduler(model, late(0.3, 2), kind="path"),
+    )
     for expected in ((0.2, 0.0), (0.1, 0.0), (0.0, 0.3), (0.0, 0.3)):
         assert (model[0].p, model[1].drop_prob) == expected
         unit.step()
@@ -262,13 +292,17 @@ def test_vmap_over_models_with_functional_call():
     DropoutScheduler(model, constant(0.5))
     stacked = {name: torch.stack([p, p]) for name, p in model.named_parameters()}
     x = torch.randn(64, 4)
-    out = torch.func.vmap(lambda p: torch.func.functional_call(model, p, x), randomness="different")(stacked)
+    out = torch.func.vmap(
+        lambda p: torch.func.functional_call(model, p, x), randomness="different"
+    )(stacked)
     assert not torch.equal(out[0], out[1])
     assert 0.35 < (out == 0).float().mean() < 0.65
 
 
 def _ddp_worker(rank, file):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=2
+    )
     torch.manual_seed(0)
     model = nn.parallel.DistributedDataParallel(small())
     scheduler = DropoutScheduler(model, early(0.4, 3))
@@ -315,7 +349,9 @@ class PlainRate(nn.Module):
 
 CHECKPOINTED = {
     "dropout": lambda: nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.3), nn.Linear(6, 6)),
-    "standard": lambda: nn.Sequential(nn.Linear(6, 6), earlydrop.StandardDropout(0.3), nn.Linear(6, 6)),
+    "standard": lambda: nn.Sequential(
+        nn.Linear(6, 6), earlydrop.StandardDropout(0.3), nn.Linear(6, 6)
+    ),
     "read": lambda: nn.Sequential(ReadsTheRate(0.3)),
     "plain": lambda: nn.Sequential(PlainRate(0.3)),
     "timm": lambda: nn.Sequential(timm.layers.Attention(6, 2, attn_drop=0.3)),
@@ -329,7 +365,9 @@ CHECKPOINTED = {
 @pytest.mark.parametrize("name", CHECKPOINTED)
 def test_a_rate_that_changes_before_the_recomputation_raises(name, rates, reentrant):
     model = CHECKPOINTED[name]()
-    scheduler = DropoutScheduler(model, lambda step: rates[step], sites="*.rate_to_drop" if name == "plain" else None)
+    scheduler = DropoutScheduler(
+        model, lambda step: rates[step], sites="*.rate_to_drop" if name == "plain" else None
+    )
     x = torch.randn(4, 3, 6, requires_grad=True)
 
     def forward(x):
@@ -350,7 +388,9 @@ def test_a_rate_that_changes_before_the_recomputation_raises(name, rates, reentr
 @pytest.mark.parametrize("name", CHECKPOINTED)
 def test_a_later_forward_does_not_hide_the_change(name, rates, reentrant):
     model = CHECKPOINTED[name]()
-    scheduler = DropoutScheduler(model, lambda step: rates[step], sites="*.rate_to_drop" if name == "plain" else None)
+    scheduler = DropoutScheduler(
+        model, lambda step: rates[step], sites="*.rate_to_drop" if name == "plain" else None
+    )
     x = torch.randn(4, 3, 6, requires_grad=True)
 
     def forward(x):
@@ -390,7 +430,9 @@ def test_a_graph_from_before_the_scheduler_is_refused_too():
         y.backward()
 
 
-@pytest.mark.parametrize(("inner", "outer"), [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    ("inner", "outer"), [(True, True), (True, False), (False, True), (False, False)]
+)
 def test_checkpoints_inside_checkpoints_recompute_as_they_ran(inner, outer):
     model = CHECKPOINTED["dropout"]()
     scheduler = DropoutScheduler(model, early(0.5, 5))
@@ -418,7 +460,9 @@ def test_forwards_in_other_threads_are_not_refused_without_reason(reentrant):
     with ThreadPoolExecutor(1) as pool:
         for _ in range(4):
             (x * 1).sum()  # nodes of this thread only
-            pool.submit(lambda: checkpoint(model, x, use_reentrant=reentrant).sum()).result().backward()
+            pool.submit(
+                lambda: checkpoint(model, x, use_reentrant=reentrant).sum()
+            ).result().backward()
             scheduler.step()
         y = pool.submit(lambda: checkpoint(model, x, use_reentrant=reentrant).sum()).result()
         scheduler.step()
@@ -452,7 +496,9 @@ def test_a_scheduler_that_moves_to_another_thread_sees_its_graphs(reentrant):
 def test_on_off_and_on_again_between_two_forwards_raises(name):
     rates = (0.3, 0.0, 0.3)
     model = CHECKPOINTED[name]()
-    scheduler = DropoutScheduler(model, lambda step: rates[step], sites="*.rate_to_drop" if name == "plain" else None)
+    scheduler = DropoutScheduler(
+        model, lambda step: rates[step], sites="*.rate_to_drop" if name == "plain" else None
+    )
     x = torch.randn(4, 3, 6, requires_grad=True)
 
     def forward(x):
@@ -484,4 +530,6 @@ def test_fast_masks_under_vmap_say_what_is_so():
     stacked = {name: torch.stack([p, p]) for name, p in model.named_parameters()}
     x = torch.randn(64, 4)
     with pytest.raises(RuntimeError, match=r"masks='fast' .*vmap.*masks='native'"):
-        torch.func.vmap(lambda p: torch.func.functional_call(model, p, x), randomness="different")(stacked)
+        torch.func.vmap(lambda p: torch.func.functional_call(model, p, x), randomness="different")(
+            stacked
+        )

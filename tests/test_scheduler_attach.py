@@ -29,13 +29,17 @@ def rates_while(model, optimizer, steps, accumulate=1):
 EXPECTED = [early(0.5, 4)(step) for step in range(6)]
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "muon", "lookahead_adamw", "lookahead_lamb"])
+@pytest.mark.parametrize(
+    "name", ["adamw", "sgd", "lamb", "muon", "lookahead_adamw", "lookahead_lamb"]
+)
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_attached_it_follows_the_optimizers_of_torch_and_timm(name, accumulate):
     model = small()
     optimizer = timm.optim.create_optimizer_v2(model, opt=name, lr=1e-3)
     DropoutScheduler(model, early(0.5, 4)).attach(optimizer)
-    assert rates_while(model, optimizer, 6, accumulate) == [rate for rate in EXPECTED for _ in range(accumulate)]
+    assert rates_while(model, optimizer, 6, accumulate) == [
+        rate for rate in EXPECTED for _ in range(accumulate)
+    ]
 
 
 @pytest.mark.parametrize("name", ["adamw", "lookahead_adamw"])
@@ -95,7 +99,9 @@ def test_attached_it_counts_each_step_once_and_lets_go():
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scheduler = DropoutScheduler(model, early(0.5, 4))
     scheduler.attach(optimizer)
-    with pytest.raises(RuntimeError, match=r"attached to an optimizer, .* Remove the call of step\(\)"):
+    with pytest.raises(
+        RuntimeError, match=r"attached to an optimizer, .* Remove the call of step\(\)"
+    ):
         scheduler.step()
     with pytest.raises(RuntimeError, match="attached to an optimizer already"):
         scheduler.attach(torch.optim.SGD(model.parameters(), 0.1))
@@ -110,7 +116,9 @@ def test_attached_it_counts_each_step_once_and_lets_go():
 
     scheduler = DropoutScheduler(model, early(0.5, 4))
     scheduler.attach(optimizer)
-    earlydrop.restore(model)  # not by the scheduler: it drives nothing any more, and the loop goes on
+    earlydrop.restore(
+        model
+    )  # not by the scheduler: it drives nothing any more, and the loop goes on
     optimizer.step()
     assert optimizer.state_dict().keys() == {"state", "param_groups"}
     optimizer.load_state_dict(optimizer.state_dict())
@@ -162,10 +170,17 @@ def test_two_schedulers_give_a_model_two_peaks():
         scheduler.attach(optimizer)
     seen = []
     for _ in range(3):
-        largest = {kind: max(site.rate for site in earlydrop.find_sites(model) if site.kind == kind) for kind in ("unit", "path")}
+        largest = {
+            kind: max(site.rate for site in earlydrop.find_sites(model) if site.kind == kind)
+            for kind in ("unit", "path")
+        }
         seen.append(largest)
         optimizer.step()
-    assert seen == [{"unit": 0.1, "path": 0.0}, {"unit": 0.0, "path": 0.5}, {"unit": 0.0, "path": 0.5}]
+    assert seen == [
+        {"unit": 0.1, "path": 0.0},
+        {"unit": 0.0, "path": 0.5},
+        {"unit": 0.0, "path": 0.5},
+    ]
     state = optimizer.state_dict()
     unit.set_step(0)
     path.set_step(0)

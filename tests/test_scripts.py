@@ -9,7 +9,12 @@ import pytest
 def test_the_workspace_serialises_without_a_network():
     pytest.importorskip("wandb_workspaces")
     script = Path(__file__).parents[1] / "scripts" / "wandb_workspace.py"
-    done = subprocess.run([sys.executable, str(script), "--entity", "someone"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, str(script), "--entity", "someone"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     workspace, report = json.loads(done.stdout)
     for made in (workspace, report):
         text = json.dumps(made)
@@ -37,7 +42,9 @@ def test_the_workspace_helps_and_names_what_is_missing():
     command = [sys.executable, "-c", without, str(script)]
     helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert "--entity" in helped.stdout
-    done = subprocess.run([*command, "--entity", "someone"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--entity", "someone"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert done.stderr == "error: wandb_workspaces is missing: pip install wandb-workspaces\n"
 
@@ -49,8 +56,15 @@ def test_the_benchmark_measures_a_row_and_keeps_the_others(tmp_path):
         command = [sys.executable, str(script), "--quick", "--rows", rows, "--out", str(tmp_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    assert [row["name"] for row in json.loads((tmp_path / "benchmark.json").read_text())["rows"]] == ["probe memory", "input"]
-    done = subprocess.run([sys.executable, str(script), "--rows", "inptu"], capture_output=True, text=True, check=False)
+    assert [
+        row["name"] for row in json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    ] == ["probe memory", "input"]
+    done = subprocess.run(
+        [sys.executable, str(script), "--rows", "inptu"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert "--rows has inptu: expected some of" in done.stderr
 

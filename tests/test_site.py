@@ -27,7 +27,11 @@ def test_every_key_has_its_row():
 def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     named = {line.rpartition(": ")[2].strip() for line in text.partition("\nnav:")[2].splitlines()}
-    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".py")}
+    pages = {
+        str(path.relative_to(ROOT / "docs"))
+        for path in (ROOT / "docs").rglob("*")
+        if path.suffix in (".md", ".py")
+    }
     assert pages <= named
     assert yaml.safe_load(text)["docs_dir"] == "docs"
 

@@ -61,10 +61,17 @@ class Folder:
     def type(self, line, short=""):
         self.lines += 1
         program, *words = shlex.split(f"{line} {short}")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("WANDB")
+        }
         if program == "python":
             done = subprocess.run(
-                [sys.executable, *words], cwd=self.path, env=environment, capture_output=True, text=True, check=False
+                [sys.executable, *words],
+                cwd=self.path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
             )
         else:
             command = program.replace("earlydrop-", "earlydrop.commands.")
@@ -90,11 +97,15 @@ def test_a_students_tasks(tmp_path, warm):
 
     here = Folder(tmp_path, warm)
     here.write("mymodel.py", MODEL)
-    assert "test/accuracy" in here.type("earlydrop model.name=mymodel:build +model.args.width=8", f"data.train_images=100 {SHORT}")
+    assert "test/accuracy" in here.type(
+        "earlydrop model.name=mymodel:build +model.args.width=8", f"data.train_images=100 {SHORT}"
+    )
     here.task()
 
     here.write("mydata.py", DATA)
-    assert "test/accuracy" in here.type("earlydrop data.name=mydata:faces model=mlp", f"model.hidden=[8] {SHORT}")
+    assert "test/accuracy" in here.type(
+        "earlydrop data.name=mydata:faces model=mlp", f"model.hidden=[8] {SHORT}"
+    )
     here.task()
 
     here.write("myschedule.py", SCHEDULE)
@@ -123,8 +134,13 @@ def test_a_students_tasks(tmp_path, warm):
     assert "Best value" in tuned
     here.task()
 
-    torch.save(timm.create_model("test_resnet", num_classes=7).state_dict(), tmp_path / "theirs.pth")
-    said = here.type("earlydrop model.name=test_resnet model.pretrained=theirs.pth", f"data.train_images=100 {SHORT}")
+    torch.save(
+        timm.create_model("test_resnet", num_classes=7).state_dict(), tmp_path / "theirs.pth"
+    )
+    said = here.type(
+        "earlydrop model.name=test_resnet model.pretrained=theirs.pth",
+        f"data.train_images=100 {SHORT}",
+    )
     assert "begins with" in said
     assert "new, for 10 classes: fc.weight, fc.bias (7 classes there)" in said
     here.task()
@@ -136,8 +152,12 @@ def test_a_students_tasks(tmp_path, warm):
     logged.Reload()
     assert [event.step for event in logged.Scalars("probe/gdv")] == list(range(0, 17, 2))
 
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK.replace('rate=0.2"', f'rate=0.2 {SHORT}"'))])
-    nbclient.NotebookClient(book, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(NOTEBOOK.replace('rate=0.2"', f'rate=0.2 {SHORT}"'))]
+    )
+    nbclient.NotebookClient(
+        book, timeout=120, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     here.lines += len(NOTEBOOK.strip().splitlines())
     here.task()
     assert book.cells[0].outputs[-1].data["image/png"]

@@ -56,7 +56,11 @@ def test_mutations_change_what_they_are_given(how):
 
 
 def test_every_sort_of_file_is_mutated_in_every_way():
-    files = [f"{run}/{name}" for run in "ab" for name in ("metrics.jsonl", "status.json", "step-1.pt", "step-2.pt")]
+    files = [
+        f"{run}/{name}"
+        for run in "ab"
+        for name in ("metrics.jsonl", "status.json", "step-1.pt", "step-2.pt")
+    ]
     made = mutations(files, 0, 50)
     assert len(made) == 50
     assert {(Path(file).suffix, how) for file, how, _ in made} >= {
@@ -104,7 +108,11 @@ def test_marked_processes_are_found(monkeypatch):
     assert marked("nobody") == []
     child = os.fork()
     if child == 0:
-        os.execve(sys.executable, [sys.executable, "-c", "import time; time.sleep(60)"], {MARK: "somebody"})
+        os.execve(
+            sys.executable,
+            [sys.executable, "-c", "import time; time.sleep(60)"],
+            {MARK: "somebody"},
+        )
     try:
         while not marked("somebody"):
             pass

@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[1]
 def check(folder, code):
     """mypy's lines on some code, with earlydrop installed as a package is: found on the path, typed by its py.typed."""
     site = folder / "site"
-    shutil.copytree(ROOT / "earlydrop", site / "earlydrop", ignore=shutil.ignore_patterns("__pycache__", "*.xz"))
+    shutil.copytree(
+        ROOT / "earlydrop", site / "earlydrop", ignore=shutil.ignore_patterns("__pycache__", "*.xz")
+    )
     (folder / "code.py").write_text(textwrap.dedent(code))
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(folder / "cache"), "code.py"],
@@ -55,9 +57,13 @@ def test_mypy_sees_the_installed_package(tmp_path):
         reveal_type(earlydrop.find_sites(model)[0].kind)
         """,
     )
-    assert 'Argument "kind" to "DropoutScheduler" has incompatible type "Literal[\'paths\']"' in said
+    assert (
+        'Argument "kind" to "DropoutScheduler" has incompatible type "Literal[\'paths\']"' in said
+    )
     assert 'Revealed type is "float"' in said.replace("builtins.", "")
-    assert 'Revealed type is "float | None"' in said.replace("builtins.", "").replace("Union[float, None]", "float | None")
+    assert 'Revealed type is "float | None"' in said.replace("builtins.", "").replace(
+        "Union[float, None]", "float | None"
+    )
     assert '"GradientReport" has no attribute "gvd"' in said
     assert 'Revealed type is "str"' in said.replace("builtins.", "")
     assert "Found 2 errors in 1 file" in said, said
@@ -73,7 +79,9 @@ def test_the_report_and_the_schedules_keys_are_written_out():
         for name in maker.__annotations__.keys() - {"return"}:
             assert f"    {name}: " in body, name
     assert {f.name for f in dataclasses.fields(ScheduleConfig)} == {
-        line.split(":")[0].strip() for line in body.splitlines() if ": " in line and line.startswith("    ") and "= _key(" in line
+        line.split(":")[0].strip()
+        for line in body.splitlines()
+        if ": " in line and line.startswith("    ") and "= _key(" in line
     }
 
 

@@ -68,7 +68,10 @@ def test_a_persons_commands(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     for study, count in (("quickstart", 2), ("folder-aux", 1)):
-        states = [json.loads(file.read_text())["state"] for file in (tmp_path / "runs" / study).glob("*/status.json")]
+        states = [
+            json.loads(file.read_text())["state"]
+            for file in (tmp_path / "runs" / study).glob("*/status.json")
+        ]
         assert states == ["finished"] * count
         assert (tmp_path / "runs" / study / "report.html").is_file()
     assert "stopped after step 1 of 3" in done.stdout

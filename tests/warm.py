@@ -27,7 +27,10 @@ LOADED = [
     "hydra",
     "earlydrop.training.run",
     "earlydrop.training.models",
-    *(f"earlydrop.commands.{name}" for name in ("run", "sweep", "list", "report", "findings", "cite", "reproduce")),
+    *(
+        f"earlydrop.commands.{name}"
+        for name in ("run", "sweep", "list", "report", "findings", "cite", "reproduce")
+    ),
 ]
 
 

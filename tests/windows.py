@@ -13,7 +13,9 @@ import shutil
 import signal
 import sys
 
-FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+FORBIDDEN = re.compile(
+    r'[<>:"|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE
+)
 LONGEST = 259
 
 
@@ -48,8 +50,13 @@ def _text(path):
 
 def _named(path, *_, **__):
     text = _text(path)
-    if FORBIDDEN.search(os.path.basename(text.rstrip("/"))) and os.path.basename(text) not in (".", ".."):
-        raise OSError(errno.EINVAL, "The filename, directory name, or volume label syntax is incorrect", text)
+    if FORBIDDEN.search(os.path.basename(text.rstrip("/"))) and os.path.basename(text) not in (
+        ".",
+        "..",
+    ):
+        raise OSError(
+            errno.EINVAL, "The filename, directory name, or volume label syntax is incorrect", text
+        )
     if len(os.path.abspath(text)) > LONGEST:
         raise FileNotFoundError(errno.ENOENT, "The system cannot find the path specified", text)
 
@@ -72,8 +79,14 @@ def _not_open(*paths, **__):
             return
         frame = frame.f_back
     for path in map(_text, paths):
-        if os.path.isfile(path) and not os.path.islink(path) and os.path.realpath(path) in _open_files():
-            raise PermissionError(errno.EACCES, "The process cannot access the file because it is being used", path)
+        if (
+            os.path.isfile(path)
+            and not os.path.islink(path)
+            and os.path.realpath(path) in _open_files()
+        ):
+            raise PermissionError(
+                errno.EACCES, "The process cannot access the file because it is being used", path
+            )
 
 
 def _open_files():

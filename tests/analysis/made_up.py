@@ -14,13 +14,19 @@ SCHEDULES = {
 }
 
 
-def make_run(study: Path, arm: str, seed: int, loss: float, state: str = "finished", **config) -> None:
+def make_run(
+    study: Path, arm: str, seed: int, loss: float, state: str = "finished", **config
+) -> None:
     """A run's folder, its configuration the defaults but for the schedule and nested values such as ``optim={"lr": 0.1}``."""
     name = "-".join(
         [
             arm,
             f"seed{seed}",
-            *(f"{v}" for group in config.values() for v in (group.values() if isinstance(group, dict) else [group])),
+            *(
+                f"{v}"
+                for group in config.values()
+                for v in (group.values() if isinstance(group, dict) else [group])
+            ),
         ]
     )
     folder = study / name.replace("/", "-")[:60]
@@ -37,17 +43,39 @@ def make_run(study: Path, arm: str, seed: int, loss: float, state: str = "finish
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "provenance.json").write_text(json.dumps({"arm": arm, "fingerprint": f"abc{name}"}))
     reason = {"reason": "the training loss is nan at step 7"} if state == "failed" else {}
-    (folder / "status.json").write_text(json.dumps({"state": state, "step": 100, "total_steps": 100} | reason))
+    (folder / "status.json").write_text(
+        json.dumps({"state": state, "step": 100, "total_steps": 100} | reason)
+    )
     (folder / "timing.jsonl").write_text(
         '{"step": 50, "images_per_second": 10, "seconds": 1}\n{"step": 100, "images_per_second": 30, "seconds": 2}\n'
     )
     lines = [
         {"step": 0, "probe/gdv": 9.0},
-        {"step": 10, "train/loss": 2.0, "probe/gdv": 0.1, "dropout/unit_rate": 0.1, "dropout/path_rate": 0.0},
-        {"step": 20, "train/loss": 1.5, "probe/gdv": 0.3, "dropout/unit_rate": 0.1, "dropout/path_rate": 0.0},
-        {"step": 100, "train/loss": 1.0, "train_eval/loss": loss, "test/accuracy": 0.5, "probe/gdv": 0.7},
+        {
+            "step": 10,
+            "train/loss": 2.0,
+            "probe/gdv": 0.1,
+            "dropout/unit_rate": 0.1,
+            "dropout/path_rate": 0.0,
+        },
+        {
+            "step": 20,
+            "train/loss": 1.5,
+            "probe/gdv": 0.3,
+            "dropout/unit_rate": 0.1,
+            "dropout/path_rate": 0.0,
+        },
+        {
+            "step": 100,
+            "train/loss": 1.0,
+            "train_eval/loss": loss,
+            "test/accuracy": 0.5,
+            "probe/gdv": 0.7,
+        },
     ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1'
+    )
 
 
 def seal(run: Path) -> None:

@@ -9,7 +9,14 @@ def test_arms_are_named_by_every_setting_that_varies(study):
     assert set(load_runs(study)["arm"]) == {"none", "early-0.1-20%"}
     for seed in range(2):
         make_run(study, "none", seed, 0.5, optim={"lr": 1e-3})
-        make_run(study, "early-0.1-20%", seed, 0.5, optim={"lr": 1e-3}, model={"name": "mlp", "dropout": "shared"})
+        make_run(
+            study,
+            "early-0.1-20%",
+            seed,
+            0.5,
+            optim={"lr": 1e-3},
+            model={"name": "mlp", "dropout": "shared"},
+        )
     arms = set(load_runs(study)["arm"])
     assert arms == {
         "none · optim.lr=0.001", "none · optim.lr=0.002", "early-0.1-20% · optim.lr=0.002",
@@ -19,9 +26,30 @@ def test_arms_are_named_by_every_setting_that_varies(study):
 
 def test_an_arm_is_what_acts_and_nothing_else():
     none = Arm.of({"schedule.name": "none"})
-    assert Arm.of({"schedule.name": "none", "schedule.rate": 0.7, "trainer.masks": "native", "model.dropout": "shared"}) == none
+    assert (
+        Arm.of(
+            {
+                "schedule.name": "none",
+                "schedule.rate": 0.7,
+                "trainer.masks": "native",
+                "model.dropout": "shared",
+            }
+        )
+        == none
+    )
     assert Arm.of({"schedule.name": "constant", "schedule.rate": 0.0}) == none  # never drops
-    assert Arm.of({"schedule.name": "none", "seed": 3, "out": "x", "probe.at": ["0%"], "optim.momentum": 0.1}) == none
+    assert (
+        Arm.of(
+            {
+                "schedule.name": "none",
+                "seed": 3,
+                "out": "x",
+                "probe.at": ["0%"],
+                "optim.momentum": 0.1,
+            }
+        )
+        == none
+    )
     early = Arm.of({"schedule.name": "early"})
     assert early != none
     assert early.base == none.values
@@ -30,13 +58,28 @@ def test_an_arm_is_what_acts_and_nothing_else():
 
 
 def test_values_come_back_from_the_texts_of_a_table():
-    config = config_of({"model.hidden": "[16, 8]", "data.train_images": 250.0, "augment.flip": "False", "optim.clip": float("nan")})
-    assert (config.model.hidden, config.data.train_images, config.augment.flip, config.optim.clip) == ([16, 8], 250, False, None)
+    config = config_of(
+        {
+            "model.hidden": "[16, 8]",
+            "data.train_images": 250.0,
+            "augment.flip": "False",
+            "optim.clip": float("nan"),
+        }
+    )
+    assert (
+        config.model.hidden,
+        config.data.train_images,
+        config.augment.flip,
+        config.optim.clip,
+    ) == ([16, 8], 250, False, None)
     with pytest.raises(ValueError, match=r"'optim\.learning_rate' is no key"):
         config_of({"optim.learning_rate": 1})
 
 
 def test_names_are_never_shared():
-    arms = [Arm.of({"schedule.name": "piecewise", "schedule.points": points}) for points in ("0,0.1@0.5,0", "0,0.1@0.50,0")]
+    arms = [
+        Arm.of({"schedule.name": "piecewise", "schedule.points": points})
+        for points in ("0,0.1@0.5,0", "0,0.1@0.50,0")
+    ]
     names = label_arms(dict(enumerate((arm, "mine") for arm in arms)))
     assert len(set(names.values())) == 2

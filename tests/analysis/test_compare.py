@@ -38,13 +38,26 @@ def test_one_seed_gives_no_paired_table(study):
 def test_a_seed_run_twice_counts_once(study):
     runs = load_runs(study)
     twice = pd.concat([runs, runs])
-    assert summary_table(twice).loc["none", "train_eval loss"] == summary_table(runs).loc["none", "train_eval loss"]
+    assert (
+        summary_table(twice).loc["none", "train_eval loss"]
+        == summary_table(runs).loc["none", "train_eval loss"]
+    )
 
 
 def test_two_runs_that_differ_only_in_what_their_name_leaves_out_are_two_rows(study):
-    make_run(study, "early-0.1-20%", 0, 0.3, schedule={"name": "early", "rate": 0.1 + 1e-9, "cutoff": "20%"})
-    make_run(study, "none", 0, 0.3, schedule={"name": "late", "rate": 0.1, "cutoff": "20%"}, label="mine")
-    make_run(study, "none", 1, 0.3, schedule={"name": "ramp", "rate": 0.1, "cutoff": "20%"}, label="mine")
+    make_run(
+        study,
+        "early-0.1-20%",
+        0,
+        0.3,
+        schedule={"name": "early", "rate": 0.1 + 1e-9, "cutoff": "20%"},
+    )
+    make_run(
+        study, "none", 0, 0.3, schedule={"name": "late", "rate": 0.1, "cutoff": "20%"}, label="mine"
+    )
+    make_run(
+        study, "none", 1, 0.3, schedule={"name": "ramp", "rate": 0.1, "cutoff": "20%"}, label="mine"
+    )
     runs = load_runs(study)
     table = summary_table(runs)
     assert runs.groupby("arm")["settings"].nunique().max() == 1
@@ -58,7 +71,10 @@ def test_runs_of_another_configuration_change_no_other_rows(study):
     for seed in range(3):
         make_run(study, "none", seed, 0.3, optim={"lr": 0.5})
     after = summary_table(load_runs(study))
-    assert after.loc["none · optim.lr=0.002", "train_eval loss"] == before.loc["none", "train_eval loss"]
+    assert (
+        after.loc["none · optim.lr=0.002", "train_eval loss"]
+        == before.loc["none", "train_eval loss"]
+    )
     paired = paired_table(load_runs(study))
     assert list(paired.index) == ["early-0.1-20% · optim.lr=0.002 minus none"]
 
@@ -68,7 +84,12 @@ def test_studies_side_by_side_keep_their_arms_apart(study, tmp_path):
         make_run(tmp_path / "other", "none", seed, 0.1, model={"name": "vit_micro"})
         make_run(tmp_path / "other", "early-0.1-20%", seed, 0.4, model={"name": "vit_micro"})
     table = write_report(tmp_path).table
-    assert set(table.index) == {"other: none", "other: early-0.1-20%", "study: none", "study: early-0.1-20%"}
+    assert set(table.index) == {
+        "other: none",
+        "other: early-0.1-20%",
+        "study: none",
+        "study: early-0.1-20%",
+    }
     assert table.loc["study: none", "runs"] == "3"
     text = (tmp_path / "table.md").read_text()
     assert "other: early-0.1-20% minus none" in text
@@ -79,7 +100,9 @@ def test_a_measure_of_somebodys_own_has_its_column_and_figure(study):
     for number, run in enumerate(sorted(path for path in study.iterdir() if path.is_dir())):
         text = (run / "metrics.jsonl").read_text()
         (run / "metrics.jsonl").write_text(
-            text.replace('"probe/gdv": 0.1', f'"probe/gdv": 0.1, "probe/spread": {number}, "probe/../x": 1')
+            text.replace(
+                '"probe/gdv": 0.1', f'"probe/gdv": 0.1, "probe/spread": {number}, "probe/../x": 1'
+            )
         )
     report = write_report(study)
     assert report.table.loc["none", "early spread"].startswith("4.0000")

@@ -44,7 +44,9 @@ def test_a_schedule_is_drawn_at_its_rates(schedule):
     schedule = schedule.resolve(1_000)
     curve = staircase(np.array([schedule(step) for step in range(1_000)]))
     drawn = [value_at(curve, step) for step in range(1_000)]
-    assert drawn == pytest.approx([schedule(step) for step in range(1_000)], abs=0.01 * schedule.peak + 1e-9)  # a pixel
+    assert drawn == pytest.approx(
+        [schedule(step) for step in range(1_000)], abs=0.01 * schedule.peak + 1e-9
+    )  # a pixel
     assert curve.means[0] == schedule(0)
     assert curve.steps[-1] == 1_000
 
@@ -75,9 +77,13 @@ def test_rates_are_those_of_the_configuration_not_of_the_log(study):
 
 
 def test_a_cutoff_in_epochs_is_known_from_their_length(tmp_path):
-    make_run(tmp_path / "study", "none", 0, 0.5, schedule={"name": "late", "rate": 0.3, "cutoff": "3ep"})
+    make_run(
+        tmp_path / "study", "none", 0, 0.5, schedule={"name": "late", "rate": 0.3, "cutoff": "3ep"}
+    )
     (file,) = tmp_path.rglob("provenance.json")
-    provenance = json.loads(file.read_text()) | {"data": {"classes": 7, "images": {}, "steps_per_epoch": 20}}
+    provenance = json.loads(file.read_text()) | {
+        "data": {"classes": 7, "images": {}, "steps_per_epoch": 20}
+    }
     file.write_text(json.dumps(provenance))
     runs = load_runs(tmp_path)
     assert list(cutoffs(runs).values()) == [60.0]
@@ -88,7 +94,10 @@ def test_a_cutoff_in_epochs_is_known_from_their_length(tmp_path):
 
 def test_bands_are_students_intervals_and_a_repeated_seed_counts_once():
     values = [0.5, 0.7, 0.6]
-    rows = [{"step": 10, "arm": "a", "seed": seed, "test/accuracy": value} for seed, value in enumerate(values)]
+    rows = [
+        {"step": 10, "arm": "a", "seed": seed, "test/accuracy": value}
+        for seed, value in enumerate(values)
+    ]
     history = pd.DataFrame([*rows, rows[1]])
     panel = values_panel(history, "test/accuracy", classes=4)
     low, high = scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=scipy.stats.sem(values))
@@ -96,7 +105,9 @@ def test_bands_are_students_intervals_and_a_repeated_seed_counts_once():
     assert curve.means == pytest.approx([0.6])
     assert curve.halves == pytest.approx([(high - low) / 2])
     assert (panel.bottom, panel.level) == (0.0, (0.25, "chance, 1/4"))
-    assert values_panel(history[:1], "test/accuracy").curves["a"].halves == pytest.approx([np.nan], nan_ok=True)
+    assert values_panel(history[:1], "test/accuracy").curves["a"].halves == pytest.approx(
+        [np.nan], nan_ok=True
+    )
 
 
 def test_paired_differences_are_those_seed_by_seed():

@@ -73,10 +73,14 @@ def test_times_have_the_p_of_the_log_rank_test():
         observed += events[0]
         expected += died * at_risk[0] / total
         if total > 1:
-            variance += died * (at_risk[0] / total) * (at_risk[1] / total) * (total - died) / (total - 1)
+            variance += (
+                died * (at_risk[0] / total) * (at_risk[1] / total) * (total - died) / (total - 1)
+            )
     p = 2 * scipy.stats.norm.sf(abs(observed - expected) / math.sqrt(variance))
     assert found.p == pytest.approx(p)
-    assert found.effect == pytest.approx(np.mean([200 - 400, 250 - 500, 300 - 600, 350 - 1000, 400 - 1000]))
+    assert found.effect == pytest.approx(
+        np.mean([200 - 400, 250 - 500, 300 - 600, 350 - 1000, 400 - 1000])
+    )
     assert within(2000.0) < 0.001
 
 

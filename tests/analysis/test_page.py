@@ -65,7 +65,9 @@ def test_single_runs_are_folded(study, tmp_path):
 def test_the_page_opens_with_the_answer_and_has_tables_last(study):
     for run in study.glob("early*"):  # differences that scatter
         lines = (run / "metrics.jsonl").read_text()
-        (run / "metrics.jsonl").write_text(lines.replace('"train_eval/loss": 0.4', '"train_eval/loss": 0.41'))
+        (run / "metrics.jsonl").write_text(
+            lines.replace('"train_eval/loss": 0.4', '"train_eval/loss": 0.41')
+        )
     write_report(study)
     page = (study / "report.html").read_text()
     order = [

@@ -24,7 +24,11 @@ def runs(study):
 
 
 def words(figure):
-    texts = [text for text in figure.findobj(lambda artist: hasattr(artist, "get_text")) if text.get_visible()]
+    texts = [
+        text
+        for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))
+        if text.get_visible()
+    ]
     return [text for text in texts if text.get_text()]
 
 
@@ -82,7 +86,9 @@ def test_nothing_is_cut_off(study, cutoff, tmp_path):
 def test_differences_say_which_way_is_better(runs, tmp_path):
     found = differences(runs)
     by_metric = differences_by_metric(found)
-    assert by_metric["train_eval loss"]["early-0.1-20%"] is found["early-0.1-20%"]["train_eval loss"]
+    assert (
+        by_metric["train_eval loss"]["early-0.1-20%"] is found["early-0.1-20%"]["train_eval loss"]
+    )
     figure = points_figure(by_metric, list(found), "Differences", "mlp on toy")
     text = all_words(figure)
     assert "← better" in text

@@ -13,7 +13,12 @@ def test_runs_as_a_data_frame(study):
     assert row["config/model.name"] == "mlp"
     assert row["seconds"] == 2
     assert row["images_per_second"] == 20
-    assert load_history(row["folder"])["step"].tolist() == [0, 10, 20, 100]  # the half-written line is left out
+    assert load_history(row["folder"])["step"].tolist() == [
+        0,
+        10,
+        20,
+        100,
+    ]  # the half-written line is left out
     with pytest.raises(FileNotFoundError, match="not a folder"):
         load_runs(study / "nothing")
     (study / "empty").mkdir()
@@ -22,7 +27,10 @@ def test_runs_as_a_data_frame(study):
 
 
 def test_a_history_is_of_one_run(study):
-    with pytest.raises(FileNotFoundError, match=r"study holds 6 runs: load_history takes one of them, such as .*seed0"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"study holds 6 runs: load_history takes one of them, such as .*seed0",
+    ):
         load_history(study)
     for nothing in ("nothing", "empty"):
         with pytest.raises(FileNotFoundError, match=rf"{nothing} is no folder of a run"):
@@ -45,12 +53,19 @@ def test_a_key_of_another_version_is_named_and_its_run_left_out(study):
     path.write_text(path.read_text() + "optim: {warp: 9}\n")
     runs = load_runs(study)
     assert len(runs) == 5
-    assert f"{path} is damaged: its config.yaml has keys that this version does not know: optim.warp" in runs.attrs["damaged"][0]
+    assert (
+        f"{path} is damaged: its config.yaml has keys that this version does not know: optim.warp"
+        in runs.attrs["damaged"][0]
+    )
 
 
 def test_a_value_that_cannot_be_is_named_with_its_file(study):
     (path,) = study.glob("early*seed0/config.yaml")
-    for before, after in (("name: early", "name: eerly"), ("cutoff: 20%", "cutoff: 2x%"), ("seed: 0", "seed: }0")):
+    for before, after in (
+        ("name: early", "name: eerly"),
+        ("cutoff: 20%", "cutoff: 2x%"),
+        ("seed: 0", "seed: }0"),
+    ):
         whole = path.read_text()
         assert before in whole
         path.write_text(whole.replace(before, after))

@@ -32,13 +32,19 @@ def test_the_answer_names_the_difference_its_interval_and_the_seeds(tmp_path):
 def test_an_interval_that_holds_zero_is_undecided():
     loss = METRICS["train_eval/loss"]
     said = sentence("late dropout", loss, paired({0: -0.1, 1: 0.2, 2: -0.3}), 2)
-    assert said.startswith("Undecided whether late dropout ends with another training loss than no dropout (-0.067,")
+    assert said.startswith(
+        "Undecided whether late dropout ends with another training loss than no dropout (-0.067,"
+    )
     assert said.endswith("lower in 2 of 3 seeds).")
 
 
 def test_a_worse_arm_is_counted_in_its_own_direction():
-    said = sentence("early dropout", METRICS["test/accuracy"], paired({0: -0.1, 1: -0.11, 2: -0.12}), 0)
-    assert said.startswith("Early dropout ended with a lower test accuracy than no dropout in 3 of 3 seeds (-0.110,")
+    said = sentence(
+        "early dropout", METRICS["test/accuracy"], paired({0: -0.1, 1: -0.11, 2: -0.12}), 0
+    )
+    assert said.startswith(
+        "Early dropout ended with a lower test accuracy than no dropout in 3 of 3 seeds (-0.110,"
+    )
 
 
 def test_arms_of_one_schedule_are_told_apart(study):

@@ -60,7 +60,13 @@ def test_one_sided_tests_are_scipys(mean, n, margin):
 def test_differences_without_scatter(effect):
     """The same runs twice are equivalent; any other difference without scatter decides nothing."""
     found = paired(dict.fromkeys(range(5), effect))
-    assert (found.seeds, found.effect, found.spread, found.error, found.p) == (tuple(range(5)), effect, 0.0, 0.0, 1.0)
+    assert (found.seeds, found.effect, found.spread, found.error, found.p) == (
+        tuple(range(5)),
+        effect,
+        0.0,
+        0.0,
+        1.0,
+    )
     assert (found.low, found.high) == (effect, effect)
     assert p_within(found, 1.0) == (0.0 if effect == 0 else 1.0)
     assert p_beyond(found, 0.1) == 1.0
@@ -101,21 +107,30 @@ def test_holm_caps_at_one_and_keeps_the_order():
     assert holm([0.2, 0.001]) == pytest.approx([0.2, 0.002])
 
 
-@pytest.mark.parametrize(("spread", "effect", "n", "level"), [(1.0, 0.8, 10, 0.05), (0.5, -0.3, 20, 0.01), (1.0, 0.0, 6, 0.05)])
-def test_power_of_a_difference_is_the_share_of_simulated_studies_that_find_it(spread, effect, n, level):
+@pytest.mark.parametrize(
+    ("spread", "effect", "n", "level"),
+    [(1.0, 0.8, 10, 0.05), (0.5, -0.3, 20, 0.01), (1.0, 0.0, 6, 0.05)],
+)
+def test_power_of_a_difference_is_the_share_of_simulated_studies_that_find_it(
+    spread, effect, n, level
+):
     studies = np.random.default_rng(3).normal(abs(effect), spread, (20_000, n))
     found = scipy.stats.ttest_1samp(studies, 0, axis=1)
     share = ((found.pvalue < level) & (found.statistic > 0)).mean()
     assert power_of_difference(spread, abs(effect), n, level) == pytest.approx(share, abs=0.012)
 
 
-@pytest.mark.parametrize(("spread", "margin", "n", "level"), [(1.0, 0.8, 10, 0.05), (0.5, 0.6, 8, 0.01)])
+@pytest.mark.parametrize(
+    ("spread", "margin", "n", "level"), [(1.0, 0.8, 10, 0.05), (0.5, 0.6, 8, 0.01)]
+)
 def test_power_of_a_bound_is_the_share_of_simulated_studies_within_it(spread, margin, n, level):
     studies = np.random.default_rng(4).normal(0.0, spread, (20_000, n))
     below = scipy.stats.ttest_1samp(studies, margin, axis=1, alternative="less").pvalue < level
     above = scipy.stats.ttest_1samp(studies, -margin, axis=1, alternative="greater").pvalue < level
     assert power_of_bound(spread, margin, n, level, 1) == pytest.approx(below.mean(), abs=0.012)
-    assert power_of_bound(spread, margin, n, level, 2) == pytest.approx(max(0.0, below.mean() + above.mean() - 1.0), abs=0.02)
+    assert power_of_bound(spread, margin, n, level, 2) == pytest.approx(
+        max(0.0, below.mean() + above.mean() - 1.0), abs=0.02
+    )
     assert power_of_bound(spread, margin, n, level, 2) <= (below & above).mean() + 0.012
 
 

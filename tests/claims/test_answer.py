@@ -30,13 +30,28 @@ def judged(*claims, summaries, studies=None):
 
 def test_a_cell_says_the_verdict_and_the_difference_in_plain_units():
     table = answer_table(*judged(F5, ACCURACY, summaries=made_up(effect=-0.2)))
-    assert list(table.index) == ["Early dropout lowers the training loss", "Early dropout raises the test accuracy"]
+    assert list(table.index) == [
+        "Early dropout lowers the training loss",
+        "Early dropout raises the test accuracy",
+    ]
     assert re.fullmatch(r"✓ confirmed: −0\.\d+ loss", table.iloc[0, -1])
     assert re.fullmatch(r"✓ confirmed: \+\d+\.\d\d points", table.iloc[1, -1])
     other = dataclasses.replace(ACCURACY, direction="lower")
-    assert answer_table(*judged(F5, other, summaries=made_up(effect=-0.2))).iloc[1, -1].startswith("✗ opposite: +")
-    assert answer_table(*judged(F5, summaries=made_up(effect=0.0))).iloc[0, -1].startswith("= no effect: ")
-    assert answer_table(*judged(F5, summaries=made_up(effect=0.0, noise=0.2))).iloc[0, -1].startswith("? undecided: ")
+    assert (
+        answer_table(*judged(F5, other, summaries=made_up(effect=-0.2)))
+        .iloc[1, -1]
+        .startswith("✗ opposite: +")
+    )
+    assert (
+        answer_table(*judged(F5, summaries=made_up(effect=0.0)))
+        .iloc[0, -1]
+        .startswith("= no effect: ")
+    )
+    assert (
+        answer_table(*judged(F5, summaries=made_up(effect=0.0, noise=0.2)))
+        .iloc[0, -1]
+        .startswith("? undecided: ")
+    )
 
 
 def test_a_relative_difference_is_a_percentage_of_what_it_is_held_against():
@@ -53,7 +68,9 @@ def test_a_relative_difference_is_a_percentage_of_what_it_is_held_against():
 
 def test_each_dataset_has_a_column():
     one = declaration(F5, studies=[study("a", {"data.name": "glyphs"}, first=SEEDS)])
-    two = dataclasses.replace(declaration(F5, studies=[study("b", {"data.name": "text"}, first=SEEDS)]), name="t")
+    two = dataclasses.replace(
+        declaration(F5, studies=[study("b", {"data.name": "text"}, first=SEEDS)]), name="t"
+    )
     verdicts = []
     for each, name, effect in ((one, "a", -0.2), (two, "b", 0.2)):
         data = {"data.name": dict(each.studies[name].config)["data.name"]}
@@ -67,12 +84,23 @@ def test_every_claim_of_the_paper_has_a_row_and_every_row_a_claim():
     ids = {claim.id for each in load_declarations(claims_folder()) for claim in each.claims}
     named = {claim for row in answer_rows() for claim in row.claims}
     assert named <= ids
-    beside = ("D5", "D6", "W", "F5-best", "F11")  # others' claims, and those that a row of their finding stands for
+    beside = (
+        "D5",
+        "D6",
+        "W",
+        "F5-best",
+        "F11",
+    )  # others' claims, and those that a row of their finding stands for
     assert {claim for claim in ids - named if not claim.startswith(beside)} == set()
 
 
 @pytest.mark.parametrize(
-    "text", ["- {words: a}", "- {words: a, claims: []}", "- {words: a, claims: [F1]}\n- {words: b, claims: [F1]}"]
+    "text",
+    [
+        "- {words: a}",
+        "- {words: a, claims: []}",
+        "- {words: a, claims: [F1]}\n- {words: b, claims: [F1]}",
+    ],
 )
 def test_rows_that_are_none_are_refused(tmp_path, text):
     (tmp_path / "answer.yaml").write_text(text)
@@ -82,7 +110,9 @@ def test_rows_that_are_none_are_refused(tmp_path, text):
 
 def test_the_largest_round_that_has_run_decides():
     studies = [study(first=range(10, 14), more=range(20, 30), later=range(40, 60))]
-    declared, verdicts = judged(F5, summaries=made_up(effect=-0.2, seeds=[*range(10, 14), *range(20, 30)]), studies=studies)
+    declared, verdicts = judged(
+        F5, summaries=made_up(effect=-0.2, seeds=[*range(10, 14), *range(20, 30)]), studies=studies
+    )
     assert decisive(declared[0], verdicts)["F5-loss"].round == "more"
 
 
@@ -90,22 +120,35 @@ def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
     noisy = made_up(effect=0.0, noise=0.2, seeds=range(20, 30))
     for effect, word in ((-0.2, "confirmed"), (0.2, "opposite")):
         both = merged(noisy, made_up(effect=effect, seeds=range(10, 14)))
-        declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
+        declared, verdicts = judged(
+            F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))]
+        )
         assert [verdict.round for verdict in dissent(declared[0], verdicts)] == ["repeat"]
         claim = '"Early dropout lowers the training loss" on d'
         expected = f'Other seeds disagree: {claim} ({word} in the round "repeat").'
         assert dissent_line(declared, verdicts) == expected
-    both = merged(made_up(effect=-0.2, seeds=range(20, 30)), made_up(effect=-0.2, seeds=range(10, 14)))
-    declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))])
+    both = merged(
+        made_up(effect=-0.2, seeds=range(20, 30)), made_up(effect=-0.2, seeds=range(10, 14))
+    )
+    declared, verdicts = judged(
+        F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))]
+    )
     assert dissent(declared[0], verdicts) == []
 
 
 def test_a_repetition_that_leaves_open_what_was_decided_is_named_unless_it_is_smaller():
-    both = merged(made_up(effect=-0.2, seeds=range(20, 24)), made_up(effect=0.0, noise=0.2, seeds=range(10, 14)))
-    declared, verdicts = judged(F5, summaries=both, studies=[study(first=range(20, 24), repeat=range(10, 14))])
+    both = merged(
+        made_up(effect=-0.2, seeds=range(20, 24)),
+        made_up(effect=0.0, noise=0.2, seeds=range(10, 14)),
+    )
+    declared, verdicts = judged(
+        F5, summaries=both, studies=[study(first=range(20, 24), repeat=range(10, 14))]
+    )
     assert '(undecided in the round "repeat")' in dissent_line(declared, verdicts)
     more = merged(both, made_up(effect=-0.2, seeds=range(24, 25)))
-    declared, verdicts = judged(F5, summaries=more, studies=[study(first=range(20, 25), repeat=range(10, 14))])
+    declared, verdicts = judged(
+        F5, summaries=more, studies=[study(first=range(20, 25), repeat=range(10, 14))]
+    )
     assert dissent_line(declared, verdicts) == ""
 
 
@@ -119,7 +162,9 @@ def test_of_several_claims_it_says_how_many_have_each_verdict():
 
 def test_points_lie_towards_their_claim():
     found = points(*judged(F5, ACCURACY, summaries=made_up(effect=-0.2)))
-    assert [point.words for point in found] == [row.words for row in answer_rows() if row.claims[0] in ("F5-loss", "F5-accuracy")]
+    assert [point.words for point in found] == [
+        row.words for row in answer_rows() if row.claims[0] in ("F5-loss", "F5-accuracy")
+    ]
     for point in found:
         assert point.word == "confirmed"
         assert point.paired.low < 0.2 < point.paired.high
@@ -128,7 +173,9 @@ def test_points_lie_towards_their_claim():
 
 def test_a_file_that_another_replaces_leaves_the_answer_when_the_other_has_run():
     old = dataclasses.replace(declaration(F5, studies=[study("a", first=SEEDS)]), name="old")
-    new = dataclasses.replace(declaration(F5, studies=[study("b", first=SEEDS)]), name="new", replaces="old")
+    new = dataclasses.replace(
+        declaration(F5, studies=[study("b", first=SEEDS)]), name="new", replaces="old"
+    )
     verdicts = judge_all([old], made_up("a", effect=-0.2))
     assert answer_table([old, new], verdicts).iloc[0, 0].startswith("\N{CHECK MARK} confirmed")
     verdicts += judge_all([new], made_up("b", effect=0.2))
@@ -137,5 +184,7 @@ def test_a_file_that_another_replaces_leaves_the_answer_when_the_other_has_run()
 
 def test_the_papers_claims_and_ours_have_tables_of_their_own():
     verdicts = judge_all([declaration(F5)], made_up(effect=-0.2))
-    assert list(answer_table([declaration(F5)], verdicts, ours=False).index) == ["Early dropout lowers the training loss"]
+    assert list(answer_table([declaration(F5)], verdicts, ours=False).index) == [
+        "Early dropout lowers the training loss"
+    ]
     assert answer_table([declaration(F5)], verdicts, ours=True).empty

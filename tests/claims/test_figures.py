@@ -18,7 +18,12 @@ from tests.claims.made_up import LOSS, declaration, made_up, study
 
 def test_dropouts_gain_is_drawn_along_an_axis(tmp_path, monkeypatch):
     parts = [
-        made_up("classic-images", seeds=range(3, 8), arms=("none", "constant-0.1"), config={"data.train_images": n})
+        made_up(
+            "classic-images",
+            seeds=range(3, 8),
+            arms=("none", "constant-0.1"),
+            config={"data.train_images": n},
+        )
         for n in (250, 10_000)
     ]
     runs = pd.concat([part.runs for part in parts])
@@ -26,13 +31,23 @@ def test_dropouts_gain_is_drawn_along_an_axis(tmp_path, monkeypatch):
     runs["final/test/accuracy"] = 0.5 + 0.01 * runs["seed"] + gain
     studies = [study("classic-images", first=(3, 4, 5, 6, 7))]
     drawn = {}
-    monkeypatch.setattr(figures, "draw_axis", lambda points, *rest: drawn.update({rest[2]: points}) or draw_axis(points, *rest))
-    files = draw_findings([declaration(LOSS, studies=studies)], Summaries(runs, pd.concat([p.history for p in parts])), tmp_path)
+    monkeypatch.setattr(
+        figures,
+        "draw_axis",
+        lambda points, *rest: drawn.update({rest[2]: points}) or draw_axis(points, *rest),
+    )
+    files = draw_findings(
+        [declaration(LOSS, studies=studies)],
+        Summaries(runs, pd.concat([p.history for p in parts])),
+        tmp_path,
+    )
     path = tmp_path / "classic-images-accuracy-by-training-images.png"
     assert path in files
     assert len(files[path]) == 20
     assert list(drawn) == [path]
-    assert {images: point.effect for images, point in drawn[path].items()} == pytest.approx({250: 0.00025, 10_000: 0.01})
+    assert {images: point.effect for images, point in drawn[path].items()} == pytest.approx(
+        {250: 0.00025, 10_000: 0.01}
+    )
     assert {point.seeds for point in drawn[path].values()} == {(3, 4, 5, 6, 7)}
     pixels = np.asarray(Image.open(path).convert("RGB"), int)
     coloured = pixels.max(2) - pixels.min(2) > 50
@@ -42,7 +57,9 @@ def test_dropouts_gain_is_drawn_along_an_axis(tmp_path, monkeypatch):
 def test_the_loss_is_drawn_against_the_setting_of_a_sensitivity(tmp_path):
     rates = (0.001, 0.002, 0.004)
     parts = [made_up(effect=-rate, config={"optim.lr": rate}) for rate in rates]
-    summaries = Summaries(pd.concat([each.runs for each in parts]), pd.concat([each.history for each in parts]))
+    summaries = Summaries(
+        pd.concat([each.runs for each in parts]), pd.concat([each.history for each in parts])
+    )
     claim = dataclasses.replace(LOSS, sensitivity=Sensitivity("optim.lr", rates, 9.0))
     path = tmp_path / "f-sensitivity.png"
     files = draw_findings([declaration(claim, LOSS)], summaries, tmp_path)
@@ -53,11 +70,15 @@ def test_the_loss_is_drawn_against_the_setting_of_a_sensitivity(tmp_path):
     assert not (tmp_path / "other.png").exists()
 
 
-def test_a_studys_curves_leave_out_arms_that_differ_in_more_than_their_schedule(tmp_path, monkeypatch):
+def test_a_studys_curves_leave_out_arms_that_differ_in_more_than_their_schedule(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(figures, "_MOST_ARMS", 2)
     usual, clipped = made_up(), made_up(config={"optim.clip": 1.0})
     clipped.runs["arm"] += " · optim.clip=1.0"
-    summaries = Summaries(pd.concat([usual.runs, clipped.runs]), pd.concat([usual.history, clipped.history]))
+    summaries = Summaries(
+        pd.concat([usual.runs, clipped.runs]), pd.concat([usual.history, clipped.history])
+    )
     files = draw_findings([declaration(LOSS)], summaries, tmp_path)
     assert files[tmp_path / "toy-train_eval-loss.png"] == sorted(usual.runs["fingerprint"])
 
@@ -65,7 +86,9 @@ def test_a_studys_curves_leave_out_arms_that_differ_in_more_than_their_schedule(
 def test_the_gain_is_drawn_from_relative_differences(tmp_path, monkeypatch):
     claims = tmp_path / "claims"
     claims.mkdir()
-    (claims / "gain.yaml").write_text("study: toy\ntitle: t\nrows:\n- {words: as it is, dropout: L}\n- {words: other, depth: M}\n")
+    (claims / "gain.yaml").write_text(
+        "study: toy\ntitle: t\nrows:\n- {words: as it is, dropout: L}\n- {words: other, depth: M}\n"
+    )
     monkeypatch.setattr(gain_figure, "conf_folder", lambda: tmp_path)
     summaries = made_up()
     relative = dataclasses.replace(LOSS, smallest=0.01, relative=True)

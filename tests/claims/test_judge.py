@@ -21,7 +21,9 @@ def test_verdicts():
     assert verdict(LOSS, made_up(effect=-0.1)).verdict == "reproduced"
     assert verdict(LOSS, made_up(effect=0.1)).verdict == "opposite"
     assert verdict(LOSS, made_up(effect=0.0)).verdict == "absent"
-    assert verdict(LOSS, made_up(effect=-0.02)).verdict == "absent"  # not 0, but smaller than what matters
+    assert (
+        verdict(LOSS, made_up(effect=-0.02)).verdict == "absent"
+    )  # not 0, but smaller than what matters
     finding = verdict(LOSS, made_up(effect=0.0, noise=0.2))
     assert finding.verdict == "not resolved"
     assert len(finding.fingerprints) == 12
@@ -37,7 +39,11 @@ def test_a_claim_that_an_arm_is_not_lower():
 
 def test_a_relative_effect_is_of_the_mean_of_what_it_is_held_against():
     summaries = made_up(effect=0.0)
-    losses = [run.history["train_eval/loss"].iloc[-1] for run in summaries.of("toy").itertuples() if run.arm == "none"]
+    losses = [
+        run.history["train_eval/loss"].iloc[-1]
+        for run in summaries.of("toy").itertuples()
+        if run.arm == "none"
+    ]
     found = verdict(dataclasses.replace(LOSS, smallest=0.02, relative=True), summaries)
     assert found.smallest == pytest.approx(0.02 * sum(losses) / len(losses))
 
@@ -48,7 +54,9 @@ def history(losses, values, steps=(10, 20, 30, 40)):
 
 def test_windows_by_loss_compare_runs_at_equal_progress():
     window = LossWindow(5.0, 3.0)
-    fast = history([6.0, 4.0, 2.0, 1.0], [0.0, 2.0, 4.0, 5.0])  # the metric is 6 minus the loss: its mean over 5 to 3 is 2
+    fast = history(
+        [6.0, 4.0, 2.0, 1.0], [0.0, 2.0, 4.0, 5.0]
+    )  # the metric is 6 minus the loss: its mean over 5 to 3 is 2
     slow = history([6.0, 5.0, 4.0, 3.0], [0.0, 1.0, 2.0, 3.0])
     bumpy = history(
         [6.0, 5.0, 5.5, 3.0], [0.0, 1.0, 9.0, 3.0]
@@ -56,14 +64,21 @@ def test_windows_by_loss_compare_runs_at_equal_progress():
     assert windowed(fast, "m", window, 40) == pytest.approx(2.0)
     assert windowed(slow, "m", window, 40) == pytest.approx(2.0)
     assert windowed(bumpy, "m", window, 40) > 2.0
-    with pytest.raises(ValueError, match=r"the training loss falls from 6 to 3, not through the window from 5 to 2"):
+    with pytest.raises(
+        ValueError, match=r"the training loss falls from 6 to 3, not through the window from 5 to 2"
+    ):
         windowed(slow, "m", LossWindow(5.0, 2.0), 40)
     assert math.isnan(windowed(slow, "other", window, 40))
 
 
 def test_a_run_that_never_reaches_a_loss_is_named_and_leaves_its_claim_alone_without_a_verdict():
     claim = dataclasses.replace(LOSS, metric="test/accuracy", window=LossWindow(4.0, 0.5))
-    found, other = judge(declaration(claim, dataclasses.replace(LOSS, id="other")), "toy", "first", made_up(effect=-0.2).of("toy"))
+    found, other = judge(
+        declaration(claim, dataclasses.replace(LOSS, id="other")),
+        "toy",
+        "first",
+        made_up(effect=-0.2).of("toy"),
+    )
     assert found.verdict == "incomplete"
     assert found.remark.startswith("run toy-early-10: the training loss falls from 9 to ")
     assert other.verdict == "reproduced"
@@ -71,10 +86,12 @@ def test_a_run_that_never_reaches_a_loss_is_named_and_leaves_its_claim_alone_wit
 
 def test_two_values_of_one_run_cost_one_run():
     summaries = made_up(arms=("early",), noise=0.0, seconds=3600.0)
-    summaries.history["test_mc/loss"] = summaries.history["train_eval/loss"] + np.random.default_rng(0).normal(
-        0, 1, len(summaries.history)
+    summaries.history["test_mc/loss"] = summaries.history[
+        "train_eval/loss"
+    ] + np.random.default_rng(0).normal(0, 1, len(summaries.history))
+    claim = dataclasses.replace(
+        LOSS, against=ARMS["early"], metric="test_mc/loss", against_metric="train_eval/loss"
     )
-    claim = dataclasses.replace(LOSS, against=ARMS["early"], metric="test_mc/loss", against_metric="train_eval/loss")
     price = verdict(claim, summaries).price
     assert price.hours == pytest.approx(price.seeds)
 
@@ -140,7 +157,10 @@ def test_holm_is_over_all_claims_of_a_family():
 def test_claims_that_were_not_run_count_for_holm():
     missing = dataclasses.replace(LOSS, id="M", arm=ARMS["late"])
     summaries = made_up(effect=-0.012, noise=0.012)
-    alone, (found, other) = verdict(LOSS, summaries), judge(declaration(LOSS, missing), "toy", "first", summaries.of("toy"))
+    alone, (found, other) = (
+        verdict(LOSS, summaries),
+        judge(declaration(LOSS, missing), "toy", "first", summaries.of("toy")),
+    )
     assert found.p == pytest.approx(min(1, 2 * alone.p))
     assert other.verdict == "not run"
 
@@ -172,8 +192,12 @@ def test_regimes():
 
 def test_two_metrics_of_the_same_runs_can_be_held_against_each_other():
     summaries = made_up(arms=("early",))
-    summaries.history["test_mc/loss"] = summaries.history["train_eval/loss"] - 0.1 - 0.001 * (summaries.history["seed"] - 12.5)
-    claim = dataclasses.replace(LOSS, against=ARMS["early"], metric="test_mc/loss", against_metric="train_eval/loss")
+    summaries.history["test_mc/loss"] = (
+        summaries.history["train_eval/loss"] - 0.1 - 0.001 * (summaries.history["seed"] - 12.5)
+    )
+    claim = dataclasses.replace(
+        LOSS, against=ARMS["early"], metric="test_mc/loss", against_metric="train_eval/loss"
+    )
     finding = verdict(claim, summaries)
     assert finding.verdict == "reproduced"
     assert finding.paired.effect == pytest.approx(-0.1)
@@ -190,13 +214,18 @@ def test_a_claim_of_another_family_changes_nothing():
     noise = made_up(effect=-0.012, noise=0.012)
     alone = verdict(LOSS, noise)
     beside, other = judge(
-        declaration(LOSS, dataclasses.replace(LOSS, id="other", family="others")), "toy", "first", noise.of("toy")
+        declaration(LOSS, dataclasses.replace(LOSS, id="other", family="others")),
+        "toy",
+        "first",
+        noise.of("toy"),
     )
     assert beside.p == other.p == alone.p
 
 
 def both(*summaries):
-    return Summaries(pd.concat([s.runs for s in summaries]), pd.concat([s.history for s in summaries]))
+    return Summaries(
+        pd.concat([s.runs for s in summaries]), pd.concat([s.history for s in summaries])
+    )
 
 
 def test_runs_of_another_configuration_in_the_folder_change_no_verdict():
@@ -205,7 +234,9 @@ def test_runs_of_another_configuration_in_the_folder_change_no_verdict():
     before, after = verdict(LOSS, declared), verdict(LOSS, both(declared, more))
     assert after == before
     assert after.verdict == "reproduced"
-    claimed = dataclasses.replace(LOSS, arm=ARMS["early"] | {"optim.lr": 0.5}, against=ARMS["none"] | {"optim.lr": 0.5})
+    claimed = dataclasses.replace(
+        LOSS, arm=ARMS["early"] | {"optim.lr": 0.5}, against=ARMS["none"] | {"optim.lr": 0.5}
+    )
     assert verdict(claimed, both(declared, more)).paired.effect == pytest.approx(0.5, abs=0.02)
 
 
@@ -214,11 +245,24 @@ def test_runs_of_one_other_configuration_are_judged_with_a_remark():
     found = verdict(LOSS, lower)
     assert found.verdict == "reproduced"
     assert found.remark == "optim.lr=0.5"
-    with pytest.raises(ValueError, match=r"claim L fits runs of several configurations, optim.lr=0.25 and 0.5: say which"):
+    with pytest.raises(
+        ValueError,
+        match=r"claim L fits runs of several configurations, optim.lr=0.25 and 0.5: say which",
+    ):
         verdict(LOSS, both(lower, higher))
     pinned = [study(config={"optim.lr": 0.25}, first=range(10, 16))]
-    assert judge(declaration(LOSS, studies=pinned), "toy", "first", both(lower, higher).of("toy"))[0].remark == ""
-    assert verdict(dataclasses.replace(LOSS, arm=ARMS["early"] | {"schedule.rate": 0.2}), lower).verdict == "not run"
+    assert (
+        judge(declaration(LOSS, studies=pinned), "toy", "first", both(lower, higher).of("toy"))[
+            0
+        ].remark
+        == ""
+    )
+    assert (
+        verdict(
+            dataclasses.replace(LOSS, arm=ARMS["early"] | {"schedule.rate": 0.2}), lower
+        ).verdict
+        == "not run"
+    )
 
 
 def test_arms_of_different_configurations_are_never_held_against_each_other():
@@ -234,7 +278,8 @@ def test_an_arm_in_another_shape_does_not_make_runs_of_another_configuration_amb
     """The arm of one claim can be like the other arm of the next, but for what neither names."""
     square = dict(ARMS["early"], **{"schedule.shape": "constant"})
     lower = both(
-        made_up(config={"optim.lr": 0.5}), made_up(config={"optim.lr": 0.5, "schedule.shape": "constant"}, arms=("early",))
+        made_up(config={"optim.lr": 0.5}),
+        made_up(config={"optim.lr": 0.5, "schedule.shape": "constant"}, arms=("early",)),
     )
     shape = dataclasses.replace(SAME, arm=square, against=ARMS["early"])
     for claim in (LOSS, SAME, shape):
@@ -243,7 +288,9 @@ def test_an_arm_in_another_shape_does_not_make_runs_of_another_configuration_amb
 
 def test_a_claim_of_a_share_counts_the_runs_above_the_bound():
     summaries = made_up(effect=-0.1, noise=0.0, seeds=range(10, 20))
-    claim = dataclasses.replace(LOSS, test=Comparison("share above", 1.0 + 0.3 * 14 - 0.05), smallest=0.05)
+    claim = dataclasses.replace(
+        LOSS, test=Comparison("share above", 1.0 + 0.3 * 14 - 0.05), smallest=0.05
+    )
     found = verdict(claim, summaries, seeds=range(10, 20))
     # Without dropout the losses are 1 + 0.3 seed: seeds 14 to 19 are above the bound. With early
     # dropout they are 0.1 lower: seeds 15 to 19 are above.
@@ -258,10 +305,17 @@ def test_a_claim_of_a_share_counts_the_runs_above_the_bound():
 
 def test_a_claim_of_the_median_uses_the_signed_rank_test():
     claim = dataclasses.replace(LOSS, test=Comparison("median"))
-    found = verdict(claim, made_up(effect=-0.3, noise=0.1, seeds=range(10, 22)), seeds=range(10, 22))
+    found = verdict(
+        claim, made_up(effect=-0.3, noise=0.1, seeds=range(10, 22)), seeds=range(10, 22)
+    )
     assert found.verdict == "reproduced"
     assert found.paired.p == pytest.approx(2 * 0.5**12)  # all twelve differences are below 0
-    assert verdict(claim, made_up(effect=0.0, noise=0.01, seeds=range(10, 22)), seeds=range(10, 22)).verdict == "absent"
+    assert (
+        verdict(
+            claim, made_up(effect=0.0, noise=0.01, seeds=range(10, 22)), seeds=range(10, 22)
+        ).verdict
+        == "absent"
+    )
 
 
 def test_a_claim_of_a_time_reads_the_first_step_at_the_bound():
@@ -269,7 +323,9 @@ def test_a_claim_of_a_time_reads_the_first_step_at_the_bound():
     found = verdict(claim, made_up(effect=0.0))
     assert (found.paired.effect, found.paired.p) == (0.0, 1.0)  # every run reaches 2.0 at step 10
     never = dataclasses.replace(LOSS, test=Comparison("steps to", 1.5), smallest=5.0)
-    assert verdict(never, made_up(effect=0.0)).paired.effect == 0.0  # no run reaches it: each counts its length
+    assert (
+        verdict(never, made_up(effect=0.0)).paired.effect == 0.0
+    )  # no run reaches it: each counts its length
 
 
 def differences_of(summaries, metric="train_eval/loss", step=100):
@@ -292,13 +348,18 @@ def test_the_p_values_of_a_family_are_holms_over_two_tests_of_each_claim():
     two_sided = test(values, 0).pvalue
 
     def within(margin):
-        return max(test(values, -margin, alternative="greater").pvalue, test(values, margin, alternative="less").pvalue)
+        return max(
+            test(values, -margin, alternative="greater").pvalue,
+            test(values, margin, alternative="less").pvalue,
+        )
 
     beyond = min(1.0, 2 * test(-values, 0.08, alternative="greater").pvalue)
     above = test(values, -0.02, alternative="greater").pvalue
     plain = {"D": (two_sided, within(0.05)), "E": (within(0.08), beyond), "N": (above, two_sided)}
     ordered = sorted(p for pair in plain.values() for p in pair)
-    adjusted = np.maximum.accumulate([min(1.0, p * (len(ordered) - i)) for i, p in enumerate(ordered)])
+    adjusted = np.maximum.accumulate(
+        [min(1.0, p * (len(ordered) - i)) for i, p in enumerate(ordered)]
+    )
     holm = dict(zip(ordered, adjusted, strict=True))
     for found in judge(declaration(*claims), "toy", "first", summaries.of("toy")):
         first, second = (holm[p] for p in plain[found.claim.id])
@@ -315,17 +376,30 @@ def test_the_p_values_of_a_family_are_holms_over_two_tests_of_each_claim():
     ("not lower", 0.2, "reproduced"), ("not lower", 0.0, "reproduced"),
 ])  # fmt: skip
 def test_every_direction_against_every_effect(direction, effect, expected):
-    assert verdict(dataclasses.replace(LOSS, direction=direction), made_up(effect=effect)).verdict == expected
+    assert (
+        verdict(dataclasses.replace(LOSS, direction=direction), made_up(effect=effect)).verdict
+        == expected
+    )
 
 
 def test_what_a_verdict_holds():
     summaries = made_up(effect=-0.1, seeds=range(10, 16))
-    summaries.runs["seconds"] = np.where(summaries.runs["arm"] == "early", 10.0, 100.0) * (summaries.runs["seed"] - 9)
+    summaries.runs["seconds"] = np.where(summaries.runs["arm"] == "early", 10.0, 100.0) * (
+        summaries.runs["seed"] - 9
+    )
     found = verdict(LOSS, summaries)
     values = differences_of(summaries)
-    assert (found.study, found.round, found.claim, found.expected, found.remark) == ("toy", "first", LOSS, 6, "")
+    assert (found.study, found.round, found.claim, found.expected, found.remark) == (
+        "toy",
+        "first",
+        LOSS,
+        6,
+        "",
+    )
     assert found.arms == ("early", "none")
-    assert found.fingerprints == tuple(f"toy-{arm}-{seed}" for seed in range(10, 16) for arm in ("early", "none"))
+    assert found.fingerprints == tuple(
+        f"toy-{arm}-{seed}" for seed in range(10, 16) for arm in ("early", "none")
+    )
     assert found.seconds == pytest.approx((10 * 2.25, 100 * 2.25))  # the lower quartile of 1 to 6
     assert found.paired.seeds == tuple(range(10, 16))
     assert found.paired.effect == pytest.approx(values.mean())
@@ -345,12 +419,20 @@ def test_a_claim_that_is_not_resolved_has_a_price_and_others_have_none():
 
 def test_a_relative_effect_of_a_negative_metric_is_positive():
     claim = dataclasses.replace(LOSS, metric="test/accuracy", smallest=0.02, relative=True)
-    assert verdict(claim, made_up()).smallest == pytest.approx(0.02 * np.mean([1.0 + 0.3 * seed for seed in range(10, 16)]))
+    assert verdict(claim, made_up()).smallest == pytest.approx(
+        0.02 * np.mean([1.0 + 0.3 * seed for seed in range(10, 16)])
+    )
 
 
 def test_a_metric_that_nothing_measured_is_not_run():
     found = verdict(dataclasses.replace(LOSS, metric="probe/gdv"), made_up())
-    assert (found.verdict, found.paired, found.smallest, found.p, found.fingerprints) == ("not run", None, None, None, ())
+    assert (found.verdict, found.paired, found.smallest, found.p, found.fingerprints) == (
+        "not run",
+        None,
+        None,
+        None,
+        (),
+    )
 
 
 def test_one_seed_is_incomplete_and_its_seeds_are_kept_apart():
@@ -358,7 +440,9 @@ def test_one_seed_is_incomplete_and_its_seeds_are_kept_apart():
     assert (found.verdict, found.paired) == ("incomplete", None)
     assert found.fingerprints == ("toy-early-10", "toy-none-10")
     other = made_up(seeds=range(30, 36))
-    assert verdict(LOSS, both(made_up(), other)).fingerprints == verdict(LOSS, made_up()).fingerprints
+    assert (
+        verdict(LOSS, both(made_up(), other)).fingerprints == verdict(LOSS, made_up()).fingerprints
+    )
 
 
 def test_the_difference_of_a_regime_is_standard_minus_none():
@@ -378,7 +462,10 @@ def test_rounds_and_studies_without_runs_are_left_out_but_for_the_main_ones():
     declared = declaration(LOSS, missing, studies=[main, elsewhere])
 
     def told(summaries):
-        return [(found.study, found.round, found.claim.id, found.verdict) for found in judge_all([declared], summaries)]
+        return [
+            (found.study, found.round, found.claim.id, found.verdict)
+            for found in judge_all([declared], summaries)
+        ]
 
     ran = made_up(seeds=[0, 1, 2, *range(10, 16), *range(50, 56)])
     assert told(ran) == [
@@ -401,24 +488,37 @@ def test_losses_that_fall_by_a_jump_and_metrics_between_the_measurements():
     curve = np.interp(fine, steps, best)
     reached = [fine[np.argmax(curve <= level + 1e-9)] for level in levels]
     expected = np.interp(reached, steps, values).mean()
-    found = windowed(history(losses, values, tuple(steps.astype(int))), "m", LossWindow(5.0, 2.0), 80)
+    found = windowed(
+        history(losses, values, tuple(steps.astype(int))), "m", LossWindow(5.0, 2.0), 80
+    )
     assert found == pytest.approx(expected, abs=1e-3)
     ends = history([5.0, 4.0, 3.0, 2.0], [0.0, 1.0, 2.0, 3.0])
-    assert windowed(ends, "m", LossWindow(5.0, 2.0), 40) == pytest.approx(1.5)  # both ends are reached
+    assert windowed(ends, "m", LossWindow(5.0, 2.0), 40) == pytest.approx(
+        1.5
+    )  # both ends are reached
 
 
 def test_the_sensitivity_to_a_setting_is_compared_seed_by_seed():
     """As in Wortsman et al. 2023, section 2.2; a seed that lacks one rate has no value."""
     rates = {0.001: -0.3, 0.002: -0.1, 0.004: -0.6}
     studies = [
-        made_up(effect=effect, noise=0.05, config={"optim.lr": rate}, seeds=range(10, 16 if rate < 0.004 else 15))
+        made_up(
+            effect=effect,
+            noise=0.05,
+            config={"optim.lr": rate},
+            seeds=range(10, 16 if rate < 0.004 else 15),
+        )
         for rate, effect in rates.items()
     ]
-    summaries = Summaries(pd.concat([each.runs for each in studies]), pd.concat([each.history for each in studies]))
+    summaries = Summaries(
+        pd.concat([each.runs for each in studies]), pd.concat([each.history for each in studies])
+    )
     claim = dataclasses.replace(LOSS, sensitivity=Sensitivity("optim.lr", tuple(rates), 4.5))
     found = differences(summaries.of("toy"), study(first=range(10, 16)), claim, range(10, 16))
     final = summaries.history[summaries.history["step"] == 100]
-    losses = final.pivot_table(index="seed", columns=["arm", "fingerprint"], values="train_eval/loss")
+    losses = final.pivot_table(
+        index="seed", columns=["arm", "fingerprint"], values="train_eval/loss"
+    )
     assert list(found.values) == [10, 11, 12, 13, 14]
     for seed in found.values:
         for arm, ours in (("early", found.arm), ("none", found.against)):

@@ -54,7 +54,9 @@ def test_a_look_is_judged_when_it_is_whole_and_none_is_skipped():
     noisy = {"effect": -0.1, "noise": 0.3}
     (one,) = judged(made_up(seeds=range(10, 15), **noisy), LOSS)
     assert one.verdict == "incomplete"
-    (one,) = judged(made_up(seeds=range(10, 19), **noisy), LOSS)  # 9 seeds: the second look is not whole
+    (one,) = judged(
+        made_up(seeds=range(10, 19), **noisy), LOSS
+    )  # 9 seeds: the second look is not whole
     assert (one.verdict, one.look, len(one.paired.seeds)) == ("not resolved", 1, 6)
     (one,) = judged(made_up(seeds=range(10, 20), **noisy), LOSS)
     assert (one.look, len(one.paired.seeds)) == (2, 10)
@@ -86,9 +88,15 @@ def test_what_is_next(tmp_path, capsys, monkeypatch):
     file = declared(LOSS)
     assert next_look(file, [LOSS], no_runs()).seeds == tuple(range(10, 16))
     noisy = {"effect": -0.1, "noise": 0.3}
-    assert next_look(file, [LOSS], made_up(seeds=range(10, 13), **noisy)).seeds == tuple(range(10, 16))
-    assert next_look(file, [LOSS], made_up(seeds=range(10, 16), **noisy)).seeds == tuple(range(16, 20))
-    assert next_look(file, [LOSS], made_up(seeds=range(10, 20), **noisy)).seeds == tuple(range(20, 30))
+    assert next_look(file, [LOSS], made_up(seeds=range(10, 13), **noisy)).seeds == tuple(
+        range(10, 16)
+    )
+    assert next_look(file, [LOSS], made_up(seeds=range(10, 16), **noisy)).seeds == tuple(
+        range(16, 20)
+    )
+    assert next_look(file, [LOSS], made_up(seeds=range(10, 20), **noisy)).seeds == tuple(
+        range(20, 30)
+    )
     assert next_look(file, [LOSS], made_up(seeds=range(10, 30), **noisy)).seeds == ()
     decided = next_look(file, [LOSS], made_up(seeds=range(10, 16), effect=-0.3, noise=0.02))
     assert decided.seeds == ()
@@ -123,8 +131,14 @@ def test_the_command_names_the_seeds_and_arms_of_the_next_look(tmp_path, capsys,
         ([2, 2], r"looks is \[2, 2\]: expected rising"),
         ([1, 2], r"looks is \[1, 2\]: expected rising"),
         (["2", 3], r"looks is \['2', 3\]: expected rising"),
-        ([2, 3], r"the last look has 3 seeds and the round first of study toy has 4: expected the same"),
-        ({"seeds": [2, 4], "boundary": "haybittle"}, r"the boundary 'haybittle': expected one of obrien-fleming"),
+        (
+            [2, 3],
+            r"the last look has 3 seeds and the round first of study toy has 4: expected the same",
+        ),
+        (
+            {"seeds": [2, 4], "boundary": "haybittle"},
+            r"the boundary 'haybittle': expected one of obrien-fleming",
+        ),
     ],
 )
 def test_looks_that_cannot_be_are_refused(tmp_path, looks, message):

@@ -76,7 +76,12 @@ def test_the_power_table_comes_from_label_seeds_alone():
     declared = declaration(LOSS, studies=[study(label=range(10, 14), first=range(30, 40))])
     table = power_table([declared], summaries)
     (row,) = table.itertuples()
-    losses = pd.Series({(r.arm, r.seed): r.history["train_eval/loss"].iloc[-1] for r in summaries.of("toy").itertuples()})
+    losses = pd.Series(
+        {
+            (r.arm, r.seed): r.history["train_eval/loss"].iloc[-1]
+            for r in summaries.of("toy").itertuples()
+        }
+    )
     values = [losses["early", seed] - losses["none", seed] for seed in range(10, 14)]
     assert row.spread == pytest.approx(np.std(values, ddof=1))
     assert row.seeds == needed_seeds(LOSS, row.spread, 0.05, LEVEL / 2)

@@ -47,33 +47,60 @@ def test_claims_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"direction": "smaller"}, "claim X: direction is 'smaller': expected lower, higher, equivalent"),
+        (
+            {"direction": "smaller"},
+            "claim X: direction is 'smaller': expected lower, higher, equivalent",
+        ),
         ({"window": ["50%", "5%"]}, r"window is \['50%', '5%'\]"),
         ({"window": "early"}, "window is 'early': expected 'final', two rising percentages"),
-        ({"window": {"loss": [5, 6]}}, r"window is {'loss': \[5, 6\]}: expected two falling losses"),
+        (
+            {"window": {"loss": [5, 6]}},
+            r"window is {'loss': \[5, 6\]}: expected two falling losses",
+        ),
         ({"window": {"steps": [6, 5]}}, "expected two falling losses"),
         ({"margin": 0.1}, "margin missing or unknown"),
-        ({"smallest": None}, "claim X: smallest is missing: expected the smallest effect that matters, such as 1%"),
+        (
+            {"smallest": None},
+            "claim X: smallest is missing: expected the smallest effect that matters, such as 1%",
+        ),
         ({"smallest": 0.0}, "smallest is 0.0: expected more than 0"),
         ({"smallest": "-1%"}, "smallest is '-1%': expected more than 0"),
         ({"smallest": "much"}, "smallest is 'much': expected more than 0"),
         ({"regime": "fit"}, "regime is 'fit'"),
         ({"smallest": float("inf")}, "smallest is inf: expected more than 0"),
         ({"metric": "test/los"}, "metric is 'test/los': no run measures it; expected one of"),
-        ({"arm": "late-0.1-20%"}, "arm is 'late-0.1-20%': expected configuration keys and values.*a label does not say"),
-        ({"arm": {"schedule.nme": "late"}}, "claim X, arm: 'schedule.nme' is no key of the configuration"),
+        (
+            {"arm": "late-0.1-20%"},
+            "arm is 'late-0.1-20%': expected configuration keys and values.*a label does not say",
+        ),
+        (
+            {"arm": {"schedule.nme": "late"}},
+            "claim X, arm: 'schedule.nme' is no key of the configuration",
+        ),
         ({"arm": {"schedule.name": "late", "schedule.rate": 2}}, "claim X, arm: rate is 2"),
         ({"standard": "constant-0.1"}, "standard is 'constant-0.1': expected configuration keys"),
         ({"claims": []}, r"claims is \[\]: expected a mapping by name"),
         ({"claims": {"X": None}}, "claim X is None: expected against, arm, claim"),
         ({"studies": {"toy": [1, 2]}}, r"study toy is \[1, 2\]: expected rounds of seeds by name"),
-        ({"studies": {"toy": {"first": 3}}}, "study toy, round first: seeds are 3: expected a list of whole numbers"),
+        (
+            {"studies": {"toy": {"first": 3}}},
+            "study toy, round first: seeds are 3: expected a list of whole numbers",
+        ),
         ({"studies": {"toy": {"first": [1, 1]}}}, "a seed stands twice"),
-        ({"studies": {"toy": {"first": [1], "note": [2]}}}, r"study toy, note is \[2\]: expected a sentence"),
-        ({"families": {"one": ["X", "Y"]}}, "family one names the claim 'Y', which the file does not have"),
+        (
+            {"studies": {"toy": {"first": [1], "note": [2]}}},
+            r"study toy, note is \[2\]: expected a sentence",
+        ),
+        (
+            {"families": {"one": ["X", "Y"]}},
+            "family one names the claim 'Y', which the file does not have",
+        ),
         ({"families": {"one": ["X"], "two": ["X"]}}, "claim X is in the families one and two"),
         ({"families": ["X"]}, r"families is \['X'\]: expected lists of claims by name"),
-        ({"studies": {"toy": {"label": [1, 5], "first": [5, 6]}}}, "seed 5 of study toy is in round first and in round label"),
+        (
+            {"studies": {"toy": {"label": [1, 5], "first": [5, 6]}}},
+            "seed 5 of study toy is in round first and in round label",
+        ),
     ],
 )
 def test_bad_claims_are_refused(tmp_path, changes, message):
@@ -85,13 +112,33 @@ def test_the_committed_claims_can_be_read_and_cover_every_finding():
     assert load_declarations(claims_folder("classic"))
     declarations = load_declarations(claims_folder())
     ids = {claim.id.partition("-")[0] for each in declarations for claim in each.claims}
-    assert ids == {"F1", "F2", "F3a", "F3b", "F4a", "F4b", "F5", "F6", "F7", "F8", "F9", "F10", "F11", "F12", "D5", "D6", "W"}
+    assert ids == {
+        "F1",
+        "F2",
+        "F3a",
+        "F3b",
+        "F4a",
+        "F4b",
+        "F5",
+        "F6",
+        "F7",
+        "F8",
+        "F9",
+        "F10",
+        "F11",
+        "F12",
+        "D5",
+        "D6",
+        "W",
+    }
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "3"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
     (tmp_path / "f.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"f.yaml: expected a mapping with claims, regime, standard, studies"):
+    with pytest.raises(
+        ValueError, match=r"f.yaml: expected a mapping with claims, regime, standard, studies"
+    ):
         load_declarations(tmp_path)
 
 
@@ -116,21 +163,34 @@ def test_every_committed_study_is_declared_as_its_runs_were(request):
                 found = [study.arm(settings) in arms for settings in declared]
                 assert any(found), study.name
                 if study.name == each.main_study:
-                    missing = [settings for settings, there in zip(declared, found, strict=True) if not there]
+                    missing = [
+                        settings
+                        for settings, there in zip(declared, found, strict=True)
+                        if not there
+                    ]
                     for settings in missing:  # declared ahead of its runs: no run has what it names
-                        assert not any(all(arm.get(key) == value for key, value in settings.items()) for arm in arms), settings
+                        assert not any(
+                            all(arm.get(key) == value for key, value in settings.items())
+                            for arm in arms
+                        ), settings
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"test": "mean"}, r"test is 'mean': expected median, {share above: 2.1} or {steps to: 2.1}"),
+        (
+            {"test": "mean"},
+            r"test is 'mean': expected median, {share above: 2.1} or {steps to: 2.1}",
+        ),
         ({"test": {"share above": "2.1"}}, r"test is {'share above': '2.1'}: expected median"),
         (
             {"test": "median", "direction": "equivalent"},
             r"direction is 'equivalent': expected lower or higher for the test median",
         ),
-        ({"test": {"steps to": 2.1}, "window": ["0%", "50%"]}, r"window is \(0.0, 0.5\): expected final"),
+        (
+            {"test": {"steps to": 2.1}, "window": ["0%", "50%"]},
+            r"window is \(0.0, 0.5\): expected final",
+        ),
     ],
 )
 def test_a_test_that_does_not_exist_or_fit_is_refused(tmp_path, changes, message):
@@ -140,7 +200,11 @@ def test_a_test_that_does_not_exist_or_fit_is_refused(tmp_path, changes, message
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("median", ("median", None)), ({"share above": 2}, ("share above", 2.0)), ({"steps to": 2.1}, ("steps to", 2.1))],
+    [
+        ("median", ("median", None)),
+        ({"share above": 2}, ("share above", 2.0)),
+        ({"steps to": 2.1}, ("steps to", 2.1)),
+    ],
 )
 def test_a_test_is_read(tmp_path, value, expected):
     (found,) = write(tmp_path, test=value)
@@ -165,13 +229,28 @@ def test_a_sensitivity_is_read_and_has_a_comparison_for_each_value(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sensitivity": "optim.lr"}, r"sensitivity is 'optim.lr': expected {key: optim.lr, values: "),
-        ({"sensitivity": RATES | {"values": [0.001]}}, r"the values \[0.001\]: expected two or more numbers"),
-        ({"sensitivity": RATES | {"values": [1, "2"]}}, r"the values \[1, '2'\]: expected two or more numbers"),
+        (
+            {"sensitivity": "optim.lr"},
+            r"sensitivity is 'optim.lr': expected {key: optim.lr, values: ",
+        ),
+        (
+            {"sensitivity": RATES | {"values": [0.001]}},
+            r"the values \[0.001\]: expected two or more numbers",
+        ),
+        (
+            {"sensitivity": RATES | {"values": [1, "2"]}},
+            r"the values \[1, '2'\]: expected two or more numbers",
+        ),
         ({"sensitivity": RATES | {"values": [1, 1]}}, r"sensitivity has a value twice in \[1, 1\]"),
-        ({"sensitivity": RATES | {"at most": "ln 256"}}, r"counts at most 'ln 256': expected a number"),
+        (
+            {"sensitivity": RATES | {"at most": "ln 256"}},
+            r"counts at most 'ln 256': expected a number",
+        ),
         ({"sensitivity": RATES | {"key": "optim.rate"}}, r"claim X, arm: 'optim.rate' is no key"),
-        ({"sensitivity": RATES, "test": "median"}, r"test is median: a sensitivity is compared by the paired t test"),
+        (
+            {"sensitivity": RATES, "test": "median"},
+            r"test is median: a sensitivity is compared by the paired t test",
+        ),
     ],
 )
 def test_a_sensitivity_that_cannot_be_measured_is_refused(tmp_path, changes, message):
@@ -180,7 +259,9 @@ def test_a_sensitivity_that_cannot_be_measured_is_refused(tmp_path, changes, mes
 
 
 def test_a_file_replaces_one_that_there_is(tmp_path):
-    with pytest.raises(ValueError, match=r"f.yaml: replaces is 'g': expected the name of a file beside it"):
+    with pytest.raises(
+        ValueError, match=r"f.yaml: replaces is 'g': expected the name of a file beside it"
+    ):
         write(tmp_path, replaces="g")
     (found,) = write(tmp_path, replaces="f")
     assert found.replaces == "f"

@@ -35,7 +35,10 @@ def test_a_repetition_that_was_stopped_goes_on_with_its_seeds(tmp_path):
     make_run(tmp_path / "toy", "none", 7, 0.5)
     make_run(tmp_path / "toy", "early-0.1-20%", 7, 0.5)
     assert begun_seeds(notes, 3) == [7, 8, 9]
-    with pytest.raises(ValueError, match=r"with the seeds 7 to 9 was begun and not finished: go on with --seeds 3, or delete "):
+    with pytest.raises(
+        ValueError,
+        match=r"with the seeds 7 to 9 was begun and not finished: go on with --seeds 3, or delete ",
+    ):
         begun_seeds(notes, 5)
     for damaged in ("[", "[]", "{}", '["a"]'):
         notes.write_text(damaged)
@@ -46,42 +49,67 @@ def test_a_repetition_that_was_stopped_goes_on_with_its_seeds(tmp_path):
 def test_the_runs_are_those_of_the_claims_arms_each_once_with_the_studys_cadence(tmp_path):
     where = Study("s", {"data.train_images": 300}, {"first": (1,)}, {"trainer.log_every": 7})
     configs = configurations(where, [LOSS, SAME], [5, 6], tmp_path)
-    assert [(c.schedule.name, c.seed) for c in configs] == [("early", 5), ("none", 5), ("early", 6), ("none", 6)]
-    assert {(c.trainer.log_every, c.data.train_images, c.study, c.threads, c.tracking.mode) for c in configs} == {
-        (7, 300, "s", 1, "off")
-    }
+    assert [(c.schedule.name, c.seed) for c in configs] == [
+        ("early", 5),
+        ("none", 5),
+        ("early", 6),
+        ("none", 6),
+    ]
+    assert {
+        (c.trainer.log_every, c.data.train_images, c.study, c.threads, c.tracking.mode)
+        for c in configs
+    } == {(7, 300, "s", 1, "off")}
 
 
 def test_a_finding_that_is_not_claimed_is_refused():
     declared = load_declarations(claims_folder())
-    with pytest.raises(ValueError, match=r"finding 'F13' is not claimed: expected one of F1, F2, .*F11"):
+    with pytest.raises(
+        ValueError, match=r"finding 'F13' is not claimed: expected one of F1, F2, .*F11"
+    ):
         claims_of(declared, "F13", None)
     with pytest.raises(ValueError, match=r"finding 'F5' in the study 'dynamics' is not claimed"):
         claims_of(declared, "F5", "dynamics")
-    assert {where.name for _, where, _ in claims_of(declared, "F5", None)} == {"underfitting", "glyphs", "glyphs-long", "text"}
+    assert {where.name for _, where, _ in claims_of(declared, "F5", None)} == {
+        "underfitting",
+        "glyphs",
+        "glyphs-long",
+        "text",
+    }
 
 
 def test_what_a_claim_measures_has_to_be_in_the_studys_cadence(tmp_path):
     claim = dataclasses.replace(LOSS, metric="probe/gdv")
-    with pytest.raises(ValueError, match=r"study toy: claim L needs probe.at in the study's cadence, to measure probe/gdv"):
+    with pytest.raises(
+        ValueError,
+        match=r"study toy: claim L needs probe.at in the study's cadence, to measure probe/gdv",
+    ):
         configurations(study(first=[1]), [claim], [5], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["findings", "classic", "quickstart"])
 def test_every_main_study_can_be_repeated(name, tmp_path):
     for declared in load_declarations(claims_folder(name)):
-        assert configurations(declared.studies[declared.main_study], declared.claims, [1], tmp_path), declared.name
+        assert configurations(
+            declared.studies[declared.main_study], declared.claims, [1], tmp_path
+        ), declared.name
 
 
 def test_a_repeat_trains_judges_and_prints_what_was_published(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["earlydrop-findings", "--repeat", "F5-loss", "--study", "smoke", "--seeds", "2"])
+    monkeypatch.setattr(
+        "sys.argv",
+        ["earlydrop-findings", "--repeat", "F5-loss", "--study", "smoke", "--seeds", "2"],
+    )
     main()
     out = capsys.readouterr().out
     first, last = fresh_seeds(load_declarations(claims_folder()), tmp_path / "none", 2)
     assert f"smoke: F5-loss on the seeds {first} to {last}" in out
     assert any(line.startswith("F5-loss") and "smoke, fresh" in line for line in out.splitlines())
-    (where,) = [each.studies["smoke"] for each in load_declarations(claims_folder()) if each.name == "underfitting"]
+    (where,) = [
+        each.studies["smoke"]
+        for each in load_declarations(claims_folder())
+        if each.name == "underfitting"
+    ]
     config = configurations(where, [LOSS], [first], tmp_path / "runs")[1]
     assert (make_plan(config).folder / "status.json").is_file()
     assert not list(tmp_path.rglob("repeat-*.json"))  # judged

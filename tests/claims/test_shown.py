@@ -14,7 +14,9 @@ from tests.claims.made_up import LOSS, declaration, made_up, study
 def declared(monkeypatch):
     claims = [LOSS, dataclasses.replace(LOSS, id="H", claim="higher loss", direction="higher")]
     studies = [study(label=[1, 2], first=range(10, 16))]
-    monkeypatch.setattr(module, "load_declarations", lambda folder: [declaration(*claims, studies=studies)])
+    monkeypatch.setattr(
+        module, "load_declarations", lambda folder: [declaration(*claims, studies=studies)]
+    )
     monkeypatch.setattr(module, "SETS", ("one",))
 
 
@@ -30,18 +32,24 @@ def test_a_line_a_claim_with_its_answer_and_interval(declared):
         lower,
     )
     assert higher.startswith('The opposite of "higher loss".\n  Measured -0.2')
-    assert shown(runs(effect=0.0))[0].startswith('No effect that matters: "lower loss".\n  Measured ')
+    assert shown(runs(effect=0.0))[0].startswith(
+        'No effect that matters: "lower loss".\n  Measured '
+    )
 
 
 def test_what_few_seeds_cannot_tell_says_how_many_could(declared):
     line, _ = shown(runs(effect=0.0, noise=0.3))
-    assert re.match(r'Undecided with 6 seeds \(about \d+ needed\): "lower loss"\.\n  Measured ', line)
+    assert re.match(
+        r'Undecided with 6 seeds \(about \d+ needed\): "lower loss"\.\n  Measured ', line
+    )
 
 
 def test_a_window_is_named_beside_the_number(declared, monkeypatch):
     claim = dataclasses.replace(LOSS, window=(0.05, 0.5))
     studies = [study(first=range(10, 16))]
-    monkeypatch.setattr(module, "load_declarations", lambda folder: [declaration(claim, studies=studies)])
+    monkeypatch.setattr(
+        module, "load_declarations", lambda folder: [declaration(claim, studies=studies)]
+    )
     (line,) = shown(runs(effect=-0.2))
     assert "lower in 0 of 6 seeds, over 5% to 50%)." in line
 
@@ -58,27 +66,39 @@ def test_the_claims_of_a_demonstration_are_about_its_own_configuration(name):
     from earlydrop.training.compose import compose, conf_folder
     from earlydrop.training.keys import keys
 
-    declared = next(each for each in load_declarations(claims_folder("quickstart")) if each.name == name)
-    experiment = yaml.safe_load((conf_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+    declared = next(
+        each for each in load_declarations(claims_folder("quickstart")) if each.name == name
+    )
+    experiment = yaml.safe_load(
+        (conf_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    )
     schedules = re.findall(r"{[^}]*}", experiment["hydra"]["sweeper"]["params"]["schedule"])
     ran = set()
     for schedule in schedules:
         values = flat(compose([f"experiment={name}", f"schedule={schedule}"]))
         ran.add(Arm.of({key: value for key, value in values.items() if key in keys()}))
     main = declared.studies[declared.main_study]
-    assert {main.arm(settings) for claim in declared.claims for settings in (claim.arm, claim.against)} == ran
+    assert {
+        main.arm(settings) for claim in declared.claims for settings in (claim.arm, claim.against)
+    } == ran
 
 
 def test_a_demonstration_says_what_is_expected(declared, monkeypatch):
     where = dataclasses.replace(study(first=range(10, 16)), note="expected is a lower loss")
-    monkeypatch.setattr(module, "load_declarations", lambda folder: [declaration(LOSS, studies=[where])])
+    monkeypatch.setattr(
+        module, "load_declarations", lambda folder: [declaration(LOSS, studies=[where])]
+    )
     assert shown(runs(effect=-0.2))[1:] == ["Expected is a lower loss."]
     where = dataclasses.replace(where, note="some seeds were added")
-    monkeypatch.setattr(module, "load_declarations", lambda folder: [declaration(LOSS, studies=[where])])
+    monkeypatch.setattr(
+        module, "load_declarations", lambda folder: [declaration(LOSS, studies=[where])]
+    )
     assert len(shown(runs(effect=-0.2))) == 1
 
 
-@pytest.mark.parametrize("name", ["glyphs", "glyphs_long", "text", "dynamics_early", "dynamics_fashion", "text_rates"])
+@pytest.mark.parametrize(
+    "name", ["glyphs", "glyphs_long", "text", "dynamics_early", "dynamics_fashion", "text_rates"]
+)
 def test_the_studies_of_the_findings_are_declared_as_their_experiments_run_them(name):
     from earlydrop.analysis.arms import Arm, config_of, flat
     from earlydrop.training.compose import compose

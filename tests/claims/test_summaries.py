@@ -24,8 +24,12 @@ def test_further_runs_are_added_and_what_both_have_is_taken_anew(tmp_path):
     before, more = made_up(seeds=range(10, 13)), made_up(seeds=range(12, 15), effect=0.5)
     both = merged(before, more)
     assert sorted(both.runs["seed"]) == sorted([*range(10, 15)] * 2)
-    losses = {(r.arm, r.seed): r.history["train_eval/loss"].iloc[-1] for r in both.of("toy").itertuples()}
-    anew = {(r.arm, r.seed): r.history["train_eval/loss"].iloc[-1] for r in more.of("toy").itertuples()}
+    losses = {
+        (r.arm, r.seed): r.history["train_eval/loss"].iloc[-1] for r in both.of("toy").itertuples()
+    }
+    anew = {
+        (r.arm, r.seed): r.history["train_eval/loss"].iloc[-1] for r in more.of("toy").itertuples()
+    }
     assert losses["early", 12] == anew["early", 12]
     both.write(tmp_path)
     read_summaries(tmp_path).write(tmp_path / "again")
@@ -34,7 +38,10 @@ def test_further_runs_are_added_and_what_both_have_is_taken_anew(tmp_path):
 
 def test_a_run_from_before_a_key_has_its_default_also_beside_runs_that_have_the_key(tmp_path):
     """An empty cell of a key that cannot be null is no setting of its own."""
-    before, more = made_up(seeds=range(10, 13)), made_up(seeds=range(20, 23), config={"augment.erasing": 0.0})
+    before, more = (
+        made_up(seeds=range(10, 13)),
+        made_up(seeds=range(20, 23), config={"augment.erasing": 0.0}),
+    )
     more.runs["fingerprint"] += "x"
     more.history["fingerprint"] += "x"
     merged(before, more).write(tmp_path)
@@ -49,11 +56,17 @@ def test_damaged_and_changed_runs_are_named_and_left_out(study, caplog):
     (study / "none-seed1" / "metrics.jsonl").write_text("garbage\n")
     changed = study / "none-seed2"
     seal(changed)
-    (changed / "metrics.jsonl").write_bytes((changed / "metrics.jsonl").read_bytes().replace(b"0.5", b"0.4"))
+    (changed / "metrics.jsonl").write_bytes(
+        (changed / "metrics.jsonl").read_bytes().replace(b"0.5", b"0.4")
+    )
     found = collect(study, {"study"})
     assert len(found.runs) == 3
     assert len(found.left_out) == 3
-    for name in ("none-seed0/config.yaml", "none-seed1/metrics.jsonl", "none-seed2: metrics.jsonl changed after"):
+    for name in (
+        "none-seed0/config.yaml",
+        "none-seed1/metrics.jsonl",
+        "none-seed2: metrics.jsonl changed after",
+    ):
         assert name in caplog.text
 
 

@@ -11,11 +11,18 @@ from earlydrop.claims.write import write_findings
 from earlydrop.training.compose import results_folder
 from tests.claims.made_up import ARMS, LOSS, declaration, made_up, study
 
-DYNAMICS = {"data.name": "fashion_mnist_mini"} | dict(load_declarations(claims_folder())[0].studies["dynamics"].config)
+DYNAMICS = {"data.name": "fashion_mnist_mini"} | dict(
+    load_declarations(claims_folder())[0].studies["dynamics"].config
+)
 
 
 def test_findings_from_summaries(tmp_path, monkeypatch):
-    one = made_up("dynamics", config=DYNAMICS, arms=("none", "constant-0.1"), seeds=[*range(3), *range(100, 105)])
+    one = made_up(
+        "dynamics",
+        config=DYNAMICS,
+        arms=("none", "constant-0.1"),
+        seeds=[*range(3), *range(100, 105)],
+    )
     one.history["probe/gdv"] = one.history["train_eval/loss"]
     one.write(tmp_path)
     table, labels, figures = write_findings(tmp_path, tmp_path)
@@ -23,7 +30,10 @@ def test_findings_from_summaries(tmp_path, monkeypatch):
     assert table.loc["F1", "verdict"] == "not run"
     assert table.loc["F3b", "n"] == "5"
     assert labels["dynamics"].startswith("overfit (claimed for underfit)")
-    assert {path.name for path in figures} >= {"dynamics-probe-gdv.png", "dynamics-test-accuracy.png"}
+    assert {path.name for path in figures} >= {
+        "dynamics-probe-gdv.png",
+        "dynamics-test-accuracy.png",
+    }
     assert "data:image/png" in (tmp_path / "findings.html").read_text()
     prints = pd.read_csv(tmp_path / "fingerprints.csv", index_col="what")["fingerprints"]
     assert prints["dynamics first F3b"].startswith("dynamics-constant-0.1-100")
@@ -37,7 +47,10 @@ def test_findings_from_summaries(tmp_path, monkeypatch):
 
 def test_what_a_reader_has_to_know_stands_below_the_table(tmp_path, monkeypatch):
     noted = dataclasses.replace(study(first=range(10, 16)), note="seed 12 is strange")
-    monkeypatch.setattr("earlydrop.claims.write.load_declarations", lambda folder: [declaration(LOSS, studies=[noted])])
+    monkeypatch.setattr(
+        "earlydrop.claims.write.load_declarations",
+        lambda folder: [declaration(LOSS, studies=[noted])],
+    )
     made_up().write(tmp_path)
     write_findings(tmp_path, tmp_path, "classic")
     assert "\nNotes:\n\n- toy: seed 12 is strange\n" in (tmp_path / "table.md").read_text()
@@ -45,7 +58,9 @@ def test_what_a_reader_has_to_know_stands_below_the_table(tmp_path, monkeypatch)
 
 
 def test_a_later_round_takes_up_some_claims_and_stands_beside_the_first():
-    late = dataclasses.replace(LOSS, id="A", arm=ARMS["late"], metric="test/accuracy", direction="higher")
+    late = dataclasses.replace(
+        LOSS, id="A", arm=ARMS["late"], metric="test/accuracy", direction="higher"
+    )
     studies = [study(first=range(10, 16), more=range(20, 25))]
     summaries = made_up(seeds=[*range(10, 16), *range(20, 25)])
     declared = declaration(LOSS, late, studies=studies)
@@ -63,6 +78,11 @@ def test_summaries_are_added_to_summaries(tmp_path):
     found = read_summaries(results_folder() / "findings")
     for name in ("overfitting", "underfitting-mlp"):
         (tmp_path / name).mkdir()
-        Summaries(*(table[table["study"] == name] for table in (found.runs, found.history))).write(tmp_path / name)
+        Summaries(*(table[table["study"] == name] for table in (found.runs, found.history))).write(
+            tmp_path / name
+        )
     write_findings(tmp_path / "overfitting", tmp_path / "underfitting-mlp", add=True)
-    assert set(read_summaries(tmp_path / "underfitting-mlp").runs["study"]) == {"overfitting", "underfitting-mlp"}
+    assert set(read_summaries(tmp_path / "underfitting-mlp").runs["study"]) == {
+        "overfitting",
+        "underfitting-mlp",
+    }

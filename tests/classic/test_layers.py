@@ -139,6 +139,10 @@ def test_the_whole_dataset_gradient_of_standard_dropout_is_of_the_network_used_a
     def loss_fn(model, batch):
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
-    reports = [earlydrop.probe(model, loss_fn, data, dataset=data) for model in (standard, inverted)]
-    assert reports[0].dataset_gradient_norm == pytest.approx(reports[1].dataset_gradient_norm, rel=1e-5)
+    reports = [
+        earlydrop.probe(model, loss_fn, data, dataset=data) for model in (standard, inverted)
+    ]
+    assert reports[0].dataset_gradient_norm == pytest.approx(
+        reports[1].dataset_gradient_norm, rel=1e-5
+    )
     assert "forward" not in standard[2].__dict__

@@ -6,16 +6,26 @@ from earlydrop import max_norm_
 
 
 def test_max_norm_limits_each_units_incoming_weights():
-    model = nn.Sequential(nn.Linear(20, 10), nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(6, 4, 3, groups=2))
+    model = nn.Sequential(
+        nn.Linear(20, 10), nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(6, 4, 3, groups=2)
+    )
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(10)
     before = [m.weight.detach().clone() for m in model]
     biases = [m.bias.detach().clone() for m in model]
     max_norm_(model, 3.0)
-    rows = [before[0], before[1].flatten(1), before[2].unflatten(0, (2, 3)).transpose(1, 2).flatten(2).flatten(0, 1)]
+    rows = [
+        before[0],
+        before[1].flatten(1),
+        before[2].unflatten(0, (2, 3)).transpose(1, 2).flatten(2).flatten(0, 1),
+    ]
     after = [m.weight.detach() for m in model]
-    after_rows = [after[0], after[1].flatten(1), after[2].unflatten(0, (2, 3)).transpose(1, 2).flatten(2).flatten(0, 1)]
+    after_rows = [
+        after[0],
+        after[1].flatten(1),
+        after[2].unflatten(0, (2, 3)).transpose(1, 2).flatten(2).flatten(0, 1),
+    ]
     assert [len(each) for each in rows] == [10, 6, 4]  # units
     for old, new in zip(rows, after_rows, strict=True):
         norms = old.double().norm(dim=1)
@@ -63,7 +73,9 @@ def test_weights_that_are_computed_before_each_forward_are_refused_by_name(compu
 
     model = nn.Sequential(nn.Linear(4, 4), computed())
     before = [p.clone() for p in model.parameters()]
-    with pytest.raises(ValueError, match=r"1 computes its weight by a (hook|parametrization).*remove it first"):
+    with pytest.raises(
+        ValueError, match=r"1 computes its weight by a (hook|parametrization).*remove it first"
+    ):
         max_norm_(model, 0.1)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 

@@ -9,7 +9,9 @@ from tests.sites import small_models
 
 def mc_model():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 3))
+    return nn.Sequential(
+        nn.Linear(5, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 3)
+    )
 
 
 def test_mc_dropout_against_a_stack_of_passes():
@@ -56,14 +58,23 @@ def test_mc_dropout_reaches_timms_attention():
     import timm
 
     model = timm.models.VisionTransformer(
-        img_size=28, patch_size=7, in_chans=1, embed_dim=16, depth=1, num_heads=2, num_classes=3, attn_drop_rate=0.5
+        img_size=28,
+        patch_size=7,
+        in_chans=1,
+        embed_dim=16,
+        depth=1,
+        num_heads=2,
+        num_classes=3,
+        attn_drop_rate=0.5,
     )
     assert (mc_dropout(model, torch.randn(2, 1, 28, 28), passes=5).variance > 0).all()
 
 
 @pytest.mark.parametrize("passes", [0, -1, 2.0, True])
 def test_mc_dropout_needs_passes(passes):
-    with pytest.raises(ValueError, match=rf"passes is {passes}: expected a number of forward passes"):
+    with pytest.raises(
+        ValueError, match=rf"passes is {passes}: expected a number of forward passes"
+    ):
         mc_dropout(mc_model(), torch.randn(2, 5), passes=passes)
 
 
@@ -81,7 +92,10 @@ def test_mc_dropout_needs_dropout_that_is_on():
 def test_mc_dropout_reaches_torchs_transformer_layers(batch_first):
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=batch_first)
     found = mc_dropout(
-        nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.randn(4, 3, 8), passes=8, probabilities=False
+        nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
+        torch.randn(4, 3, 8),
+        passes=8,
+        probabilities=False,
     )
     assert (found.variance > 0).any()
     assert torch.backends.mha.get_fastpath_enabled()
@@ -99,7 +113,9 @@ def test_mc_dropout_reaches_attention_dropout_alone_and_takes_structured_outputs
     assert found.mean.shape == (3, 2)
     selected = mc_dropout(model, ids, passes=5, select=lambda output: output[0])
     assert torch.equal(selected.mean, found.mean)
-    with pytest.raises(ValueError, match=r"BaseModelOutputWithPooling.* without logits: give select="):
+    with pytest.raises(
+        ValueError, match=r"BaseModelOutputWithPooling.* without logits: give select="
+    ):
         mc_dropout(model.bert, ids, passes=2)
 
 
@@ -117,6 +133,12 @@ def test_mc_dropout_switches_on_exactly_what_the_audit_finds():
     found = mc_dropout(model, x, passes=30, probabilities=False)
     assert (found.variance > 0).all()
     expected = model.eval()(x)
-    assert ((found.mean - expected).abs() < 5 * (found.variance / 30).sqrt() + 1e-6).all()  # not the batch's own statistics
+    assert (
+        (found.mean - expected).abs() < 5 * (found.variance / 30).sqrt() + 1e-6
+    ).all()  # not the batch's own statistics
     with pytest.raises(ValueError, match="no dropout with a rate above 0"):
-        mc_dropout(small_bert(attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0), torch.randint(0, 60, (3, 7)), passes=2)
+        mc_dropout(
+            small_bert(attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0),
+            torch.randint(0, 60, (3, 7)),
+            passes=2,
+        )

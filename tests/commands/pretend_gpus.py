@@ -12,7 +12,9 @@ if __name__ == "__main__":
 
     def device_of_job(name, job):
         with (
-            mock.patch.object(torch.accelerator, "current_accelerator", return_value=torch.device("cuda")),
+            mock.patch.object(
+                torch.accelerator, "current_accelerator", return_value=torch.device("cuda")
+            ),
             mock.patch.object(torch.accelerator, "device_count", return_value=2),
         ):
             print(f"job {job} of device={name} on {in_turn(name, job)}", flush=True)

@@ -15,7 +15,11 @@ def test_the_command_that_reproduces_a_run():
     from earlydrop.training.compose import config_from_dict
 
     settings = config_from_dict(
-        {"seed": 3, "schedule": {"name": "piecewise", "points": "0,0@0.2,0.5@0.5,0"}, "probe": {"at": ["0%", "5ep"]}}
+        {
+            "seed": 3,
+            "schedule": {"name": "piecewise", "points": "0,0@0.2,0.5@0.5,0"},
+            "probe": {"at": ["0%", "5ep"]},
+        }
     )
     line = command_line(dataclasses.asdict(settings))
     for part in ("seed=3", "schedule.name=piecewise", "0,0@0.2,0.5@0.5,0", "probe.at=[0%,5ep]"):
@@ -23,18 +27,40 @@ def test_the_command_that_reproduces_a_run():
     assert "out=" not in line
 
 
-@pytest.mark.parametrize("seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 40))])
+@pytest.mark.parametrize(
+    "seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 40))]
+)
 def test_any_text_comes_back_through_the_command_line(seed):
     """Random text over everything that means something to a shell, to Hydra's grammar or to its interpolation."""
     draw = random.Random(seed)
-    text = "".join(draw.choice("ab1 ~é#&'!;:,=()[]{}$\\\"%@+-*?|<>\t./_`^") for _ in range(draw.randint(1, 12)))
+    text = "".join(
+        draw.choice("ab1 ~é#&'!;:,=()[]{}$\\\"%@+-*?|<>\t./_`^") for _ in range(draw.randint(1, 12))
+    )
     line = command_line({"data": {"root": text}, "label": None})
     words = shlex.split(line)[1:]
     assert compose(words)["data"]["root"] == text, line
 
 
 @pytest.mark.parametrize(
-    "text", ["null", "true", "1", "1e3", "0x1", "inf", "nan", "none", "${seed}", r"\${seed}", "a'b", 'a"b', "a\\'b", "\\", "'", " "]
+    "text",
+    [
+        "null",
+        "true",
+        "1",
+        "1e3",
+        "0x1",
+        "inf",
+        "nan",
+        "none",
+        "${seed}",
+        r"\${seed}",
+        "a'b",
+        'a"b',
+        "a\\'b",
+        "\\",
+        "'",
+        " ",
+    ],
 )
 def test_texts_that_look_like_something_else_come_back(text):
     assert compose(shlex.split(command_line({"data": {"root": text}}))[1:])["data"]["root"] == text
@@ -43,11 +69,15 @@ def test_texts_that_look_like_something_else_come_back(text):
 def test_a_run_without_its_provenance_is_named(study, capsys, monkeypatch):
     (study / "none-seed0" / "provenance.json").write_text("{}")
     monkeypatch.setattr("sys.argv", ["earlydrop-cite", str(study)])
-    with pytest.raises(SystemExit, match=r"error: .*provenance\.json is missing or damaged: it has no earlydrop"):
+    with pytest.raises(
+        SystemExit, match=r"error: .*provenance\.json is missing or damaged: it has no earlydrop"
+    ):
         main()
 
 
-def test_a_changed_configuration_is_named_and_the_other_runs_are_cited(tmp_path, capsys, monkeypatch):
+def test_a_changed_configuration_is_named_and_the_other_runs_are_cited(
+    tmp_path, capsys, monkeypatch
+):
     facts = {"earlydrop": "1", "commit": None, "environment": {}, "arm": "none"}
     for seed in (0, 1):
         make_run(tmp_path, "none", seed, 0.5, model={"name": "mlp"})

@@ -16,7 +16,9 @@ PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 def printed(shell):
     """The line that the help prints for a shell."""
-    done = subprocess.run([sys.executable, "-m", "earlydrop", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "earlydrop", "--help"], capture_output=True, text=True, check=True
+    )
     (line,) = [line.strip() for line in done.stdout.splitlines() if f"install={shell}" in line]
     return line
 
@@ -26,13 +28,19 @@ def needs(shell):
         pytest.skip(f"no {shell}, or no earlydrop command")
 
 
-@pytest.mark.parametrize(("typed", "completed"), [("schedule=e", "schedule=early"), ("trainer.ep", "trainer.epochs=")])
+@pytest.mark.parametrize(
+    ("typed", "completed"), [("schedule=e", "schedule=early"), ("trainer.ep", "trainer.epochs=")]
+)
 def test_bash(typed, completed):
     needs("bash")
     line = f"earlydrop {typed}"
     ask = f"COMP_LINE='{line}' COMP_POINT={len(line)} COMP_CWORD=1; hydra_bash_completion; printf '%s\\n' \"${{COMPREPLY[@]}}\""
     done = subprocess.run(
-        ["bash", "-c", f"{printed('bash')}; {ask}"], capture_output=True, text=True, env={"PATH": PATH}, check=False
+        ["bash", "-c", f"{printed('bash')}; {ask}"],
+        capture_output=True,
+        text=True,
+        env={"PATH": PATH},
+        check=False,
     )
     assert done.stdout.split() == [completed], done.stderr
 
@@ -55,7 +63,11 @@ def test_zsh(tmp_path):
     needs("zsh")
     child, terminal = pty.fork()
     if child == 0:
-        os.execvpe("zsh", ["zsh", "-f", "-i"], {"PATH": PATH, "HOME": str(tmp_path), "TERM": "dumb", "PS1": "ready> "})
+        os.execvpe(
+            "zsh",
+            ["zsh", "-f", "-i"],
+            {"PATH": PATH, "HOME": str(tmp_path), "TERM": "dumb", "PS1": "ready> "},
+        )
     seen = ""
 
     def wait(text, seconds=60.0):

@@ -35,7 +35,9 @@ def lines(out):
 
 
 def test_a_sweep_is_planned_as_one(earlydrop, tmp_path):
-    code, out, _ = earlydrop("-m", *SMALL, "mode=plan", "schedule=none,late", "seed=0,1,2", "study=s")
+    code, out, _ = earlydrop(
+        "-m", *SMALL, "mode=plan", "schedule=none,late", "seed=0,1,2", "study=s"
+    )
     assert code == 0
     said = lines(out)
     assert said["runs"] == "6 in runs/s"
@@ -64,7 +66,14 @@ def test_data_that_is_not_here_is_planned_by_its_published_sizes(earlydrop, tmp_
     folder = tmp_path / "data"
     folder.mkdir()
     for more in (["data.root=data"], ["data.root=data", "data.download=true"]):
-        code, out, err = earlydrop("mode=plan", "data=cifar10", "model=mlp", "probe=none", "plan.images_per_second=100", *more)
+        code, out, err = earlydrop(
+            "mode=plan",
+            "data=cifar10",
+            "model=mlp",
+            "probe=none",
+            "plan.images_per_second=100",
+            *more,
+        )
         assert code == 0, err
         assert "cifar10: 50,000 training and 10,000 test images" in out
         assert "not on this machine" in out
@@ -93,7 +102,11 @@ def build(task, width: int = 8):
 @pytest.fixture
 def folder(tmp_path):
     for group, name, text in (
-        ("experiment", "mine", "# @package _global_\n# My study of a small model. More.\nstudy: mine\nseed: 7\n"),
+        (
+            "experiment",
+            "mine",
+            "# @package _global_\n# My study of a small model. More.\nstudy: mine\nseed: 7\n",
+        ),
         ("model", "small", "# Mine.\nname: ownnets:build\nargs: {width: 4}\n"),
         ("data", "few", "# Few images.\nname: fashion_mnist_mini\ntrain_images: 100\n"),
     ):
@@ -112,7 +125,9 @@ def test_a_folder_of_configurations_stands_beside_ours(earlydrop, folder):
         "model.args.width=6",
         "trainer.epochs=1",
     ]
-    code, out, err = earlydrop("--config-dir", "own", "experiment=mine", "model=small", "data=few", *rest)
+    code, out, err = earlydrop(
+        "--config-dir", "own", "experiment=mine", "model=small", "data=few", *rest
+    )
     assert code == 0, err
     assert "runs/mine/" in out
     assert "ownnets:build, 4,780 parameters" in out  # 784 x 6 + 6, 6 x 10 + 10

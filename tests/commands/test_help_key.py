@@ -18,7 +18,9 @@ def test_each_key_is_described_in_a_sentence_or_two(name):
 
 def test_a_key_is_shown_with_its_default_its_values_and_its_effect():
     text = " ".join(describe(keys()["optim.beta1"]).split())
-    assert text == ("optim.beta1 = 0.9 AdamW's decay rate of the mean gradient. A number in [0, 1); changes what is trained.")
+    assert text == (
+        "optim.beta1 = 0.9 AdamW's decay rate of the mean gradient. A number in [0, 1); changes what is trained."
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,9 @@ def test_a_group_shows_its_keys_and_no_name_shows_all(capsys):
 
 
 def test_a_misspelt_name_is_refused():
-    with pytest.raises(SystemExit, match=r"there is no key optim\.beta3: did you mean optim\.beta2\?"):
+    with pytest.raises(
+        SystemExit, match=r"there is no key optim\.beta3: did you mean optim\.beta2\?"
+    ):
         show_help(["--help-key", "optim.beta3"])
     with pytest.raises(SystemExit, match="there is no key zzz; earlydrop --help-key lists all"):
         show_help(["--help-key", "zzz"])

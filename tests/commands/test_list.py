@@ -14,14 +14,18 @@ from tests.analysis.made_up import make_run
 def test_every_experiment_is_listed_with_its_first_sentence():
     rows = {name: what for name, _, _, what in list_studies()}
     root = conf_folder() / "experiment"
-    assert set(rows) == {path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")}
+    assert set(rows) == {
+        path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")
+    }
     assert all(len(what) > 10 for what in rows.values())
     assert rows["findings/glyphs"].startswith("F5, F6, F7, F9 where nothing can be overfitted")
 
 
 def test_a_study_has_the_time_of_its_key(tmp_path):
     (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\n# Mine.\n# Time      a comment\nstudy: mine\n")
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n# Mine.\n# Time      a comment\nstudy: mine\n"
+    )
     times = {study.name: study.time for study in list_studies(folders=[tmp_path])}
     assert times["mine"] == ""
     (tmp_path / TIMES).write_text("mine: about 4 minutes\n")
@@ -59,7 +63,10 @@ def test_the_command_prints_and_refuses_what_it_does_not_take(tmp_path, warm):
     assert max(map(len, done.stdout.splitlines())) <= 160
     done = warm.run("list", "study=x", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.strip() == "error: earlydrop list takes out=FOLDER and --config-dir FOLDER alone, not study=x"
+    assert (
+        done.stderr.strip()
+        == "error: earlydrop list takes out=FOLDER and --config-dir FOLDER alone, not study=x"
+    )
 
 
 def test_help_fits_a_screen_and_names_what_people_do(tmp_path, warm):
@@ -81,23 +88,31 @@ def test_help_fits_a_screen_and_names_what_people_do(tmp_path, warm):
 def test_output_that_is_cut_ends_quietly(tmp_path):
     for arguments in (["--help"], ["--cfg", "job"], ["list"]):
         command = f"'{sys.executable}' -m earlydrop {' '.join(arguments)} | head -1"
-        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.stderr == "", arguments
 
 
-COMMAND = re.compile(r"^# .*?((?:torchrun .*-m )?earlydrop experiment=.*?)(?:  +\(.*\).*)?$", re.MULTILINE)
+COMMAND = re.compile(
+    r"^# .*?((?:torchrun .*-m )?earlydrop experiment=.*?)(?:  +\(.*\).*)?$", re.MULTILINE
+)
 
 
 def test_the_commands_of_the_headers_are_words_of_a_shell():
     """Each is one command whose brackets and braces are quoted, for experiments that exist."""
     commands = [
-        found[1] for path in sorted((conf_folder() / "experiment").rglob("*.yaml")) for found in COMMAND.finditer(path.read_text())
+        found[1]
+        for path in sorted((conf_folder() / "experiment").rglob("*.yaml"))
+        for found in COMMAND.finditer(path.read_text())
     ]
     assert len(commands) > 40
     script = "".join(f"printf '%s\\n' {command}\necho --\n" for command in commands)
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr == ""
-    assert [each.split("\n") for each in done.stdout.removesuffix("\n--\n").split("\n--\n")] == list(map(shlex.split, commands))
+    assert [
+        each.split("\n") for each in done.stdout.removesuffix("\n--\n").split("\n--\n")
+    ] == list(map(shlex.split, commands))
     for command in commands:
         (experiment,) = re.findall(r"experiment=(\S+)", command)
         assert (conf_folder() / "experiment" / f"{experiment}.yaml").is_file(), command

@@ -11,7 +11,9 @@ def test_unfinished_and_failed_runs_are_shown_and_left_out_of_the_means(study):
     make_run(study, "none", 3, 99.0, "failed")
     make_run(study, "none", 4, 99.0, "interrupted")
     (study / "failures" / "0-0").mkdir(parents=True)
-    (study / "failures" / "0-0" / "x.json").write_text(json.dumps({"overrides": ["schedule.rate=2"], "reason": "rate is 2"}))
+    (study / "failures" / "0-0" / "x.json").write_text(
+        json.dumps({"overrides": ["schedule.rate=2"], "reason": "rate is 2"})
+    )
     table, trouble, figures, *_ = write_report(study)
     assert table.loc["none", "runs"] == "3 of 5"
     assert table.loc["none", "train_eval loss"].startswith("0.6667")
@@ -40,10 +42,14 @@ def test_unfinished_and_failed_runs_are_shown_and_left_out_of_the_means(study):
 
 def test_a_sweep_without_any_run_prints_its_failures(tmp_path, capsys):
     (tmp_path / "failures" / "0-0").mkdir(parents=True)
-    (tmp_path / "failures" / "0-0" / "x.json").write_text(json.dumps({"overrides": ["a=1"], "reason": "because"}))
+    (tmp_path / "failures" / "0-0" / "x.json").write_text(
+        json.dumps({"overrides": ["a=1"], "reason": "because"})
+    )
     report_sweep(tmp_path)
     assert "failed: a=1: because" in capsys.readouterr().out
-    (tmp_path / "failures" / "0-0" / "y.json").write_text(json.dumps({"overrides": ["a=2"], "reason": "because"}))
+    (tmp_path / "failures" / "0-0" / "y.json").write_text(
+        json.dumps({"overrides": ["a=2"], "reason": "because"})
+    )
     report_sweep(tmp_path)
     assert capsys.readouterr().out == "failed: a=1 and 1 more: because\n"
 
@@ -96,7 +102,10 @@ def test_what_harms_no_number_is_passed_over(study):
     timing.write_bytes(b'{"step": 5, "imag\n' + timing.read_bytes() + b'{"step')
     metrics = study / "none-seed1" / "metrics.jsonl"
     metrics.write_bytes(
-        metrics.read_bytes().replace(b'"probe/gdv": 0.7', b'"probe/gdv": NaN').replace(b"0.1,", b"NaN,").replace(b"0.3,", b"NaN,")
+        metrics.read_bytes()
+        .replace(b'"probe/gdv": 0.7', b'"probe/gdv": NaN')
+        .replace(b"0.1,", b"NaN,")
+        .replace(b"0.3,", b"NaN,")
     )
     table, trouble, *_ = write_report(study)
     assert table.loc["none", "runs"] == "3"
@@ -117,7 +126,15 @@ def test_labels_are_text_everywhere(study):
         make_run(study, "none", 10 + i, 0.5, label=name, optim={"lr": 0.1 + i})
     table, _, figures, *_ = write_report(study)
     assert {"$x^{$", "_hidden", "a|b", "<b>"} < {name.partition(" ·")[0] for name in table.index}
-    assert len({line.count("|") - line.count(r"\|") for line in (study / "table.md").read_text().splitlines()[:3]}) == 1
+    assert (
+        len(
+            {
+                line.count("|") - line.count(r"\|")
+                for line in (study / "table.md").read_text().splitlines()[:3]
+            }
+        )
+        == 1
+    )
     assert "&lt;b&gt;" in (study / "report.html").read_text()
     assert len(figures) == 6
 
@@ -126,7 +143,9 @@ def test_a_changed_record_of_a_finished_run_is_named(study):
     folder = study / "none-seed0"
     seal(folder)
     assert write_report(study)[1] == []
-    (folder / "metrics.jsonl").write_bytes((folder / "metrics.jsonl").read_bytes().replace(b"0.5", b"0.4"))
+    (folder / "metrics.jsonl").write_bytes(
+        (folder / "metrics.jsonl").read_bytes().replace(b"0.5", b"0.4")
+    )
     assert write_report(study)[1] == [
         "changed after the run finished, by the digest in its status.json: metrics.jsonl of none-seed0"
     ]

@@ -33,7 +33,9 @@ def test_a_run_is_trained_elsewhere_and_a_changed_record_named(config, capsys, m
     assert "metrics.jsonl is not what the run wrote" in said
     assert "different: step" in said
     (folder / "metrics.jsonl").write_text(text)
-    code, said = reproduce("--out", str(folder.parent / "elsewhere"))  # trains again, though that folder holds a finished run
+    code, said = reproduce(
+        "--out", str(folder.parent / "elsewhere")
+    )  # trains again, though that folder holds a finished run
     assert (code, said.count("finished before")) == (False, 0)
     (folder / "provenance.json").unlink()
     assert "provenance.json is missing or damaged" in str(reproduce()[0])
@@ -43,5 +45,7 @@ def test_a_study_is_no_run_to_reproduce(tmp_path, monkeypatch):
     make_run(tmp_path / "seeds", "none", 0, 0.5)
     make_run(tmp_path / "seeds", "none", 1, 0.5)
     monkeypatch.setattr("sys.argv", ["earlydrop-reproduce", str(tmp_path / "seeds")])
-    with pytest.raises(SystemExit, match=r"seeds is a folder of 2 runs: give one of them, such as .*none-seed0"):
+    with pytest.raises(
+        SystemExit, match=r"seeds is a folder of 2 runs: give one of them, such as .*none-seed0"
+    ):
         main()

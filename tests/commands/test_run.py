@@ -90,14 +90,24 @@ def test_the_papers_recipe_plans_on_a_folder_of_images(tmp_path, earlydrop):
     ("environment", "expected"),
     [
         ({}, "2 threads (GOMP_SPINCOUNT=1000)\n"),
-        pytest.param({"GOMP_SPINCOUNT": "5"}, "2 threads (GOMP_SPINCOUNT=5)\n", marks=pytest.mark.slow),
-        pytest.param({"OMP_WAIT_POLICY": "PASSIVE"}, "2 threads (OMP_WAIT_POLICY=PASSIVE)\n", marks=pytest.mark.slow),
+        pytest.param(
+            {"GOMP_SPINCOUNT": "5"}, "2 threads (GOMP_SPINCOUNT=5)\n", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"OMP_WAIT_POLICY": "PASSIVE"},
+            "2 threads (OMP_WAIT_POLICY=PASSIVE)\n",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
-def test_threads_wait_briefly_unless_the_user_says_how(environment, expected, tmp_path, monkeypatch):
+def test_threads_wait_briefly_unless_the_user_says_how(
+    environment, expected, tmp_path, monkeypatch
+):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(name, raising=False)
-    done = cold("mode=plan", "threads=2", *SMALL, "plan.images_per_second=100", cwd=tmp_path, **environment)
+    done = cold(
+        "mode=plan", "threads=2", *SMALL, "plan.images_per_second=100", cwd=tmp_path, **environment
+    )
     assert expected in done.stdout, done.stderr
 
 
@@ -111,7 +121,9 @@ def test_a_comment_stands_at_the_top_of_every_config():
 def test_help_says_what_there_is_without_importing_torch(tmp_path):
     code = "import sys; sys.argv = ['earlydrop', '--help']\nimport earlydrop.commands.run\ntry: earlydrop.commands.run.main()\nexcept SystemExit: pass\n" \
            "print('torch' in sys.modules)"  # fmt: skip
-    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
     assert out.strip().endswith("False")
     assert "earlydrop schedule=late" in out
 
@@ -142,7 +154,14 @@ def test_a_run_from_another_folder_then_cite_and_reproduce(tmp_path, earlydrop):
 
 @pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
 def test_a_sweep_goes_on_past_a_failing_job_shows_it_and_ends_with_1(tmp_path, launcher, earlydrop):
-    arguments = ["-m", *SMALL, "schedule=none,early", "schedule.rate=0.1,1.5", "study=s", f"hydra/launcher={launcher}"]
+    arguments = [
+        "-m",
+        *SMALL,
+        "schedule=none,early",
+        "schedule.rate=0.1,1.5",
+        "study=s",
+        f"hydra/launcher={launcher}",
+    ]
     done = earlydrop(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert "rate is 1.5" in done.stderr + done.stdout
@@ -171,17 +190,27 @@ def test_a_sweep_killed_in_the_middle_and_repeated_gives_the_same_table(tmp_path
     tables = {}
     for name, kill in (("whole", False), ("killed", True)):
         process = subprocess.Popen(
-            [*arguments, f"out={name}"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            [*arguments, f"out={name}"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         if kill:
             began = time.monotonic()
-            while len(list((tmp_path / name).rglob("metrics.jsonl"))) < 2 and time.monotonic() - began < 60:
+            while (
+                len(list((tmp_path / name).rglob("metrics.jsonl"))) < 2
+                and time.monotonic() - began < 60
+            ):
                 time.sleep(0.05)  # until the second run has begun
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             assert not (tmp_path / name / "s" / "report.html").exists()
             process = subprocess.Popen(
-                [*arguments, f"out={name}"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                [*arguments, f"out={name}"],
+                cwd=tmp_path,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
         assert process.wait(timeout=200) == 0
         tables[name] = pd.read_csv(tmp_path / name / "s" / "table.csv").drop(columns="seconds")
@@ -191,8 +220,14 @@ def test_a_sweep_killed_in_the_middle_and_repeated_gives_the_same_table(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["schedul.rate=0.1"], "schedul.rate is no key of the configuration: did you mean schedule.rate?"),
-        (["trainer.epochs=many"], "error: trainer.epochs=many: expected a whole number, more than 0"),
+        (
+            ["schedul.rate=0.1"],
+            "schedul.rate is no key of the configuration: did you mean schedule.rate?",
+        ),
+        (
+            ["trainer.epochs=many"],
+            "error: trainer.epochs=many: expected a whole number, more than 0",
+        ),
         (["schedule.rate=1.2"], "error: schedule: rate is 1.2"),
         (["experiment=nothing"], "experiment=nothing: there is no such option"),
         (["schedule.rate=abc"], "error: schedule.rate=abc: expected a number"),
@@ -201,7 +236,10 @@ def test_a_sweep_killed_in_the_middle_and_repeated_gives_the_same_table(tmp_path
         (["probe.at=3"], "error: probe.at=3: expected a list"),
         (["optim.clip=x"], "error: optim.clip=x: expected a number, more than 0, or null"),
         (["seed=1,2"], "error: seed=1,2 is a sweep: add -m"),
-        (["train"], "error: there is no command train: expected key=value, such as earlydrop schedule=late"),
+        (
+            ["train"],
+            "error: there is no command train: expected key=value, such as earlydrop schedule=late",
+        ),
         (["+model._target_=os.system"], "names code to run"),
         (
             ["experiment=findings/smoke", "schedule=none,early", "trainer.epochs=null"],
@@ -233,7 +271,10 @@ def test_report_and_cite_of_a_folder_without_runs(tmp_path, earlydrop):
     [
         (["+lr=0.5"], "+lr is no key of the configuration: did you mean optim.lr?"),
         (["+trainer.foo=1"], "+trainer.foo is no key of the configuration"),
-        (["++optim.learning_rate=0.5"], "++optim.learning_rate is no key of the configuration: did you mean optim.lr?"),
+        (
+            ["++optim.learning_rate=0.5"],
+            "++optim.learning_rate is no key of the configuration: did you mean optim.lr?",
+        ),
         (["schedule=erly"], "schedule=erly: there is no such option: did you mean early?"),
         (["experiment=quikstart"], "did you mean quickstart?"),
         (["-m", "schedule=none,erly"], "schedule=erly: there is no such option"),
@@ -282,10 +323,17 @@ def test_two_sweeps_of_one_study_keep_their_failures_apart(tmp_path):
     note_failure(tmp_path, f"{os.getpid()}-1", ["a=1"], "one")
     note_failure(tmp_path, "999999999-2", ["a=2"], "two")
     forget_failures(tmp_path, "1-3")
-    assert [failure["reason"] for failure in failures(tmp_path)] == ["one"]  # that sweep still runs, the other has ended
+    assert [failure["reason"] for failure in failures(tmp_path)] == [
+        "one"
+    ]  # that sweep still runs, the other has ended
 
 
-BACKGROUND = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]  # a shell's background jobs begin with Ctrl-C ignored
+BACKGROUND = [
+    "sh",
+    "-c",
+    "trap '' INT; exec \"$@\"",
+    "sh",
+]  # a shell's background jobs begin with Ctrl-C ignored
 
 
 @pytest.mark.slow
@@ -301,11 +349,17 @@ BACKGROUND = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]  # a shell's backgro
 def test_workers_end_with_their_sweep(tmp_path, number, code, how):
     sweep = ["-m", *SMALL, "trainer.epochs=4000", "seed=0,1,2,3", "hydra/launcher=joblib"]
     arguments = [*how, sys.executable, "-m", "earlydrop", *sweep]
-    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     began = time.monotonic()
     while len(list(tmp_path.rglob("metrics.jsonl"))) < 2 and time.monotonic() - began < 90:
         time.sleep(0.1)
-    workers = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and parent_of(path) == process.pid]
+    workers = [
+        int(path.name)
+        for path in Path("/proc").iterdir()
+        if path.name.isdigit() and parent_of(path) == process.pid
+    ]
     assert workers
     process.send_signal(number)
     assert process.wait() == code
@@ -324,17 +378,29 @@ def parent_of(process):
 
 def alive(process):
     try:
-        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[
+            0
+        ] != "Z"
     except OSError:
         return False
 
 
 def test_the_runs_of_a_joblib_sweep_take_the_gpus_in_turn(tmp_path, warm):
-    sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "device=cuda", "seed=0,1,2", *SMALL, "trainer.steps=2"]
+    sweep = [
+        "-m",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=1",
+        "device=cuda",
+        "seed=0,1,2",
+        *SMALL,
+        "trainer.steps=2",
+    ]
     sweep = [each for each in sweep if each != "device=cpu"]
     done = warm.run(*sweep, cwd=tmp_path, program=str(Path(__file__).with_name("pretend_gpus.py")))
     assert done.returncode == 0, done.stderr
-    assert [f"job {job} of device=cuda on cuda:{job % 2}" in done.stdout for job in range(3)] == [True] * 3
+    assert [f"job {job} of device=cuda on cuda:{job % 2}" in done.stdout for job in range(3)] == [
+        True
+    ] * 3
 
 
 def test_values_are_looked_at_before_torch_is_imported(tmp_path):
@@ -343,6 +409,8 @@ def test_values_are_looked_at_before_torch_is_imported(tmp_path):
         "from earlydrop.commands.run import main\n"
         "try:\n    main()\nexcept SystemExit:\n    print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.stdout == "False\n", done.stderr
     assert done.stderr == "error: optim.lr is -1.0: expected more than 0\n"

@@ -28,7 +28,9 @@ def start(tmp_path, *overrides):
 
 
 def statuses(tmp_path):
-    return [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").glob("s/*/status.json"))]
+    return [
+        json.loads(path.read_text()) for path in sorted((tmp_path / "runs").glob("s/*/status.json"))
+    ]
 
 
 @pytest.mark.slow
@@ -44,7 +46,13 @@ def test_a_sweep_has_a_job_for_each_run_and_ends_with_its_report(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_is_warned_saves_is_queued_again_and_goes_on(tmp_path):
-    process = start(tmp_path, "schedule=early", "trainer.steps=4000", "trainer.log_every=1", "trainer.eval_every=100%")
+    process = start(
+        tmp_path,
+        "schedule=early",
+        "trainer.steps=4000",
+        "trainer.log_every=1",
+        "trainer.eval_every=100%",
+    )
     worker = None
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -64,12 +72,17 @@ def test_a_run_that_is_warned_saves_is_queued_again_and_goes_on(tmp_path):
     going_on = [line for line in log.read_text().splitlines() if "going on from step" in line]
     assert len(going_on) == 1
     assert int(going_on[0].split("from step ")[1].split()[0]) > 20
-    steps = [json.loads(line)["step"] for line in next((tmp_path / "runs").glob("s/*/metrics.jsonl")).read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in next((tmp_path / "runs").glob("s/*/metrics.jsonl")).read_text().splitlines()
+    ]
     assert steps == sorted(set(steps))
 
 
 def test_the_launcher_composes(tmp_path, warm):
-    done = warm.run("hydra/launcher=slurm", "hydra.launcher.partition=gpu", "--cfg", "hydra", cwd=tmp_path)
+    done = warm.run(
+        "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "--cfg", "hydra", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "SlurmLauncher" in done.stdout
     assert "max_num_timeout: 100" in done.stdout
@@ -83,7 +96,13 @@ def test_a_launcher_that_is_not_installed_says_what_to_install(monkeypatch):
 
 TASK = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "8", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "1", "SLURM_PROCID": "5",
         "SLURM_LOCALID": "1", "SLURM_JOB_NODELIST": "gpu-3", "SLURM_ARRAY_JOB_ID": "76", "SLURM_ARRAY_TASK_ID": "0"}  # fmt: skip
-SAID = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "gpu-3"}
+SAID = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "4",
+    "MASTER_ADDR": "gpu-3",
+}
 
 
 @pytest.fixture

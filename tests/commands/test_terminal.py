@@ -22,7 +22,11 @@ SMALL = [
 
 @pytest.mark.parametrize(
     ("encoding", "shown"),
-    [("ascii", "2.29 +- 0.01 - 1 x 2, ?, ?"), ("latin-1", "2.29 ± 0.01 - 1 × 2, ?, ?"), ("utf-8", "2.29 ± 0.01 − 1 × 2, ĝ, ?")],
+    [
+        ("ascii", "2.29 +- 0.01 - 1 x 2, ?, ?"),
+        ("latin-1", "2.29 ± 0.01 - 1 × 2, ?, ?"),
+        ("utf-8", "2.29 ± 0.01 − 1 × 2, ĝ, ?"),
+    ],
 )
 def test_characters_that_a_terminal_lacks_are_replaced(monkeypatch, encoding, shown):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
@@ -36,8 +40,20 @@ def test_characters_that_a_terminal_lacks_are_replaced(monkeypatch, encoding, sh
 
 def test_a_sweep_on_an_old_terminal_without_a_home(tmp_path):
     """Its runs, its report and its last line; no file is opened without saying its encoding."""
-    gone = ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
-    machine = {"HOME": "/proc/nowhere", "PYTHONIOENCODING": "ascii", "PYTHONWARNDEFAULTENCODING": "1", "WANDB_MODE": "offline"}
+    gone = (
+        "WANDB_CACHE_DIR",
+        "WANDB_CONFIG_DIR",
+        "WANDB_DATA_DIR",
+        "MPLCONFIGDIR",
+        "XDG_CACHE_HOME",
+        "XDG_CONFIG_HOME",
+    )
+    machine = {
+        "HOME": "/proc/nowhere",
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONWARNDEFAULTENCODING": "1",
+        "WANDB_MODE": "offline",
+    }
     done = subprocess.run(
         [sys.executable, "-c", RUN, *SMALL], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="ascii",
         env={name: value for name, value in os.environ.items() if name not in gone} | machine, check=False,

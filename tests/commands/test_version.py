@@ -11,11 +11,18 @@ def test_the_version_is_one_line(capsys):
 
 
 def test_verbose_names_the_machine_and_what_is_missing_for_compiling(capsys, monkeypatch):
-    monkeypatch.setattr("earlydrop.training.compiler.compiler_problem", lambda device: "there is no C++ compiler")
+    monkeypatch.setattr(
+        "earlydrop.training.compiler.compiler_problem", lambda device: "there is no C++ compiler"
+    )
     monkeypatch.setattr(version, "_PACKAGES", ("torch", "no-such-package"))
     show_version(["--verbose", "--version"])
     out = capsys.readouterr().out
-    for expected in ("Python ", "torch ", "no-such-package not installed", "compiling    there is no C++ compiler"):
+    for expected in (
+        "Python ",
+        "torch ",
+        "no-such-package not installed",
+        "compiling    there is no C++ compiler",
+    ):
         assert expected in out, out
 
 

@@ -31,14 +31,25 @@ def test_timm_loads_the_weights_of_a_run(config, tmp_path, weights, ending):
     trained = final_state(folder)["model"]
     for name, value in model.state_dict().items():
         assert torch.equal(value, trained[f"network.{name}"])
-    assert said.splitlines()[-1] == f"{file}: {len(trained)} tensors, the last weights of {folder}, step 2"
+    assert (
+        said.splitlines()[-1]
+        == f"{file}: {len(trained)} tensors, the last weights of {folder}, step 2"
+    )
 
 
 def test_averaged_and_best_weights_are_those_that_were_kept(config, tmp_path, weights):
-    folder = run(config(trainer__ema=0.5, trainer__stop_metric="test/loss", trainer__stop_patience=9))["folder"]
+    folder = run(
+        config(trainer__ema=0.5, trainer__stop_metric="test/loss", trainer__stop_patience=9)
+    )["folder"]
     checkpoints = Path(folder) / "checkpoints"
-    state, best = (torch.load(each) for each in (max(checkpoints.glob("step-*.pt")), checkpoints / "best.pt"))
-    for which, expected in (("last", state["model"]), ("averaged", state["model_ema"]), ("best", best["model"])):
+    state, best = (
+        torch.load(each) for each in (max(checkpoints.glob("step-*.pt")), checkpoints / "best.pt")
+    )
+    for which, expected in (
+        ("last", state["model"]),
+        ("averaged", state["model_ema"]),
+        ("best", best["model"]),
+    ):
         weights(folder, tmp_path / f"{which}.pth", "--which", which)
         found = torch.load(tmp_path / f"{which}.pth")
         assert found.keys() == expected.keys()
@@ -48,9 +59,13 @@ def test_averaged_and_best_weights_are_those_that_were_kept(config, tmp_path, we
 def test_what_is_not_there_is_said(config, tmp_path, weights):
     folder = run(config())["folder"]
     for which, need in (("averaged", "trainer.ema"), ("best", "trainer.stop_metric")):
-        with pytest.raises(SystemExit, match=f"has no {which} weights: it was trained without {need}"):
+        with pytest.raises(
+            SystemExit, match=f"has no {which} weights: it was trained without {need}"
+        ):
             weights(folder, tmp_path / "w.pth", "--which", which)
-    with pytest.raises(SystemExit, match=r"w\.bin ends in '\.bin': expected \.safetensors, \.pth, \.pt"):
+    with pytest.raises(
+        SystemExit, match=r"w\.bin ends in '\.bin': expected \.safetensors, \.pth, \.pt"
+    ):
         weights(folder, tmp_path / "w.bin")
     with pytest.raises(SystemExit, match=r"error: .*provenance\.json"):
         weights(tmp_path, tmp_path / "w.pth")

@@ -41,7 +41,9 @@ def test_the_critical_sharpness_of_a_quadratic_is_its_curvature_along_the_update
     expected = float(flat @ hessian @ flat / (flat @ slope))
     before = [w.detach().clone() for w in weights]
     for start in (1e-4, 1.0, 1e4):
-        assert critical_sharpness(loss, weights, direction, start) == pytest.approx(expected, rel=1e-3)
+        assert critical_sharpness(loss, weights, direction, start) == pytest.approx(
+            expected, rel=1e-3
+        )
     assert all(torch.equal(w, old) for w, old in zip(weights, before, strict=True))
 
 
@@ -52,7 +54,9 @@ def test_along_an_eigenvector_it_is_the_eigenvalue():
             weights[0].copy_(basis[:3, i].reshape(1, 3))
             weights[1].copy_(basis[3:, i])
         gradient = torch.autograd.grad(loss(), weights)
-        assert critical_sharpness(loss, weights, gradient, 0.1) == pytest.approx(float(value), rel=1e-3)
+        assert critical_sharpness(loss, weights, gradient, 0.1) == pytest.approx(
+            float(value), rel=1e-3
+        )
 
 
 def test_a_direction_that_always_lowers_or_raises_the_loss():
@@ -91,13 +95,17 @@ def test_a_network_against_its_dense_hessian():
     dense = torch.autograd.functional.hessian(at, flat)
     expected = float(torch.linalg.eigvalsh(dense)[-1])
     loss = nn.functional.cross_entropy(model(x), y)
-    found = preconditioned_sharpness(loss, list(model.parameters()), iterations=3000, tolerance=1e-12)
+    found = preconditioned_sharpness(
+        loss, list(model.parameters()), iterations=3000, tolerance=1e-12
+    )
     assert found == pytest.approx(expected, rel=1e-5)
     assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
-def test_adams_direction_is_the_step_that_it_takes_and_its_preconditioner_divides_the_momentum(kind):
+def test_adams_direction_is_the_step_that_it_takes_and_its_preconditioner_divides_the_momentum(
+    kind,
+):
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(5, dtype=torch.float64))
     optimizer = kind([weight], lr=0.01, weight_decay=0.0, eps=1e-3)

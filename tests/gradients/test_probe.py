@@ -12,14 +12,20 @@ from tests.sites import small_models
 
 def batches_of(n, size=8):
     g = torch.Generator().manual_seed(5)
-    return [(torch.randn(size, 1, 6, 6, generator=g), torch.randint(3, (size,), generator=g)) for _ in range(n)]
+    return [
+        (torch.randn(size, 1, 6, 6, generator=g), torch.randint(3, (size,), generator=g))
+        for _ in range(n)
+    ]
 
 
 @pytest.mark.oldest
 def test_against_gradients_taken_by_hand():
     model = make_model()
     scheduler = DropoutScheduler(model, early(0.4, cutoff=8))
-    batches, dataset = batches_of(5), [*batches_of(3), (torch.randn(3, 1, 6, 6), torch.tensor([0, 1, 2]))]
+    batches, dataset = (
+        batches_of(5),
+        [*batches_of(3), (torch.randn(3, 1, 6, 6), torch.tensor([0, 1, 2]))],
+    )
     torch.manual_seed(9)
     report = earlydrop.probe(model, loss_fn, batches, dataset=dataset)
 
@@ -31,12 +37,18 @@ def test_against_gradients_taken_by_hand():
     torch.manual_seed(9)
     off = copy.deepcopy(model)
     off[3].p = off[6].p = 0.0
-    whole = sum(len(batch[1]) * flat(off, batch) for batch in dataset) / sum(len(batch[1]) for batch in dataset)
+    whole = sum(len(batch[1]) * flat(off, batch) for batch in dataset) / sum(
+        len(batch[1]) for batch in dataset
+    )
     gradients = torch.stack([flat(model, batch) for batch in batches])
     u = gradients / gradients.norm(dim=1, keepdim=True)
-    assert report.gde == pytest.approx((0.5 * (1 - u @ (whole / whole.norm()))).mean().item(), rel=1e-5)
+    assert report.gde == pytest.approx(
+        (0.5 * (1 - u @ (whole / whole.norm()))).mean().item(), rel=1e-5
+    )
     assert report.gradient_norm == pytest.approx(gradients.norm(dim=1).mean().item(), rel=1e-6)
-    assert report.gdv == pytest.approx((0.5 * (1 - (u @ u.T)[*torch.triu_indices(5, 5, 1)])).mean().item(), rel=1e-5)
+    assert report.gdv == pytest.approx(
+        (0.5 * (1 - (u @ u.T)[*torch.triu_indices(5, 5, 1)])).mean().item(), rel=1e-5
+    )
     assert report.dataset_gradient_norm == pytest.approx(whole.norm().item(), rel=1e-5)
     assert scheduler.last_rate == 0.4
 
@@ -53,7 +65,9 @@ def test_a_model_in_evaluation_mode_is_measured_in_training_mode():
 
 def test_the_dataset_gradient_has_no_dropout_and_so_no_randomness():
     model = make_model()
-    first, second = (earlydrop.probe(model, loss_fn, batches_of(2), dataset=batches_of(4)) for _ in range(2))
+    first, second = (
+        earlydrop.probe(model, loss_fn, batches_of(2), dataset=batches_of(4)) for _ in range(2)
+    )
     assert first.dataset_gradient_norm == second.dataset_gradient_norm
 
 
@@ -62,7 +76,9 @@ def test_a_compiled_model_needs_no_graph_of_its_own():
     graphs = []
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Dropout(0.5), nn.Linear(8, 3))
     scheduler = DropoutScheduler(model, early(0.5, cutoff=2))
-    compiled = torch.compile(model, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    compiled = torch.compile(
+        model, backend=lambda graph, inputs: graphs.append(graph) or graph.forward
+    )
     batches = batches_of(3)
     for _ in range(4):
         loss_fn(compiled, batches[0]).backward()
@@ -72,24 +88,32 @@ def test_a_compiled_model_needs_no_graph_of_its_own():
 
 
 def test_parameters_without_gradients_count_as_zero():
-    model = nn.ModuleDict({"used": nn.Linear(4, 3), "unused": nn.Linear(4, 3), "frozen": nn.Linear(4, 3)})
+    model = nn.ModuleDict(
+        {"used": nn.Linear(4, 3), "unused": nn.Linear(4, 3), "frozen": nn.Linear(4, 3)}
+    )
     model["frozen"].requires_grad_(False)
 
     def loss(model, batch):
-        return nn.functional.cross_entropy(model["used"](batch[0]) + model["frozen"](batch[0]), batch[1])
+        return nn.functional.cross_entropy(
+            model["used"](batch[0]) + model["frozen"](batch[0]), batch[1]
+        )
 
     batches = [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(3)]
     assert 0 < earlydrop.probe(model, loss, batches, dataset=batches).gde < 1
 
 
 def _worker(rank, file, expected):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=2
+    )
     model = make_model().requires_grad_()
     for m in model.modules():
         if isinstance(m, (nn.Dropout, nn.Dropout2d)):
             m.p = 0.0
     batches, dataset = batches_of(6), batches_of(4)
-    report = earlydrop.probe(model, loss_fn, batches[rank::2], dataset[rank::2], group=torch.distributed.group.WORLD)
+    report = earlydrop.probe(
+        model, loss_fn, batches[rank::2], dataset[rank::2], group=torch.distributed.group.WORLD
+    )
     for name, value in expected.items():
         if vars(report)[name] != pytest.approx(value, rel=1e-5):
             raise RuntimeError(f"{name}: {vars(report)[name]} against {value}")
@@ -157,12 +181,19 @@ def test_what_still_drops_is_named():
     model = nn.Sequential(nn.Dropout(0.1), Hidden())
     data = [torch.randn(4, 4) for _ in range(3)]
     before = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match=r"something still drops: dropout in 1 \(test_probe.py:\d+\)"):
+    with pytest.raises(
+        RuntimeError, match=r"something still drops: dropout in 1 \(test_probe.py:\d+\)"
+    ):
         earlydrop.probe(model, square, data, dataset=data)
     assert torch.equal(torch.get_rng_state(), before)
     earlydrop.probe(model, square, data)
     with pytest.raises(RuntimeError, match="dropout in loss_fn"):
-        earlydrop.probe(nn.Linear(4, 2), lambda m, b: nn.functional.dropout(m(b), 0.5).square().mean(), data, dataset=data)
+        earlydrop.probe(
+            nn.Linear(4, 2),
+            lambda m, b: nn.functional.dropout(m(b), 0.5).square().mean(),
+            data,
+            dataset=data,
+        )
 
 
 def test_sparse_gradients_are_those_of_the_dense_model():
@@ -204,16 +235,27 @@ def test_checkpoints_that_only_backward_can_pass_are_refused(first):
     class Checkpointed(nn.Module):
         def __init__(self, reentrant):
             super().__init__()
-            self.first, self.second, self.reentrant = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1)), reentrant
+            self.first, self.second, self.reentrant = (
+                nn.Linear(4, 4),
+                nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1)),
+                reentrant,
+            )
 
         def forward(self, x):
             x = self.first(x) if first else x
             return torch.utils.checkpoint.checkpoint(self.second, x, use_reentrant=self.reentrant)
 
     batches = [torch.randn(4, 4, requires_grad=True) for _ in range(3)]
-    with pytest.raises(RuntimeError, match=r"the probe cannot measure .*use_reentrant=True.*use_reentrant=False"):
+    with pytest.raises(
+        RuntimeError, match=r"the probe cannot measure .*use_reentrant=True.*use_reentrant=False"
+    ):
         earlydrop.probe(Checkpointed(True), lambda m, b: m(b).square().mean(), batches)
-    assert earlydrop.probe(Checkpointed(False), lambda m, b: m(b).square().mean(), batches).gradient_norm > 0
+    assert (
+        earlydrop.probe(
+            Checkpointed(False), lambda m, b: m(b).square().mean(), batches
+        ).gradient_norm
+        > 0
+    )
 
 
 def test_the_gradient_of_a_batch_in_parts_is_the_mean_of_theirs():

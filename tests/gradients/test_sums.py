@@ -32,7 +32,9 @@ def brute_force(gradients, dataset, batch_sizes):
 def sums_of(gradients, dataset=None, batch_sizes=None):
     sums = GradientSums(None if dataset is None else dataset.clone())
     for i, gradient in enumerate(gradients):
-        sums.add([gradient[:7].view(7, 1), gradient[7:]], images=batch_sizes[i] if batch_sizes else 1)
+        sums.add(
+            [gradient[:7].view(7, 1), gradient[7:]], images=batch_sizes[i] if batch_sizes else 1
+        )
     return sums
 
 
@@ -49,9 +51,9 @@ def test_against_float64_brute_force(spread, sizes, length):
         if math.isnan(expected):
             assert getattr(report, name) is None
         else:
-            assert getattr(report, name) == pytest.approx(expected.item(), rel=2e-6, abs=1e-8 if name.startswith("bias_") else 0), (
-                name
-            )
+            assert getattr(report, name) == pytest.approx(
+                expected.item(), rel=2e-6, abs=1e-8 if name.startswith("bias_") else 0
+            ), name
     without = sums_of(gradients).report()
     assert without.gdv == pytest.approx(report.gdv, rel=2e-6)
     assert without.gde is None
@@ -82,7 +84,9 @@ def test_the_noise_scale_finds_a_known_one():
     true, sigma, batch = torch.full((400,), 0.5), 2.0, 8
     gradients = [true + sigma / batch**0.5 * torch.randn(400) for _ in range(500)]
     report = sums_of(gradients, true, [batch] * 500).report()
-    assert report.noise_scale == pytest.approx(400 * sigma**2 / true.square().sum().item(), rel=0.05)
+    assert report.noise_scale == pytest.approx(
+        400 * sigma**2 / true.square().sum().item(), rel=0.05
+    )
     assert report.bias > 0
     assert report.bias == pytest.approx(report.bias_floor, abs=2e-3)
     assert report.bias_corrected == pytest.approx(0, abs=2e-3)
@@ -100,20 +104,26 @@ def test_partial_sums_of_workers_combine_to_the_same_numbers(with_dataset):
         empty.merge(part)
     combined = empty.report()
     for name, value in vars(whole).items():
-        assert vars(combined)[name] == (value if value is None else pytest.approx(value, rel=1e-6)), name
+        assert vars(combined)[name] == (
+            value if value is None else pytest.approx(value, rel=1e-6)
+        ), name
 
 
 def test_bfloat16_gradients_are_summed_in_float32():
     direction = torch.randn(5_000)
     gradients = [(direction + torch.randn(5_000)).bfloat16() for _ in range(64)]
     sums = sums_of(gradients, direction.clone())
-    assert {held.dtype for held in vars(sums).values() if isinstance(held, torch.Tensor)} == {torch.float32}
+    assert {held.dtype for held in vars(sums).values() if isinstance(held, torch.Tensor)} == {
+        torch.float32
+    }
     expected = brute_force([g.float() for g in gradients], direction, [1] * 64)
     assert sums.report().gdv == pytest.approx(expected["gdv"].item(), rel=2e-6)
     mean = MeanGradient()
     for g in gradients:
         mean.add([g], images=2)
-    assert torch.allclose(mean.value(), torch.stack(gradients).float().mean(0), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(
+        mean.value(), torch.stack(gradients).float().mean(0), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_memory_does_not_grow_with_the_number_of_gradients():
@@ -137,12 +147,24 @@ def infinite_mean():
         (lambda: sums_of([torch.zeros(9)]), "gradient 0 is zero"),
         (lambda: sums_of([torch.ones(9), torch.full((9,), float("nan"))]), "gradient 1 holds NaN"),
         (lambda: GradientSums(torch.zeros(9)), "norm 0"),
-        (lambda: sums_of([torch.ones(9), torch.ones(10)]), "10 entries, those before had 9.*changed shape"),
+        (
+            lambda: sums_of([torch.ones(9), torch.ones(10)]),
+            "10 entries, those before had 9.*changed shape",
+        ),
         (lambda: infinite_mean().value(), "NaN or infinity"),
         (lambda: MeanGradient().value(), "no batches"),
-        (lambda: GradientSums().add([None, None], like=[torch.ones(2)] * 2), "every gradient is None"),
-        (lambda: GradientSums().add([torch.ones(3)], like=[torch.ones(2)]), r"shape \(3,\), its parameter \(2,\)"),
-        (lambda: sums_of([torch.ones(9)] * 2).merge(sums_of([torch.ones(8)] * 2)), "8 entries in one and 9"),
+        (
+            lambda: GradientSums().add([None, None], like=[torch.ones(2)] * 2),
+            "every gradient is None",
+        ),
+        (
+            lambda: GradientSums().add([torch.ones(3)], like=[torch.ones(2)]),
+            r"shape \(3,\), its parameter \(2,\)",
+        ),
+        (
+            lambda: sums_of([torch.ones(9)] * 2).merge(sums_of([torch.ones(8)] * 2)),
+            "8 entries in one and 9",
+        ),
     ],
 )
 def test_bad_input(act, says):
@@ -156,6 +178,11 @@ def test_measures_of_the_callers_own_stand_beside_ours():
     gradients = [torch.randn(5) for _ in range(3)]
     for gradient in gradients:
         sums.add([gradient])
-    report = sums.report({"mean": lambda moments: moments.norms / moments.n, "absent": lambda moments: None})
-    assert report.further == {"mean": pytest.approx(float(torch.stack(gradients).norm(dim=1).mean())), "absent": None}
+    report = sums.report(
+        {"mean": lambda moments: moments.norms / moments.n, "absent": lambda moments: None}
+    )
+    assert report.further == {
+        "mean": pytest.approx(float(torch.stack(gradients).norm(dim=1).mean())),
+        "absent": None,
+    }
     assert sums.report().further is None

@@ -18,7 +18,9 @@ def test_accelerate(accumulate, attached):
     scheduler = DropoutScheduler(net, early(0.5, 4))
     if attached == "before":
         scheduler.attach(optimizer)
-    model, optimizer, loader = accelerator.prepare(net, optimizer, DataLoader(DATA * 2, batch_size=8 // accumulate))
+    model, optimizer, loader = accelerator.prepare(
+        net, optimizer, DataLoader(DATA * 2, batch_size=8 // accumulate)
+    )
     if attached == "after":
         scheduler.attach(optimizer)
     for x, y in loader:

@@ -20,7 +20,9 @@ def make_trainer(folder, model, *callbacks, data=ITEMS, **options):
     from transformers import Trainer, TrainingArguments
 
     options = {"save_strategy": "no", "per_device_train_batch_size": 8} | options
-    arguments = TrainingArguments(str(folder), logging_steps=1, report_to="none", use_cpu=True, disable_tqdm=True, **options)
+    arguments = TrainingArguments(
+        str(folder), logging_steps=1, report_to="none", use_cpu=True, disable_tqdm=True, **options
+    )
     return Trainer(model, arguments, train_dataset=data, callbacks=list(callbacks))
 
 
@@ -33,19 +35,30 @@ def callback(schedule, **options):
 def test_hugging_face_trainer(tmp_path):
     def train(resume):
         model = Net()
-        trainer = make_trainer(tmp_path, model, callback(early(0.5, "50%")), max_steps=8, save_strategy="steps", save_steps=3)
+        trainer = make_trainer(
+            tmp_path,
+            model,
+            callback(early(0.5, "50%")),
+            max_steps=8,
+            save_strategy="steps",
+            save_steps=3,
+        )
         trainer.train(resume_from_checkpoint=resume)
         return model, trainer
 
     model, trainer = train(None)
     assert model.seen == EXPECTED
-    assert [log["dropout_rate"] for log in trainer.state.log_history if "loss" in log][2] == EXPECTED[3]
+    assert [log["dropout_rate"] for log in trainer.state.log_history if "loss" in log][
+        2
+    ] == EXPECTED[3]
     assert type(model.layers[1]) is nn.Dropout
     assert train(str(tmp_path / "checkpoint-3"))[0].seen == EXPECTED[3:]
 
 
 @pytest.mark.parametrize(
-    "length", [{"max_steps": 6}, {"max_steps": 9}, {"num_train_epochs": 2.5}, {"num_train_epochs": 1.2}], ids=str
+    "length",
+    [{"max_steps": 6}, {"max_steps": 9}, {"num_train_epochs": 2.5}, {"num_train_epochs": 1.2}],
+    ids=str,
 )
 @pytest.mark.parametrize(("accumulate", "steps"), [(1, 4), (3, 2)])
 def test_an_epoch_is_what_the_loader_and_the_accumulation_say(tmp_path, length, accumulate, steps):
@@ -60,7 +73,10 @@ def test_an_epoch_is_what_the_loader_and_the_accumulation_say(tmp_path, length, 
 
 def test_an_epoch_of_a_loader_without_a_length_is_refused_by_name(tmp_path):
     trainer = make_trainer(tmp_path, Net(), callback(early(0.5, "1ep")), data=Stream(), max_steps=8)
-    with pytest.raises(ValueError, match=r"'1ep'.*duration in epochs, but the trainer's loader has no length.*give it in steps"):
+    with pytest.raises(
+        ValueError,
+        match=r"'1ep'.*duration in epochs, but the trainer's loader has no length.*give it in steps",
+    ):
         trainer.train()
     for schedule in (early(0.5, "50%"), early(0.5, 4)):
         model = Net()
@@ -76,7 +92,11 @@ def test_a_plain_function_of_the_step_is_taken(tmp_path):
         make_trainer(tmp_path, Net(), callback(0.5), max_steps=8).train()
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("in the model"), KeyboardInterrupt()], ids=["exception", "interrupt"])
+@pytest.mark.parametrize(
+    "error",
+    [ZeroDivisionError("in the model"), KeyboardInterrupt()],
+    ids=["exception", "interrupt"],
+)
 def test_an_exception_gives_the_model_back(tmp_path, error):
     model = Net(fails_at=2, error=error)
     trainer = make_trainer(tmp_path, model, callback(early(0.5, 4)), max_steps=8)
@@ -102,7 +122,9 @@ def test_what_a_callback_that_was_added_later_left_is_let_go_by_the_next_train(t
         model.seen.clear()
         again.train()
         assert model.seen == EXPECTED
-    twice = make_trainer(tmp_path, model, callback(early(0.5, 4)), callback(early(0.5, 4)), max_steps=8)
+    twice = make_trainer(
+        tmp_path, model, callback(early(0.5, 4)), callback(early(0.5, 4)), max_steps=8
+    )
     with pytest.raises(ValueError, match="driven by a DropoutScheduler already"):
         twice.train()
     assert type(model.layers[1]) is nn.Dropout
@@ -136,8 +158,12 @@ def test_reporters_see_the_rate_when_the_callback_leads(tmp_path):
         trainer.train()
         assert (reporter.seen[0] is not None) == leads
     trainer.args.report_to = ["tensorboard"]
-    with pytest.warns(UserWarning, match=r"tensorboard run before this callback.*callback.lead\(trainer\)"):
-        callback(early(0.5, 2)).on_train_begin(trainer.args, trainer.state, trainer.control, model=Net())
+    with pytest.warns(
+        UserWarning, match=r"tensorboard run before this callback.*callback.lead\(trainer\)"
+    ):
+        callback(early(0.5, 2)).on_train_begin(
+            trainer.args, trainer.state, trainer.control, model=Net()
+        )
     with pytest.raises(ValueError, match="does not have this callback"):
         callback(early(0.5, 4)).lead(trainer)
 
@@ -147,7 +173,9 @@ class Random(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+        self.net = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2)
+        )
 
     def forward(self, x, labels=None):
         logits = self.net(x)
@@ -168,30 +196,50 @@ def probe_callback(**options):
     return ProbeCallback(**options)
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}], ids=["plain", "accumulated"])
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient_accumulation_steps": 2}], ids=["plain", "accumulated"]
+)
 def test_measuring_leaves_the_training_as_it_is_to_the_bit(tmp_path, options):
     plain, lines = measured(tmp_path, **options)
     model, more = measured(tmp_path, probe_callback(every=4, batches=3), **options)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in plain.state_dict().items())
-    assert [each["loss"] for each in more if "loss" in each] == [each["loss"] for each in lines if "loss" in each]
+    assert all(
+        torch.equal(value, model.state_dict()[name]) for name, value in plain.state_dict().items()
+    )
+    assert [each["loss"] for each in more if "loss" in each] == [
+        each["loss"] for each in lines if "loss" in each
+    ]
     probes = [each for each in more if "probe/gdv" in each]
     assert [each["step"] for each in probes] == [0, 4, 8]
-    assert all({"probe/gradient_norm", "probe/gde", "model/distance"} <= each.keys() for each in probes)
+    assert all(
+        {"probe/gradient_norm", "probe/gde", "model/distance"} <= each.keys() for each in probes
+    )
     assert probes[0]["model/distance"] == 0 < probes[1]["model/distance"]
 
 
 def test_what_is_logged_is_what_the_probe_measures(tmp_path):
     batches = [
-        {k: torch.stack([torch.as_tensor(each[k]) for each in ITEMS[i : i + 8]]) for k in ("x", "labels")} for i in (0, 8, 16)
+        {
+            k: torch.stack([torch.as_tensor(each[k]) for each in ITEMS[i : i + 8]])
+            for k in ("x", "labels")
+        }
+        for i in (0, 8, 16)
     ]
 
     def loss_fn(model, batch):
-        return nn.functional.cross_entropy(model.net[0](batch["x"])[:, :2], batch["labels"])  # what draws nothing
+        return nn.functional.cross_entropy(
+            model.net[0](batch["x"])[:, :2], batch["labels"]
+        )  # what draws nothing
 
-    model, lines = measured(tmp_path, probe_callback(every=10, batches=batches[:2], dataset=batches, loss_fn=loss_fn))
+    model, lines = measured(
+        tmp_path, probe_callback(every=10, batches=batches[:2], dataset=batches, loss_fn=loss_fn)
+    )
     last = [each for each in lines if "probe/gdv" in each][-1]
     report = probe(model, loss_fn, batches[:2], dataset=batches)
-    assert (last["probe/gdv"], last["probe/gde"], last["probe/gradient_norm"]) == (report.gdv, report.gde, report.gradient_norm)
+    assert (last["probe/gdv"], last["probe/gde"], last["probe/gradient_norm"]) == (
+        report.gdv,
+        report.gde,
+        report.gradient_norm,
+    )
     torch.manual_seed(3)
     assert last["model/distance"] == model_distance(model, Random())
 
@@ -211,6 +259,10 @@ def test_reporters_see_what_is_measured(tmp_path):
 
 
 def test_data_without_an_index_says_what_to_give(tmp_path):
-    trainer = make_trainer(tmp_path, Random(), probe_callback(every=2, batches=2), data=Stream(), max_steps=2)
-    with pytest.raises(ValueError, match=r"has no index to take them by; give batches= as a list of batches"):
+    trainer = make_trainer(
+        tmp_path, Random(), probe_callback(every=2, batches=2), data=Stream(), max_steps=2
+    )
+    with pytest.raises(
+        ValueError, match=r"has no index to take them by; give batches= as a list of batches"
+    ):
         trainer.train()

@@ -7,7 +7,9 @@ from earlydrop.integrations.length import RunLength, batches_of, in_steps
 KNOWN = RunLength(40, 10)
 ENDLESS = RunLength(None, 10, no_total="nobody says when it ends")
 STREAM = RunLength(40, None, no_epoch="the loader has no length")
-NOTHING = RunLength(None, None, no_total="nobody says when it ends", no_epoch="the loader has no length")
+NOTHING = RunLength(
+    None, None, no_total="nobody says when it ends", no_epoch="the loader has no length"
+)
 
 
 def test_durations_become_steps():
@@ -26,16 +28,22 @@ def test_what_needs_no_length_works_without_one():
 
 
 @pytest.mark.parametrize("length", [ENDLESS, NOTHING])
-@pytest.mark.parametrize("schedule", [early(0.5, "20%"), curriculum(0.5), piecewise("0,0.5@0.2,0")], ids=str)
+@pytest.mark.parametrize(
+    "schedule", [early(0.5, "20%"), curriculum(0.5), piecewise("0,0.5@0.2,0")], ids=str
+)
 def test_what_depends_on_an_unknown_length_is_refused(schedule, length):
-    with pytest.raises(ValueError, match="depends on the length of the run, but nobody says when it ends"):
+    with pytest.raises(
+        ValueError, match="depends on the length of the run, but nobody says when it ends"
+    ):
         in_steps(schedule, length)
 
 
 @pytest.mark.parametrize("length", [STREAM, NOTHING])
 @pytest.mark.parametrize("schedule", [early(0.5, "1ep"), piecewise("0,0.5@1ep,0")], ids=str)
 def test_epochs_of_an_unknown_length_are_refused(schedule, length):
-    with pytest.raises(ValueError, match="has a duration in epochs, but the loader has no length: give it in steps"):
+    with pytest.raises(
+        ValueError, match="has a duration in epochs, but the loader has no length: give it in steps"
+    ):
         in_steps(schedule, length)
 
 

@@ -62,7 +62,9 @@ class Manual(Module):
     def training_step(self, batch, batch_idx):
         self.before.append(self.counted)
         optimizers = self.optimizers()
-        for every, optimizer in zip(self.every, optimizers if len(self.every) > 1 else [optimizers], strict=True):
+        for every, optimizer in zip(
+            self.every, optimizers if len(self.every) > 1 else [optimizers], strict=True
+        ):
             if batch_idx == 0 or batch_idx % every == every - 1:
                 loss = nn.functional.cross_entropy(self.net.layers.eval()(batch[0]), batch[1])
                 self.net.layers.train()
@@ -72,7 +74,10 @@ class Manual(Module):
         self.net(batch[0])  # one forward a batch is watched
 
     def configure_optimizers(self):
-        return [self.optimizer(), *(torch.optim.SGD(self.parameters(), 0.1) for _ in self.every[1:])]
+        return [
+            self.optimizer(),
+            *(torch.optim.SGD(self.parameters(), 0.1) for _ in self.every[1:]),
+        ]
 
 
 def fit(folder, module, *callbacks, data=None, resume=None, **options):
@@ -158,7 +163,10 @@ def test_a_run_that_time_ends_takes_steps_and_epochs_and_refuses_percent(tmp_pat
         module = Module()
         fit(tmp_path, module, DropoutCallback(schedule), Enough(), **length)
         assert set(module.net.seen) == {0.5}
-    with pytest.raises(ValueError, match=r"'50%'.*depends on the length of the run, but neither max_steps nor max_epochs"):
+    with pytest.raises(
+        ValueError,
+        match=r"'50%'.*depends on the length of the run, but neither max_steps nor max_epochs",
+    ):
         fit(tmp_path, Module(), first("50%"), **length)
 
 
@@ -170,7 +178,9 @@ def test_a_loader_without_a_length_takes_steps_and_refuses_epochs(tmp_path):
         module = Module()
         fit(tmp_path, module, DropoutCallback(early(0.5, 4)), data=stream(), **length)
         assert module.net.seen == EXPECTED
-        with pytest.raises(ValueError, match=r"'1ep'.*duration in epochs, but the loader has no length"):
+        with pytest.raises(
+            ValueError, match=r"'1ep'.*duration in epochs, but the loader has no length"
+        ):
             fit(tmp_path, Module(), first("1ep"), data=stream(), **length)
     module = Module()
     fit(tmp_path, module, DropoutCallback(early(0.5, "50%")), data=stream(), max_steps=8)
@@ -184,12 +194,17 @@ def test_with_several_optimizers_a_step_is_a_batch_in_which_one_stepped(tmp_path
     """The first batch steps all of them, so that a count of optimizers would go wrong at once."""
     module = Manual(*every)
     fit(tmp_path, module, first(3), max_epochs=3)
-    stepped = [i for i in range(12) if i % 4 == 0 or any(i % 4 % each == each - 1 for each in every)]
+    stepped = [
+        i for i in range(12) if i % 4 == 0 or any(i % 4 % each == each - 1 for each in every)
+    ]
     assert on(module) == (stepped[2] + 1, 12)
 
 
 @pytest.mark.parametrize("every", [(1,), (1, 1)], ids=str)
-@pytest.mark.parametrize(("length", "cutoff"), [({"max_epochs": 2}, "1ep"), ({"max_epochs": 2}, "50%"), ({"max_steps": 8}, "50%")])
+@pytest.mark.parametrize(
+    ("length", "cutoff"),
+    [({"max_epochs": 2}, "1ep"), ({"max_epochs": 2}, "50%"), ({"max_steps": 8}, "50%")],
+)
 def test_durations_of_a_manual_optimization_are_in_batches(tmp_path, every, length, cutoff):
     module = Manual(*every)
     if "max_steps" in length:
@@ -198,7 +213,9 @@ def test_durations_of_a_manual_optimization_are_in_batches(tmp_path, every, leng
     assert module.net.seen == EXPECTED
 
 
-@pytest.mark.parametrize(("every", "length"), [((3,), {"max_epochs": 2}), ((1, 3), {"max_steps": 8})], ids=str)
+@pytest.mark.parametrize(
+    ("every", "length"), [((3,), {"max_epochs": 2}), ((1, 3), {"max_steps": 8})], ids=str
+)
 def test_a_manual_optimization_that_skips_batches_takes_steps_only(tmp_path, every, length):
     module = Manual(*every)
     with pytest.raises(ValueError, match=r"with manual optimization .* give the duration in steps"):
@@ -220,11 +237,20 @@ def test_a_manual_optimization_that_skips_a_later_batch_is_warned_of_once(tmp_pa
     assert on(module) == (5, 12)
 
 
-@pytest.mark.parametrize("make", [Module, lambda: Manual(1), lambda: Manual(1, 1), lambda: Manual(2, 3)])
+@pytest.mark.parametrize(
+    "make", [Module, lambda: Manual(1), lambda: Manual(1, 1), lambda: Manual(2, 3)]
+)
 def test_it_resumes(tmp_path, make):
     whole = make()
     saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_epochs=1, save_top_k=-1)
-    fit(tmp_path, whole, DropoutCallback(early(0.5, 6)), saving, max_epochs=2, enable_checkpointing=True)
+    fit(
+        tmp_path,
+        whole,
+        DropoutCallback(early(0.5, 6)),
+        saving,
+        max_epochs=2,
+        enable_checkpointing=True,
+    )
     checkpoint = min(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]))
     rest = make()
     fit(tmp_path, rest, DropoutCallback(early(0.5, 6)), resume=checkpoint, max_epochs=2)
@@ -235,7 +261,9 @@ def test_it_resumes(tmp_path, make):
 def test_a_checkpoint_without_a_count_of_several_optimizers_is_refused(tmp_path):
     saving = ModelCheckpoint(tmp_path, filename="plain")
     fit(tmp_path, Manual(1, 1), saving, max_epochs=1, enable_checkpointing=True)
-    with pytest.raises(ValueError, match=r"global_step is 8 .* 2 optimizers.*checkpoint\['earlydrop'\]"):
+    with pytest.raises(
+        ValueError, match=r"global_step is 8 .* 2 optimizers.*checkpoint\['earlydrop'\]"
+    ):
         fit(tmp_path, Manual(1, 1), first(6), resume=tmp_path / "plain.ckpt", max_epochs=2)
     module = Manual(1)
     saving = ModelCheckpoint(tmp_path, filename="single")
@@ -245,7 +273,11 @@ def test_a_checkpoint_without_a_count_of_several_optimizers_is_refused(tmp_path)
 
 
 @pytest.mark.parametrize("make", [Module, lambda **net: Manual(1, 1, **net)])
-@pytest.mark.parametrize("error", [ZeroDivisionError("in the model"), KeyboardInterrupt()], ids=["exception", "interrupt"])
+@pytest.mark.parametrize(
+    "error",
+    [ZeroDivisionError("in the model"), KeyboardInterrupt()],
+    ids=["exception", "interrupt"],
+)
 def test_an_exception_gives_the_model_back(tmp_path, make, error):
     module = make(fails_at=2, error=error)
     given = DropoutCallback(early(0.5, 4))
@@ -284,7 +316,9 @@ class Random(lightning.LightningModule):
 
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+        self.net = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2)
+        )
         self.correct = torchmetrics.classification.MulticlassAccuracy(2)
         self.losses = []
 
@@ -295,7 +329,9 @@ class Random(lightning.LightningModule):
         self.correct.update(logits, y)
         self.log("loss", loss, on_step=True, on_epoch=True)
         self.log("seen", self.correct.compute())
-        self.losses.append(loss.item()) if loss.requires_grad and self.trainer.global_step == len(self.losses) else None
+        self.losses.append(loss.item()) if loss.requires_grad and self.trainer.global_step == len(
+            self.losses
+        ) else None
         return loss
 
     def configure_optimizers(self):
@@ -317,7 +353,10 @@ def train_random(tmp_path, *callbacks, **options):
 def test_measuring_leaves_the_training_as_it_is_to_the_bit(tmp_path):
     plain, lines, _ = train_random(tmp_path)
     measured, more, trainer = train_random(tmp_path, ProbeCallback(every=5, batches=3))
-    assert all(torch.equal(value, measured.state_dict()[name]) for name, value in plain.state_dict().items())
+    assert all(
+        torch.equal(value, measured.state_dict()[name])
+        for name, value in plain.state_dict().items()
+    )
     assert torch.equal(plain.correct.compute(), measured.correct.compute())
     probes = [(step, values) for step, values in more if "probe/gdv" in values]
     assert [line for line in more if "probe/gdv" not in line[1]] == lines
@@ -332,21 +371,29 @@ def test_what_is_logged_is_what_the_probe_measures(tmp_path):
     batches = [(IMAGES[i : i + 8], LABELS[i : i + 8]) for i in range(0, 32, 8)]
 
     def loss_fn(module, batch):
-        return nn.functional.cross_entropy(module.net[0](batch[0])[:, :2], batch[1])  # what draws nothing
+        return nn.functional.cross_entropy(
+            module.net[0](batch[0])[:, :2], batch[1]
+        )  # what draws nothing
 
     given = ProbeCallback(every=12, batches=batches[:2], dataset=batches, loss_fn=loss_fn)
     module, lines, _ = train_random(tmp_path, given)
     ((_, first), (step, last)) = [(step, values) for step, values in lines if "probe/gdv" in values]
     report = probe(module, loss_fn, batches[:2], dataset=batches)
     assert step == 12
-    assert (last["probe/gdv"], last["probe/gde"], last["probe/gradient_norm"]) == (report.gdv, report.gde, report.gradient_norm)
+    assert (last["probe/gdv"], last["probe/gde"], last["probe/gradient_norm"]) == (
+        report.gdv,
+        report.gde,
+        report.gradient_norm,
+    )
     lightning.seed_everything(3, verbose=False)
     assert last["model/distance"] == model_distance(module, Random())
     assert first["probe/gdv"] != last["probe/gdv"]
 
 
 def test_accumulated_steps_are_measured_once(tmp_path):
-    _, lines, _ = train_random(tmp_path, ProbeCallback(every=2, batches=2), accumulate_grad_batches=2)
+    _, lines, _ = train_random(
+        tmp_path, ProbeCallback(every=2, batches=2), accumulate_grad_batches=2
+    )
     assert [step for step, values in lines if "probe/gdv" in values] == [0, 2, 4, 6]
 
 
@@ -355,8 +402,14 @@ def test_accumulated_steps_are_measured_once(tmp_path):
     [
         ({"every": 0}, "every is 0: expected a number of optimizer steps, 1 or more"),
         ({"every": 1, "batches": 1}, "batches is 1: expected a number of mini-batches, at least 2"),
-        ({"every": 1, "batches": iter([])}, "batches is .*: expected a number of mini-batches, at least 2, or a list"),
-        ({"every": 1, "batches": 5}, "the training data has 32 items, and 40 are needed; give fewer"),
+        (
+            {"every": 1, "batches": iter([])},
+            "batches is .*: expected a number of mini-batches, at least 2, or a list",
+        ),
+        (
+            {"every": 1, "batches": 5},
+            "the training data has 32 items, and 40 are needed; give fewer",
+        ),
     ],
     ids=["every", "batches", "iterator", "too many"],
 )
@@ -370,7 +423,9 @@ def test_data_without_an_index_and_manual_optimization_say_what_to_give(tmp_path
         max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=tmp_path, enable_checkpointing=False, callbacks=[ProbeCallback(every=1, batches=2)],
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"\(Stream\) has no index to take them by; give batches= as a list"):
+    with pytest.raises(
+        ValueError, match=r"\(Stream\) has no index to take them by; give batches= as a list"
+    ):
         trainer.fit(Module(), DataLoader(Stream(), batch_size=8))
     with pytest.raises(ValueError, match=r"give ProbeCallback\(loss_fn=...\)"):
         fit(tmp_path, Manual(1), ProbeCallback(every=1, batches=2), max_epochs=1)
@@ -392,4 +447,13 @@ def test_a_schedule_may_react_to_what_is_measured(tmp_path):
 
     watch, drop = Watch(), DropoutCallback(lambda step: rates["now"])
     fit(tmp_path, Module(), ProbeCallback(every=2, batches=2), watch, drop, max_epochs=2)
-    assert watch.seen == (0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0)  # measured after two and after four steps
+    assert watch.seen == (
+        0.5,
+        0.5,
+        0.5,
+        0.5,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    )  # measured after two and after four steps

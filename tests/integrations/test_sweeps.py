@@ -31,13 +31,21 @@ CUTOFFS = (3, "1ep", "1.5ep", "50%")
 def steps_of_forwards(accumulate, epochs=100):
     """To which optimizer step each forward belongs, when the last parts of an epoch are a step too."""
     an_epoch = math.ceil(BATCHES / accumulate)
-    return [epoch * an_epoch + batch // accumulate for epoch in range(epochs) for batch in range(BATCHES)]
+    return [
+        epoch * an_epoch + batch // accumulate
+        for epoch in range(epochs)
+        for batch in range(BATCHES)
+    ]
 
 
 def cutoff_in_steps(cutoff, accumulate, total):
     if isinstance(cutoff, int):
         return cutoff
-    number, unit = (cutoff[:-2], math.ceil(BATCHES / accumulate)) if cutoff.endswith("ep") else (cutoff[:-1], total / 100)
+    number, unit = (
+        (cutoff[:-2], math.ceil(BATCHES / accumulate))
+        if cutoff.endswith("ep")
+        else (cutoff[:-1], total / 100)
+    )
     return math.floor(float(number) * unit)
 
 
@@ -59,7 +67,13 @@ def timm_epoch(epoch, model, optimizer, lr_scheduler, scaler, accumulate, overfl
         loss = nn.functional.cross_entropy(logits, torch.tensor([y for _, y in batch])) / accumulate
         if scaler is not None:
             loss = loss * float("inf") if (epoch, batch_idx) in overflows else loss
-            scaler(loss, optimizer, clip_grad=None, parameters=model.parameters(), need_update=need_update)
+            scaler(
+                loss,
+                optimizer,
+                clip_grad=None,
+                parameters=model.parameters(),
+                need_update=need_update,
+            )
         else:
             loss.backward()
             if need_update:
@@ -82,7 +96,9 @@ def before_forwards(updated):
 
 def timm_run(name, schedule, fused=False):
     model = Net()
-    optimizer = timm.optim.create_optimizer_v2(model, opt=name, lr=1e-2, **({"fused": True} if fused else {}))
+    optimizer = timm.optim.create_optimizer_v2(
+        model, opt=name, lr=1e-2, **({"fused": True} if fused else {})
+    )
     scheduler = DropoutScheduler(model, schedule)
     scheduler.attach(optimizer)
     lr_scheduler, _ = timm.scheduler.create_scheduler_v2(optimizer, sched="cosine", num_epochs=5)
@@ -97,9 +113,13 @@ TIMM = ["sgd", "adamw", "lamb", "muon", "lookahead_adamw"]
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name, accumulate, scaled, tmp_path):
     schedule, overflows = early(0.5, 6), {(1, 1), (2, 3)} if scaled else set()
-    model, optimizer, scheduler, lr_scheduler = timm_run(name, schedule, fused=name == "adamw" and scaled)
+    model, optimizer, scheduler, lr_scheduler = timm_run(
+        name, schedule, fused=name == "adamw" and scaled
+    )
     scaler = NativeScaler(device="cpu") if scaled else None
-    saver = CheckpointSaver(model=model, optimizer=optimizer, amp_scaler=scaler, checkpoint_dir=str(tmp_path))
+    saver = CheckpointSaver(
+        model=model, optimizer=optimizer, amp_scaler=scaler, checkpoint_dir=str(tmp_path)
+    )
     updated = []
     for epoch in range(4):
         timm_epoch(epoch, model, optimizer, lr_scheduler, scaler, accumulate, overflows, updated)
@@ -111,8 +131,12 @@ def test_timm(name, accumulate, scaled, tmp_path):
         assert updated[-1] < steps_of_forwards(accumulate, 4)[-1] + 1  # some were skipped
     assert model.kernels == at_kernels(schedule, before_forwards(updated))
 
-    again, optimizer, scheduler, lr_scheduler = timm_run(name, schedule, fused=name == "adamw" and scaled)
-    start = resume_checkpoint(again, str(tmp_path / "checkpoint-1.pth.tar"), optimizer, scaler, log_info=False)
+    again, optimizer, scheduler, lr_scheduler = timm_run(
+        name, schedule, fused=name == "adamw" and scaled
+    )
+    start = resume_checkpoint(
+        again, str(tmp_path / "checkpoint-1.pth.tar"), optimizer, scaler, log_info=False
+    )
     resumed = [updated[start * BATCHES - 1]]
     for epoch in range(start, 4):
         timm_epoch(epoch, again, optimizer, lr_scheduler, scaler, accumulate, overflows, resumed)
@@ -129,7 +153,13 @@ def test_timm(name, accumulate, scaled, tmp_path):
 
 # transformers
 
-LENGTHS = [{"max_steps": 6}, {"max_steps": 9}, {"num_train_epochs": 2.5}, {"num_train_epochs": 1.75}, {"num_train_epochs": 3}]
+LENGTHS = [
+    {"max_steps": 6},
+    {"max_steps": 9},
+    {"num_train_epochs": 2.5},
+    {"num_train_epochs": 1.75},
+    {"num_train_epochs": 3},
+]
 
 
 @pytest.mark.parametrize("cutoff", CUTOFFS)
@@ -144,7 +174,9 @@ def test_hugging_face(length, accumulate, cutoff, tmp_path):
     def train(model, *, resume=None, **more):
         given = hugging_face.callback(early(0.5, cutoff))
         options = length | {"gradient_accumulation_steps": accumulate} | more
-        hugging_face.make_trainer(tmp_path, model, given, **options).train(resume_from_checkpoint=resume)
+        hugging_face.make_trainer(tmp_path, model, given, **options).train(
+            resume_from_checkpoint=resume
+        )
 
     model = Net()
     train(model, save_strategy="steps", save_steps=2)
@@ -165,15 +197,26 @@ def test_hugging_face(length, accumulate, cutoff, tmp_path):
 # Lightning
 
 ENDLESS = {"max_epochs": -1, "max_time": timedelta(hours=1)}
-LIGHTNING = [{"max_steps": 6}, {"max_epochs": 3}, {"max_steps": 9, "max_epochs": 10}, {"max_steps": 7, "max_epochs": 100}, ENDLESS]
+LIGHTNING = [
+    {"max_steps": 6},
+    {"max_epochs": 3},
+    {"max_steps": 9, "max_epochs": 10},
+    {"max_steps": 7, "max_epochs": 100},
+    ENDLESS,
+]
 
 
 @pytest.mark.parametrize("cutoff", CUTOFFS)
-@pytest.mark.parametrize(("optimizers", "accumulate"), [("auto", 1), ("auto", 2), ("auto", 3), (1, 1), (2, 1), (3, 1)])
+@pytest.mark.parametrize(
+    ("optimizers", "accumulate"), [("auto", 1), ("auto", 2), ("auto", 3), (1, 1), (2, 1), (3, 1)]
+)
 @pytest.mark.parametrize("length", LIGHTNING, ids=str)
 def test_lightning(length, optimizers, accumulate, cutoff, tmp_path):
     an_epoch = math.ceil(BATCHES / accumulate)
-    total = min(length.get("max_steps", 10**6), length["max_epochs"] * an_epoch if length.get("max_epochs", -1) > 0 else 10**6)
+    total = min(
+        length.get("max_steps", 10**6),
+        length["max_epochs"] * an_epoch if length.get("max_epochs", -1) > 0 else 10**6,
+    )
     options = dict(length)
     if isinstance(optimizers, int) and "max_steps" in options:
         options["max_steps"] *= optimizers
@@ -186,7 +229,11 @@ def test_lightning(length, optimizers, accumulate, cutoff, tmp_path):
         return lightning_.fit(tmp_path, module, given, *more_callbacks, **options, **more)
 
     def make(**net):
-        return lightning_.Module(**net) if optimizers == "auto" else lightning_.Manual(*[1] * optimizers, **net)
+        return (
+            lightning_.Module(**net)
+            if optimizers == "auto"
+            else lightning_.Manual(*[1] * optimizers, **net)
+        )
 
     if length is ENDLESS and cutoff == "50%":
         with pytest.raises(ValueError, match="depends on the length of the run"):
@@ -197,14 +244,18 @@ def test_lightning(length, optimizers, accumulate, cutoff, tmp_path):
     if length is ENDLESS:
         forwards = list(itertools.takewhile(lambda step: step < 8, forwards))
 
-    saving = lightning_.ModelCheckpoint(tmp_path, filename="{epoch}", every_n_epochs=1, save_top_k=-1)
+    saving = lightning_.ModelCheckpoint(
+        tmp_path, filename="{epoch}", every_n_epochs=1, save_top_k=-1
+    )
     module = make()
     fit(module, saving, enable_checkpointing=True)
     assert module.net.kernels == at_kernels(schedule, forwards)
     resumed = make()
     fit(resumed, resume=tmp_path / "epoch=0.ckpt")
     # Where accumulation is resumed with max_steps, Lightning divides the batches otherwise: its optimizer says the steps.
-    assert resumed.net.kernels == at_kernels(schedule, [an_epoch + before for before in resumed.before])
+    assert resumed.net.kernels == at_kernels(
+        schedule, [an_epoch + before for before in resumed.before]
+    )
     assert resumed.before[-1] == forwards[-1] - an_epoch
     fails = make(fails_at=2, error=ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):

@@ -17,7 +17,9 @@ class Kernels(TorchDispatchMode):
         self.rates = []
 
     @classmethod
-    def _should_skip_dynamo(cls):  # or torch imports its compiler to keep it out of here, which takes seconds
+    def _should_skip_dynamo(
+        cls,
+    ):  # or torch imports its compiler to keep it out of here, which takes seconds
         return False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -45,7 +47,11 @@ class Net(nn.Module):
             logits = self.layers(x)
         if self.training:
             self.kernels.append(max(kernels.rates, default=0.0))
-        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits} if labels is not None else logits
+        return (
+            {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+            if labels is not None
+            else logits
+        )
 
 
 def at_kernels(schedule, steps):

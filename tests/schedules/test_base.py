@@ -20,7 +20,11 @@ from earlydrop.schedules import from_config
     ],
 )
 def test_schedules_are_values(schedule):
-    for same in (copy.deepcopy(schedule), pickle.loads(pickle.dumps(schedule)), from_config(schedule.to_config())):
+    for same in (
+        copy.deepcopy(schedule),
+        pickle.loads(pickle.dumps(schedule)),
+        from_config(schedule.to_config()),
+    ):
         assert same == schedule
         assert hash(same) == hash(schedule)
         assert repr(same) == repr(schedule)
@@ -44,8 +48,14 @@ def test_schedules_are_values(schedule):
         (lambda: earlydrop.early(0.1, True), "cutoff is True"),
         (lambda: earlydrop.early(0.1, "20 epochs"), "cutoff is '20 epochs'.*'50ep'"),
         (lambda: earlydrop.early(0.1, "120%"), "past the end"),
-        (lambda: earlydrop.early(0.1, 500).resolve(100), "cutoff is 500.*past the end of the run of 100 steps"),
-        (lambda: earlydrop.early(0.1, "9ep").resolve(100, 20), r"'9ep' \(180 steps\): past the end"),
+        (
+            lambda: earlydrop.early(0.1, 500).resolve(100),
+            "cutoff is 500.*past the end of the run of 100 steps",
+        ),
+        (
+            lambda: earlydrop.early(0.1, "9ep").resolve(100, 20),
+            r"'9ep' \(180 steps\): past the end",
+        ),
         (lambda: earlydrop.early(0.1, "9ep").resolve(100), "steps_per_epoch"),
         (lambda: earlydrop.early(0.1, "20%")(0), r"resolve\(total_steps"),
         (lambda: earlydrop.early(0.1, 10, "square"), "shape is 'square'.*'linear'"),
@@ -94,12 +104,19 @@ def test_peak_name_and_resolved(name):
 
 @pytest.mark.parametrize(
     "schedule",
-    [earlydrop.early(0.1, "20%"), earlydrop.late(0.1, "2ep"), earlydrop.curriculum(0.1), earlydrop.piecewise("0,0.1@0.5,0")],
+    [
+        earlydrop.early(0.1, "20%"),
+        earlydrop.late(0.1, "2ep"),
+        earlydrop.curriculum(0.1),
+        earlydrop.piecewise("0,0.1@0.5,0"),
+    ],
     ids=lambda schedule: schedule.name,
 )
 def test_what_has_no_length_yet_is_not_called(schedule):
     assert not schedule.resolved
-    with pytest.raises(ValueError, match=r"call schedule.resolve\(total_steps, steps_per_epoch\) first"):
+    with pytest.raises(
+        ValueError, match=r"call schedule.resolve\(total_steps, steps_per_epoch\) first"
+    ):
         schedule(0)
     assert schedule.resolve(100, 10).resolved
 
@@ -107,7 +124,10 @@ def test_what_has_no_length_yet_is_not_called(schedule):
 @pytest.mark.parametrize("length", [0, -5, True, 2.0, "9", None])
 @pytest.mark.parametrize("name", EVERY)
 def test_every_schedule_refuses_what_is_no_length(name, length):
-    with pytest.raises(ValueError, match=r"total_steps is .*: expected the number of optimizer steps of the run, at least 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"total_steps is .*: expected the number of optimizer steps of the run, at least 1",
+    ):
         EVERY[name][0].resolve(length)
 
 
@@ -129,14 +149,23 @@ def test_steps_and_rates_of_other_libraries_are_numbers_too():
     assert earlydrop.constant(0).rate == 0.0
     with pytest.raises(ValueError, match="rate is True: expected a number"):
         earlydrop.constant(True)
-    with pytest.raises(ValueError, match=r"rate is -1e-09: expected a drop probability in \[0, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"rate is -1e-09: expected a drop probability in \[0, 1\)"
+    ):
         earlydrop.constant(-1e-9)
 
 
 def test_what_a_config_may_hold():
-    assert earlydrop.early(0.1, "20%").to_config() == {"name": "early", "rate": 0.1, "cutoff": "20%", "shape": "linear"}
+    assert earlydrop.early(0.1, "20%").to_config() == {
+        "name": "early",
+        "rate": 0.1,
+        "cutoff": "20%",
+        "shape": "linear",
+    }
     assert earlydrop.none().to_config() == {"name": "none"}
-    assert from_config({"name": "early", "rate": 0.1, "cutoff": "20%", "total_steps": 100}) == earlydrop.early(0.1, 20)
+    assert from_config(
+        {"name": "early", "rate": 0.1, "cutoff": "20%", "total_steps": 100}
+    ) == earlydrop.early(0.1, 20)
     with pytest.raises(ValueError, match=r"schedule 'constant' with .*: .*cutoff"):
         from_config({"name": "constant", "rate": 0.1, "cutoff": 5})
     with pytest.raises(ValueError, match="schedule name is None: expected one of none, constant"):

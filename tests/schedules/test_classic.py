@@ -37,6 +37,8 @@ def test_bad_rates_and_cutoffs_are_refused(make):
 def test_a_gamma_that_is_given_is_kept():
     given = earlydrop.curriculum(0.4, 0.25)
     assert given.resolve(1_000) is given
-    assert [given(step) for step in (0, 1, 8)] == pytest.approx([0.0, 0.4 * (1 - math.exp(-0.25)), 0.4 * (1 - math.exp(-2))])
+    assert [given(step) for step in (0, 1, 8)] == pytest.approx(
+        [0.0, 0.4 * (1 - math.exp(-0.25)), 0.4 * (1 - math.exp(-2))]
+    )
     assert earlydrop.curriculum(0.4, 1)(1) == pytest.approx(0.4 * (1 - math.exp(-1)))
     assert earlydrop.curriculum(0.4).resolve(20).gamma == 0.5

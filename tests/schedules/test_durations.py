@@ -63,9 +63,17 @@ def test_exact_steps_are_fractions():
 
 
 def test_the_end_of_the_run_is_the_last_cutoff():
-    assert duration_to_steps(10, 10) == duration_to_steps("100%", 10) == duration_to_steps("2ep", 10, 5) == 10
+    assert (
+        duration_to_steps(10, 10)
+        == duration_to_steps("100%", 10)
+        == duration_to_steps("2ep", 10, 5)
+        == 10
+    )
     assert duration_to_steps(0, 10) == duration_to_steps("9%", 10) == 0
     for past in (11, "2.2ep"):
-        with pytest.raises(ValueError, match=r"duration is .* \(11 steps\): past the end of the run of 10 steps; give at most 10"):
+        with pytest.raises(
+            ValueError,
+            match=r"duration is .* \(11 steps\): past the end of the run of 10 steps; give at most 10",
+        ):
             duration_to_steps(past, 10, 5)
     assert duration_to_steps("2.1ep", 10, 5) == 10  # 10.5 steps, rounded down

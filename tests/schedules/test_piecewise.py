@@ -14,7 +14,11 @@ import earlydrop
         ("0.0,0.3@0.75,0.0", 0.25, 0.1),
         ("0.0,0.5@0.25,0.0,0.6@0.75,0.0", 0.1, 0.2),
         ("0.0,0.3,0.0@0.75,0.9", 0.9, 0.54),
-        ("0.0,0.1@0.5,0.4@0.5,0.2", 0.5, 0.4),  # two rates at one position: the second holds from there on
+        (
+            "0.0,0.1@0.5,0.4@0.5,0.2",
+            0.5,
+            0.4,
+        ),  # two rates at one position: the second holds from there on
     ],
 )
 def test_piecewise_reads_kaldis_notation(points, fraction, rate):
@@ -34,7 +38,9 @@ def test_piecewise_is_numpys_interpolation(seed, steps):
     draw = np.random.default_rng(seed)
     places = [0.0, *np.sort(draw.uniform(0.05, 0.95, 4)).round(3).tolist(), 1.0]
     rates = draw.uniform(0, 0.99, 6).round(3).tolist()
-    inner = ",".join(f"{rate}@{place}" for rate, place in zip(rates[1:-1], places[1:-1], strict=True))
+    inner = ",".join(
+        f"{rate}@{place}" for rate, place in zip(rates[1:-1], places[1:-1], strict=True)
+    )
     schedule = earlydrop.piecewise(f"{rates[0]},{inner},{rates[-1]}").resolve(steps)
     found = [schedule(step) for step in range(2 * steps)]
     assert found == pytest.approx(np.interp(np.arange(2 * steps) / steps, places, rates).tolist())
@@ -57,7 +63,9 @@ def test_points_at_the_ends_and_in_epochs():
         resolved.resolve(13)
     with pytest.raises(ValueError, match="in epochs: give steps_per_epoch"):
         earlydrop.piecewise("0,0.4@2ep,0").resolve(12)
-    assert earlydrop.piecewise("0,0.4@4ep,0").resolve(12, 3)(12) == 0.0  # the end of the run is a place
+    assert (
+        earlydrop.piecewise("0,0.4@4ep,0").resolve(12, 3)(12) == 0.0
+    )  # the end of the run is a place
 
 
 @pytest.mark.parametrize(
@@ -66,8 +74,14 @@ def test_points_at_the_ends_and_in_epochs():
         ("0,0.1@1.5,0", "position '1.5' should be a fraction of the run"),
         ("0,0.1@-0.1,0", "position '-0.1' should be a fraction of the run"),
         ("0,0.1@1/0,0", "position '1/0' should be"),
-        ("0,0.1@2ep,0.2@y,0", "position 'y' should be"),  # at once, though the epochs are not known yet
-        ("0,0.1@0.5,0@1", "the first and last rates stand at the start and end of the run, so '0@1' takes no position"),
+        (
+            "0,0.1@2ep,0.2@y,0",
+            "position 'y' should be",
+        ),  # at once, though the epochs are not known yet
+        (
+            "0,0.1@0.5,0@1",
+            "the first and last rates stand at the start and end of the run, so '0@1' takes no position",
+        ),
         ("0,0.1@120%,0", "past the end of the run"),
         ("0,-0.1@0.5,0", "a rate in points '0,-0.1@0.5,0' is -0.1"),
         ("1,0", "a rate in points '1,0' is 1.0"),

@@ -154,7 +154,9 @@ class Layers(nn.Module):
 
     def __init__(self, layer_dropout=0.3, depth=4, dropout=0.1):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Dropout(dropout)) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 4), nn.Dropout(dropout)) for _ in range(depth)
+        )
         self.layer_dropouts = (layer_dropout,) * depth
 
     def forward(self, x):
@@ -177,9 +179,12 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x):
         batch, length, width = x.shape
         q, k, v = (
-            part.view(batch, length, self.heads, width // self.heads).transpose(1, 2) for part in self.c_attn(x).split(width, dim=2)
+            part.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+            for part in self.c_attn(x).split(width, dim=2)
         )
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0, is_causal=True)
+        y = F.scaled_dot_product_attention(
+            q, k, v, dropout_p=self.dropout if self.training else 0, is_causal=True
+        )
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(batch, length, width)))
 
 
@@ -188,7 +193,8 @@ class GPT(nn.Module):
         super().__init__()
         self.wte, self.drop = nn.Embedding(vocabulary, width), nn.Dropout(dropout)
         self.h = nn.ModuleList(
-            nn.ModuleDict({"ln": nn.LayerNorm(width), "attn": CausalSelfAttention(dropout, width)}) for _ in range(depth)
+            nn.ModuleDict({"ln": nn.LayerNorm(width), "attn": CausalSelfAttention(dropout, width)})
+            for _ in range(depth)
         )
         self.head = nn.Linear(width, vocabulary)
 

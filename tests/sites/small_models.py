@@ -44,9 +44,28 @@ _SPECIAL = {  # what the names do not tell
     "gptj": {"rotary_dim": 4},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "esm": {"vocab_size": 99, "pad_token_id": 1, "mask_token_id": 32},
-    "mobilebert": {"embedding_size": 32, "true_hidden_size": 32, "intra_bottleneck_size": 32, "use_bottleneck": False},
-    "swin": {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "image_size": 32, "patch_size": 4},
-    "donut-swin": {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, "image_size": 32, "patch_size": 4},
+    "mobilebert": {
+        "embedding_size": 32,
+        "true_hidden_size": 32,
+        "intra_bottleneck_size": 32,
+        "use_bottleneck": False,
+    },
+    "swin": {
+        "embed_dim": 16,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": 2,
+        "image_size": 32,
+        "patch_size": 4,
+    },
+    "donut-swin": {
+        "embed_dim": 16,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": 2,
+        "image_size": 32,
+        "patch_size": 4,
+    },
     "sam": {},
     "wav2vec2-bert": {"feature_projection_input_dim": 80},
     "efficientnet": {"width_coefficient": 0.1, "depth_coefficient": 0.1},
@@ -65,7 +84,8 @@ def _shrink(config, vocabulary=99):
     for name in ("rope_parameters", "rope_scaling"):
         rope = getattr(config, name, None)
         many = re.match(
-            r"qwen2_vl|qwen2_5_vl|qwen2_5_omni|glm4v(?!_moe)|glm46v|glm_image|glm_ocr|glmga|paddleocr_vl", str(config.model_type)
+            r"qwen2_vl|qwen2_5_vl|qwen2_5_omni|glm4v(?!_moe)|glm46v|glm_image|glm_ocr|glmga|paddleocr_vl",
+            str(config.model_type),
         )
         if isinstance(rope, dict) and ("mrope_section" in rope or many) and isinstance(heads, int):
             _set(config, "head_dim", 16)
@@ -97,7 +117,11 @@ def _shrink(config, vocabulary=99):
                 "embed_dim",
                 "stage_out_channels",
             ):
-                _set(config, name, type(value)(16 * 2**i if name != "x" else 16 for i in range(len(value))))
+                _set(
+                    config,
+                    name,
+                    type(value)(16 * 2**i if name != "x" else 16 for i in range(len(value))),
+                )
             elif name in ("num_attention_heads", "num_heads"):
                 _set(config, name, type(value)(2 for _ in value))
             elif name == "conv_dim":
@@ -146,9 +170,17 @@ def _inputs(model, config):
     """The first inputs that a forward takes."""
     parameters = inspect.signature(model.forward).parameters
     ids = torch.randint(5, 60, (2, 12))
-    image = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None) or 64
+    image = (
+        getattr(config, "image_size", None)
+        or getattr(getattr(config, "vision_config", None), "image_size", None)
+        or 64
+    )
     image = image if isinstance(image, int) else image[0]
-    channels = getattr(config, "num_channels", 3) if isinstance(getattr(config, "num_channels", 3), int) else 3
+    channels = (
+        getattr(config, "num_channels", 3)
+        if isinstance(getattr(config, "num_channels", 3), int)
+        else 3
+    )
     bins = getattr(config, "num_mel_bins", None) or getattr(config, "feature_size", None) or 80
     candidates = []
     pixels = [
@@ -158,7 +190,12 @@ def _inputs(model, config):
         (2, getattr(config, "num_frames", 8), channels, image, image),
     ]
     audio = [(2, 4000), (2, 16000)]
-    features = [(2, bins, 2 * getattr(config, "max_source_positions", 64)), (2, 64, bins), (2, 1, 1024, 128), (2, bins, 3000)]
+    features = [
+        (2, bins, 2 * getattr(config, "max_source_positions", 64)),
+        (2, 64, bins),
+        (2, 1, 1024, 128),
+        (2, bins, 3000),
+    ]
     text = {"input_ids": ids}
     if "decoder_input_ids" in parameters:
         text["decoder_input_ids"] = ids
@@ -174,7 +211,9 @@ def _inputs(model, config):
             if "input_ids" in parameters:
                 candidates.append(text | {"pixel_values": torch.randn(shape)})
     if "input_values" in parameters:
-        candidates += [{"input_values": torch.randn(shape)} for shape in [*audio, (2, 1, 4000), (2, 1024, 128)]]
+        candidates += [
+            {"input_values": torch.randn(shape)} for shape in [*audio, (2, 1, 4000), (2, 1024, 128)]
+        ]
         candidates += [
             {"input_values": torch.randn(2, 16000), "decoder_input_ids": ids},
             {"input_values": torch.randn(2, 16000), "decoder_input_values": torch.randn(2, 10, 80)},
@@ -189,9 +228,15 @@ def _inputs(model, config):
     if "past_values" in parameters:
         length = getattr(config, "context_length", 64)
         width = getattr(config, "num_input_channels", getattr(config, "input_size", 1))
-        candidates += [{"past_values": torch.randn(2, length, width)}, {"past_values": torch.randn(2, length)}]
+        candidates += [
+            {"past_values": torch.randn(2, length, width)},
+            {"past_values": torch.randn(2, length)},
+        ]
     if "inputs" in parameters:
-        candidates += [{"inputs": torch.randn(2, 12, getattr(config, "d_model", 32))}, {"inputs": ids}]
+        candidates += [
+            {"inputs": torch.randn(2, 12, getattr(config, "d_model", 32))},
+            {"inputs": ids},
+        ]
     if "inputs_embeds" in parameters:
         candidates.append({"inputs_embeds": torch.randn(2, 12, getattr(config, "hidden_size", 32))})
     if "hidden_states" in parameters:
@@ -204,9 +249,20 @@ def _inputs(model, config):
             * patch**2
         )
         for names in (width, channels * patch**2):
-            candidates.append({next(iter(parameters)): torch.randn(16, names), "grid_thw": torch.tensor([[1, 4, 4]])})
+            candidates.append(
+                {
+                    next(iter(parameters)): torch.randn(16, names),
+                    "grid_thw": torch.tensor([[1, 4, 4]]),
+                }
+            )
     if "pixel_values_videos" in parameters:
-        candidates.append({"pixel_values_videos": torch.randn(2, getattr(config, "frames_per_clip", 8), channels, image, image)})
+        candidates.append(
+            {
+                "pixel_values_videos": torch.randn(
+                    2, getattr(config, "frames_per_clip", 8), channels, image, image
+                )
+            }
+        )
     error = None
     model.train()
     for candidate in candidates:
@@ -249,7 +305,11 @@ _TIMM_SMALLEST = """
 def timm_smallest(module, names):
     """The smallest model of a module: as measured, or, for a module that is new, the first that is called small."""
     measured = [name for name in names if name in _TIMM_SMALLEST.split()]
-    small = [name for name in names if any(word in name for word in ("test_", "pico", "atto", "nano", "tiny", "small", "18"))]
+    small = [
+        name
+        for name in names
+        if any(word in name for word in ("test_", "pico", "atto", "nano", "tiny", "small", "18"))
+    ]
     return (measured or small or names)[0]
 
 
@@ -281,7 +341,9 @@ def timm_model(name):
                 raise
             for word in unknown:
                 del rates[word]
-    size = (model.default_cfg if isinstance(model.default_cfg, dict) else model.default_cfg.to_dict())["input_size"]
+    size = (
+        model.default_cfg if isinstance(model.default_cfg, dict) else model.default_cfg.to_dict()
+    )["input_size"]
     if sum(p.numel() for p in model.parameters()) * size[-1] ** 2 > 40_000_000 * 224**2:
         model = model.to("meta")
     return model, torch.randn(2, *size, device=next(model.parameters()).device), rates
@@ -289,7 +351,13 @@ def timm_model(name):
 
 # torchvision: every registered model, with every rate that it takes.
 
-_TORCHVISION_RATES = ("dropout", "stochastic_depth_prob", "attention_dropout", "drop_rate", "drop_connect_rate")
+_TORCHVISION_RATES = (
+    "dropout",
+    "stochastic_depth_prob",
+    "attention_dropout",
+    "drop_rate",
+    "drop_connect_rate",
+)
 
 
 def torchvision_names():
@@ -303,17 +371,28 @@ def torchvision_model(name):
     import torchvision
 
     rates = dict.fromkeys(_TORCHVISION_RATES, RATE)
-    options = {"weights": None} | ({"weights_backbone": None} if "resnet" in name or "mobilenet" in name or "vgg" in name else {})
+    options = {"weights": None} | (
+        {"weights_backbone": None}
+        if "resnet" in name or "mobilenet" in name or "vgg" in name
+        else {}
+    )
     if "attention" in name or "vit" in name or "swin" in name:
         options.pop("weights_backbone", None)
-    device = "cpu" if any(word in name for word in ("rcnn", "ssd", "retina", "fcos", "raft", "quantized")) else "meta"
+    device = (
+        "cpu"
+        if any(word in name for word in ("rcnn", "ssd", "retina", "fcos", "raft", "quantized"))
+        else "meta"
+    )
     while True:
         try:
             with torch.device("cpu" if "regnet" in name else device):
                 model = torchvision.models.get_model(name, **options, **rates)
             break
         except TypeError as error:
-            unknown = re.search(r"unexpected keyword argument '(\w+)'|multiple values for keyword argument '(\w+)'", str(error))
+            unknown = re.search(
+                r"unexpected keyword argument '(\w+)'|multiple values for keyword argument '(\w+)'",
+                str(error),
+            )
             word = (unknown[1] or unknown[2]) if unknown else None
             if word in rates:
                 del rates[word]
@@ -363,7 +442,12 @@ def bert(cls="BertModel", depth=2, **options):
     import transformers
 
     config = transformers.BertConfig(
-        vocab_size=60, hidden_size=16, num_hidden_layers=depth, num_attention_heads=2, intermediate_size=16, **options
+        vocab_size=60,
+        hidden_size=16,
+        num_hidden_layers=depth,
+        num_attention_heads=2,
+        intermediate_size=16,
+        **options,
     )
     torch.manual_seed(0)
     return getattr(transformers, cls)(config).train()
@@ -381,7 +465,9 @@ def gpt2(cls="GPT2Model"):
 def distilbert():
     import transformers
 
-    config = transformers.DistilBertConfig(vocab_size=60, max_position_embeddings=32, n_layers=2, n_heads=2, dim=16, hidden_dim=16)
+    config = transformers.DistilBertConfig(
+        vocab_size=60, max_position_embeddings=32, n_layers=2, n_heads=2, dim=16, hidden_dim=16
+    )
     torch.manual_seed(0)
     return transformers.DistilBertModel(config).train()
 

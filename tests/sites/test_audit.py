@@ -80,7 +80,9 @@ def test_whatever_drops_is_seen(function, found):
         lambda x, p: x if torch.rand(1).item() < p else 2 * x,
         lambda x, p: x if random.random() < p else 2 * x,
         lambda x, p: x if np.random.uniform(0, 1) < p else 2 * x,
-        lambda x, p: nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=p),
+        lambda x, p: nn.functional.scaled_dot_product_attention(
+            x[None], x[None], x[None], dropout_p=p
+        ),
         lambda x, p: nn.functional.rrelu(x, training=False),
     ],
 )
@@ -145,7 +147,12 @@ def test_a_drop_that_has_no_effect_today_counts_all_the_same():
 
 
 def test_recurrent_layers_and_attention():
-    model = nn.ModuleDict({"lstm": nn.LSTM(8, 8, 2, dropout=0.2), "attention": nn.MultiheadAttention(8, 2, dropout=0.3)})
+    model = nn.ModuleDict(
+        {
+            "lstm": nn.LSTM(8, 8, 2, dropout=0.2),
+            "attention": nn.MultiheadAttention(8, 2, dropout=0.3),
+        }
+    )
     model.forward = lambda x: model["attention"](*(model["lstm"](x)[0],) * 3)[0]
     report = audit(model, torch.randn(5, 3, 8))
     assert [(drop.module, drop.rate, drop.site, drop.status) for drop in report.drops] == [
@@ -156,7 +163,13 @@ def test_recurrent_layers_and_attention():
 
 def vit():
     return timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, depth=2, num_classes=4, proj_drop_rate=0.1, attn_drop_rate=0.2, drop_path_rate=0.3
+        "vit_tiny_patch16_224",
+        img_size=32,
+        depth=2,
+        num_classes=4,
+        proj_drop_rate=0.1,
+        attn_drop_rate=0.2,
+        drop_path_rate=0.3,
     )
 
 
@@ -165,7 +178,10 @@ def test_before_a_scheduler_after_it_and_by_kind():
     before = audit(model, X)
     assert not before.undriven
     assert {drop.status for drop in before.drops} == {"drivable"}
-    assert {drop.status for drop in audit(model, X, kind="unit").drops} == {"drivable", "other kind"}
+    assert {drop.status for drop in audit(model, X, kind="unit").drops} == {
+        "drivable",
+        "other kind",
+    }
     scheduler = DropoutScheduler(model, late(0.1, 5))
     after = audit(model, X, kind="unit")
     assert not after.undriven
@@ -174,7 +190,10 @@ def test_before_a_scheduler_after_it_and_by_kind():
         ("bernoulli", "driven"),
         ("bernoulli", "other kind"),
     }
-    assert {drop.site for drop in audit(model, X).undriven} == {"blocks.1.drop_path1", "blocks.1.drop_path2"}
+    assert {drop.site for drop in audit(model, X).undriven} == {
+        "blocks.1.drop_path1",
+        "blocks.1.drop_path2",
+    }
     assert scheduler.last_rate == 0.0
     scheduler.restore()
     some = DropoutScheduler(model, constant(0.1), sites="blocks.0.*")
@@ -193,7 +212,9 @@ class Plain(nn.Module):
     def forward(self, x):
         if self.by_hand:
             x = x * x.new_empty(len(x), *(1,) * (x.dim() - 1)).bernoulli_(0.6)
-        x = nn.functional.dropout(nn.functional.dropout(x, self.hidden_dropout, self.training), 0.4, self.training)
+        x = nn.functional.dropout(
+            nn.functional.dropout(x, self.hidden_dropout, self.training), 0.4, self.training
+        )
         x = nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.15)
         return self.path(x)
 
@@ -207,13 +228,17 @@ def test_unit_dropout_is_listed_apart_when_paths_are_asked_for():
     ]  # fmt: skip
     assert "nothing" not in str(report)
     assert [drop.rate for drop in audit(model, x, kind="unit").undriven] == [0.2, 0.4, 0.15]
-    assert [drop.rate for drop in audit(Plain(by_hand=True), x, kind="path").undriven] == [0.4]  # one number a sample: a path
+    assert [drop.rate for drop in audit(Plain(by_hand=True), x, kind="path").undriven] == [
+        0.4
+    ]  # one number a sample: a path
     DropoutScheduler(model, none(), sites="hidden_dropout")
     assert [drop.rate for drop in audit(model, x, kind="unit").undriven] == [0.4, 0.15]
 
 
 def test_it_leaves_no_trace():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Dropout(0.1)).train()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Dropout(0.1)
+    ).train()
     model[3].eval()
     scheduler = DropoutScheduler(model, constant(0.4))
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
@@ -241,7 +266,9 @@ def test_it_leaves_no_trace():
 
 
 def test_scripted_modules_are_named_and_what_they_drop_is_undriven():
-    model = nn.Sequential(nn.Dropout(0.1), torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3))))
+    model = nn.Sequential(
+        nn.Dropout(0.1), torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3)))
+    )
     scheduler = DropoutScheduler(model, none())
     assert list(scheduler.rates) == ["0"]
     report = audit(model, torch.ones(8, 4))
@@ -252,10 +279,16 @@ def test_scripted_modules_are_named_and_what_they_drop_is_undriven():
 
 def test_it_prints_as_a_table_with_repeated_blocks_as_one_row():
     text = str(audit(vit(), X))
-    assert text.splitlines()[0] == "VisionTransformer, kind 'all': 10 calls drop, none of them undriven"
+    assert (
+        text.splitlines()[0]
+        == "VisionTransformer, kind 'all': 10 calls drop, none of them undriven"
+    )
     assert "blocks.*.mlp.drop1" in text
     assert "timm/layers/mlp.py" in text
-    assert repr(audit(nn.Linear(2, 2), torch.ones(2))) == "Linear, kind 'all': 0 calls drop, none of them undriven"
+    assert (
+        repr(audit(nn.Linear(2, 2), torch.ones(2)))
+        == "Linear, kind 'all': 0 calls drop, none of them undriven"
+    )
 
 
 def test_inputs_and_wrappers():
@@ -291,9 +324,7 @@ def test_a_model_on_the_meta_device_costs_nothing():
 
 
 def test_it_imports_nothing_heavy():
-    code = (
-        "import sys, torch, earlydrop; earlydrop.audit(torch.nn.Dropout(0.5), torch.ones(3)); print('torch._dynamo' in sys.modules)"
-    )
+    code = "import sys, torch, earlydrop; earlydrop.audit(torch.nn.Dropout(0.5), torch.ones(3)); print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -15,7 +15,11 @@ def vit(**rates):
 
 def test_default_drives_what_was_built_above_zero():
     names = [site.name for site in choose_sites(vit(proj_drop_rate=0.1))]
-    assert names == [f"blocks.{i}.{part}" for i in range(3) for part in ("attn.proj_drop", "mlp.drop1", "mlp.drop2")]
+    assert names == [
+        f"blocks.{i}.{part}"
+        for i in range(3)
+        for part in ("attn.proj_drop", "mlp.drop1", "mlp.drop2")
+    ]
     assert [s.name for s in choose_sites(vit(drop_path_rate=0.2), "path")] == [
         f"blocks.{i}.drop_path{j}" for i in (1, 2) for j in (1, 2)
     ]
@@ -23,7 +27,10 @@ def test_default_drives_what_was_built_above_zero():
 
 def test_names_globs_and_predicates():
     model = vit(proj_drop_rate=0.1)
-    assert [s.name for s in choose_sites(model, sites="blocks.0.mlp.*")] == ["blocks.0.mlp.drop1", "blocks.0.mlp.drop2"]
+    assert [s.name for s in choose_sites(model, sites="blocks.0.mlp.*")] == [
+        "blocks.0.mlp.drop1",
+        "blocks.0.mlp.drop2",
+    ]
     assert len(choose_sites(model, sites=["blocks.1.mlp.drop1", "blocks.2.*.proj_drop"])) == 2
     assert len(choose_sites(model, sites=lambda name, module: "drop2" in name)) == 3
 
@@ -58,7 +65,9 @@ def test_plain_attributes_only_when_named():
     model = nn.Sequential(FunctionalDropout(), nn.Dropout(0.1))
     assert [s.name for s in choose_sites(model)] == ["1"]
     assert [s.name for s in choose_sites(model, sites="*")] == ["1"]
-    scheduler = earlydrop.DropoutScheduler(model, earlydrop.constant(0.5), sites=["*.attention_dropout", "1"])
+    scheduler = earlydrop.DropoutScheduler(
+        model, earlydrop.constant(0.5), sites=["*.attention_dropout", "1"]
+    )
     assert scheduler.rates == {"0.attention_dropout": 0.5, "1": 0.5}
     assert (model(torch.ones(4_000)) == 0).float().mean() > 0.6
     scheduler.restore()
@@ -70,10 +79,26 @@ def test_plain_attributes_only_when_named():
     ("model", "options", "says"),
     [
         (nn.Linear(2, 2), {}, "no unit site.*proj_drop_rate"),
-        (nn.Linear(2, 2), {"kind": "all"}, r"Linear has no site to drive .*proj_drop_rate.*drop_path_rate"),
-        (nn.Sequential(nn.Dropout(0.0)), {"kind": "all"}, "all 1 sites of Sequential were built with rate 0"),
-        (nn.Sequential(nn.Dropout(0.1)), {"kind": "all", "sites": "x"}, "'x' matches none of the 1 sites: 0"),
-        (nn.Sequential(nn.Dropout(0.1)), {"kind": "all", "sites": lambda n, m: False}, "none of the 1 sites: 0"),
+        (
+            nn.Linear(2, 2),
+            {"kind": "all"},
+            r"Linear has no site to drive .*proj_drop_rate.*drop_path_rate",
+        ),
+        (
+            nn.Sequential(nn.Dropout(0.0)),
+            {"kind": "all"},
+            "all 1 sites of Sequential were built with rate 0",
+        ),
+        (
+            nn.Sequential(nn.Dropout(0.1)),
+            {"kind": "all", "sites": "x"},
+            "'x' matches none of the 1 sites: 0",
+        ),
+        (
+            nn.Sequential(nn.Dropout(0.1)),
+            {"kind": "all", "sites": lambda n, m: False},
+            "none of the 1 sites: 0",
+        ),
         (FunctionalDropout(), {}, "attention_dropout=0.1: sites='attention_dropout' drives it"),
         (nn.Sequential(nn.Dropout(0.1)), {"kind": "path"}, "no path site.*kind='unit'"),
         (nn.Sequential(nn.Dropout(0.0)), {}, r"built with rate 0.*sites='\*'"),
@@ -93,18 +118,29 @@ def test_bad_choices_name_the_remedy_and_leave_the_model_alone(model, options, s
 
 
 def test_a_plain_rate_of_another_library_is_named_in_one_warning():
-    model = nn.Sequential(FunctionalDropout(), FunctionalDropout(), nn.Dropout(0.1), nn.Dropout(0.0))
-    with pytest.warns(UserWarning, match=r"0.attention_dropout=0.1, 1.attention_dropout=0.1.*\['\*.attention_dropout'\]") as warned:
+    model = nn.Sequential(
+        FunctionalDropout(), FunctionalDropout(), nn.Dropout(0.1), nn.Dropout(0.0)
+    )
+    with pytest.warns(
+        UserWarning,
+        match=r"0.attention_dropout=0.1, 1.attention_dropout=0.1.*\['\*.attention_dropout'\]",
+    ) as warned:
         scheduler = earlydrop.DropoutScheduler(model, earlydrop.constant(0.5))
     assert len(warned) == 1
     scheduler.restore()
-    names = [s.name for s in earlydrop.find_sites(model) if s.base_rate > 0] + ["*.attention_dropout"]  # what it says
+    names = [s.name for s in earlydrop.find_sites(model) if s.base_rate > 0] + [
+        "*.attention_dropout"
+    ]  # what it says
     assert len(earlydrop.DropoutScheduler(model, earlydrop.constant(0.5), sites=names).rates) == 3
     earlydrop.restore(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        earlydrop.DropoutScheduler(nn.Sequential(OnlyKept(), nn.Dropout(0.1)), earlydrop.constant(0.5))
-        earlydrop.DropoutScheduler(nn.Sequential(FunctionalDropout(), nn.Dropout(0.1)), earlydrop.constant(0.5), sites="1")
+        earlydrop.DropoutScheduler(
+            nn.Sequential(OnlyKept(), nn.Dropout(0.1)), earlydrop.constant(0.5)
+        )
+        earlydrop.DropoutScheduler(
+            nn.Sequential(FunctionalDropout(), nn.Dropout(0.1)), earlydrop.constant(0.5), sites="1"
+        )
 
 
 class OnlyKept(nn.Module):
@@ -122,29 +158,45 @@ class OnlyKept(nn.Module):
 def test_the_second_use_of_a_shared_module_is_explained():
     drop = nn.Dropout(0.1)
     model = nn.ModuleDict({"first": drop, "second": drop})
-    with pytest.raises(ValueError, match=r"'second' is the same module as 'first'.*so name it 'first'"):
+    with pytest.raises(
+        ValueError, match=r"'second' is the same module as 'first'.*so name it 'first'"
+    ):
         earlydrop.DropoutScheduler(model, earlydrop.constant(0.1), sites="second")
 
 
 def bart(**rates):
     from transformers import BartConfig, BartModel
 
-    options = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    options = {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+    }
     torch.manual_seed(0)
-    return BartModel(BartConfig(vocab_size=60, encoder_ffn_dim=16, decoder_ffn_dim=16, **options, **rates))
+    return BartModel(
+        BartConfig(vocab_size=60, encoder_ffn_dim=16, decoder_ffn_dim=16, **options, **rates)
+    )
 
 
 def test_plain_rates_of_the_three_libraries_are_sites():
     model = bart(dropout=0.1, attention_dropout=0.2, encoder_layerdrop=0.3)
     kinds = {site.name: site.kind for site in choose_sites(model, "all")}
     assert kinds["encoder.layerdrop"] == "path"
-    assert kinds["decoder.layers.0.encoder_attn.dropout"] == kinds["encoder.layers.0.dropout"] == "unit"
+    assert (
+        kinds["decoder.layers.0.encoder_attn.dropout"]
+        == kinds["encoder.layers.0.dropout"]
+        == "unit"
+    )
     assert "decoder.layerdrop" not in kinds
     assert "encoder.layers.0.activation_dropout" not in kinds
     scheduler = earlydrop.DropoutScheduler(model, earlydrop.constant(0.4))
     assert model.encoder.layers[0].self_attn.dropout == 0.4
     assert model.encoder.dropout == 0.2
-    earlydrop.DropoutScheduler(model, earlydrop.constant(0.5), kind="path")  # of the same module as a unit rate
+    earlydrop.DropoutScheduler(
+        model, earlydrop.constant(0.5), kind="path"
+    )  # of the same module as a unit rate
     assert (model.encoder.layerdrop, model.encoder.dropout) == (0.5, 0.2)
     scheduler.restore()
     assert (model.encoder.layerdrop, model.encoder.dropout) == (0.5, 0.1)

@@ -20,4 +20,6 @@ def test_sites_off_switches_driven_and_other_sites_off_and_back():
         model.train()
     assert not torch.equal(model(x), model(x))
     assert scheduler.last_rate == 0.2
-    assert {s.name: s.rate for s in find_sites(model) if s.kind == "path"}["blocks.2.drop_path1"] == pytest.approx(0.3)
+    assert {s.name: s.rate for s in find_sites(model) if s.kind == "path"}[
+        "blocks.2.drop_path1"
+    ] == pytest.approx(0.3)

@@ -15,7 +15,9 @@ def lstm():
     return nn.LSTM(4, 4, 2, dropout=0.3)
 
 
-@pytest.mark.parametrize("make", [lstm, lambda: nn.GRU(4, 4, 2, dropout=0.3), lambda: nn.RNN(4, 4, 2, dropout=0.3)])
+@pytest.mark.parametrize(
+    "make", [lstm, lambda: nn.GRU(4, 4, 2, dropout=0.3), lambda: nn.RNN(4, 4, 2, dropout=0.3)]
+)
 def test_driven_recurrent_layers_are_copied_pickled_and_saved_like_others(make):
     model = nn.Sequential(make())
     x = torch.randn(3, 2, 4)
@@ -24,7 +26,11 @@ def test_driven_recurrent_layers_are_copied_pickled_and_saved_like_others(make):
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
-    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), torch.load(file, weights_only=False)):
+    for copied in (
+        pickle.loads(pickle.dumps(model)),
+        copy.deepcopy(model),
+        torch.load(file, weights_only=False),
+    ):
         assert type(copied[0]) is type(make())
         assert copied[0].dropout == 0.2
         assert torch.equal(copied(x)[0], expected)
@@ -65,7 +71,9 @@ def test_a_parametrized_module_is_copied_free_of_the_scheduler():
 def test_fsdp_put_on_a_driven_module_outlives_restore(tmp_path):
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     try:
         model = nn.Sequential(nn.Linear(4, 4), lstm())
         scheduler = DropoutScheduler(model, constant(0.2))
@@ -95,7 +103,9 @@ def test_a_class_that_was_replaced_since_stays():
 
 
 def swin():
-    return torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [1, 1], [4, 4], attention_dropout=0.2, dropout=0.1)
+    return torchvision.models.SwinTransformer(
+        [4, 4], 8, [1, 1], [1, 1], [4, 4], attention_dropout=0.2, dropout=0.1
+    )
 
 
 def test_two_schedulers_drive_two_rates_of_one_module():
@@ -113,8 +123,13 @@ def test_two_schedulers_drive_two_rates_of_one_module():
         first.step()
     second.restore()
     assert type(attention) is torchvision.models.swin_transformer.ShiftedWindowAttention
-    with pytest.raises(ValueError, match=r"'features.1.0.attn.dropout' is driven by a DropoutScheduler already.*sites="):
-        DropoutScheduler(model, constant(0.3), sites="*.attn.dropout") and DropoutScheduler(model, none())
+    with pytest.raises(
+        ValueError,
+        match=r"'features.1.0.attn.dropout' is driven by a DropoutScheduler already.*sites=",
+    ):
+        DropoutScheduler(model, constant(0.3), sites="*.attn.dropout") and DropoutScheduler(
+            model, none()
+        )
 
 
 def test_a_scheduler_whose_sites_another_one_took_over_is_restored():
@@ -129,9 +144,14 @@ def test_a_scheduler_whose_sites_another_one_took_over_is_restored():
 def test_scripting_a_driven_model_says_what_to_do():
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3))
     scheduler = DropoutScheduler(model, constant(0.2))
-    with pytest.raises(RuntimeError, match=r"driven by a DropoutScheduler.*restore\(\) before torch.jit.script"):
+    with pytest.raises(
+        RuntimeError, match=r"driven by a DropoutScheduler.*restore\(\) before torch.jit.script"
+    ):
         torch.jit.script(model)
-    assert "p=0.2" in str(torch.jit.script(copy.deepcopy(model)).code) or torch.jit.script(copy.deepcopy(model)) is not None
+    assert (
+        "p=0.2" in str(torch.jit.script(copy.deepcopy(model)).code)
+        or torch.jit.script(copy.deepcopy(model)) is not None
+    )
     scheduler.restore()
     torch.jit.script(model)
 
@@ -209,7 +229,13 @@ def test_a_config_is_seen_with_the_rates_and_never_written():
     from transformers import Wav2Vec2Config
     from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Encoder
 
-    config = Wav2Vec2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, layerdrop=0.4)
+    config = Wav2Vec2Config(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        layerdrop=0.4,
+    )
     encoder = Wav2Vec2Encoder(config)
     scheduler = DropoutScheduler(encoder, late(0.3, 1), kind="path")
     assert scheduler.rates == {"config.layerdrop": 0.0}
@@ -228,6 +254,11 @@ def test_a_config_is_seen_with_the_rates_and_never_written():
     assert (copied.config.layerdrop, config.layerdrop, encoder.config.layerdrop) == (0.2, 0.4, 0.3)
     again.restore()
     assert copied.config.layerdrop == 0.4
-    assert type(copy.copy(seen)) is type(copy.deepcopy(seen)) is type(pickle.loads(pickle.dumps(seen))) is Wav2Vec2Config
+    assert (
+        type(copy.copy(seen))
+        is type(copy.deepcopy(seen))
+        is type(pickle.loads(pickle.dumps(seen)))
+        is Wav2Vec2Config
+    )
     scheduler.restore()
     assert encoder.config is config

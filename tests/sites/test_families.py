@@ -67,7 +67,9 @@ def test_what_its_code_does_not_read_is_warned_of_and_driven_when_named():
     scheduler.restore()
     names = [site.name for site in find_sites(model) if site.base_rate > 0] + ["1"]  # what it says
     assert set(DropoutScheduler(model, constant(0.2), sites=names).rates) == {"0", "1"}
-    assert [drop.status for drop in audit(model, X).undriven] == ["undriven"]  # it was built into a function
+    assert [drop.status for drop in audit(model, X).undriven] == [
+        "undriven"
+    ]  # it was built into a function
 
 
 def test_a_rate_that_is_handed_on_to_a_layer_inside_is_no_second_site():
@@ -96,7 +98,9 @@ def test_a_block_that_drops_by_a_rate_beside_its_drop_path():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scheduler = DropoutScheduler(model, early(0.3, cutoff=1), kind="path")
-    assert scheduler.rates == {f"{i}.{name}": 0.3 for i in range(2) for name in ("sample_drop_ratio", "drop_path1")}
+    assert scheduler.rates == {
+        f"{i}.{name}": 0.3 for i in range(2) for name in ("sample_drop_ratio", "drop_path1")
+    }
     x = torch.randn(64, 4)
     assert not torch.equal(model(x), model(x))
     scheduler.step()
@@ -113,7 +117,9 @@ def test_a_rate_beside_a_driven_layer_that_differs_from_it_is_named():
         warnings.simplefilter("error")
         model = nn.Sequential(others.DinoBlock(0.3))
         model[0].hidden_dropout = 0.2
-        type(model[0]).forward_of_another = lambda self, x: nn.functional.dropout(x, self.hidden_dropout)
+        type(model[0]).forward_of_another = lambda self, x: nn.functional.dropout(
+            x, self.hidden_dropout
+        )
         DropoutScheduler(model, none(), kind="path")
     del others.DinoBlock.forward_of_another
 
@@ -122,7 +128,8 @@ def test_rates_in_a_tuple_are_named():
     """As in x-transformers."""
     model = nn.Sequential(others.Layers())
     with pytest.warns(
-        UserWarning, match=r"since a rate in a tuple or a list cannot be: 0\.layer_dropouts=\(0\.3, 0\.3, 0\.3, 0\.3\)"
+        UserWarning,
+        match=r"since a rate in a tuple or a list cannot be: 0\.layer_dropouts=\(0\.3, 0\.3, 0\.3, 0\.3\)",
     ):
         DropoutScheduler(model, constant(0.1), kind="all")
     earlydrop.restore(model)
@@ -130,7 +137,9 @@ def test_rates_in_a_tuple_are_named():
         warnings.simplefilter("error")
         DropoutScheduler(model, constant(0.1))  # the other kind
         DropoutScheduler(nn.Sequential(others.Layers(layer_dropout=0.0)), constant(0.1), kind="all")
-    with pytest.raises(ValueError, match=r"0\.layer_dropouts=\(0\.3, 0\.3, 0\.3, 0\.3\) are rates in a tuple"):
+    with pytest.raises(
+        ValueError, match=r"0\.layer_dropouts=\(0\.3, 0\.3, 0\.3, 0\.3\) are rates in a tuple"
+    ):
         DropoutScheduler(model, constant(0.1), kind="path")
     random.seed(0)
     assert audit(model, torch.randn(8, 4)).undriven
@@ -145,7 +154,9 @@ def test_attention_that_takes_the_rate_of_its_own_dropouts_is_driven():
         warnings.simplefilter("error")
         scheduler = DropoutScheduler(model, schedule)
     assert set(scheduler.rates) == {"drop"} | {
-        f"h.{i}.attn.{name}" for i in range(2) for name in ("dropout", "attn_dropout", "resid_dropout")
+        f"h.{i}.attn.{name}"
+        for i in range(2)
+        for name in ("dropout", "attn_dropout", "resid_dropout")
     }
     tokens = torch.randint(0, 20, (4, 9))
     for step in range(5):

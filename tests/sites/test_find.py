@@ -32,7 +32,9 @@ def test_finds_every_family():
 
 
 def test_a_swin_attention_has_two_rates():
-    model = torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [1, 1], [4, 4], attention_dropout=0.2, dropout=0.1)
+    model = torchvision.models.SwinTransformer(
+        [4, 4], 8, [1, 1], [1, 1], [4, 4], attention_dropout=0.2, dropout=0.1
+    )
     rates = {site.name: site.rate for site in find_sites(model)}
     assert rates["features.1.0.attn.attention_dropout"] == 0.2
     assert rates["features.1.0.attn.dropout"] == 0.1

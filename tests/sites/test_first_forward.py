@@ -45,8 +45,8 @@ CALLS = {
     "torch.dropout": lambda x, p, training: torch.dropout(x, p, training),
     "bernoulli_": lambda x, p, training: x * torch.empty_like(x).bernoulli_(1 - p),
     "bernoulli": lambda x, p, training: x * torch.bernoulli(torch.full_like(x, 1 - p)),
-    "scaled_dot_product_attention": lambda x, p, training: nn.functional.scaled_dot_product_attention(
-        x[None], x[None], x[None], dropout_p=p
+    "scaled_dot_product_attention": lambda x, p, training: (
+        nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=p)
     ),
 }
 
@@ -111,7 +111,9 @@ def test_driven_rates_that_a_module_reads_are_no_surprise():
         model(torch.ones(3, 4))
 
 
-@pytest.mark.parametrize("rates", [{"proj_drop_rate": 0.1, "attn_drop_rate": 0.1}, {"drop_path_rate": 0.1}])
+@pytest.mark.parametrize(
+    "rates", [{"proj_drop_rate": 0.1, "attn_drop_rate": 0.1}, {"drop_path_rate": 0.1}]
+)
 def test_timm_models_have_nothing_to_tell(rates):
     model = timm.create_model("test_vit", num_classes=2, **rates)
     kind = "path" if "drop_path_rate" in rates else "unit"

@@ -38,7 +38,11 @@ mobilenet_v3_small squeezenet1_1 swin_t swin_v2_t swin3d_t
 """
 MANY = [
     f"{library}:{name}"
-    for library, names in (("transformers", TRANSFORMERS), ("timm", TIMM), ("torchvision", TORCHVISION))
+    for library, names in (
+        ("transformers", TRANSFORMERS),
+        ("timm", TIMM),
+        ("torchvision", TORCHVISION),
+    )
     for name in names.split()
 ]
 BUILD = {
@@ -63,7 +67,8 @@ def outputs(model, inputs, seed=1):
 
 def equal(a, b):
     return len(a) == len(b) > 0 and all(
-        torch.equal(x, y) or bool((x.isnan() == y.isnan()).all() and x.isnan().any()) for x, y in zip(a, b, strict=True)
+        torch.equal(x, y) or bool((x.isnan() == y.isnan()).all() and x.isnan().any())
+        for x, y in zip(a, b, strict=True)
     )
 
 
@@ -91,7 +96,9 @@ def check_laws(name, monkeypatch):
         patch.setattr(small_models, "RATE", 0.0)
         without, _ = build(name)
         without.load_state_dict(untouched.state_dict())
-        set_by_hand(without, {site.name: 0.0 for site in find_sites(without)})  # what a builder does not take
+        set_by_hand(
+            without, {site.name: 0.0 for site in find_sites(without)}
+        )  # what a builder does not take
     assert equal(first, outputs(without, inputs, seed=5))
 
     scheduler = DropoutScheduler(model, constant(0.3), kind="all")  # 2: as set by hand, to the bit
@@ -102,7 +109,9 @@ def check_laws(name, monkeypatch):
     assert equal(outputs(copy.deepcopy(model), inputs), outputs(copy.deepcopy(by_hand), inputs))
     assert equal(outputs(model, inputs), outputs(by_hand, inputs))
 
-    model.load_state_dict(untouched.state_dict())  # 4: copies and pickles are plain models at the rates of the moment
+    model.load_state_dict(
+        untouched.state_dict()
+    )  # 4: copies and pickles are plain models at the rates of the moment
     driven = outputs(copy.deepcopy(model), inputs)
     try:
         data = pickle.dumps(untouched)

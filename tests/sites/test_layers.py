@@ -20,18 +20,39 @@ RATES = {"proj_drop_rate": 0.1, "drop_path_rate": 0.2}
 
 MODELS = {
     "vit": lambda: timm.create_model(
-        "vit_tiny_patch16_224", img_size=64, depth=2, num_classes=4, attn_drop_rate=0.1, pos_drop_rate=0.1, **RATES
+        "vit_tiny_patch16_224",
+        img_size=64,
+        depth=2,
+        num_classes=4,
+        attn_drop_rate=0.1,
+        pos_drop_rate=0.1,
+        **RATES,
     ),
-    "mixer": lambda: timm.models.MlpMixer(img_size=64, patch_size=32, num_blocks=2, embed_dim=32, num_classes=4, **RATES),
+    "mixer": lambda: timm.models.MlpMixer(
+        img_size=64, patch_size=32, num_blocks=2, embed_dim=32, num_classes=4, **RATES
+    ),
     "swin": lambda: timm.models.SwinTransformer(
-        img_size=64, window_size=4, embed_dim=16, depths=(1, 2), num_heads=(2, 2), num_classes=4, attn_drop_rate=0.1, **RATES
+        img_size=64,
+        window_size=4,
+        embed_dim=16,
+        depths=(1, 2),
+        num_heads=(2, 2),
+        num_classes=4,
+        attn_drop_rate=0.1,
+        **RATES,
     ),
-    "convnext": lambda: timm.create_model("convnext_atto", depths=(1, 1, 1, 1), num_classes=4, drop_path_rate=0.2),
-    "efficientnet": lambda: torchvision.models.efficientnet_b0(num_classes=4, stochastic_depth_prob=0.2, dropout=0.2),
+    "convnext": lambda: timm.create_model(
+        "convnext_atto", depths=(1, 1, 1, 1), num_classes=4, drop_path_rate=0.2
+    ),
+    "efficientnet": lambda: torchvision.models.efficientnet_b0(
+        num_classes=4, stochastic_depth_prob=0.2, dropout=0.2
+    ),
     "torchvision_swin": lambda: torchvision.models.SwinTransformer(
         [4, 4], 16, [1, 2], [2, 2], [4, 4], num_classes=4, stochastic_depth_prob=0.2
     ),
-    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 4)),
+    "mlp": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 64 * 64, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 4)
+    ),
 }
 
 
@@ -77,13 +98,19 @@ def count_graphs(model, schedule, kind="unit", steps=9, evaluate_at=(1, 3, 7)):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        pytest.param(name, kind, marks=[] if (name, kind) in (("vit", "unit"), ("mlp", "unit")) else pytest.mark.slow)
+        pytest.param(
+            name,
+            kind,
+            marks=[] if (name, kind) in (("vit", "unit"), ("mlp", "unit")) else pytest.mark.slow,
+        )
         for name, kinds in KINDS.items()
         for kind in kinds
     ],
 )
 def test_three_graphs_over_a_run(name, kind):
-    schedules = ["piecewise"] if name == "efficientnet" else SCHEDULES  # off, on and off again; 8 s a run there
+    schedules = (
+        ["piecewise"] if name == "efficientnet" else SCHEDULES
+    )  # off, on and off again; 8 s a run there
     for schedule in map(SCHEDULES.__getitem__, schedules):
         assert count_graphs(MODELS[name](), schedule, kind) == 3
 
@@ -99,7 +126,9 @@ def test_writing_the_attribute_by_hand_makes_a_graph_a_rate():
     torch._dynamo.reset()
     graphs = []
     model = nn.Sequential(nn.Dropout(0.1))
-    compiled = torch.compile(model, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    compiled = torch.compile(
+        model, backend=lambda graph, inputs: graphs.append(graph) or graph.forward
+    )
     for step in range(4):
         model[0].p = 0.1 + 0.1 * step
         compiled(X)
@@ -107,7 +136,9 @@ def test_writing_the_attribute_by_hand_makes_a_graph_a_rate():
 
 
 @pytest.mark.usefixtures("needs_compiler")
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
 def test_fraction_mean_and_gradient_when_compiled(dtype):
     torch._dynamo.reset()
     model = nn.Sequential(nn.Dropout(0.5))
@@ -124,7 +155,10 @@ def test_fraction_mean_and_gradient_when_compiled(dtype):
         error = (rate * (1 - rate) / n) ** 0.5
         assert abs(dropped.double().mean().item() - rate) < 5 * error
         rounding = 1e-5 if dtype is torch.float32 else 2**-9  # bfloat16 cannot hold x times 1.001
-        assert abs((y.double().mean() / x.detach().double().mean()).item() - 1) < 5 * error / (1 - rate) * 1.2 + rounding
+        assert (
+            abs((y.double().mean() / x.detach().double().mean()).item() - 1)
+            < 5 * error / (1 - rate) * 1.2 + rounding
+        )
         assert torch.equal(x.grad == 0, dropped)
         kept = x.grad[~dropped].double().mean().item()
         assert kept == pytest.approx(1 / (1 - rate), rel=1e-6 if dtype is torch.float32 else 4e-3)
@@ -175,7 +209,9 @@ DROP_BLOCKS = [
     torchvision.ops.DropBlock2d(0.3, 3),
     torchvision.ops.DropBlock3d(0.3, 3),
 ]
-if "couple_channels" in inspect.signature(DropBlock2d).parameters:  # from timm 1.0.23 on; before, even sides fail in timm
+if (
+    "couple_channels" in inspect.signature(DropBlock2d).parameters
+):  # from timm 1.0.23 on; before, even sides fail in timm
     DROP_BLOCKS += [DropBlock2d(0.3, 4), DropBlock2d(0.3, 3, couple_channels=False)]
 
 
@@ -187,7 +223,9 @@ def test_drop_block_has_the_same_distribution_compiled(layer):
     model = nn.Sequential(layer)
     DropoutScheduler(model, constant(0.3))
     y = torch.compile(model, backend="eager")(x)
-    assert (y == 0).double().mean().item() == pytest.approx((native == 0).double().mean().item(), abs=0.02)
+    assert (y == 0).double().mean().item() == pytest.approx(
+        (native == 0).double().mean().item(), abs=0.02
+    )
     assert y.mean().item() == pytest.approx(1, abs=1e-3)
 
 
@@ -250,7 +288,11 @@ EAGER_ONLY = {
 
 
 @pytest.mark.oldest
-@pytest.mark.parametrize("schedule", [early(0.5, 3), late(0.5, 3), lambda step: 0.1 * step], ids=["early", "late", "function"])
+@pytest.mark.parametrize(
+    "schedule",
+    [early(0.5, 3), late(0.5, 3), lambda step: 0.1 * step],
+    ids=["early", "late", "function"],
+)
 @pytest.mark.parametrize("name", EAGER_ONLY)
 def test_what_hands_its_rate_to_a_kernel_runs_outside_of_the_graph_while_it_changes(name, schedule):
     inputs = (torch.randn(2, 65, 8),) * (3 if name == "MultiheadAttention" else 1)
@@ -287,7 +329,9 @@ def test_a_layer_that_the_compiler_left_to_python_drops_at_the_present_rate():
     class Breaks(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layers = nn.ModuleList([nn.Dropout(0.3), earlydrop.StandardDropout(0.3), timm.layers.DropPath(0.3)])
+            self.layers = nn.ModuleList(
+                [nn.Dropout(0.3), earlydrop.StandardDropout(0.3), timm.layers.DropPath(0.3)]
+            )
 
         def forward(self, x):
             for layer in self.layers:
@@ -313,7 +357,9 @@ def test_a_full_graph_is_refused_with_the_reason():
     torch._dynamo.reset()
     model = nn.Sequential(others_layers.CausalSelfAttention())
     DropoutScheduler(model, late(0.1, cutoff=3))
-    with pytest.raises(Exception, match=r"earlydrop: this module hands a drop rate.*leave out fullgraph=True"):
+    with pytest.raises(
+        Exception, match=r"earlydrop: this module hands a drop rate.*leave out fullgraph=True"
+    ):
         torch.compile(model, backend="eager", fullgraph=True)(torch.randn(2, 5, 8))
 
 
@@ -330,7 +376,10 @@ def test_a_rate_that_is_read_out_of_sight_is_refused_at_the_first_compiled_step(
     torch._dynamo.reset()
     model = Hidden()
     DropoutScheduler(model, schedule)
-    with pytest.raises(RuntimeError, match=r"'inner.0' cannot have a changing rate under torch\.compile.*torch\.compiler\.disable"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"'inner.0' cannot have a changing rate under torch\.compile.*torch\.compiler\.disable",
+    ):
         torch.compile(model, backend="eager")(torch.ones(4))
 
 
@@ -366,7 +415,9 @@ def test_off_computes_nothing():
     operations = []
 
     def backend(graph, inputs):
-        operations.append([node.target for node in graph.graph.nodes if node.op not in ("placeholder", "output")])
+        operations.append(
+            [node.target for node in graph.graph.nodes if node.op not in ("placeholder", "output")]
+        )
         return graph.forward
 
     model = nn.Sequential(nn.Dropout(0.5), nn.ReLU(), DropPath(0.5))
@@ -431,7 +482,10 @@ def test_a_compiled_transformer_follows_its_schedule(name, schedule):
 
 def test_twelve_layers_take_no_more_graphs_than_two():
     x = torch.randint(0, 60, (2, 7))
-    counts = {depth: run_compiled(small_models.bert(depth=depth), early(0.2, 4), (x,))[1] for depth in (2, 12)}
+    counts = {
+        depth: run_compiled(small_models.bert(depth=depth), early(0.2, 4), (x,))[1]
+        for depth in (2, 12)
+    }
     assert counts[2] == counts[12] <= 8
 
 

@@ -31,11 +31,15 @@ def test_fraction_mean_and_gradient(rate, dtype):
 def test_every_sixteen_bit_lane_drops_alike():
     """The four numbers in one 64-bit word; plain random_() would never drop in one of them."""
     y = fast_dropout(torch.ones(1_000_000, 4), 0.25) == 0
-    assert torch.allclose(y.double().mean(0), torch.tensor(0.25).double(), atol=5 * (0.25 * 0.75 / 1e6) ** 0.5)
+    assert torch.allclose(
+        y.double().mean(0), torch.tensor(0.25).double(), atol=5 * (0.25 * 0.75 / 1e6) ** 0.5
+    )
 
 
 def correlation(a, b):
-    return torch.corrcoef(torch.stack([a.double().flatten(), b.double().flatten()]))[0, 1].abs().item()
+    return (
+        torch.corrcoef(torch.stack([a.double().flatten(), b.double().flatten()]))[0, 1].abs().item()
+    )
 
 
 def test_neighbours_rows_and_calls_are_independent():
@@ -83,7 +87,9 @@ def test_the_scheduler_uses_them_when_asked():
 
 
 def test_fused_attention_gives_way_while_fast_masks_are_on():
-    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=2, attn_drop_rate=0.1)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=1, num_classes=2, attn_drop_rate=0.1
+    )
     attention = model.blocks[0].attn
     before = attention.fused_attn
     scheduler = DropoutScheduler(model, early(0.1, cutoff=2), masks="fast")
@@ -139,7 +145,10 @@ def test_compiled_graphs_draw_them_in_three_graphs_with_the_mean_kept():
         torch.manual_seed(7)
         y = compiled(x)
         kept = (1 - rate) ** 2  # two layers: each draws its own mask
-        assert abs((y != 0).double().mean().item() - kept) <= 5 * (kept * (1 - kept) / x.numel()) ** 0.5
+        assert (
+            abs((y != 0).double().mean().item() - kept)
+            <= 5 * (kept * (1 - kept) / x.numel()) ** 0.5
+        )
         assert y.max().item() == pytest.approx(1 / kept, rel=1e-6)
         (gradient,) = torch.autograd.grad(y.sum(), x)
         assert torch.equal(gradient, y.detach())
@@ -159,7 +168,9 @@ def test_recomputation_in_a_compiled_graph_has_the_masks_of_the_forward():
     DropoutScheduler(model, constant(0.5), masks="fast")
 
     def forward(x):
-        return torch.utils.checkpoint.checkpoint(lambda x: layer(x * 1.0) * 2.0, x, use_reentrant=False)
+        return torch.utils.checkpoint.checkpoint(
+            lambda x: layer(x * 1.0) * 2.0, x, use_reentrant=False
+        )
 
     x = torch.ones(10_000, requires_grad=True)
     y = torch.compile(forward)(x)
@@ -187,14 +198,18 @@ def test_an_input_that_is_the_same_for_all_models_is_refused_too():
     x = torch.ones(4)
     for act in (
         lambda: torch.func.vmap(lambda p: layer(x) * p, randomness="different")(torch.ones(3)),
-        lambda: torch.func.vmap(torch.func.grad(lambda p: layer(p).sum()), randomness="different")(torch.ones(3, 2)),
+        lambda: torch.func.vmap(torch.func.grad(lambda p: layer(p).sum()), randomness="different")(
+            torch.ones(3, 2)
+        ),
     ):
         with pytest.raises(RuntimeError, match="make the scheduler with masks='native'"):
             act()
     assert torch.func.grad(lambda p: layer(p).sum())(x).shape == x.shape
 
 
-LAYOUTS = pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=["jagged", "strided"])
+LAYOUTS = pytest.mark.parametrize(
+    "layout", [torch.jagged, torch.strided], ids=["jagged", "strided"]
+)
 
 
 def nested(layout):
@@ -225,5 +240,8 @@ def test_fast_masks_say_that_they_take_no_nested_tensors(layout, compiled):
     torch._dynamo.reset()
     model = nn.Sequential(nn.Dropout(0.5))
     DropoutScheduler(model, constant(0.5), masks="fast")
-    with pytest.raises(RuntimeError, match="masks='fast' does not take nested tensors: make the scheduler with masks='native'"):
+    with pytest.raises(
+        RuntimeError,
+        match="masks='fast' does not take nested tensors: make the scheduler with masks='native'",
+    ):
         (torch.compile(model, backend="aot_eager") if compiled else model)(nested(layout))

@@ -49,7 +49,12 @@ class Reader(Base):
 
         scale = [self.comprehended for _ in range(2)]
         return (
-            self.inherited(inner(x)) + self.attn_drop.p + getattr(self, "by_name", 0) + self.config.dropout + sum(scale) + self.live
+            self.inherited(inner(x))
+            + self.attn_drop.p
+            + getattr(self, "by_name", 0)
+            + self.config.dropout
+            + sum(scale)
+            + self.live
         )
 
     @hiding
@@ -111,5 +116,7 @@ def test_a_file_that_was_changed_after_its_import_is_not_trusted(tmp_path, monke
     monkeypatch.syspath_prepend(tmp_path)
     import changing_model
 
-    file.write_text(text.replace("    def forward", "    def other(self):\n        return 0\n\n    def forward"))
+    file.write_text(
+        text.replace("    def forward", "    def other(self):\n        return 0\n\n    def forward")
+    )
     assert "dropout" in reads(changing_model.Changing)

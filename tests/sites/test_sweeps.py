@@ -96,7 +96,9 @@ def sweep(names, build, known, at_least):
             if said:
                 failed[name] = said
     reasons = collections.Counter(text.partition(":")[0] for text in unbuilt.values())
-    print(f"\n{len(clean)} clean, {len(left)} known, {len(unbuilt)} not built {dict(reasons)}, {time.time() - start:.0f} s")
+    print(
+        f"\n{len(clean)} clean, {len(left)} known, {len(unbuilt)} not built {dict(reasons)}, {time.time() - start:.0f} s"
+    )
     assert not failed
     unknown = {name: str(report) for name, report in left.items() if name not in known}
     assert not unknown, "\n".join(unknown.values())
@@ -105,11 +107,19 @@ def sweep(names, build, known, at_least):
 
 
 def test_every_transformers_architecture_that_builds_from_a_small_config():
-    sweep(small_models.transformers_names(), small_models.transformers_model, TRANSFORMERS, at_least=430)
+    sweep(
+        small_models.transformers_names(),
+        small_models.transformers_model,
+        TRANSFORMERS,
+        at_least=430,
+    )
 
 
 def test_the_smallest_model_of_every_timm_module():
-    names = [small_models.timm_smallest(module, names) for module, names in small_models.timm_modules().items()]
+    names = [
+        small_models.timm_smallest(module, names)
+        for module, names in small_models.timm_modules().items()
+    ]
     sweep(names, small_models.timm_model, {}, at_least=len(names))
 
 

@@ -35,24 +35,34 @@ def test_the_probe_leaves_no_trace(workers):
         scheduler = DropoutScheduler(model, early(0.4, cutoff=8))
         optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
         options = (
-            {"generator": torch.Generator().manual_seed(3)} if workers == 0 else {"num_workers": 2, "persistent_workers": True}
+            {"generator": torch.Generator().manual_seed(3)}
+            if workers == 0
+            else {"num_workers": 2, "persistent_workers": True}
         )
         loader = DataLoader(Augmented(), batch_size=16, shuffle=True, **options)
         model[1].eval()  # a frozen BatchNorm stays frozen
         if probing:
-            model[1].num_batches_tracked = model[1].num_batches_tracked  # a buffer keeps its identity
+            model[1].num_batches_tracked = model[
+                1
+            ].num_batches_tracked  # a buffer keeps its identity
         losses = []
         for _ in range(2):
             for i, batch in enumerate(loader):
                 loss = loss_fn(model, batch)
                 loss.backward()
                 if probing and i == 1:
-                    grads, modes = [p.grad for p in model.parameters()], [m.training for m in model.modules()]
+                    grads, modes = (
+                        [p.grad for p in model.parameters()],
+                        [m.training for m in model.modules()],
+                    )
                     kept = [g.clone() for g in grads]
                     report = earlydrop.probe(model, loss_fn, loader, dataset=loader)
                     assert report.gradients == 3
                     assert report.dataset_images == report.images == 48
-                    assert all(p.grad is g and torch.equal(g, k) for p, g, k in zip(model.parameters(), grads, kept, strict=True))
+                    assert all(
+                        p.grad is g and torch.equal(g, k)
+                        for p, g, k in zip(model.parameters(), grads, kept, strict=True)
+                    )
                     assert modes == [m.training for m in model.modules()]
                 optimizer.step()
                 optimizer.zero_grad()

@@ -39,7 +39,9 @@ NAMES = ["module.drop", "blocks.0.drop", "blocks.1.drop"]
 
 @pytest.fixture
 def group(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     yield
     torch.distributed.destroy_process_group()
 
@@ -76,7 +78,9 @@ def test_wrappers_are_in_no_name(name, where, group):
     assert unwrap(wrapped) is net
     assert [site.name for site in find_sites(wrapped)] == NAMES
     if name != "fsdp":
-        assert [key for key, _ in named_parameters(wrapped if where == "a block" else net)] == parameters
+        assert [
+            key for key, _ in named_parameters(wrapped if where == "a block" else net)
+        ] == parameters
     scheduler = DropoutScheduler(wrapped, constant(0.3), sites="blocks.*.drop")
     assert scheduler.rates == dict.fromkeys(NAMES[1:], 0.3)
     assert list(scheduler.state_dict()["base_rates"]) == NAMES[1:]
@@ -105,22 +109,43 @@ def test_a_state_loads_where_wrapping_differs():
 
 
 @pytest.mark.parametrize(
-    "prefix", ["_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "module.", "module._orig_mod."]
+    "prefix",
+    [
+        "_orig_mod.",
+        "_checkpoint_wrapped_module.",
+        "_fsdp_wrapped_module.",
+        "module.",
+        "module._orig_mod.",
+    ],
 )
 def test_states_that_were_saved_with_wrappers_in_their_names_load(prefix):
     scheduler = DropoutScheduler(Net(), early(0.4, cutoff=10))
-    old = {"step": 4, "base_rates": {f"{prefix}module.drop": 0.2} | {f"blocks.{i}.{prefix}drop": 0.2 for i in range(2)}}
+    old = {
+        "step": 4,
+        "base_rates": {f"{prefix}module.drop": 0.2}
+        | {f"blocks.{i}.{prefix}drop": 0.2 for i in range(2)},
+    }
     if prefix.startswith("module."):  # "module.drop" alone could be meant by either
-        old["base_rates"] = {"module.drop": 0.2} | {f"{prefix}blocks.{i}.drop": 0.2 for i in range(2)}
+        old["base_rates"] = {"module.drop": 0.2} | {
+            f"{prefix}blocks.{i}.drop": 0.2 for i in range(2)
+        }
     scheduler.load_state_dict(old)
     assert scheduler.last_step == 4
 
 
 def test_names_that_could_be_two_are_left_alone():
-    assert renamed({"a._orig_mod.drop": 1, "a.drop": 2}, ["a.drop", "b.drop"]) == {"a._orig_mod.drop": 1, "a.drop": 2}
+    assert renamed({"a._orig_mod.drop": 1, "a.drop": 2}, ["a.drop", "b.drop"]) == {
+        "a._orig_mod.drop": 1,
+        "a.drop": 2,
+    }
     assert renamed({"other": 1}, ["a.drop"]) == {"other": 1}
     scheduler = DropoutScheduler(Net(), constant(0.4))
-    twice = {"step": 1, "base_rates": dict.fromkeys(["_orig_mod.blocks.0.drop", "blocks._orig_mod.0.drop", "blocks.1.drop"], 0.2)}
+    twice = {
+        "step": 1,
+        "base_rates": dict.fromkeys(
+            ["_orig_mod.blocks.0.drop", "blocks._orig_mod.0.drop", "blocks.1.drop"], 0.2
+        ),
+    }
     with pytest.raises(ValueError, match="saved for another model or choice of sites"):
         scheduler.load_state_dict(twice)
 

@@ -13,7 +13,10 @@ def befall(what, rank, step):
 
     def train_step(self, parts):
         if self.step == step and self.group.rank == rank:
-            os.kill(os.getpid(), {"stop": signal.SIGTERM, "warn": signal.SIGUSR1, "die": signal.SIGKILL}[what])
+            os.kill(
+                os.getpid(),
+                {"stop": signal.SIGTERM, "warn": signal.SIGUSR1, "die": signal.SIGKILL}[what],
+            )
         original(self, parts)
 
     Trainer.train_step = train_step

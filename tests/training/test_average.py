@@ -40,17 +40,27 @@ def test_it_is_the_sum_of_the_past_weights():
     for name, value in found.items():
         if value.is_floating_point():
             shares = [decay**6, *((1 - decay) * decay ** (6 - i) for i in range(1, 7))]
-            torch.testing.assert_close(value, sum(share * each[name] for share, each in zip(shares, past, strict=True)))
+            torch.testing.assert_close(
+                value, sum(share * each[name] for share, each in zip(shares, past, strict=True))
+            )
     assert found["norm.num_batches_tracked"] == 6
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with average.in_place():
-        assert torch.equal(model.last.weight, found["last.weight"]) is False  # they have changed places
-        torch.testing.assert_close(model.first.weight, sum(s * e["first.weight"] for s, e in zip(shares, past, strict=True)))
+        assert (
+            torch.equal(model.last.weight, found["last.weight"]) is False
+        )  # they have changed places
+        torch.testing.assert_close(
+            model.first.weight,
+            sum(s * e["first.weight"] for s, e in zip(shares, past, strict=True)),
+        )
     assert_same(dict(model.state_dict()), before)
 
 
 def lines(result):
-    return [json.loads(line) for line in (Path(result["folder"]) / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (Path(result["folder"]) / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def test_a_run_keeps_and_evaluates_it_and_trains_as_without(config, capsys):
@@ -69,7 +79,9 @@ def test_a_run_keeps_and_evaluates_it_and_trains_as_without(config, capsys):
     model, _ = scheduled_model(plan)
     model.load_state_dict(state["model_ema"])
     found = evaluate_all(model, Objective(plan.source, plan.config.augment), plan)
-    assert {f"ema/{name}": value for name, value in found.items()}.items() <= lines(averaged)[-1].items()
+    assert {f"ema/{name}": value for name, value in found.items()}.items() <= lines(averaged)[
+        -1
+    ].items()
     capsys.readouterr()
     evaluated = run(config(trainer__ema=0.9, mode="eval"))
     said = capsys.readouterr().out

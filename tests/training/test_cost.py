@@ -19,7 +19,11 @@ def test_memory_and_checkpoints_are_what_torch_holds(config, tmp_path):
     cost = estimate(plan)
     model, _ = scheduled_model(plan)
     weights = sum(p.numel() * 4 for p in model.parameters())
-    assert (cost.weights, cost.optimizer, cost.checkpoint) == (2 * weights, 2 * weights, 3 * weights)
+    assert (cost.weights, cost.optimizer, cost.checkpoint) == (
+        2 * weights,
+        2 * weights,
+        3 * weights,
+    )
     result = run(config())
     newest = max((make_plan(config()).folder / "checkpoints").glob("step-*.pt"))
     assert newest.stat().st_size == pytest.approx(cost.checkpoint, rel=0.2)
@@ -42,9 +46,16 @@ def test_the_plan_says_what_each_worker_gets(config, capsys):
     run(config(mode="plan", trainer__accumulate=8, plan__workers=4, plan__images_per_second=50.0))
     out = capsys.readouterr().out
     assert "batch        32 in 8 parts of 4, 2 for each of 4 workers" in out
-    assert re.search(r"memory\s+\S+ kB for each worker \(.* weights and gradients, .* optimizer, .* activations of a part", out)
+    assert re.search(
+        r"memory\s+\S+ kB for each worker \(.* weights and gradients, .* optimizer, .* activations of a part",
+        out,
+    )
     assert "two kept and one being written" in out
-    assert re.search(r"estimated .* GPU hours, compute bound, at 50 images/s a worker as given$", out, re.MULTILINE)
+    assert re.search(
+        r"estimated .* GPU hours, compute bound, at 50 images/s a worker as given$",
+        out,
+        re.MULTILINE,
+    )
     with pytest.raises(ConfigError, match="3 workers cannot share"):
         run(config(mode="plan", trainer__accumulate=8, plan__workers=3))
 
@@ -64,7 +75,9 @@ def test_the_slower_of_device_and_input_sets_the_pace():
     assert PACE._replace(input=None).seconds(3_000) == 3.0
     assert PACE._replace(loaders=5).seconds(3_000) == 3_000 / 500
     assert PACE._replace(loaders=20).seconds(3_000) == 3.0
-    assert PACE._replace(loaders=20).seconds(3_000, 1 / 3) == 1.5  # an evaluation, whose passes are cheap
+    assert (
+        PACE._replace(loaders=20).seconds(3_000, 1 / 3) == 1.5
+    )  # an evaluation, whose passes are cheap
     assert PACE.seconds(3_000) == 3.0 + 30.0  # one process reads, then trains
     assert [PACE._replace(loaders=n).input_bound for n in (0, 9, 10)] == [True, True, False]
 
@@ -75,14 +88,21 @@ def test_a_plan_of_an_image_folder_says_what_bounds_it(config, tmp_path, capsys)
         (tmp_path / name).mkdir(parents=True)
         for i in range(16):
             Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
-    folder = {"data__name": "imagefolder", "data__root": str(tmp_path), "data__image_size": 8, "data__train_images": None}
+    folder = {
+        "data__name": "imagefolder",
+        "data__root": str(tmp_path),
+        "data__image_size": 8,
+        "data__train_images": None,
+    }
     run(config(mode="plan", plan__images_per_second=1e9, **folder))
     assert re.search(
-        r"bound by its input of \d+ images/s from 1 core like those here; compute bound it would be", capsys.readouterr().out
+        r"bound by its input of \d+ images/s from 1 core like those here; compute bound it would be",
+        capsys.readouterr().out,
     )
     run(config(mode="plan", plan__images_per_second=1e-3, data__workers=2, **folder))
     assert re.search(
-        r"compute bound, at 0 images/s a worker as given, with an input of \d+ images/s from 2 cores", capsys.readouterr().out
+        r"compute bound, at 0 images/s a worker as given, with an input of \d+ images/s from 2 cores",
+        capsys.readouterr().out,
     )
 
 
@@ -93,7 +113,12 @@ def test_timing_an_image_folder_leaves_the_number_of_threads_alone(config, tmp_p
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(16):
                 Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
-    folder = {"data__name": "imagefolder", "data__root": str(tmp_path), "data__image_size": 8, "data__train_images": None}
+    folder = {
+        "data__name": "imagefolder",
+        "data__root": str(tmp_path),
+        "data__image_size": 8,
+        "data__train_images": None,
+    }
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

@@ -13,7 +13,9 @@ def test_curvature_changes_no_weights_and_no_other_measure(config):
     plain = run(config(probe__compare=True))
     curved = run(config(probe__compare=True, probe__curvature=True))
     assert_same(final_state(plain["folder"])["model"], final_state(curved["folder"])["model"])
-    assert_same(final_state(plain["folder"])["optimizer"], final_state(curved["folder"])["optimizer"])
+    assert_same(
+        final_state(plain["folder"])["optimizer"], final_state(curved["folder"])["optimizer"]
+    )
     names = {
         f"{state}/{name}"
         for state in ("probe", "probe_on", "probe_off")
@@ -60,5 +62,7 @@ def test_the_measured_sharpness_is_that_of_the_dense_problem(config, monkeypatch
 
 
 def test_an_optimizer_without_adams_state_is_refused(config):
-    with pytest.raises(ConfigError, match=r"probe.curvature is true: optim.name is sgd, expected adamw"):
+    with pytest.raises(
+        ConfigError, match=r"probe.curvature is true: optim.name is sgd, expected adamw"
+    ):
         run(config(probe__curvature=True, optim__name="sgd"))

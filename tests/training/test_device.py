@@ -33,7 +33,9 @@ def gpus(monkeypatch):
         monkeypatch.delenv("LOCAL_RANK", raising=False)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
-        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+        monkeypatch.setattr(
+            torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda")
+        )
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: present.append(str(device)))
 
         def empty(size, device):
@@ -48,7 +50,13 @@ def gpus(monkeypatch):
 
 def test_jobs_side_by_side_take_the_gpus_in_turn(gpus):
     gpus(3)
-    assert [device_of_job("cuda", job) for job in range(5)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]
+    assert [device_of_job("cuda", job) for job in range(5)] == [
+        "cuda:0",
+        "cuda:1",
+        "cuda:2",
+        "cuda:0",
+        "cuda:1",
+    ]
     assert device_of_job("auto", 4) == "cuda:1"
     assert [device_of_job(name, 4) for name in ("cpu", "cuda:2", "mps")] == ["cpu", "cuda:2", "mps"]
 
@@ -76,7 +84,10 @@ def test_the_one_gpu_in_sight_is_a_workers_own(gpus, monkeypatch):
 def test_more_workers_than_gpus_are_refused(gpus, monkeypatch):
     gpus(2)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    with pytest.raises(ConfigError, match=r"device=cuda is not available on this machine for worker 3 of it; .*cuda:0 to cuda:1"):
+    with pytest.raises(
+        ConfigError,
+        match=r"device=cuda is not available on this machine for worker 3 of it; .*cuda:0 to cuda:1",
+    ):
         choose_device("cuda")
 
 
@@ -95,7 +106,12 @@ def test_determinism_is_asked_for_and_taken_back(monkeypatch):
     monkeypatch.setenv(WORKSPACE, ":0:0")
     with deterministic(False):
         assert not torch.are_deterministic_algorithms_enabled()
-    with pytest.raises(ConfigError, match=r"CUBLAS_WORKSPACE_CONFIG is ':0:0': expected :4096:8 or :16:8"), deterministic(True):
+    with (
+        pytest.raises(
+            ConfigError, match=r"CUBLAS_WORKSPACE_CONFIG is ':0:0': expected :4096:8 or :16:8"
+        ),
+        deterministic(True),
+    ):
         pass
 
 
@@ -112,7 +128,10 @@ def test_a_deterministic_run_says_so_and_trains_as_before_on_a_cpu(config, monke
     assert asked == [False] * 18 + [True] * 18
     assert plain["folder"] != exact["folder"]
     assert_same(final_state(plain["folder"])["model"], final_state(exact["folder"])["model"])
-    provenance = [json.loads((Path(each["folder"]) / "provenance.json").read_text()) for each in (plain, exact)]
+    provenance = [
+        json.loads((Path(each["folder"]) / "provenance.json").read_text())
+        for each in (plain, exact)
+    ]
     assert "deterministic" not in provenance[0]
     assert provenance[1]["deterministic"]["algorithms"] is True
 
@@ -125,7 +144,9 @@ def failing(error):
 
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
-UNDETERMINED = RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set ...")
+UNDETERMINED = RuntimeError(
+    "cumsum_cuda_kernel does not have a deterministic implementation, but you set ..."
+)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +156,10 @@ UNDETERMINED = RuntimeError("cumsum_cuda_kernel does not have a deterministic im
             OUT_OF_MEMORY,
             r"too little memory \(CUDA out of memory. Tried to allocate 2.00 GiB\): raise trainer.accumulate, which is 2 .* 16 i",
         ),
-        (UNDETERMINED, "trainer.deterministic is true, and cumsum_cuda_kernel has no implementation"),
+        (
+            UNDETERMINED,
+            "trainer.deterministic is true, and cumsum_cuda_kernel has no implementation",
+        ),
     ],
 )
 def test_what_a_device_cannot_do_ends_a_run_in_one_line(config, monkeypatch, error, says):
@@ -175,7 +199,9 @@ def tf32():
         each.allow_tf32 = value
 
 
-@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True), ("bf16", False)])
+@pytest.mark.parametrize(
+    ("precision", "allowed"), [("float32", False), ("tf32", True), ("bf16", False)]
+)
 def test_on_a_gpu_float32_is_float32_in_convolutions_too(config, tf32, precision, allowed):
     before = tf32()
     with arithmetic(config(trainer__precision=precision).trainer, torch.device("cuda:0")):
@@ -186,11 +212,16 @@ def test_on_a_gpu_float32_is_float32_in_convolutions_too(config, tf32, precision
 
 
 def test_tf32_is_refused_where_nothing_computes_in_it(config, monkeypatch):
-    with pytest.raises(ConfigError, match=r"trainer\.precision is 'tf32': cpu does not compute in it; give float32 or bf16"):
+    with pytest.raises(
+        ConfigError,
+        match=r"trainer\.precision is 'tf32': cpu does not compute in it; give float32 or bf16",
+    ):
         run(config(trainer__precision="tf32"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    with pytest.raises(ConfigError, match=r"Tesla T4 does not compute in it, which NVIDIA's GPUs do from Ampere on"):
+    with pytest.raises(
+        ConfigError, match=r"Tesla T4 does not compute in it, which NVIDIA's GPUs do from Ampere on"
+    ):
         refuse_precision("tf32", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     refuse_precision("tf32", torch.device("cuda"))

@@ -35,7 +35,12 @@ def start(warm):
         arguments = [*(happens or "").split(), *SMALL, f"out={out}", *overrides]
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": str(size)}
         return [
-            warm.start(*arguments, *each(rank), env=where | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, program=program)
+            warm.start(
+                *arguments,
+                *each(rank),
+                env=where | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                program=program,
+            )
             for rank in (range(size) if ranks is None else ranks)
         ]
 
@@ -80,12 +85,18 @@ def test_the_numbers_do_not_depend_on_the_number_of_workers(size, alone, tmp_pat
     folder = train(size, tmp_path, *MIXED)
     assert folder.name == alone.name  # the same fingerprint
     one, other = lines(alone), lines(folder)
-    training = [[{k: v for k, v in line.items() if not k.startswith("probe/")} for line in each] for each in (one, other)]
+    training = [
+        [{k: v for k, v in line.items() if not k.startswith("probe/")} for line in each]
+        for each in (one, other)
+    ]
     assert_near(*training, rel=1e-5)
     probes = [[{k: v for k, v in line.items() if k in ("probe/gdv", "probe/gde", "probe/gradient_norm")} | {"step": line["step"]}
                for line in each if "probe/gdv" in line] for each in (one, other)]  # fmt: skip
     assert_near(*probes, rel=1e-4)
-    weights = [torch.load(max((f / "checkpoints").glob("*.pt")), weights_only=True) for f in (alone, folder)]
+    weights = [
+        torch.load(max((f / "checkpoints").glob("*.pt")), weights_only=True)
+        for f in (alone, folder)
+    ]
     for name, weight in weights[0]["model"].items():
         torch.testing.assert_close(
             weight, weights[1]["model"][name], rtol=1e-3, atol=2e-5
@@ -103,7 +114,10 @@ def test_a_run_that_stops_goes_on_to_the_bit(size, tmp_path, start, train):
     assert [code for _, code in stopped] == [130] * size, stopped
     resumed = train(size, tmp_path / "stopped", *options)
     assert (resumed / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
-    one, other = (torch.load(max((f / "checkpoints").glob("step-*.pt")), weights_only=True) for f in (straight, resumed))
+    one, other = (
+        torch.load(max((f / "checkpoints").glob("step-*.pt")), weights_only=True)
+        for f in (straight, resumed)
+    )
     assert_same(one, other)
 
 
@@ -116,7 +130,9 @@ def test_the_gradients_of_a_compiled_model_are_summed(tmp_path, train, needs_com
 
 @pytest.mark.slow
 @pytest.mark.parametrize("happens", ["stop 0 5", "warn 3 5"])
-def test_a_run_goes_on_with_another_number_of_workers_when_told(alone, tmp_path, happens, start, train):
+def test_a_run_goes_on_with_another_number_of_workers_when_told(
+    alone, tmp_path, happens, start, train
+):
     """Whichever worker is asked to stop, all of them save and stop."""
     first = finish(start(4, tmp_path, *MIXED, happens=happens))
     assert [code for _, code in first] == [130] * 4, first
@@ -124,15 +140,21 @@ def test_a_run_goes_on_with_another_number_of_workers_when_told(alone, tmp_path,
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
     refused = finish(start(2, tmp_path, *MIXED))
     assert [code for _, code in refused] == [1, 1]
-    assert all("workers 4 there, 2 here" in err and "resume=force" in err for (_, err), _ in refused), refused
+    assert all(
+        "workers 4 there, 2 here" in err and "resume=force" in err for (_, err), _ in refused
+    ), refused
     assert train(2, tmp_path, *MIXED, "resume=force") == folder
     assert_near([{k: line[k] for k in ("step", "train/loss")} for line in lines(folder) if "train/loss" in line],
                 [{k: line[k] for k in ("step", "train/loss")} for line in lines(alone) if "train/loss" in line], rel=1e-5)  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_ends_the_others_and_the_run_goes_on_from_its_checkpoint(alone, tmp_path, start, train):
-    ended = finish(start(2, tmp_path, *MIXED, "trainer.checkpoint_seconds=0", happens="die 1 5"), timeout=120)
+def test_a_worker_that_dies_ends_the_others_and_the_run_goes_on_from_its_checkpoint(
+    alone, tmp_path, start, train
+):
+    ended = finish(
+        start(2, tmp_path, *MIXED, "trainer.checkpoint_seconds=0", happens="die 1 5"), timeout=120
+    )
     assert ended[1][1] == -9
     (_, error), code = ended[0]
     assert code == 1
@@ -169,11 +191,15 @@ def test_a_folder_that_only_the_first_worker_finds_locked_is_refused_on_all(tmp_
     folder.mkdir(parents=True)
     with filelock.FileLock(folder / ".lock"):
         ended = finish(start(2, tmp_path, *MIXED))
-    assert all(code == 1 and "another process is working in" in error for (_, error), code in ended), ended
+    assert all(
+        code == 1 and "another process is working in" in error for (_, error), code in ended
+    ), ended
 
 
 def test_a_rendezvous_that_nobody_joins_ends_in_time(tmp_path, start):
-    ((_, error), code) = finish(start(2, tmp_path, "distributed.timeout=3", ranks=[0]), timeout=90)[0]
+    ((_, error), code) = finish(start(2, tmp_path, "distributed.timeout=3", ranks=[0]), timeout=90)[
+        0
+    ]
     assert code == 1
     assert "worker 0 of 2 did not meet the others at 127.0.0.1" in error
     assert len(error.strip().splitlines()) <= 2, error
@@ -181,7 +207,9 @@ def test_a_rendezvous_that_nobody_joins_ends_in_time(tmp_path, start):
 
 def test_a_sweep_is_not_started_by_torchrun(tmp_path, start):
     ended = finish(start(2, tmp_path, "-m", "seed=0,1"))
-    assert all(code == 1 and "a sweep starts its own jobs" in error for (_, error), code in ended), ended
+    assert all(
+        code == 1 and "a sweep starts its own jobs" in error for (_, error), code in ended
+    ), ended
 
 
 def test_a_single_process_is_a_group_of_one():
@@ -202,13 +230,18 @@ def test_shares_and_blocks_cover_everything_once():
 
 def test_the_counts_that_fit_are_named():
     check_parts(32, 4096, 8)
-    with pytest.raises(ConfigError, match=r"start 1, 2 or 4 of them, or set trainer.accumulate=8, which gives other numbers"):
+    with pytest.raises(
+        ConfigError,
+        match=r"start 1, 2 or 4 of them, or set trainer.accumulate=8, which gives other numbers",
+    ):
         check_parts(4, 64, 8)
 
 
 def test_workers_that_do_not_see_the_same_run_are_refused(tmp_path, start):
     """Such as nodes whose copies of the data differ."""
-    processes = start(2, tmp_path, "probe=none", each=lambda rank: [f"data.train_images={330 + rank}"])
+    processes = start(
+        2, tmp_path, "probe=none", each=lambda rank: [f"data.train_images={330 + rank}"]
+    )
     for (_, error), code in finish(processes):
         assert code == 1
         assert "not all of them have the same configuration and data" in error
@@ -219,7 +252,10 @@ def test_batch_norm_is_not_shared(tmp_path, start):
     small = ["model=convnet_micro", "model.width=8", "model.depth=null", "model.heads=null"]
     for (_, error), code in finish(start(2, tmp_path, *small)):
         assert code == 1
-        assert "stem.1 is a BatchNorm, whose statistics 2 workers cannot share; train it in one process" in error
+        assert (
+            "stem.1 is a BatchNorm, whose statistics 2 workers cannot share; train it in one process"
+            in error
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -233,10 +269,16 @@ def test_an_image_folder_is_listed_by_the_first_worker_alone(tmp_path, start):
         for name in ("cat", "dog"):
             (tmp_path / "images" / split / name).mkdir(parents=True)
             for i in range(8):
-                Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(tmp_path / "images" / split / name / f"{i}.png")
+                Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(
+                    tmp_path / "images" / split / name / f"{i}.png"
+                )
         (tmp_path / "empty" / split).mkdir(parents=True)
     roots = ["images", "empty"]
-    ended = finish(start(2, tmp_path / "out", *IMAGES, each=lambda rank: [f"data.root={tmp_path / roots[rank]}"]))
+    ended = finish(
+        start(
+            2, tmp_path / "out", *IMAGES, each=lambda rank: [f"data.root={tmp_path / roots[rank]}"]
+        )
+    )
     assert [code for _, code in ended] == [0, 0], ended
 
 
@@ -276,7 +318,13 @@ class Nccl:
 
 @pytest.fixture
 def as_worker(monkeypatch):
-    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "here",
+        "MASTER_PORT": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     join.cache_clear()
@@ -296,8 +344,14 @@ def test_on_gpus_a_worker_names_its_own_and_gives_up_what_a_lost_one_would_answe
 
 
 def test_two_workers_on_one_gpu_are_refused(as_worker):
-    as_worker.setattr(distributed, "dist", Nccl("Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000"))
-    with pytest.raises(ConfigError, match=r"worker 1 of 2 has the same GPU as another one \(cuda:0\)"):
+    as_worker.setattr(
+        distributed,
+        "dist",
+        Nccl("Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000"),
+    )
+    with pytest.raises(
+        ConfigError, match=r"worker 1 of 2 has the same GPU as another one \(cuda:0\)"
+    ):
         join(1.0, torch.device("cuda:0"))
 
 
@@ -338,5 +392,8 @@ def test_a_reduction_that_fails_while_it_is_waited_for_has_a_type():
     bucket = Bucket([torch.nn.Parameter(torch.zeros(1))])
     bucket.work = Work()
     sum_of_gradients.buckets, sum_of_gradients.next = [bucket], 1
-    with pytest.raises(torch.distributed.DistBackendError, match="pair closure"), sum_of_gradients.summed():
+    with (
+        pytest.raises(torch.distributed.DistBackendError, match="pair closure"),
+        sum_of_gradients.summed(),
+    ):
         sum_of_gradients.next = 1

@@ -104,19 +104,38 @@ def saved(image_folder, tmp_path):
     return tmp_path / "saved"
 
 
-@pytest.mark.parametrize("name", [name for name in keys() if name != "checkpoint"])  # a plan to evaluate weights is of no run
+@pytest.mark.parametrize(
+    "name", [name for name in keys() if name != "checkpoint"]
+)  # a plan to evaluate weights is of no run
 def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path, request):
     key = keys()[name]
-    folder = name in ("data.image_size", "augment.crop", "augment.randaugment", "augment.color_jitter", "data.skip_corrupt")
-    base = {"out": str(tmp_path), "trainer.epochs": 3, "trainer.batch_size": 2} | NEEDS.get(name, {})
+    folder = name in (
+        "data.image_size",
+        "augment.crop",
+        "augment.randaugment",
+        "augment.color_jitter",
+        "data.skip_corrupt",
+    )
+    base = {"out": str(tmp_path), "trainer.epochs": 3, "trainer.batch_size": 2} | NEEDS.get(
+        name, {}
+    )
     base |= (
-        {"data.name": "imagefolder", "data.root": str(image_folder), "data.image_size": 8} if folder or name == "data.name" else {}
+        {"data.name": "imagefolder", "data.root": str(image_folder), "data.image_size": 8}
+        if folder or name == "data.name"
+        else {}
     )
     if name == "data.root":
         base |= {"data.name": "fashion_mnist_mini"}
     if name in ("data.image", "data.label"):
-        base |= {"data.name": "huggingface", "data.root": str(request.getfixturevalue("saved")), "data.image_size": 8}
-    one, other = config_of(base), config_of(base | {name: str(image_folder) if name == "data.root" else changed(key)})
+        base |= {
+            "data.name": "huggingface",
+            "data.root": str(request.getfixturevalue("saved")),
+            "data.image_size": 8,
+        }
+    one, other = (
+        config_of(base),
+        config_of(base | {name: str(image_folder) if name == "data.root" else changed(key)}),
+    )
     if name == "data.name":
         other.data.root = other.data.image_size = None
     assert key.used(one), name
@@ -127,24 +146,37 @@ def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path, request):
 
 def test_keys_of_image_folders_are_left_out_for_data_in_memory():
     plain = make_plan(config_of({})).fingerprint
-    assert plain == make_plan(config_of({"augment.crop": True, "augment.randaugment": "rand-m9"})).fingerprint
+    assert (
+        plain
+        == make_plan(
+            config_of({"augment.crop": True, "augment.randaugment": "rand-m9"})
+        ).fingerprint
+    )
 
 
 @pytest.mark.parametrize("mixing", [{}, {"augment.mixup": 0.8}, {"augment.cutmix": 1.0}])
 def test_the_switch_probability_counts_only_where_both_mixes_are_on(mixing):
-    one, other = (make_plan(config_of(mixing | {"augment.switch": share})).fingerprint for share in (0.25, 0.75))
+    one, other = (
+        make_plan(config_of(mixing | {"augment.switch": share})).fingerprint
+        for share in (0.25, 0.75)
+    )
     assert one == other
 
 
 def test_keys_of_images_in_memory_are_left_out_for_endless_images_and_text():
     for base in ({"data.name": "glyphs"}, {"data.name": "text", "model.name": "gpt_micro"}):
         more = {"augment.shift": 1, "augment.flip": False, "augment.erasing": 0.25}
-        assert make_plan(config_of(base)).fingerprint == make_plan(config_of(base | more)).fingerprint
+        assert (
+            make_plan(config_of(base)).fingerprint == make_plan(config_of(base | more)).fingerprint
+        )
 
 
 def test_a_raised_version_renames_the_runs_that_use_the_part_and_no_others(monkeypatch):
     def prints():
-        return [make_plan(config_of(c)).fingerprint for c in ({}, {"augment.mixup": 0.8}, {"probe.at": ["0%"]})]
+        return [
+            make_plan(config_of(c)).fingerprint
+            for c in ({}, {"augment.mixup": 0.8}, {"probe.at": ["0%"]})
+        ]
 
     before = prints()
     monkeypatch.setitem(VERSIONS, "mixing", 2)
@@ -157,7 +189,13 @@ def test_a_raised_version_renames_the_runs_that_use_the_part_and_no_others(monke
 def test_a_part_of_some_models_is_for_them_alone():
     found = {
         name: parts_used(config_of({"model.name": name})) & {"vit", "swin"}
-        for name in ("vit_micro", "vit_tiny_patch16_224", "deit_tiny_patch16_224", "mixer_s32_224", "swin_femto")
+        for name in (
+            "vit_micro",
+            "vit_tiny_patch16_224",
+            "deit_tiny_patch16_224",
+            "mixer_s32_224",
+            "swin_femto",
+        )
     }
     assert found == {
         "vit_micro": set(),
@@ -172,9 +210,13 @@ def test_committed_fingerprints_are_todays(request):
     """Every configuration behind results/ still has the fingerprint that it was run with, where its data is at hand."""
     for name in ("findings", "classic"):
         runs = read_summaries(request.config.rootpath / "results" / name).runs
-        here = runs[runs["config/data.name"] == "fashion_mnist_mini"].groupby(["study", "arm"]).head(1)
+        here = (
+            runs[runs["config/data.name"] == "fashion_mnist_mini"].groupby(["study", "arm"]).head(1)
+        )
         for row in here.to_dict("records"):
-            values = {c.removeprefix("config/"): v for c, v in row.items() if c.startswith("config/")}
+            values = {
+                c.removeprefix("config/"): v for c, v in row.items() if c.startswith("config/")
+            }
             values = {key: value for key, value in values.items() if said(key, value)}
             if pd.isna(values.get("trainer.stop_patience")):
                 values["trainer.stop_patience"] = 3
@@ -197,13 +239,20 @@ def test_the_fingerprint_is_of_what_determines_the_numbers(config):
              {"model__attention": "fused"}, {"optim__lr": 1e-3}, {"data__train_images": 301}, {"trainer__compile": True})  # fmt: skip
     assert len({fingerprint(**options) for options in other} | {base}) == len(other) + 1
     none = fingerprint(schedule__name="none")
-    assert none == fingerprint(schedule__name="none", schedule__rate=0.7, trainer__masks="native", schedule__kind="path")
+    assert none == fingerprint(
+        schedule__name="none", schedule__rate=0.7, trainer__masks="native", schedule__kind="path"
+    )
 
 
 def test_choices_that_mean_nothing_without_dropout_share_a_fingerprint(config):
-    prints = {make_plan(config(schedule__name="none", model__dropout=d)).fingerprint for d in (None, "standard", "gaussian")}
+    prints = {
+        make_plan(config(schedule__name="none", model__dropout=d)).fingerprint
+        for d in (None, "standard", "gaussian")
+    }
     assert len(prints) == 1
-    assert make_plan(config(model__dropout="standard")).fingerprint != make_plan(config()).fingerprint
+    assert (
+        make_plan(config(model__dropout="standard")).fingerprint != make_plan(config()).fingerprint
+    )
 
 
 def test_the_names_of_models_with_an_explicit_map_are_all_known():

@@ -37,13 +37,17 @@ def test_the_released_learning_rate_as_a_complete_list(warmup, total):
     m = total - warmup
     cosine = [minimum + 0.5 * (base - minimum) * (1 + np.cos(np.pi * i / m)) for i in range(m)]
     expected = np.concatenate((np.linspace(0, base, warmup), cosine))
-    assert [learning_rate(s, base, minimum, warmup, total) for s in range(total)] == pytest.approx(expected.tolist(), rel=1e-12)
+    assert [learning_rate(s, base, minimum, warmup, total) for s in range(total)] == pytest.approx(
+        expected.tolist(), rel=1e-12
+    )
 
 
 def test_weight_decay_spares_what_the_release_spares():
     model = build_model(ModelConfig(), Task(1, 10, 28, 0.0, 0.0), 0)
     optimizer = make_optimizer(model, OptimConfig())
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decay = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
     for name, p in model.named_parameters():
         spared = p.ndim <= 1 or name.endswith(".bias") or name in ("pos_embed", "cls_token")
         assert decay[id(p)] == (0 if spared else 0.05), name

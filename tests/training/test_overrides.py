@@ -33,7 +33,9 @@ def test_a_plan_warns(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 0
-    assert capsys.readouterr().err.splitlines() == ["warning: optim.momentum=0.5 is not used by this run"]
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: optim.momentum=0.5 is not used by this run"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -63,11 +65,20 @@ def test_what_needs_quotes_is_said_with_the_quotes(argument):
 
 def test_what_quotes_do_not_mend_is_said():
     assert mistake(["probe.at=[10%"]).startswith("probe.at=[10% is not in Hydra's grammar: ")
-    assert mistake(["chekpoint=a=b"]).startswith("chekpoint is no key of the configuration: did you mean checkpoint?")
+    assert mistake(["chekpoint=a=b"]).startswith(
+        "chekpoint is no key of the configuration: did you mean checkpoint?"
+    )
     assert mistake(["data.root=caf\udce9"]) == (
         r"'data.root=caf\udce9' is not UTF-8: rename what it names, or go by a link with another name"
     )
-    for argument in ("seed=0,1", "schedule.points='0,0@0.5,0.1'", "tags=[a,b]", "~trainer", "checkpoint='\"a=b\"'", "label="):
+    for argument in (
+        "seed=0,1",
+        "schedule.points='0,0@0.5,0.1'",
+        "tags=[a,b]",
+        "~trainer",
+        "checkpoint='\"a=b\"'",
+        "label=",
+    ):
         assert mistake([argument]) is None, argument
 
 
@@ -75,8 +86,12 @@ def test_a_quoted_home_is_the_home(tmp_path, monkeypatch, capsys):
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("sys.argv", ["earlydrop", "mode=plan", "data=imagefolder", 'data.root="~/data"'])
+    monkeypatch.setattr(
+        "sys.argv", ["earlydrop", "mode=plan", "data=imagefolder", 'data.root="~/data"']
+    )
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 1
-    assert "data.root is '~/data': expected a folder with train/ and val/" in capsys.readouterr().err
+    assert (
+        "data.root is '~/data': expected a folder with train/ and val/" in capsys.readouterr().err
+    )

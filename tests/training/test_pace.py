@@ -39,7 +39,12 @@ def test_the_share_of_waiting_for_data_is_that_of_the_interval(clock):
         next(timed)
         clock(1.0)  # the step
     line = pace.record(12)
-    assert line == {"step": 12, "images_per_second": 2 * 8 / 8.0, "seconds": 8.0, "data_wait": 6 / 8}
+    assert line == {
+        "step": 12,
+        "images_per_second": 2 * 8 / 8.0,
+        "seconds": 8.0,
+        "data_wait": 6 / 8,
+    }
     clock(50.0)  # an evaluation
     pace.restart(12)
     next(timed)
@@ -59,7 +64,9 @@ def test_on_a_gpu_there_are_utilisation_and_memory(clock, monkeypatch):
     cuda = torch.device("cuda", 1)
     resets = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", resets.append)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 * 10**9 if device == cuda else 0)
+    monkeypatch.setattr(
+        torch.cuda, "max_memory_allocated", lambda device: 7 * 10**9 if device == cuda else 0
+    )
     pace = Pace(cuda, step=0, batch_size=100, utilisation=0.002)
     clock(2.0)
     line = pace.record(4)  # 200 images/s
@@ -69,7 +76,9 @@ def test_on_a_gpu_there_are_utilisation_and_memory(clock, monkeypatch):
 
 
 def test_a_run_on_a_cpu_times_its_data_and_counts_no_operations(config, monkeypatch):
-    monkeypatch.setattr("earlydrop.training.trainer.training_flops", lambda *_: pytest.fail("it costs time"))
+    monkeypatch.setattr(
+        "earlydrop.training.trainer.training_flops", lambda *_: pytest.fail("it costs time")
+    )
     source = type(make_plan(config()).source)
     original = source.batches
 

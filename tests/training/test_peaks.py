@@ -24,7 +24,10 @@ def test_the_model_is_built_for_both_peaks(config):
     plan = make_plan(config(**TWO))
     model, scheduler = scheduled_model(plan)
     assert isinstance(scheduler, TwoPeaks)
-    built = {kind: [site.base_rate for site in find_sites(model) if site.kind == kind and site.driven] for kind in ("unit", "path")}
+    built = {
+        kind: [site.base_rate for site in find_sites(model) if site.kind == kind and site.driven]
+        for kind in ("unit", "path")
+    }
     assert set(built["unit"]) == {0.1}
     assert sorted(set(built["path"])) == [0.25, 0.5]
     assert plan.path_schedule == early(0.5, 9) == scheduler.kinds["path"].schedule
@@ -35,8 +38,12 @@ def test_the_model_is_built_for_both_peaks(config):
 def test_both_rates_are_logged_as_their_schedules_say(config):
     metrics = read_metrics(Path(run(config(**TWO))["folder"]) / "metrics.jsonl")
     steps = [line["step"] - 1 for line in metrics]
-    assert [line["dropout/unit_rate"] for line in metrics] == [early(0.1, 9)(step) for step in steps]
-    assert [line["dropout/path_rate"] for line in metrics] == [early(0.5, 9)(step) for step in steps]
+    assert [line["dropout/unit_rate"] for line in metrics] == [
+        early(0.1, 9)(step) for step in steps
+    ]
+    assert [line["dropout/path_rate"] for line in metrics] == [
+        early(0.5, 9)(step) for step in steps
+    ]
 
 
 def test_the_plan_shows_both(config, capsys):
@@ -69,23 +76,40 @@ def test_a_run_with_two_peaks_is_resumed_to_the_bit(config, tmp_path):
 
 def test_it_is_a_setting_of_its_own_and_its_default_is_none(config):
     plain = {key: value for key, value in TWO.items() if key != "schedule__path_rate"}
-    prints = [make_plan(config(**plain, schedule__path_rate=rate)).fingerprint for rate in (None, 0.3, 0.5)]
+    prints = [
+        make_plan(config(**plain, schedule__path_rate=rate)).fingerprint
+        for rate in (None, 0.3, 0.5)
+    ]
     assert len(set(prints)) == 3
     assert make_plan(config(**plain)).fingerprint == prints[0]
-    never = [make_plan(config(**TWO | {"schedule__name": "none", "schedule__path_rate": rate})).fingerprint for rate in (None, 0.5)]
+    never = [
+        make_plan(
+            config(**TWO | {"schedule__name": "none", "schedule__path_rate": rate})
+        ).fingerprint
+        for rate in (None, 0.5)
+    ]
     assert never[0] == never[1]
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"schedule__kind": "unit"}, r"path_rate is 0.5: .* needs schedule.kind=all; schedule.kind is 'unit'"),
+        (
+            {"schedule__kind": "unit"},
+            r"path_rate is 0.5: .* needs schedule.kind=all; schedule.kind is 'unit'",
+        ),
         ({"schedule__kind": "path"}, r"needs schedule.kind=all; schedule.kind is 'path'"),
         ({"schedule__path_rate": 1.0}, r"schedule.path_rate is 1.0: expected a rate in \[0, 1\)"),
         ({"schedule__path_rate": 0.0}, "path_rate is 0: expected more than 0; schedule.kind=unit"),
         ({"schedule__rate": 0.0}, "path_rate is 0.5 and schedule.rate is 0: .* schedule.kind=path"),
-        ({"schedule__name": "piecewise", "schedule__points": "0,0.1@0.5,0"}, "schedule=piecewise has no schedule.rate"),
-        ({"model__name": "mlp", "model__width": None, "model__depth": None}, "schedule.kind is 'all'.*no path site"),
+        (
+            {"schedule__name": "piecewise", "schedule__points": "0,0.1@0.5,0"},
+            "schedule=piecewise has no schedule.rate",
+        ),
+        (
+            {"model__name": "mlp", "model__width": None, "model__depth": None},
+            "schedule.kind is 'all'.*no path site",
+        ),
     ],
 )
 def test_where_it_means_nothing_it_is_refused(config, options, says):
@@ -98,7 +122,10 @@ def test_a_probe_compares_a_run_without_dropout_at_both_peaks(config):
     given = TWO | {"schedule__name": "none", "probe__at": ["0%"], "probe__compare": True}
     one, two = (make_plan(config(**given | {"schedule__path_rate": rate})) for rate in (None, 0.5))
     assert one.fingerprint != two.fingerprint
-    built = [[site.base_rate for site in find_sites(scheduled_model(plan)[0]) if site.kind == "path"] for plan in (one, two)]
+    built = [
+        [site.base_rate for site in find_sites(scheduled_model(plan)[0]) if site.kind == "path"]
+        for plan in (one, two)
+    ]
     assert [max(rates) for rates in built] == [0.1, 0.5]
 
 

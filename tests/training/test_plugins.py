@@ -49,12 +49,18 @@ def own(config, here):
 
 
 def test_all_four_train_together(own):
-    settings = own(probe__at=["0%"], probe__measures=["mymeasures:spread", "mymeasures:sharpness"], model__args={"width": 5})
+    settings = own(
+        probe__at=["0%"],
+        probe__measures=["mymeasures:spread", "mymeasures:sharpness"],
+        model__args={"width": 5},
+    )
     folder = Path(run(settings)["folder"])
     lines = read_metrics(folder / "metrics.jsonl")
     assert lines[0]["probe/spread"] == pytest.approx(4 * lines[0]["probe/gde"])
     assert 0 < lines[0]["probe/sharpness"] < 5
-    assert [line["dropout/unit_rate"] for line in lines if "train/loss" in line] == pytest.approx([0.25 * 3 / 4, 0.25 * 1 / 4])
+    assert [line["dropout/unit_rate"] for line in lines if "train/loss" in line] == pytest.approx(
+        [0.25 * 3 / 4, 0.25 * 1 / 4]
+    )
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["code"]["model.name"]["name"] == "mymodels:build"
     assert set(provenance["code"]["model.name"]["files"]) == {"mymodels"}
@@ -70,7 +76,14 @@ def test_probing_with_own_measures_leaves_training_as_it_was(own):
 
 
 def test_a_schedule_of_ours_may_be_returned_and_takes_the_keys_of_its_parameters(own):
-    plan = make_plan(own(schedule__name="myschedules:short", schedule__args={}, schedule__rate=0.5, schedule__cutoff="50%"))
+    plan = make_plan(
+        own(
+            schedule__name="myschedules:short",
+            schedule__args={},
+            schedule__rate=0.5,
+            schedule__cutoff="50%",
+        )
+    )
     assert [plan.schedule(step) for step in range(4)] == [0.5, 0.0, 0.0, 0.0]
     assert repr(plan.schedule) == "myschedules:short(rate=0.5, cutoff='50%')"
 
@@ -78,7 +91,10 @@ def test_a_schedule_of_ours_may_be_returned_and_takes_the_keys_of_its_parameters
 def test_a_model_without_dropout_trains_without_it_alone(own):
     with pytest.raises(ConfigError, match=r"Sequential has no unit site to drive.*schedule=none$"):
         run(own(model__name="mymodels:plain"))
-    assert run(own(model__name="mymodels:plain", schedule__name="none", schedule__args={}))["state"] == "finished"
+    assert (
+        run(own(model__name="mymodels:plain", schedule__name="none", schedule__args={}))["state"]
+        == "finished"
+    )
 
 
 def test_changed_code_trains_again_and_unchanged_code_does_not(own, here, capsys):
@@ -101,12 +117,19 @@ def test_what_a_module_imports_from_beside_it_counts_too(own, here):
     assert make_plan(own()).fingerprint != before.fingerprint
 
 
-def test_a_builder_put_into_the_registry_from_outside_counts_by_its_source(config, here, monkeypatch):
+def test_a_builder_put_into_the_registry_from_outside_counts_by_its_source(
+    config, here, monkeypatch
+):
     monkeypatch.syspath_prepend(str(here))
     import mymodels
 
     monkeypatch.setitem(models.BUILDERS, "student", functools.partial(mymodels.build, width=4))
-    settings = {"model__name": "student", "model__hidden": None, "probe__at": [], "trainer__epochs": 1}
+    settings = {
+        "model__name": "student",
+        "model__hidden": None,
+        "probe__at": [],
+        "trainer__epochs": 1,
+    }
     before = make_plan(config(**settings))
     assert make_plan(config()).code == {}
     (here / "mymodels.py").write_text(MODELS + "\n# changed\n")
@@ -128,7 +151,8 @@ def test_code_changed_between_stop_and_resume_is_not_begun_anew_in_silence(own, 
     monkeypatch.setattr(Trainer, "train_step", original)
     (here / "mymodels.py").write_text(MODELS.replace("nn.ReLU()", "nn.Tanh()"))
     with pytest.raises(
-        ConfigError, match=r"mymodels:build changed since .* was stopped at step 2: put the code back.*resume=never"
+        ConfigError,
+        match=r"mymodels:build changed since .* was stopped at step 2: put the code back.*resume=never",
     ):
         run(own())
     folders = list((Path(own().out) / "default").iterdir())
@@ -145,20 +169,41 @@ LINES = [
     ({"model__name": "mymodels:biuld"}, r"mymodels.py has no 'biuld': did you mean build\?"),
     ({"model__name": "mymodels:nn"}, r"nn is a module, expected a function or a class"),
     ({"model__name": "sys:exit"}, r"there is no module 'sys'"),
-    ({"model__args": {"widht": 3}}, r"model.args.widht is 3: .* has no such argument, it takes width: did you mean width\?"),
+    (
+        {"model__args": {"widht": 3}},
+        r"model.args.widht is 3: .* has no such argument, it takes width: did you mean width\?",
+    ),
     ({"model__args": {"width": 2.5}}, r"model.args.width is 2.5: expected int"),
     ({"model__args": {"width": True}}, r"model.args.width is True: expected int"),
-    ({"model__args": {"width": {"a": 1}}}, r"model.args.width is {'a': 1}: expected a number, a text"),
+    (
+        {"model__args": {"width": {"a": 1}}},
+        r"model.args.width is {'a': 1}: expected a number, a text",
+    ),
     ({"model__depth": 3}, r"model.depth is 3: model.name=mymodels:build has no such key"),
     ({"data__args": {"count": "many"}}, r"data.args.count is 'many': expected int"),
     ({"data__root": "."}, r"data.root is '.': data.name=mydata:faces has no such argument"),
-    ({"schedule__args": {}}, r"schedule.name is 'myschedules:falling': it needs 'peak'; give it with \+schedule.args.peak="),
+    (
+        {"schedule__args": {}},
+        r"schedule.name is 'myschedules:falling': it needs 'peak'; give it with \+schedule.args.peak=",
+    ),
     ({"schedule__args": {"peak": 1.5}}, r"at step 0 its rate is 1.5"),
     ({"schedule__args": {"peak": float("nan")}}, r"at step 0 its rate is nan"),
-    ({"schedule__name": "early_", "schedule__args": {}}, r"expected one of none, .*: did you mean early\?"),
-    ({"probe__measures": ["mymeasures:spred"], "probe__at": ["0%"]}, r"has no 'spred': did you mean spread\?"),
-    ({"probe__measures": ["gdv"], "probe__at": ["0%"]}, r"probe.measures has 'gdv': all of earlydrop's are taken anyway"),
-    ({"probe__measures": ["mydata:Faces"], "probe__at": ["0%"]}, r"it takes train, count; expected one parameter"),
+    (
+        {"schedule__name": "early_", "schedule__args": {}},
+        r"expected one of none, .*: did you mean early\?",
+    ),
+    (
+        {"probe__measures": ["mymeasures:spred"], "probe__at": ["0%"]},
+        r"has no 'spred': did you mean spread\?",
+    ),
+    (
+        {"probe__measures": ["gdv"], "probe__at": ["0%"]},
+        r"probe.measures has 'gdv': all of earlydrop's are taken anyway",
+    ),
+    (
+        {"probe__measures": ["mydata:Faces"], "probe__at": ["0%"]},
+        r"it takes train, count; expected one parameter",
+    ),
 ]
 MODULES = [
     ("mymodels", "import not_there\n", r"importing mymodels raised ModuleNotFoundError: No module named 'not_there' \(mymodels.py, line 1\)"),
@@ -189,7 +234,9 @@ def test_what_cannot_be_is_a_line_before_the_folder(own, options, says):
     refused(own(**options), says)
 
 
-@pytest.mark.parametrize(("module", "text", "says"), MODULES, ids=[says[:40] for *_, says in MODULES])
+@pytest.mark.parametrize(
+    ("module", "text", "says"), MODULES, ids=[says[:40] for *_, says in MODULES]
+)
 def test_a_module_that_cannot_be_used_is_a_line_before_the_folder(own, here, module, text, says):
     (here / f"{module}.py").write_text(text)
     refused(own(), says)
@@ -204,11 +251,16 @@ def refused(settings, says):
 
 def test_a_measure_that_gives_nan_fails_the_run_by_its_name(own, here):
     (here / "mymeasures.py").write_text("def nothing(moments):\n    return float('nan')\n")
-    with pytest.raises(TrainingFailed, match=r"the measure mymeasures:nothing gave nan; return None where it cannot be taken"):
+    with pytest.raises(
+        TrainingFailed,
+        match=r"the measure mymeasures:nothing gave nan; return None where it cannot be taken",
+    ):
         run(own(probe__at=["0%"], probe__measures=["mymeasures:nothing"]))
 
 
-def test_reading_a_folder_from_elsewhere_imports_nothing_that_it_names(own, here, monkeypatch, capsys):
+def test_reading_a_folder_from_elsewhere_imports_nothing_that_it_names(
+    own, here, monkeypatch, capsys
+):
     """A module that leaves a file when it is imported: reading and drawing runs leaves none, and reproducing asks first."""
     mark = here / "imported"
     for name, text in {"mymodels": MODELS, "mydata": DATA, "myschedules": SCHEDULES}.items():
@@ -223,7 +275,9 @@ def test_reading_a_folder_from_elsewhere_imports_nothing_that_it_names(own, here
     list_studies(str(folder.parent.parent))
     assert "with mymodels:build (SHA-256" in cite.citation(folder)
     assert "+schedule.args.peak=0.25" in cite.citation(folder)
-    with pytest.raises(ConfigError, match=r"model.name=mymodels:build.*look at it first, then say --trust"):
+    with pytest.raises(
+        ConfigError, match=r"model.name=mymodels:build.*look at it first, then say --trust"
+    ):
         reproduce.reproduce(folder, here / "again")
     assert not mark.exists()
     assert not (here / "again").exists()
@@ -249,11 +303,20 @@ def test_an_installed_package_offers_names(own, here, monkeypatch):
     monkeypatch.syspath_prepend(str(site))
     assert plugins.installed("model") == {"facenet": "faces.nets:build"}
     settings = own(
-        model__name="facenet", data__name="faces", schedule__name="falling", probe__at=["0%"], probe__measures=["widest"]
+        model__name="facenet",
+        data__name="faces",
+        schedule__name="falling",
+        probe__at=["0%"],
+        probe__measures=["widest"],
     )
     result = run(settings)
     assert result["state"] == "finished"
     assert result["probe/widest"] > 0
-    assert names_of(settings) == ["model.name=facenet", "data.name=faces", "schedule.name=falling", "probe.measures=widest"]
+    assert names_of(settings) == [
+        "model.name=facenet",
+        "data.name=faces",
+        "schedule.name=falling",
+        "probe.measures=widest",
+    ]
     code = make_plan(settings).code["model.name"]
     assert set(code.files) == {"faces", "faces.nets"}

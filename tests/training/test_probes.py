@@ -22,7 +22,10 @@ def test_the_probe_changes_nothing(config):
 
 
 def probes(result):
-    lines = [json.loads(line) for line in (Path(result["folder"]) / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (Path(result["folder"]) / "metrics.jsonl").read_text().splitlines()
+    ]
     return [line for line in lines if "probe/gdv" in line]
 
 
@@ -39,10 +42,17 @@ def test_comparing_on_and_off_changes_no_weights_and_repeats_the_plain_probe(con
 
 
 def test_a_run_without_dropout_is_compared_at_the_schedules_rate_and_trains_as_before(config):
-    plain, compared = (run(config(schedule__name="none", probe__compare=each)) for each in (False, True))
+    plain, compared = (
+        run(config(schedule__name="none", probe__compare=each)) for each in (False, True)
+    )
     assert_same(final_state(plain["folder"])["model"], final_state(compared["folder"])["model"])
     for without, both in zip(probes(plain), probes(compared), strict=True):
-        assert without["probe/gdv"] == both["probe/gdv"] == both["probe_off/gdv"] != both["probe_on/gdv"]
+        assert (
+            without["probe/gdv"]
+            == both["probe/gdv"]
+            == both["probe_off/gdv"]
+            != both["probe_on/gdv"]
+        )
     other = run(config(schedule__name="none", probe__compare=True, schedule__rate=0.5))
     assert other["folder"] != compared["folder"]
     assert probes(other)[0]["probe_off/gdv"] == probes(compared)[0]["probe_off/gdv"]
@@ -58,7 +68,10 @@ def test_at_one_set_of_weights_on_is_what_a_run_with_dropout_measures(config):
 
 
 def test_a_comparison_without_a_rate_is_refused(config):
-    with pytest.raises(ConfigError, match=r"probe\.compare is true: schedule\.rate is 0, expected the rate to compare with"):
+    with pytest.raises(
+        ConfigError,
+        match=r"probe\.compare is true: schedule\.rate is 0, expected the rate to compare with",
+    ):
         run(config(schedule__name="none", schedule__rate=0.0, probe__compare=True))
 
 
@@ -86,7 +99,9 @@ def test_the_whole_dataset_gradient_is_of_a_fixed_random_part_of_the_images(conf
     assert set(found) <= set(range(300))
     assert max(found) > 200  # not the first ones
     assert found == dataset_indices(plan, 9) == dataset_indices(make_plan(config(seed=1)), 0)
-    assert sorted(dataset_indices(make_plan(config(probe__dataset_limit=300)), 0)) == list(range(300))
+    assert sorted(dataset_indices(make_plan(config(probe__dataset_limit=300)), 0)) == list(
+        range(300)
+    )
 
 
 def test_a_batch_goes_through_the_model_in_the_parts_of_training(config):
@@ -99,7 +114,9 @@ def test_a_batch_goes_through_the_model_in_the_parts_of_training(config):
     for i in range(2):
         chunks = torch.randperm(300, generator=order)[:32].chunk(4)
         for j, indices in enumerate(chunks):
-            ((x, y),) = objective.batches([((step * 100_000 + i) * 4 + j, indices)], settings.seed, "probe")
+            ((x, y),) = objective.batches(
+                [((step * 100_000 + i) * 4 + j, indices)], settings.seed, "probe"
+            )
             torch.manual_seed(stream_seed(settings.seed, "probe-dropout", step, i, j))
             (objective.loss(model.train()(x), y) / 4).backward()
         norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())

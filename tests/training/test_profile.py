@@ -11,7 +11,10 @@ from tests.training.states import assert_same, final_state
 
 
 def steps_in(trace):
-    return sum(event.get("name", "").startswith("Optimizer.step") for event in json.loads(trace.read_text())["traceEvents"])
+    return sum(
+        event.get("name", "").startswith("Optimizer.step")
+        for event in json.loads(trace.read_text())["traceEvents"]
+    )
 
 
 def test_the_steps_of_a_window_are_traced_and_nothing_changes(config):
@@ -40,10 +43,14 @@ def test_other_workers_than_the_first_trace_nothing(tmp_path):
 
 @pytest.mark.parametrize("window", ["10", "5:5", "7:3", "a:b", "1:2:3", "-1:2"])
 def test_what_is_no_window_is_refused(config, window):
-    with pytest.raises(ConfigError, match=r"trainer\.profile is '.*': expected two steps such as 10:20"):
+    with pytest.raises(
+        ConfigError, match=r"trainer\.profile is '.*': expected two steps such as 10:20"
+    ):
         make_plan(config(trainer__profile=window))
 
 
 def test_a_window_behind_the_end_is_refused(config):
-    with pytest.raises(ConfigError, match=r"trainer\.profile is '18:20': the run ends after 18 steps"):
+    with pytest.raises(
+        ConfigError, match=r"trainer\.profile is '18:20': the run ends after 18 steps"
+    ):
         make_plan(config(trainer__profile="18:20"))

@@ -42,14 +42,17 @@ def test_gradients_are_summed_over_parts_and_workers(sent):
     model = Branches()
     parts = torch.randn(2, 5, 3)
     expected = torch.autograd.grad(
-        sum(model(x).square().sum() for x in parts), [*model.first.parameters(), *model.last.parameters()]
+        sum(model(x).square().sum() for x in parts),
+        [*model.first.parameters(), *model.last.parameters()],
     )
     reduction = GradientSum(model.parameters(), group=None, bucket_bytes=40)
     model(parts[0]).square().sum().backward()
     assert sent == []  # only the last part of a step is sent
     with reduction.summed():
         model(parts[1]).square().sum().backward()
-        assert len(sent) == 1  # that of the last layer, before the backward pass has ended; then one waits for what never comes
+        assert (
+            len(sent) == 1
+        )  # that of the last layer, before the backward pass has ended; then one waits for what never comes
     assert len(sent) == len(reduction.buckets) == 3
     found = [p.grad for p in [*model.first.parameters(), *model.last.parameters()]]
     for ours, theirs in zip(found, expected, strict=True):

@@ -32,11 +32,30 @@ def test_a_run_leaves_what_it_should(config):
     assert [line["step"] for line in lines] == [0, 4, 8, 9, 12, 16, 18]
     assert "probe/gdv" in lines[0]
     assert "train/loss" not in lines[0]
-    expected = {"train/loss", "train/lr", "train/gradient_norm", "model/distance", "dropout/unit_rate", "dropout/path_rate"}
+    expected = {
+        "train/loss",
+        "train/lr",
+        "train/gradient_norm",
+        "model/distance",
+        "dropout/unit_rate",
+        "dropout/path_rate",
+    }
     assert expected <= lines[1].keys()
-    measured = {"test/loss", "test/accuracy", "train_eval/loss", "train_eval/accuracy", "train_clean/loss", "train_clean/accuracy"}
-    assert measured | {"probe/gdv", "probe/gde", "probe/gradient_norm", "probe/bias"} <= lines[-1].keys()
-    assert lines[1]["dropout/unit_rate"] == pytest.approx(0.3 * (1 - 3 / 8))  # the rate of the step that was logged
+    measured = {
+        "test/loss",
+        "test/accuracy",
+        "train_eval/loss",
+        "train_eval/accuracy",
+        "train_clean/loss",
+        "train_clean/accuracy",
+    }
+    assert (
+        measured | {"probe/gdv", "probe/gde", "probe/gradient_norm", "probe/bias"}
+        <= lines[-1].keys()
+    )
+    assert lines[1]["dropout/unit_rate"] == pytest.approx(
+        0.3 * (1 - 3 / 8)
+    )  # the rate of the step that was logged
     assert lines[-1]["dropout/unit_rate"] == 0
     assert len(list((folder / "checkpoints").glob("*.pt"))) == 1
     runs = load_runs(folder)
@@ -57,7 +76,11 @@ def test_a_finished_run_is_skipped(config, capsys):
 @pytest.mark.parametrize("schedule", ["early", "late"])
 @pytest.mark.parametrize("model", ["mlp", "vit_micro"])
 def test_stopped_after_any_step_it_resumes_to_the_same_bits(config, schedule, model):
-    sizes = {"model__hidden": None, "model__depth": 2, "model__width": 16} if model == "vit_micro" else {}
+    sizes = (
+        {"model__hidden": None, "model__depth": 2, "model__width": 16}
+        if model == "vit_micro"
+        else {}
+    )
     options = {"schedule__name": schedule, "model__name": model, "trainer__accumulate": 2, **sizes}
     whole = Path(run(config(**options))["folder"])
     settings = config(out=str(Path(config().out) / "stopped"), **options)
@@ -82,7 +105,9 @@ def test_another_environment_needs_force(config):
     settings = config()
     plan = make_plan(settings)
     folder = RunFolder(plan.folder)
-    trainer = Trainer(plan, *scheduled_model(plan), folder, lambda step, metrics: None, lambda: True)
+    trainer = Trainer(
+        plan, *scheduled_model(plan), folder, lambda step, metrics: None, lambda: True
+    )
     trainer.environment = trainer.environment | {"threads": 77}
     trainer.resume()
     with pytest.raises(Interrupted):
@@ -141,10 +166,15 @@ def stop_at(monkeypatch, step):
 
 
 def test_a_metric_that_is_not_finite_fails_the_run(config, monkeypatch):
-    monkeypatch.setattr(trainer_module, "evaluate_all", lambda *_, **__: {"test/loss": float("nan")})
+    monkeypatch.setattr(
+        trainer_module, "evaluate_all", lambda *_, **__: {"test/loss": float("nan")}
+    )
     with pytest.raises(TrainingFailed, match="test/loss is nan after step 9"):
         run(config(probe__at=[]))
-    assert json.loads((make_plan(config(probe__at=[])).folder / "status.json").read_text())["state"] == "failed"
+    assert (
+        json.loads((make_plan(config(probe__at=[])).folder / "status.json").read_text())["state"]
+        == "failed"
+    )
 
 
 def test_a_record_changed_at_equal_size_is_not_gone_on_from(config, monkeypatch):
@@ -155,7 +185,10 @@ def test_a_record_changed_at_equal_size_is_not_gone_on_from(config, monkeypatch)
     monkeypatch.undo()
     path = make_plan(settings).folder / "metrics.jsonl"
     path.write_bytes(path.read_bytes().replace(b"4", b"5", 1))
-    with pytest.raises(TrainingFailed, match=r"metrics\.jsonl is not what its checkpoint was written with.*resume=never"):
+    with pytest.raises(
+        TrainingFailed,
+        match=r"metrics\.jsonl is not what its checkpoint was written with.*resume=never",
+    ):
         run(settings)
     settings.resume = "never"
     assert run(settings)["state"] == "finished"
@@ -172,14 +205,18 @@ def test_a_stop_asked_for_in_the_last_evaluation_is_heard(config, monkeypatch):
     settings = config(trainer__eval_every="100%")
     with pytest.raises(Interrupted):
         run(settings)
-    assert json.loads((make_plan(settings).folder / "status.json").read_text())["state"] == "finished"
+    assert (
+        json.loads((make_plan(settings).folder / "status.json").read_text())["state"] == "finished"
+    )
 
 
 def test_starting_over_never_looks_finished(config, monkeypatch):
     settings = config()
     folder = Path(run(settings)["folder"])
     settings.resume = "never"
-    monkeypatch.setattr(run_module, "write_provenance", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        run_module, "write_provenance", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         run(settings)
     assert not (folder / "status.json").exists()

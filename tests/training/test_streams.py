@@ -23,7 +23,9 @@ def test_on_a_gpu_its_own_generator_is_seeded_and_the_cpus(monkeypatch, name, se
     monkeypatch.setattr(torch.cuda, "default_generators", generators)
     seed_device(torch.device(name), 5)
     assert torch.initial_seed() == 5
-    assert [each.initial_seed() for each in generators] == [5 if i == seeded else 99 for i in range(3)]
+    assert [each.initial_seed() for each in generators] == [
+        5 if i == seeded else 99 for i in range(3)
+    ]
 
 
 @pytest.mark.gpu

@@ -34,8 +34,12 @@ def test_two_runs_that_differ_only_in_schedule_see_the_same_data(config, monkeyp
     initial = []
     for name in ("none", "constant", "early", "late"):
         seen.append([])
-        settings = config(schedule__name=name, augment__mixup=0.8, augment__cutmix=1.0, augment__smoothing=0.1)
-        initial.append({k: v.clone() for k, v in scheduled_model(make_plan(settings))[0].named_parameters()})
+        settings = config(
+            schedule__name=name, augment__mixup=0.8, augment__cutmix=1.0, augment__smoothing=0.1
+        )
+        initial.append(
+            {k: v.clone() for k, v in scheduled_model(make_plan(settings))[0].named_parameters()}
+        )
         run(settings)
     for other, weights in zip(seen[1:], initial[1:], strict=True):
         assert_same([list(pair) for pair in seen[0]], [list(pair) for pair in other])
@@ -49,7 +53,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(config, monkeypat
     original = Trainer.train_step
 
     def poison(self, parts):
-        original(self, [(images * float("nan") if self.step == 6 else images, targets) for images, targets in parts])
+        original(
+            self,
+            [
+                (images * float("nan") if self.step == 6 else images, targets)
+                for images, targets in parts
+            ],
+        )
 
     monkeypatch.setattr(Trainer, "train_step", poison)
     with pytest.raises(TrainingFailed, match="loss is nan at step 6"):
@@ -81,21 +91,39 @@ def test_precision_compile_optimizer_and_clipping_act(config, monkeypatch):
 
 
 def test_channels_last_lays_out_the_weights_of_convolutions(config):
-    small = {"model__name": "convnet_micro", "model__hidden": None, "model__width": 8, "probe__at": []}
+    small = {
+        "model__name": "convnet_micro",
+        "model__hidden": None,
+        "model__width": 8,
+        "probe__at": [],
+    }
     plain, laid = (run(config(**small, trainer__channels_last=each)) for each in (False, True))
     assert plain["folder"] != laid["folder"]
     assert laid["test/loss"] == pytest.approx(plain["test/loss"], rel=1e-3)
     model, _ = scheduled_model(make_plan(config(**small, trainer__channels_last=True)))
-    layouts = [p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1]
+    layouts = [
+        p.is_contiguous(memory_format=torch.channels_last)
+        for p in model.parameters()
+        if p.dim() == 4 and p.shape[1] > 1
+    ]
     assert layouts
     assert all(layouts)
-    with pytest.raises(ConfigError, match=r"trainer\.channels_last is true: model\.name=mlp has no convolution"):
+    with pytest.raises(
+        ConfigError, match=r"trainer\.channels_last is true: model\.name=mlp has no convolution"
+    ):
         run(config(trainer__channels_last=True))
 
 
 def test_accumulation_sees_the_same_images_and_gives_nearly_the_same_gradient(config):
-    plain = {"schedule__name": "none", "augment__shift": 0, "augment__flip": False}  # what is random is drawn per part
-    one, two = (read_metrics(Path(run(config(**plain, trainer__accumulate=k))["folder"]) / "metrics.jsonl") for k in (1, 4))
+    plain = {
+        "schedule__name": "none",
+        "augment__shift": 0,
+        "augment__flip": False,
+    }  # what is random is drawn per part
+    one, two = (
+        read_metrics(Path(run(config(**plain, trainer__accumulate=k))["folder"]) / "metrics.jsonl")
+        for k in (1, 4)
+    )
     assert one[1]["train/gradient_norm"] == pytest.approx(two[1]["train/gradient_norm"], rel=1e-4)
     assert one[1]["train/loss"] == pytest.approx(two[1]["train/loss"], rel=1e-5)
 
@@ -108,7 +136,13 @@ def test_max_norm_holds_after_every_step(config, monkeypatch):
 
     def watched(model, limit):
         real(model, limit)
-        norms.append(max(m.weight.norm(dim=1).max().item() for m in model.modules() if isinstance(m, nn.Linear)))
+        norms.append(
+            max(
+                m.weight.norm(dim=1).max().item()
+                for m in model.modules()
+                if isinstance(m, nn.Linear)
+            )
+        )
 
     monkeypatch.setattr(module, "max_norm_", watched)
     run(config(optim__max_norm=0.5))
@@ -125,7 +159,9 @@ def stopping(config, **more):
 def test_early_stopping_stops_when_the_metric_no_longer_improves(config):
     result = run(stopping(config))
     folder = Path(result["folder"])
-    losses = [line["test/loss"] for line in read_metrics(folder / "metrics.jsonl") if "test/loss" in line]
+    losses = [
+        line["test/loss"] for line in read_metrics(folder / "metrics.jsonl") if "test/loss" in line
+    ]
     assert len(losses) < 20
     assert min(losses) == losses[-3]  # two evaluations without improvement, no more
     status = json.loads((folder / "status.json").read_text())
@@ -140,7 +176,13 @@ def test_early_stopping_is_the_same_after_a_resume(config, tmp_path):
     last = read_metrics(undisturbed / "metrics.jsonl")[-1]["step"]
     plan = make_plan(stopping(config, out=str(tmp_path / "b")))
     folder = RunFolder(plan.folder)
-    trainer = Trainer(plan, *scheduled_model(plan), folder, track=lambda step, metrics: None, stop=lambda: trainer.step == last - 3)
+    trainer = Trainer(
+        plan,
+        *scheduled_model(plan),
+        folder,
+        track=lambda step, metrics: None,
+        stop=lambda: trainer.step == last - 3,
+    )
     trainer.resume()
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
@@ -159,14 +201,20 @@ def test_a_run_killed_after_its_early_stop_does_not_train_on(config):
     assert json.loads((folder / "status.json").read_text())["step"] == status["step"]
 
 
-def test_early_stopping_keeps_the_best_weights_beside_the_last_and_says_which_were_evaluated(config, capsys, monkeypatch):
+def test_early_stopping_keeps_the_best_weights_beside_the_last_and_says_which_were_evaluated(
+    config, capsys, monkeypatch
+):
     settings = stopping(config, optim__lr=3e-2, trainer__stop_patience=2)
     result = run(settings)
     folder = Path(result["folder"])
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if "test/loss" in line]
     best = min(lines, key=lambda line: line["test/loss"])
     kept = load_best(folder / "checkpoints", make_plan(settings).fingerprint)
-    assert (kept["step"], kept["metric"], kept["value"]) == (best["step"], "test/loss", best["test/loss"])
+    assert (kept["step"], kept["metric"], kept["value"]) == (
+        best["step"],
+        "test/loss",
+        best["test/loss"],
+    )
     assert kept["step"] < lines[-1]["step"]
     assert (
         f"evaluated with the last weights; test/loss was best, {best['test/loss']:.4f}, after step {best['step']}"
@@ -187,7 +235,9 @@ def test_a_model_that_still_drops_at_rate_0_is_refused(config, monkeypatch):
     class Leaky(torch.nn.Module):
         def __init__(self, task):
             super().__init__()
-            self.inner = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(task.unit), torch.nn.Linear(784, task.classes))
+            self.inner = torch.nn.Sequential(
+                torch.nn.Flatten(), torch.nn.Dropout(task.unit), torch.nn.Linear(784, task.classes)
+            )
 
         def forward(self, x):
             return torch.nn.functional.dropout(self.inner(x), 0.2, self.training)
@@ -195,7 +245,9 @@ def test_a_model_that_still_drops_at_rate_0_is_refused(config, monkeypatch):
     monkeypatch.setitem(BUILDERS, "leaky", lambda task: Leaky(task))
     for schedule in ("none", "early"):
         settings = config(model__name="leaky", model__hidden=None, schedule__name=schedule)
-        with pytest.raises(ConfigError, match=r"model.name is 'leaky': it drops what no schedule drives"):
+        with pytest.raises(
+            ConfigError, match=r"model.name is 'leaky': it drops what no schedule drives"
+        ):
             run(settings)
         assert not Path(settings.out).exists()
 
@@ -214,7 +266,9 @@ class Casts(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("model", ["mlp", "vit_micro", "convnet_micro"])
-def test_in_bf16_weights_are_cast_once_a_step_and_the_bits_are_those_of_a_cast_a_part(config, model, monkeypatch):
+def test_in_bf16_weights_are_cast_once_a_step_and_the_bits_are_those_of_a_cast_a_part(
+    config, model, monkeypatch
+):
     sizes = {"mlp": {}, "vit_micro": {"model__hidden": None, "model__depth": 2, "model__width": 16}}
     options = {"model__name": model, **sizes.get(model, {"model__hidden": None, "model__width": 8})}
     plan = make_plan(config(trainer__precision="bf16", trainer__accumulate=4, **options))
@@ -236,7 +290,9 @@ def test_in_bf16_weights_are_cast_once_a_step_and_the_bits_are_those_of_a_cast_a
     # A context for each part: the cache of casts is emptied whenever one ends.
     original = ours.objective.loss
     monkeypatch.setattr(
-        type(ours.objective), "loss", lambda self, logits, targets: torch.clear_autocast_cache() or original(logits, targets)
+        type(ours.objective),
+        "loss",
+        lambda self, logits, targets: torch.clear_autocast_cache() or original(logits, targets),
     )
     casts = Casts()
     theirs = trained(casts)

@@ -10,4 +10,6 @@ def make_folder(root, splits=(("train", 5), ("val", 2))):
         for name in ("cat", "dog"):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(root / split / name / f"{i}.png")
+                Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(
+                    root / split / name / f"{i}.png"
+                )

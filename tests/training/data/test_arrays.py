@@ -23,10 +23,17 @@ def test_the_embedded_images():
 
 
 def write_idx(folder, split, count, suffix):
-    for kind, array in (("images-idx3", np.arange(count * 784).reshape(count, 28, 28)), ("labels-idx1", np.arange(count) % 10)):
-        header = b"\x00\x00\x08" + bytes([array.ndim]) + b"".join(n.to_bytes(4) for n in array.shape)
+    for kind, array in (
+        ("images-idx3", np.arange(count * 784).reshape(count, 28, 28)),
+        ("labels-idx1", np.arange(count) % 10),
+    ):
+        header = (
+            b"\x00\x00\x08" + bytes([array.ndim]) + b"".join(n.to_bytes(4) for n in array.shape)
+        )
         content = header + array.astype(np.uint8).tobytes()
-        (folder / f"{split}-{kind}-ubyte{suffix}").write_bytes(gzip.compress(content) if suffix else content)
+        (folder / f"{split}-{kind}-ubyte{suffix}").write_bytes(
+            gzip.compress(content) if suffix else content
+        )
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -36,7 +43,11 @@ def test_fashion_mnist_from_a_folder(tmp_path, suffix):
     source = make_source(DataConfig(name="fashion_mnist", root=str(tmp_path)), AugmentConfig(), CPU)
     assert source.sizes == {"train": 40, "test": 40}
     broken = tmp_path / f"train-images-idx3-ubyte{suffix}"
-    broken.write_bytes(gzip.compress(b"\x00\x00\x08\x03" + bytes(40)) if suffix else b"\x00\x00\x08\x03" + bytes(40))
+    broken.write_bytes(
+        gzip.compress(b"\x00\x00\x08\x03" + bytes(40))
+        if suffix
+        else b"\x00\x00\x08\x03" + bytes(40)
+    )
     with pytest.raises(ConfigError, match="not a complete IDX file"):
         read_idx(broken)
 
@@ -67,11 +78,16 @@ def test_missing_data_is_an_error_that_names_the_ways(options, says):
 def test_labels_of_a_thousand_classes_stay_what_they_are(monkeypatch):
     labels = np.arange(1_000)
     images = np.arange(16_000).reshape(1_000, 4, 4).astype(np.uint8)
-    monkeypatch.setitem(ARRAYS, "thousand", lambda _: image_arrays(images, labels, images, labels, 1_000))
+    monkeypatch.setitem(
+        ARRAYS, "thousand", lambda _: image_arrays(images, labels, images, labels, 1_000)
+    )
     source = ArraySource(DataConfig(name="thousand"), AugmentConfig(shift=0), CPU)
     ((_, found),) = source.batches([(0, torch.tensor([0, 256, 999]))], "train", None)
     assert found.tolist() == [0, 256, 999]
-    few, many = (image_arrays(images[:9], labels[:9], images[:9], labels[:9], classes) for classes in (10, 257))
+    few, many = (
+        image_arrays(images[:9], labels[:9], images[:9], labels[:9], classes)
+        for classes in (10, 257)
+    )
     assert few.digest != many.digest  # labels are hashed as bytes only where they fit
 
 
@@ -85,9 +101,17 @@ def grey(count=8, shape=(4, 4), labels=None):
     [
         (grey(labels=np.arange(7)), grey(), "8 training images and labels of shape"),
         (grey(labels=np.arange(8)), grey(), "a training label is 7: expected 0 to 2"),
-        (grey(labels=np.arange(8) - 4), grey(), "a training label is -4: expected 0 to 2|a training label is 3"),
+        (
+            grey(labels=np.arange(8) - 4),
+            grey(),
+            "a training label is -4: expected 0 to 2|a training label is 3",
+        ),
         (grey(shape=(4, 5)), grey(), "training images are uint8 of shape"),
-        ((np.arange(8).astype(np.uint8), grey()[0]), grey(), "training images are uint8 of shape"),  # files swapped
+        (
+            (np.arange(8).astype(np.uint8), grey()[0]),
+            grey(),
+            "training images are uint8 of shape",
+        ),  # files swapped
         (grey(), grey(shape=(5, 5)), "training images have shape"),
         (grey(0), grey(), "expected one label an image"),
     ],

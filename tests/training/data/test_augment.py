@@ -10,12 +10,22 @@ def test_every_sample_has_its_own_shift_and_flip():
     image = torch.zeros(1, 1, 7, 7)
     image[0, 0, 3, 2] = 1
     padded = torch.nn.functional.pad(image, [2] * 4)
-    out = augment.shift_and_flip(padded, torch.zeros(4_000, dtype=torch.long), 2, True, stream(0, "test"))
+    out = augment.shift_and_flip(
+        padded, torch.zeros(4_000, dtype=torch.long), 2, True, stream(0, "test")
+    )
     assert out.shape == (4_000, 1, 7, 7)
     places = out.flatten(1).argmax(1)
     rows, columns = places // 7, places % 7
     assert set(rows.tolist()) == {1, 2, 3, 4, 5}
-    assert set(columns.tolist()) == {0, 1, 2, 3, 4, 5, 6}  # 2 or, flipped, 4; each shifted by -2 to 2
+    assert set(columns.tolist()) == {
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    }  # 2 or, flipped, 4; each shifted by -2 to 2
     assert out.sum() == 4_000
     counts = torch.bincount(rows)[1:6]
     assert (counts - 800).abs().max() < 5 * (800 * 0.8) ** 0.5
@@ -78,7 +88,8 @@ def test_erasing_has_timms_distribution():
     for box in boxes[:50, 0]:
         rows, columns = box.any(1).nonzero(), box.any(0).nonzero()
         assert (
-            box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].double().mean() > 0.98
+            box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].double().mean()
+            > 0.98
         )  # one box, but for exact zeros
 
 

@@ -13,7 +13,9 @@ HERE = Path(copies.__file__).parent
 def test_a_copy_to_a_gpu_goes_through_pinned_memory_and_is_not_waited_for(monkeypatch):
     said = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: said.append("pinned") or self)
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *where, **how: said.append((*where, how)) or self)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, *where, **how: said.append((*where, how)) or self
+    )
     device = torch.device("cuda:1")
     sent(torch.zeros(2), device)
     assert said == ["pinned", (device, {"non_blocking": True})]
@@ -30,11 +32,19 @@ def test_other_copies_are_as_usual(device):
 def test_no_batch_waits_for_a_copy(name):
     """Where batches are made, nothing is moved by ``.to`` but by a dtype; what is set up once may be."""
     tree = ast.parse((HERE / f"{name}.py").read_text())
-    once = {node for each in ast.walk(tree) if getattr(each, "name", "") in ("__init__", "hold") for node in ast.walk(each)}
+    once = {
+        node
+        for each in ast.walk(tree)
+        if getattr(each, "name", "") in ("__init__", "hold")
+        for node in ast.walk(each)
+    }
     moved = [
         ast.unparse(node)
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "to" and node not in once
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "to"
+        and node not in once
     ]
     assert [each for each in moved if not each.endswith(".dtype)")] == []
 

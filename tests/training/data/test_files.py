@@ -36,10 +36,18 @@ def test_folders_without_surprises_are_read_as_torchvision_reads_them(tmp_path, 
     for name in ("b", "a", "a-b", "a b", "B", "10", "9"):
         make(tmp_path / "split", f"{name}/first.png")
         for _ in range(draw.randrange(12)):
-            folders = [draw.choice(("x", "x-y", "X", "x.png", "z z")) for _ in range(draw.randrange(3))]
+            folders = [
+                draw.choice(("x", "x-y", "X", "x.png", "z z")) for _ in range(draw.randrange(3))
+            ]
             make(
                 tmp_path / "split",
-                "/".join([name, *folders, f"{draw.randrange(99)}.{draw.choice(('png', 'JPG', 'tiff', 'webp'))}"]),
+                "/".join(
+                    [
+                        name,
+                        *folders,
+                        f"{draw.randrange(99)}.{draw.choice(('png', 'JPG', 'tiff', 'webp'))}",
+                    ]
+                ),
             )
     make(tmp_path / "elsewhere", "deep/1.png", "deep/deeper/2.jpeg", "3.png")
     (tmp_path / "split" / "a" / "linked").symlink_to(tmp_path / "elsewhere" / "deep")
@@ -71,11 +79,18 @@ def test_what_is_hidden_is_no_class_and_no_image(tmp_path):
 
 def test_files_of_other_types_are_counted_by_type(tmp_path):
     make(tmp_path, "cat/1.png", "cat/1.jfif", "cat/2.JFIF", "cat/1.avif", "cat/LICENSE")
-    counted = {"files that end in .jfif": 2, "files that end in .avif": 1, "files without an ending": 1}
+    counted = {
+        "files that end in .jfif": 2,
+        "files that end in .avif": 1,
+        "files without an ending": 1,
+    }
     found = find_images(tmp_path)
     assert below(tmp_path, found) == [("cat/1.png", 0)]
     assert found.left_out == counted
-    assert counts_in_words(found.left_out) == "files that end in .avif: 1; files that end in .jfif: 2; files without an ending: 1"
+    assert (
+        counts_in_words(found.left_out)
+        == "files that end in .avif: 1; files that end in .jfif: 2; files without an ending: 1"
+    )
     make(tmp_path, *(f"cat/1.{number}" for number in range(2_000)))
     words = counts_in_words(find_images(tmp_path).left_out).split("; ")
     assert len(words) == 6
@@ -85,7 +100,11 @@ def test_files_of_other_types_are_counted_by_type(tmp_path):
 def test_links_that_lead_in_a_circle_are_not_followed(tmp_path):
     """Two classes with a link to what holds them would be read without end."""
     split = tmp_path / "data" / "train"
-    make(tmp_path / "data", *(f"train/{name}/{i}.png" for name in ("cat", "dog", "emu") for i in range(12)), "val/cat/1.png")
+    make(
+        tmp_path / "data",
+        *(f"train/{name}/{i}.png" for name in ("cat", "dog", "emu") for i in range(12)),
+        "val/cat/1.png",
+    )
     for name in ("cat", "dog"):
         (split / name / "up").symlink_to("..")
     (split / "emu" / "root").symlink_to(tmp_path)
@@ -108,19 +127,29 @@ def test_a_folder_is_read_by_its_own_path_and_a_linked_one_once(tmp_path):
     (tmp_path / "shared" / "back").symlink_to(tmp_path / "split" / "dog")
     found = find_images(tmp_path / "split")
     images = ["cat/shared/2.png", "cat/shared/deep/3.png", "cat/z/1.png", "dog/0.png"]
-    assert below(tmp_path / "split", found) == [(path, int(path.startswith("dog"))) for path in images]
+    assert below(tmp_path / "split", found) == [
+        (path, int(path.startswith("dog"))) for path in images
+    ]
     assert found.left_out == {READ_ALREADY: 3}
 
 
 def test_a_folder_that_cannot_be_used_is_named_with_what_is_in_it(tmp_path):
     (tmp_path / "empty").mkdir()
     make(tmp_path, "files/1.png", "files/.hidden/1.png")
-    with pytest.raises(ConfigError, match=r"empty holds no class folder: expected one folder a class$"):
+    with pytest.raises(
+        ConfigError, match=r"empty holds no class folder: expected one folder a class$"
+    ):
         find_images(tmp_path / "empty")
-    with pytest.raises(ConfigError, match=r"one folder a class \(left out: files beside the class folders: 1; hidden"):
+    with pytest.raises(
+        ConfigError,
+        match=r"one folder a class \(left out: files beside the class folders: 1; hidden",
+    ):
         find_images(tmp_path / "files")
     make(tmp_path, "split/cat/1.png", "split/dog/1.avif")
-    with pytest.raises(ConfigError, match=r"split/dog holds no image: expected files that end in \.jpg.*\.avif: 1\)$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"split/dog holds no image: expected files that end in \.jpg.*\.avif: 1\)$",
+    ):
         find_images(tmp_path / "split")
 
 
@@ -140,7 +169,10 @@ def test_a_folder_that_cannot_be_opened_is_no_empty_one(tmp_path, monkeypatch):
 
 def test_a_list_of_images_is_held_in_three_arrays():
     """Any names, not only UTF-8; to be sent to other workers in about the bytes of the names."""
-    pairs = [(f"/data/train/n{i % 50:04d}/n{i}.JPEG", i % 50) for i in range(2_000)] + [("/data/ä/\udce4.png", 7), ("", 8)]
+    pairs = [(f"/data/train/n{i % 50:04d}/n{i}.JPEG", i % 50) for i in range(2_000)] + [
+        ("/data/ä/\udce4.png", 7),
+        ("", 8),
+    ]
     found = Samples(pairs)
     assert found == pairs
     assert found[-2] == found[2_000] == pairs[-2]

@@ -15,7 +15,9 @@ def source():
 
 
 def batch(source, key, seed=1, count=64, split="train", purpose="augment"):
-    (found,) = source.batches([(key, torch.arange(count))], split, (seed, purpose) if purpose else None)
+    (found,) = source.batches(
+        [(key, torch.arange(count))], split, (seed, purpose) if purpose else None
+    )
     return found
 
 
@@ -31,7 +33,12 @@ def test_images_are_normalised_and_every_class_is_another_letter(source):
 
 
 def test_a_batch_is_a_function_of_seed_and_key_and_never_comes_twice(source):
-    one, same, next_, other = batch(source, 3), batch(source, 3), batch(source, 4), batch(source, 3, seed=2)
+    one, same, next_, other = (
+        batch(source, 3),
+        batch(source, 3),
+        batch(source, 4),
+        batch(source, 3, seed=2),
+    )
     assert torch.equal(one[0], same[0])
     assert torch.equal(one[1], same[1])
     for different in (next_, other):
@@ -73,7 +80,9 @@ def test_keys_that_it_has_no_use_for_are_refused(config, message):
 def test_fonts_that_lack_characters_are_named():
     letters = [ord(c) for c in "abc"]
     assert glyphs.letters([set(letters), set(letters)], lambda code: bytes([code]), 3) == letters
-    with pytest.raises(ConfigError, match="the fonts here share 2 letters of different shape, of 3 that are needed"):
+    with pytest.raises(
+        ConfigError, match="the fonts here share 2 letters of different shape, of 3 that are needed"
+    ):
         glyphs.letters([set(letters), set(letters[:2])], lambda code: bytes([code]), 3)
     with pytest.raises(ConfigError, match="share 1 letters"):  # what looks the same is one letter
         glyphs.letters([set(letters)], lambda code: b"same", 3)

@@ -15,7 +15,10 @@ CPU = torch.device("cpu")
 
 def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
-    with pytest.raises(ConfigError, match=r"the package datasets is not installed; pip install 'earlydrop\[datasets\]'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the package datasets is not installed; pip install 'earlydrop\[datasets\]'",
+    ):
         make_source(DataConfig(name="huggingface", root=str(tmp_path)), AugmentConfig(), CPU)
 
 
@@ -56,15 +59,23 @@ def refused(root, **more):
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("form", "workers"), [("saved", 0), ("saved", 1), ("parquet", 0), ("folder", 0)])
+@pytest.mark.parametrize(
+    ("form", "workers"), [("saved", 0), ("saved", 1), ("parquet", 0), ("folder", 0)]
+)
 def test_the_images_are_those_of_the_folder_to_the_bit(copies, form, workers):
     augment = AugmentConfig(crop=True, randaugment="rand-m9-mstd0.5-inc1", erasing=0.5)
-    sources = [opened(copies / form, augment=augment, workers=workers), opened(copies / "folder", "imagefolder", augment=augment)]
+    sources = [
+        opened(copies / form, augment=augment, workers=workers),
+        opened(copies / "folder", "imagefolder", augment=augment),
+    ]
     assert sources[0].sizes == sources[1].sizes == {"train": 10, "test": 4}
     assert sources[0].classes == sources[1].classes == 2
     for split, count in (("train", 10), ("test", 4)):
         for augmented in (None, (3, "augment")):
-            mine, theirs = (list(source.batches(split_batches(count, 3), split, augmented)) for source in sources)
+            mine, theirs = (
+                list(source.batches(split_batches(count, 3), split, augmented))
+                for source in sources
+            )
             for (images, labels), (same_images, same_labels) in zip(mine, theirs, strict=True):
                 assert torch.equal(images, same_images)
                 assert torch.equal(labels, same_labels)
@@ -79,21 +90,35 @@ def test_a_run_has_the_numbers_of_one_from_the_folder(copies, config):
     records = []
     for name, form in (("imagefolder", "folder"), ("huggingface", "saved")):
         data = {"name": name, "root": str(copies / form), "image_size": 16, "train_images": None}
-        done = run(config(data=data, trainer__batch_size=4, trainer__log_every=1, augment__crop=True, probe__at=["50%"]))
+        done = run(
+            config(
+                data=data,
+                trainer__batch_size=4,
+                trainer__log_every=1,
+                augment__crop=True,
+                probe__at=["50%"],
+            )
+        )
         records.append((Path(done["folder"]) / "metrics.jsonl").read_bytes())
     assert records[0] == records[1]
     assert records[0].count(b"train/loss") == 4
 
 
 def test_columns_have_any_name(copies, datasets, tmp_path):
-    loaded = datasets.load_from_disk(str(copies / "saved")).rename_columns({"image": "img", "label": "fine"})
+    loaded = datasets.load_from_disk(str(copies / "saved")).rename_columns(
+        {"image": "img", "label": "fine"}
+    )
     loaded = loaded.cast_column("fine", datasets.Value("int32"))
     loaded.save_to_disk(str(tmp_path / "renamed"))
     source = opened(tmp_path / "renamed", image="img", label="fine")
     plain = opened(copies / "saved")
     assert (source.classes, source.digest) == (2, plain.digest)
-    assert "data.image is 'image': the split 'train' has the columns img, fine" in refused(tmp_path / "renamed")
-    assert "data.label is 'label': the split 'train' has the columns img, fine" in refused(tmp_path / "renamed", image="img")
+    assert "data.image is 'image': the split 'train' has the columns img, fine" in refused(
+        tmp_path / "renamed"
+    )
+    assert "data.label is 'label': the split 'train' has the columns img, fine" in refused(
+        tmp_path / "renamed", image="img"
+    )
     assert "data.label is 'img'" in refused(tmp_path / "renamed", image="img", label="img")
     assert "data.image is 'fine'" in refused(tmp_path / "renamed", image="fine", label="fine")
 
@@ -104,7 +129,10 @@ def test_a_selection_is_read_in_its_own_order(copies, datasets, tmp_path):
     from earlydrop.training.data.huggingface import HuggingFaceImages
 
     images = HuggingFaceImages(loaded["train"], "train", "image", "label")
-    sizes = [(copies / "folder" / "train" / path).stat().st_size for path in ("dog/2.png", "cat/0.png", "cat/3.png")]
+    sizes = [
+        (copies / "folder" / "train" / path).stat().st_size
+        for path in ("dog/2.png", "cat/0.png", "cat/3.png")
+    ]
     assert [size for _, size in images.described()] == sizes
     assert images.labels.tolist() == [1, 0, 0]
 
@@ -117,18 +145,28 @@ def test_labels_that_are_none_are_refused(copies, datasets, tmp_path):
         ("int64", None, "the split 'train' has an image without a label"),
     )):  # fmt: skip
         changed = loaded.cast_column("label", datasets.Value(kind))
-        changed = changed.map(lambda row, index, label=label: {"label": label if index == 3 else row["label"]}, with_indices=True)
+        changed = changed.map(
+            lambda row, index, label=label: {"label": label if index == 3 else row["label"]},
+            with_indices=True,
+        )
         changed.save_to_disk(str(tmp_path / str(number)))
         assert words in refused(tmp_path / str(number))
 
 
 def test_what_is_no_local_copy_is_refused(copies, datasets, tmp_path):
-    assert "expected a folder written by save_to_disk, one with parquet files, or one with train/ and val/" in refused(tmp_path)
+    assert (
+        "expected a folder written by save_to_disk, one with parquet files, or one with train/ and val/"
+        in refused(tmp_path)
+    )
     loaded = datasets.load_from_disk(str(copies / "saved"))
     loaded["train"].save_to_disk(str(tmp_path / "one"))
-    assert "it holds one split; save a DatasetDict with train and validation, or test" in refused(tmp_path / "one")
+    assert "it holds one split; save a DatasetDict with train and validation, or test" in refused(
+        tmp_path / "one"
+    )
     datasets.DatasetDict({"train": loaded["train"]}).save_to_disk(str(tmp_path / "alone"))
-    assert "it has the splits train, expected one of validation, val, test" in refused(tmp_path / "alone")
+    assert "it has the splits train, expected one of validation, val, test" in refused(
+        tmp_path / "alone"
+    )
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "train.parquet").write_bytes(b"nothing")
     assert "the package datasets cannot read it" in refused(tmp_path / "broken")
@@ -141,9 +179,13 @@ def test_a_broken_image_is_named_or_left_out(datasets, tmp_path):
     make_folder(tmp_path / "folder")
     broken = tmp_path / "folder" / "train" / "dog" / "1.png"
     broken.write_bytes(b"no image")
-    datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "folder")).save_to_disk(str(tmp_path / "saved"))
+    datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "folder")).save_to_disk(
+        str(tmp_path / "saved")
+    )
     for form in ("folder", "saved"):
-        with pytest.raises(ConfigError, match=r"train\[6\] \(.*1\.png\) cannot be read as an image"):
+        with pytest.raises(
+            ConfigError, match=r"train\[6\] \(.*1\.png\) cannot be read as an image"
+        ):
             list(opened(tmp_path / form).batches([(0, torch.arange(10))], "train", None))
     source = opened(tmp_path / "saved", skip_corrupt=True)
     assert source.sizes == {"train": 9, "test": 4}

@@ -56,7 +56,11 @@ def here(tmp_path, monkeypatch):
 
 
 def source(name, **keys):
-    return make_source(DataConfig(name=f"ownpictures:{name}", **keys), AugmentConfig(shift=0, flip=False), torch.device("cpu"))
+    return make_source(
+        DataConfig(name=f"ownpictures:{name}", **keys),
+        AugmentConfig(shift=0, flip=False),
+        torch.device("cpu"),
+    )
 
 
 def all_of(source, split):
@@ -66,20 +70,34 @@ def all_of(source, split):
 @pytest.mark.parametrize("name", ["pictures", "tensors"])
 def test_images_are_normalised_by_the_training_images(name):
     found = source(name)
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 3), dtype=np.uint8).transpose(0, 3, 1, 2) / 255
+    pixels = (
+        np.random.default_rng(0)
+        .integers(0, 256, (40, 6, 6, 3), dtype=np.uint8)
+        .transpose(0, 3, 1, 2)
+        / 255
+    )
     mean, spread = (getattr(pixels, what)((0, 2, 3), keepdims=True) for what in ("mean", "std"))
     images, labels = all_of(found, "train")
     np.testing.assert_allclose(images.numpy(), (pixels - mean) / spread, atol=1e-5)
     assert labels.tolist() == [i % 4 for i in range(40)]
-    np.testing.assert_allclose(all_of(found, "test")[0].numpy(), ((pixels - mean) / spread)[:8], atol=1e-5)
-    assert (found.classes, found.channels, found.image_size, found.sizes) == (4, 3, 6, {"train": 40, "test": 8})
+    np.testing.assert_allclose(
+        all_of(found, "test")[0].numpy(), ((pixels - mean) / spread)[:8], atol=1e-5
+    )
+    assert (found.classes, found.channels, found.image_size, found.sizes) == (
+        4,
+        3,
+        6,
+        {"train": 40, "test": 8},
+    )
 
 
 def test_part_of_the_training_images_is_stratified_and_has_another_digest():
     few = source("pictures", train_images=10)
     assert all_of(few, "train")[1].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
     assert few.digest != source("pictures").digest == source("pictures").digest
-    with pytest.raises(ConfigError, match=r"data.train_images is 41: there are 40 training images of 4 classes"):
+    with pytest.raises(
+        ConfigError, match=r"data.train_images is 41: there are 40 training images of 4 classes"
+    ):
         source("pictures", train_images=41)
 
 
@@ -95,5 +113,9 @@ def test_a_whole_source_is_taken_as_it_is():
 
 
 def test_a_dataset_of_ours_takes_no_arguments():
-    with pytest.raises(ConfigError, match=r"data.args.count is 3: data.name=mnist takes no arguments"):
-        make_source(DataConfig(name="mnist", args={"count": 3}), AugmentConfig(), torch.device("cpu"))
+    with pytest.raises(
+        ConfigError, match=r"data.args.count is 3: data.name=mnist takes no arguments"
+    ):
+        make_source(
+            DataConfig(name="mnist", args={"count": 3}), AugmentConfig(), torch.device("cpu")
+        )

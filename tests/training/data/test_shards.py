@@ -77,9 +77,14 @@ def test_the_script_writes_what_tar_and_webdataset_read(written):
         *(f"train-00000{i}.tar" for i in range(3)),
     ]
     with tarfile.open(out / "train" / "train-000001.tar") as tar:
-        assert tar.getnames() == [f"{i:08d}.{ending}" for i in range(4, 8) for ending in ("png", "cls")]
+        assert tar.getnames() == [
+            f"{i:08d}.{ending}" for i in range(4, 8) for ending in ("png", "cls")
+        ]
         assert [tar.extractfile(f"{i:08d}.cls").read() for i in (4, 5)] == [b"0", b"1"]
-        assert tar.extractfile("00000005.png").read() == (folder / "train" / "dog" / "0.png").read_bytes()
+        assert (
+            tar.extractfile("00000005.png").read()
+            == (folder / "train" / "dog" / "0.png").read_bytes()
+        )
     listed = json.loads((out / "train" / "shardindex.json").read_text())
     assert [(shard["url"], shard["nsamples"]) for shard in listed["shardlist"]] == [
         (f"train-00000{i}.tar", n) for i, n in enumerate((4, 4, 2))
@@ -98,7 +103,9 @@ def test_the_script_refuses_what_it_cannot_write(written, tmp_path):
         make_shards(tmp_path / "other", tmp_path / "new")
     make_folder(tmp_path / "uneven")
     (tmp_path / "uneven" / "val" / "dog").rename(tmp_path / "uneven" / "val" / "fox")
-    with pytest.raises(SystemExit, match="val/ and train/ have other class folders: expected the same"):
+    with pytest.raises(
+        SystemExit, match="val/ and train/ have other class folders: expected the same"
+    ):
         make_shards(tmp_path / "uneven", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -106,12 +113,18 @@ def test_the_script_refuses_what_it_cannot_write(written, tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_images_are_those_of_the_folder_to_the_bit(written, workers):
     augment = AugmentConfig(crop=True, randaugment="rand-m9-mstd0.5-inc1", erasing=0.5)
-    sources = [opened(written[1], augment=augment, workers=workers), opened(written[0], "imagefolder", augment=augment)]
+    sources = [
+        opened(written[1], augment=augment, workers=workers),
+        opened(written[0], "imagefolder", augment=augment),
+    ]
     assert sources[0].sizes == sources[1].sizes == {"train": 10, "test": 4}
     assert sources[0].classes == sources[1].classes == 2
     for split, count in (("train", 10), ("test", 4)):
         for augmented in (None, (3, "augment")):
-            mine, theirs = (list(source.batches(split_batches(count, 3), split, augmented)) for source in sources)
+            mine, theirs = (
+                list(source.batches(split_batches(count, 3), split, augmented))
+                for source in sources
+            )
             for (images, labels), (same_images, same_labels) in zip(mine, theirs, strict=True):
                 assert torch.equal(images, same_images)
                 assert torch.equal(labels, same_labels)
@@ -124,7 +137,12 @@ def test_a_run_from_shards_has_the_numbers_of_one_from_the_folder(written, confi
         data = {"name": name, "root": str(root), "image_size": 16, "train_images": None}
         done = run(
             config(
-                data=data, trainer__batch_size=4, trainer__log_every=1, augment__crop=True, augment__mixup=0.8, probe__at=["50%"]
+                data=data,
+                trainer__batch_size=4,
+                trainer__log_every=1,
+                augment__crop=True,
+                augment__mixup=0.8,
+                probe__at=["50%"],
             )
         )
         records.append((Path(done["folder"]) / "metrics.jsonl").read_bytes())
@@ -143,10 +161,16 @@ def test_samples_are_ordered_by_key_wherever_they_lie(written, tmp_path):
     (tmp_path / "mixed" / "train").mkdir(parents=True)
     (tmp_path / "mixed" / "val").symlink_to(written[1] / "val")
     for number, part in enumerate(np.array_split(order, 2)):
-        write(tmp_path / "mixed" / "train" / f"part-{number}.tar", [each for place in part for each in reversed(pairs[place])])
+        write(
+            tmp_path / "mixed" / "train" / f"part-{number}.tar",
+            [each for place in part for each in reversed(pairs[place])],
+        )
     sources = [opened(tmp_path / "mixed"), opened(written[1])]
     assert sources[0].digest == sources[1].digest
-    images = [next(source.batches([(0, torch.arange(10))], "train", (0, "augment")))[0] for source in sources]
+    images = [
+        next(source.batches([(0, torch.arange(10))], "train", (0, "augment")))[0]
+        for source in sources
+    ]
     assert torch.equal(*images)
 
 
@@ -167,7 +191,10 @@ def test_an_index_is_made_once_for_a_file(shards, home, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("HOME", str(home))
     assert (second.names, second.left_out) == (first.names, first.left_out)
-    assert [second.offsets.tolist(), second.labels.tolist()] == [first.offsets.tolist(), first.labels.tolist()]
+    assert [second.offsets.tolist(), second.labels.tolist()] == [
+        first.offsets.tolist(),
+        first.labels.tolist(),
+    ]
     path.write_bytes((shards / "train" / "train-000001.tar").read_bytes())
     os.utime(path, ns=(1, 1))
     assert cached_index(path).names[0] == "00000004.png"
@@ -214,10 +241,19 @@ def spoil(shards, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda members: [m for m in members if m[0] != "00000005.cls"], "sample '00000005' has 0 labels"),
-        (lambda members: [m for m in members if m[0] != "00000005.png"], "sample '00000005' has 0 images"),
+        (
+            lambda members: [m for m in members if m[0] != "00000005.cls"],
+            "sample '00000005' has 0 labels",
+        ),
+        (
+            lambda members: [m for m in members if m[0] != "00000005.png"],
+            "sample '00000005' has 0 images",
+        ),
         (lambda members: [*members, members[-2]], "sample '00000007' has 2 images"),
-        (lambda members: [("00000004.png", b""), *members[1:]], "sample '00000004' has an empty image"),
+        (
+            lambda members: [("00000004.png", b""), *members[1:]],
+            "sample '00000004' has an empty image",
+        ),
         (
             lambda members: [members[0], ("00000004.cls", b"cat"), *members[2:]],
             "00000004.cls is 'cat': expected the number of a class",
@@ -226,7 +262,10 @@ def spoil(shards, change):
             lambda members: [members[0], ("00000004.cls", b"-1"), *members[2:]],
             "00000004.cls is '-1': expected the number of a class",
         ),
-        (lambda members: [members[0], ("00000004.cls", b"9" * 30), *members[2:]], "expected the number of a class"),
+        (
+            lambda members: [members[0], ("00000004.cls", b"9" * 30), *members[2:]],
+            "expected the number of a class",
+        ),
         (lambda members: [members[0], ("00000004.cls", b"7"), *members[2:]], "has the label 7"),
         (lambda members: [], "holds no sample"),
         (lambda members: members[:4], "has 2 samples"),
@@ -251,12 +290,22 @@ def test_splits_with_other_classes_are_refused(shards):
     for path in (shards / "val").glob("*.tar"):
         with tarfile.open(path) as tar:
             members = [(member.name, tar.extractfile(member).read()) for member in tar]
-        write(path, [(name, b"0" if name.endswith(".cls") else content) for name, content in members])
+        write(
+            path, [(name, b"0" if name.endswith(".cls") else content) for name, content in members]
+        )
     assert "train/ has 1 classes that val/ lacks, such as '1'" in refused(shards)
 
 
 def test_files_of_other_types_are_counted(shards):
-    spoil(shards, lambda members: [*members[:2], ("00000004.json", b"{}"), ("00000004.seg.png", b""), *members[2:]])
+    spoil(
+        shards,
+        lambda members: [
+            *members[:2],
+            ("00000004.json", b"{}"),
+            ("00000004.seg.png", b""),
+            *members[2:],
+        ],
+    )
     assert opened(shards).left_out == {"files that end in .json": 1, "files that end in .png": 1}
 
 
@@ -271,7 +320,9 @@ def test_a_broken_image_is_named_or_left_out(shards):
 
 
 def test_what_is_no_folder_of_shards_is_refused(tmp_path, shards):
-    assert "expected a folder with train/ and val/ (or test/), tar files in each" in refused(tmp_path)
+    assert "expected a folder with train/ and val/ (or test/), tar files in each" in refused(
+        tmp_path
+    )
     for path in (shards / "train").iterdir():
         path.unlink()
     assert f"{shards / 'train'} holds no shard" in refused(shards)
@@ -287,7 +338,9 @@ def test_what_is_no_folder_of_shards_is_refused(tmp_path, shards):
 
 def test_many_shards_are_read_with_few_open_files(written, monkeypatch):
     monkeypatch.setattr("earlydrop.training.data.shards._MOST_OPEN", 1)
-    (images, _), (again, _) = opened(written[1]).batches([(0, torch.arange(10)), (1, torch.arange(10))], "train", None)
+    (images, _), (again, _) = opened(written[1]).batches(
+        [(0, torch.arange(10)), (1, torch.arange(10))], "train", None
+    )
     assert torch.equal(images, again)
 
 

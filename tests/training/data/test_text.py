@@ -25,7 +25,9 @@ def test_the_embedded_text_reads_as_it_should():
 
 
 def test_no_context_is_in_both_splits(tmp_path):
-    (tmp_path / "t").write_bytes(bytes(i // 128 for i in range(128 * 41)))  # each context holds its own number
+    (tmp_path / "t").write_bytes(
+        bytes(i // 128 for i in range(128 * 41))
+    )  # each context holds its own number
     found = source(root=str(tmp_path / "t"))
     seen = {}
     for split, size in found.sizes.items():
@@ -37,7 +39,16 @@ def test_no_context_is_in_both_splits(tmp_path):
 
 def test_another_text_and_another_length_have_other_digests(tmp_path):
     (tmp_path / "t").write_bytes(b"ab" * 1000)
-    assert len({source().digest, source(train_images=100).digest, source(root=str(tmp_path / "t")).digest}) == 3
+    assert (
+        len(
+            {
+                source().digest,
+                source(train_images=100).digest,
+                source(root=str(tmp_path / "t")).digest,
+            }
+        )
+        == 3
+    )
     assert source(train_images=100).sizes["train"] == 100
 
 
@@ -66,7 +77,9 @@ def test_a_text_cannot_be_mixed():
 
 
 def test_a_damaged_file_is_named():
-    spec = importlib.util.spec_from_file_location("text_read_anew", text.__file__)  # the text that was read before is kept
+    spec = importlib.util.spec_from_file_location(
+        "text_read_anew", text.__file__
+    )  # the text that was read before is kept
     anew = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(anew)
     anew.EMBEDDED_SHA256 = "0"

@@ -21,7 +21,13 @@ def test_clean_images_are_clean():
     none = {"shift": 0, "flip": False}
     train, clean = make_transforms(32, AugmentConfig(**none))
     assert all(torch.equal(train(image), clean(image)) for _ in range(20))
-    for part in ({"flip": True}, {"crop": True}, {"randaugment": "rand-m9-mstd0.5-inc1"}, {"color_jitter": 0.4}, {"erasing": 0.5}):
+    for part in (
+        {"flip": True},
+        {"crop": True},
+        {"randaugment": "rand-m9-mstd0.5-inc1"},
+        {"color_jitter": 0.4},
+        {"erasing": 0.5},
+    ):
         train, _ = make_transforms(32, AugmentConfig(**(none | part)))
         changed = [not torch.equal(train(image), clean(image)) for _ in range(40)]
         assert any(changed), part
@@ -53,7 +59,9 @@ def test_images_of_sixteen_bits_keep_their_range_and_unknown_ranges_are_refused(
     assert read.shape == (8, 8, 3)
     assert np.abs(read[..., 0].astype(float) - ramp / 257).max() <= 0.5
     Image.fromarray(np.full((8, 8), 1e6, np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(BrokenImageError, match=r"float\.tiff cannot be read as an image: its pixels are of mode F"):
+    with pytest.raises(
+        BrokenImageError, match=r"float\.tiff cannot be read as an image: its pixels are of mode F"
+    ):
         load_image(str(tmp_path / "float.tiff"))
 
 
@@ -70,7 +78,9 @@ def test_bytes_that_are_normalised_later_are_timms_own_numbers_to_the_bit(recipe
     import random
 
     generator = np.random.default_rng(0)
-    images = [Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(40)]
+    images = [
+        Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(40)
+    ]
     for whole in make_transforms(32, RECIPES[recipe]):
         cut, pixels, expected = Transform(whole), [], []
         for seed, image in enumerate(images):

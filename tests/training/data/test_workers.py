@@ -41,14 +41,21 @@ def test_workers_leave_signals_to_the_run(tmp_path, start_method):
     keyed = [(i, torch.arange(4)) for i in range(40)]
     batches = make_source(config, AugmentConfig(), CPU).batches(keyed, "train", (0, "augment"))
     started = []  # not every child: a worker of an earlier test may be on its way out
-    with each_started_worker(started.append), each_started_worker(lambda worker: os.kill(worker.pid, signal.SIGTERM)):
+    with (
+        each_started_worker(started.append),
+        each_started_worker(lambda worker: os.kill(worker.pid, signal.SIGTERM)),
+    ):
         given = [next(batches)]
     for worker in started:
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGUSR1)  # SLURM's warning, by scancel or sbatch --signal
     given += batches
-    alone = make_source(dataclasses.replace(config, workers=0), AugmentConfig(), CPU).batches(keyed, "train", (0, "augment"))
-    assert torch.equal(torch.cat([images for images, _ in given]), torch.cat([images for images, _ in alone]))
+    alone = make_source(dataclasses.replace(config, workers=0), AugmentConfig(), CPU).batches(
+        keyed, "train", (0, "augment")
+    )
+    assert torch.equal(
+        torch.cat([images for images, _ in given]), torch.cat([images for images, _ in alone])
+    )
 
 
 def test_the_run_has_its_own_mask_back(tmp_path):
@@ -84,15 +91,26 @@ def test_workers_live_on_from_pass_to_pass(tmp_path):
     source, started = of_folder(tmp_path), []
     alone = source.serial()
     with each_started_worker(started.append):
-        training = source.batches([(key, torch.arange(4)) for key in range(12)], "train", (0, "augment"))
+        training = source.batches(
+            [(key, torch.arange(4)) for key in range(12)], "train", (0, "augment")
+        )
         given = [next(training)]
         for _ in range(3):
             for split, count in source.sizes.items():
-                read = [list(each.batches(split_batches(count, 3), split, None)) for each in (source, alone)]
-                assert all(torch.equal(x, y) for one, two in zip(*read, strict=True) for x, y in zip(one, two, strict=True))
+                read = [
+                    list(each.batches(split_batches(count, 3), split, None))
+                    for each in (source, alone)
+                ]
+                assert all(
+                    torch.equal(x, y)
+                    for one, two in zip(*read, strict=True)
+                    for x, y in zip(one, two, strict=True)
+                )
             given.append(next(training))
         given += training
-    expected = list(alone.batches([(key, torch.arange(4)) for key in range(12)], "train", (0, "augment")))
+    expected = list(
+        alone.batches([(key, torch.arange(4)) for key in range(12)], "train", (0, "augment"))
+    )
     assert torch.equal(torch.cat([x for x, _ in given]), torch.cat([x for x, _ in expected]))
     assert len(started) == 2
     assert all(worker.is_alive() for worker in started)
@@ -106,7 +124,9 @@ def test_workers_live_on_from_pass_to_pass(tmp_path):
 def test_a_pass_that_takes_its_last_batch_and_asks_no_more_leaves_the_workers_to_the_next(tmp_path):
     source, started = of_folder(tmp_path), []
     with each_started_worker(started.append):
-        first = source.batches([(0, torch.arange(2)), (1, torch.arange(2))], "train", (0, "augment"))
+        first = source.batches(
+            [(0, torch.arange(2)), (1, torch.arange(2))], "train", (0, "augment")
+        )
         next(first), next(first)
         second = source.batches([(0, torch.arange(4))], "test", None)
         assert len(next(second)[1]) == 4
@@ -120,7 +140,9 @@ def test_a_pass_that_takes_its_last_batch_and_asks_no_more_leaves_the_workers_to
 def test_a_pass_that_is_given_up_ends_its_workers_and_a_source_that_is_gone_all(tmp_path):
     source, started = of_folder(tmp_path), []
     with each_started_worker(started.append):
-        unfinished = source.batches([(key, torch.arange(4)) for key in range(9)], "train", (0, "augment"))
+        unfinished = source.batches(
+            [(key, torch.arange(4)) for key in range(9)], "train", (0, "augment")
+        )
         next(unfinished)
         unfinished.close()
         assert not started[0].is_alive()
@@ -132,7 +154,13 @@ def test_a_pass_that_is_given_up_ends_its_workers_and_a_source_that_is_gone_all(
 
 def test_a_run_ends_its_workers(tmp_path, config):
     make_folder(tmp_path / "data")
-    data = {"name": "imagefolder", "root": str(tmp_path / "data"), "image_size": 16, "workers": 1, "train_images": None}
+    data = {
+        "name": "imagefolder",
+        "root": str(tmp_path / "data"),
+        "image_size": 16,
+        "workers": 1,
+        "train_images": None,
+    }
     started = []
     with each_started_worker(started.append):
         run(config(data=data, trainer__batch_size=4, trainer__epochs=4, probe__at=[]))
@@ -145,9 +173,23 @@ def test_a_run_that_is_stopped_between_evaluations_goes_on_to_the_bit(tmp_path, 
     make_folder(tmp_path / "data")
     records = []
     for workers in (0, 1):
-        data = {"name": "imagefolder", "root": str(tmp_path / "data"), "image_size": 16, "workers": workers, "train_images": None}
-        options = {"data": data, "trainer__batch_size": 4, "trainer__epochs": 4, "trainer__log_every": 1, "augment__crop": True}
-        settings = config(out=str(tmp_path / f"runs{workers}"), probe__at=["25%"], probe__batches=2, **options)
+        data = {
+            "name": "imagefolder",
+            "root": str(tmp_path / "data"),
+            "image_size": 16,
+            "workers": workers,
+            "train_images": None,
+        }
+        options = {
+            "data": data,
+            "trainer__batch_size": 4,
+            "trainer__epochs": 4,
+            "trainer__log_every": 1,
+            "augment__crop": True,
+        }
+        settings = config(
+            out=str(tmp_path / f"runs{workers}"), probe__at=["25%"], probe__batches=2, **options
+        )
         if workers:
             with pytest.raises(Interrupted):
                 run(settings, watch=lambda step, metrics: step >= 5)

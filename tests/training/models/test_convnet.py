@@ -8,7 +8,9 @@ from earlydrop.training.models import Task, build_model
 
 def test_the_convnet_has_units_and_a_path_profile():
     model = build_model(ModelConfig(name="convnet_micro"), Task(1, 10, 28, 0.0, 0.2), 0)
-    assert [site.rate for site in find_sites(model) if site.kind == "path"] == pytest.approx([0.0, 0.1, 0.2])
+    assert [site.rate for site in find_sites(model) if site.kind == "path"] == pytest.approx(
+        [0.0, 0.1, 0.2]
+    )
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 

@@ -24,7 +24,9 @@ def rates(model):
 def test_a_resnet_of_timm_has_what_its_own_arguments_give():
     task = Task(1, 10, 28, 0.25, 0.5)
     ours = build("resnet18", task)
-    theirs = timm.create_model("resnet18", in_chans=1, num_classes=10, drop_block_rate=0.25, drop_path_rate=0.5)
+    theirs = timm.create_model(
+        "resnet18", in_chans=1, num_classes=10, drop_block_rate=0.25, drop_path_rate=0.5
+    )
     assert rates(ours) == rates(theirs)
     assert ours.drop_rate == 0
     assert ours(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
@@ -45,8 +47,12 @@ def test_a_rate_that_no_argument_sets_is_set_in_its_proportions():
     peak = 0.4
     model = build("torchvision/swin_t", Task(3, 10, 32, 0.0, peak))
     theirs = torchvision.models.swin_t()  # 0.2 at the last block, in its own code
-    expected = {site.name: site.base_rate * peak / 0.2 for site in find_sites(theirs) if site.kind == "path"}
-    assert {site.name: site.base_rate for site in find_sites(model) if site.kind == "path"} == pytest.approx(expected)
+    expected = {
+        site.name: site.base_rate * peak / 0.2 for site in find_sites(theirs) if site.kind == "path"
+    }
+    assert {
+        site.name: site.base_rate for site in find_sites(model) if site.kind == "path"
+    } == pytest.approx(expected)
     off = build("torchvision/swin_t", Task(3, 10, 32, 0.2, 0.0))
     assert all(site.base_rate == 0 for site in find_sites(off) if site.kind == "path")
 
@@ -60,7 +66,10 @@ def test_a_torchvision_model_is_adapted_to_other_channels():
 def test_arguments_of_a_librarys_model_are_typed_and_passed_on():
     model = build("resnet18", Task(3, 10, 32, 0.1, 0.0), args={"stem_width": 16})
     assert model.conv1.out_channels in (16, 64)
-    with pytest.raises(ConfigError, match=r"model.args.block_reduce_frist is 2: .*did you mean block_reduce_first\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model.args.block_reduce_frist is 2: .*did you mean block_reduce_first\?",
+    ):
         build("resnet18", Task(3, 10, 32, 0.1, 0.0), args={"block_reduce_frist": 2})
 
 
@@ -83,7 +92,10 @@ NOT_BUILT = {
 
 
 def smallest():
-    return [small_models.timm_smallest(module, names) for module, names in small_models.timm_modules().items()]
+    return [
+        small_models.timm_smallest(module, names)
+        for module, names in small_models.timm_modules().items()
+    ]
 
 
 @pytest.mark.sweep

@@ -6,7 +6,14 @@ from earlydrop.training.prepare import scheduled_model
 
 
 def test_a_profile_keeps_its_shape(config):
-    plan = make_plan(config(model__hidden=[16, 16], model__profile=[0.5, 0.3], schedule__name="constant", schedule__rate=0.5))
+    plan = make_plan(
+        config(
+            model__hidden=[16, 16],
+            model__profile=[0.5, 0.3],
+            schedule__name="constant",
+            schedule__rate=0.5,
+        )
+    )
     _, scheduler = scheduled_model(plan)
     assert [site.rate for site in scheduler.sites] == pytest.approx([0.5, 0.3])
     with pytest.raises(ConfigError, match=r"model\.profile is \[0.5\]: expected 2 rates"):

@@ -18,7 +18,15 @@ def test_input_dropout_is_fixed_and_not_driven(config):
         scheduler.step()
     assert scheduler.last_rate == 0
     assert model.input_dropout.p == 0.2
-    run(config(model__input_dropout=0.2, model__name="vit_micro", model__hidden=None, model__width=8, model__depth=1))
+    run(
+        config(
+            model__input_dropout=0.2,
+            model__name="vit_micro",
+            model__hidden=None,
+            model__width=8,
+            model__depth=1,
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,11 +44,16 @@ def test_sorts_of_dropout_train(config, name, dropout, layer):
 
 def test_an_unknown_sort_of_dropout_is_refused(config):
     with pytest.raises(
-        ConfigError, match=r"model\.dropout is 'gausian': model.name=mlp takes inverted, standard, shared, gaussian"
+        ConfigError,
+        match=r"model\.dropout is 'gausian': model.name=mlp takes inverted, standard, shared, gaussian",
     ):
         scheduled_model(make_plan(config(model__dropout="gausian")))
-    with pytest.raises(ConfigError, match=r"model\.dropout is 'block': model.name=vit_micro has no such key"):
-        scheduled_model(make_plan(config(model__name="vit_micro", model__hidden=None, model__dropout="block")))
+    with pytest.raises(
+        ConfigError, match=r"model\.dropout is 'block': model.name=vit_micro has no such key"
+    ):
+        scheduled_model(
+            make_plan(config(model__name="vit_micro", model__hidden=None, model__dropout="block"))
+        )
 
 
 def build(name, unit=0.0, path=0.0, seed=0, size=224, **sizes):
@@ -50,7 +63,11 @@ def build(name, unit=0.0, path=0.0, seed=0, size=224, **sizes):
 
 def test_initial_weights_depend_on_the_seed_alone():
     state = torch.get_rng_state()
-    models = [build("vit_micro", size=28), build("vit_micro", unit=0.5, size=28), build("vit_micro", path=0.5, size=28)]
+    models = [
+        build("vit_micro", size=28),
+        build("vit_micro", unit=0.5, size=28),
+        build("vit_micro", path=0.5, size=28),
+    ]
     assert torch.equal(state, torch.get_rng_state())
     other = build("vit_micro", seed=1, size=28)
     for name, p in models[0].named_parameters():
@@ -61,9 +78,18 @@ def test_initial_weights_depend_on_the_seed_alone():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"name": "resnet5O"}, r"'resnet5O'.*vit_micro.*timm or torchvision.*module:function of your own: did you mean resnet50\?"),
-        ({"name": "vit_micro", "args": {"widht": 3}}, r"model.args.widht is 3.*it takes width, .*did you mean width\?"),
-        ({"name": "vit_micro", "args": {"width": 3}}, r"model.args.width is 3: model.width is a key by itself"),
+        (
+            {"name": "resnet5O"},
+            r"'resnet5O'.*vit_micro.*timm or torchvision.*module:function of your own: did you mean resnet50\?",
+        ),
+        (
+            {"name": "vit_micro", "args": {"widht": 3}},
+            r"model.args.widht is 3.*it takes width, .*did you mean width\?",
+        ),
+        (
+            {"name": "vit_micro", "args": {"width": 3}},
+            r"model.args.width is 3: model.width is a key by itself",
+        ),
         ({"name": "vit_enormous"}, "'vit_enormous'.*no such model"),
         ({"name": "vit_micro", "patch": 5}, "model.patch is 5.*28"),
         ({"name": "vit_micro", "heads": 3}, "model.heads is 3.*64"),

@@ -27,7 +27,11 @@ def test_the_papers_models_have_the_papers_sizes(name, parameters):
 
 
 def rates(model, kind):
-    return {site.name: round(site.rate, 6) for site in find_sites(model) if site.kind == kind and site.rate > 0}
+    return {
+        site.name: round(site.rate, 6)
+        for site in find_sites(model)
+        if site.kind == kind and site.rate > 0
+    }
 
 
 def test_which_sites_exist_in_each_architecture():
@@ -37,9 +41,16 @@ def test_which_sites_exist_in_each_architecture():
     assert set(vit) == {"pos_drop"} | {f"blocks.{i}.{part}" for i in range(12) for part in block}
     swin = rates(build("swin_femto", unit=0.1), "unit")
     layers = [(stage, i) for stage, depth in enumerate((2, 2, 6, 2)) for i in range(depth)]
-    assert set(swin) == {"patch_embed.pos_drop"} | {f"layers.{s}.blocks.{i}.{part}" for s, i in layers for part in block}
+    assert set(swin) == {"patch_embed.pos_drop"} | {
+        f"layers.{s}.blocks.{i}.{part}" for s, i in layers for part in block
+    }
     mixer = rates(build("mixer_s32_224", unit=0.1), "unit")
-    assert set(mixer) == {f"blocks.{i}.mlp_{part}.drop{j}" for i in range(8) for part in ("tokens", "channels") for j in (1, 2)}
+    assert set(mixer) == {
+        f"blocks.{i}.mlp_{part}.drop{j}"
+        for i in range(8)
+        for part in ("tokens", "channels")
+        for j in (1, 2)
+    }
     assert rates(build("convnext_femto", unit=0.1), "unit") == {}
     assert set(rates(build("mlp", unit=0.1, size=28), "unit")) == {"3", "6", "9"}
 
@@ -55,7 +66,11 @@ def test_which_sites_exist_in_each_architecture():
 )
 def test_path_rates_rise_linearly_with_depth(name, depth, where):
     found = rates(build(name, path=0.5), "path")
-    stages = [(s, i) for s, n in enumerate((2, 2, 6, 2)) for i in range(n)] if depth == 12 and where.count("{}") == 2 else None
+    stages = (
+        [(s, i) for s, n in enumerate((2, 2, 6, 2)) for i in range(n)]
+        if depth == 12 and where.count("{}") == 2
+        else None
+    )
     names = [where.format(*(stages[i] if stages else (i,))) for i in range(depth)]
     assert [found.get(n, 0.0) for n in names] == [round(r, 6) for r in np.linspace(0, 0.5, depth)]
     assert rates(build(name), "path") == {}

@@ -14,7 +14,11 @@ class FakeRun:
 
     def __init__(self):
         self.fields, self.config, self.uploads = {}, {}, {}
-        self.history, self.exit_codes, self.starts = {}, [], 0  # history: line number -> line, as the server keys them
+        self.history, self.exit_codes, self.starts = (
+            {},
+            [],
+            0,
+        )  # history: line number -> line, as the server keys them
 
     @property
     def lines(self):
@@ -43,7 +47,9 @@ class FakeWandb:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *error):
@@ -58,18 +64,39 @@ class FakeWandb:
         if "upsertBucket" in query:
             known = variables["name"] in self.runs
             run = self.runs.setdefault(variables["name"], FakeRun())
-            run.starts += variables.get("displayName") is not None  # later ones only update the configuration
+            run.starts += (
+                variables.get("displayName") is not None
+            )  # later ones only update the configuration
             run.fields |= {key: value for key, value in variables.items() if value is not None}
             run.config |= json.loads(variables["config"] or "{}")
             return {"upsertBucket": {"bucket": run.bucket(), "inserted": not known}}
         if "createRunFiles" in query:
             folder = f"{self.url}/upload/{variables['run']}"
-            files = [{"name": name, "uploadUrl": f"{folder}/{quote(name)}"} for name in variables["files"]]
+            files = [
+                {"name": name, "uploadUrl": f"{folder}/{quote(name)}"}
+                for name in variables["files"]
+            ]
             return {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}
         if "RunResumeStatus" in query:
             run = self.runs.get(variables["name"])
-            return {"model": run and {"id": "p", "name": "p", "entity": {"id": "e", "name": "tester"}, "bucket": run.bucket()}}
-        return {"viewer": {"id": "viewer", "entity": "tester", "username": "tester", "flags": "{}", "teams": {"edges": []}}}
+            return {
+                "model": run
+                and {
+                    "id": "p",
+                    "name": "p",
+                    "entity": {"id": "e", "name": "tester"},
+                    "bucket": run.bucket(),
+                }
+            }
+        return {
+            "viewer": {
+                "id": "viewer",
+                "entity": "tester",
+                "username": "tester",
+                "flags": "{}",
+                "teams": {"edges": []},
+            }
+        }
 
     def file_stream(self, run, body):
         history = body.get("files", {}).get("wandb-history.jsonl")
@@ -82,7 +109,9 @@ class FakeWandb:
 
 
 def _handler(fake):
-    class Handler(BaseHTTPRequestHandler):  # HTTP/1.0: no connection outlives its answer, so `stop` cuts everything off
+    class Handler(
+        BaseHTTPRequestHandler
+    ):  # HTTP/1.0: no connection outlives its answer, so `stop` cuts everything off
         def log_message(self, *arguments):
             pass
 

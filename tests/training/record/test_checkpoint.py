@@ -17,7 +17,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, monkeypatch, 
     settings = config(out=str(Path(config().out) / "damaged"), trainer__checkpoint_seconds=0.0)
     plan = make_plan(settings)
     folder = RunFolder(plan.folder)
-    trainer = Trainer(plan, *scheduled_model(plan), folder, lambda step, metrics: None, lambda: trainer.step >= 12)
+    trainer = Trainer(
+        plan, *scheduled_model(plan), folder, lambda step, metrics: None, lambda: trainer.step >= 12
+    )
     trainer.resume()
     with pytest.raises(Interrupted):
         trainer.train()
@@ -27,7 +29,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, monkeypatch, 
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     monkeypatch.setattr(trainer_module.log, "propagate", True)
-    assert load_checkpoint(plan.folder / "checkpoints", plan.fingerprint)["step"] == int(before.stem[5:])
+    assert load_checkpoint(plan.folder / "checkpoints", plan.fingerprint)["step"] == int(
+        before.stem[5:]
+    )
     assert "is damaged" in caplog.text
     newest.write_bytes(b"")
     finished = Path(run(settings)["folder"])

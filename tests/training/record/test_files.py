@@ -64,7 +64,8 @@ def test_a_folder_that_cannot_be_opened_is_not_synced(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("length", "number", "long"), [(259, errno.ENOENT, False), (260, errno.ENOENT, True), (300, errno.ENOSPC, False)]
+    ("length", "number", "long"),
+    [(259, errno.ENOENT, False), (260, errno.ENOENT, True), (300, errno.ENOSPC, False)],
 )
 def test_a_long_path_is_named_as_the_reason(length, number, long):
     path = "/" + "x" * (length - 1)

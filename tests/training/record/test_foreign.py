@@ -20,7 +20,13 @@ TASK = Task(3, 7, 224, 0.0, 0.0)
 
 def released(path, weights, **more):
     """A file as the released code's ``save_on_master`` writes it."""
-    content = {"model": weights, "optimizer": {"state": {}}, "epoch": 299, "scaler": {}, "args": argparse.Namespace(lr=4e-3)} | more
+    content = {
+        "model": weights,
+        "optimizer": {"state": {}},
+        "epoch": 299,
+        "scaler": {},
+        "args": argparse.Namespace(lr=4e-3),
+    } | more
     torch.save(content, path)
     return str(path)
 
@@ -34,14 +40,19 @@ def old_convnext(weights):
             stage, part = name.split(".")[1], name.split("downsample.")[1]
             name = f"downsample_layers.{stage}.{part}"
         name = (
-            name.replace(".blocks.", ".").replace("conv_dw", "dwconv").replace("mlp.fc1", "pwconv1").replace("mlp.fc2", "pwconv2")
+            name.replace(".blocks.", ".")
+            .replace("conv_dw", "dwconv")
+            .replace("mlp.fc1", "pwconv1")
+            .replace("mlp.fc2", "pwconv2")
         )
         name = name.replace("head.norm", "norm").replace("head.fc", "head")
         renamed[name] = value
     return renamed
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mixer_s32_224", "swin_femto", "convnext_femto"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "mixer_s32_224", "swin_femto", "convnext_femto"]
+)
 def test_released_files_are_read_under_timms_names(name, tmp_path):
     model, other = (build_model(ModelConfig(name=name), TASK, seed) for seed in (0, 1))
     weights = model.state_dict()
@@ -73,7 +84,9 @@ def test_swins_of_before_timm_1_are_renamed(tmp_path):
 def test_averaged_weights_come_first(tmp_path):
     model = build_model(ModelConfig(name="vit_tiny_patch16_224"), TASK, 0)
     path = released(tmp_path / "c.pth", model.state_dict(), model_ema=model.state_dict())
-    assert [words.split(" of ")[0] for words, _ in foreign_weights(path, "vit_tiny_patch16_224", model)] == [
+    assert [
+        words.split(" of ")[0] for words, _ in foreign_weights(path, "vit_tiny_patch16_224", model)
+    ] == [
         "averaged weights",
         "weights",
     ]
@@ -97,12 +110,21 @@ def test_weights_are_evaluated_with_what_the_evaluation_reads_alone(config, tmp_
     trained = run(config(data=data | {"root": str(tmp_path / "whole")}, **options))
     weights = {"mode": "eval", "checkpoint": trained["folder"]}
     rest = data | {"root": str(tmp_path / "rest")}
-    usual = config(**weights, data=rest, evaluation__splits=["test"], trainer__batch_size=4096, schedule__cutoff="5000")
+    usual = config(
+        **weights,
+        data=rest,
+        evaluation__splits=["test"],
+        trainer__batch_size=4096,
+        schedule__cutoff="5000",
+    )
     assert run(usual)["test/loss"] == trained["test/loss"]
     with pytest.raises(ConfigError, match=r"expected a folder with train/ and val/ \(or test/\)"):
         run(config(**weights, data=rest))
     whole = data | {"root": str(tmp_path / "whole")}
-    assert run(config(**weights, data=whole, trainer__batch_size=4096))["train_clean/loss"] == trained["train_clean/loss"]
+    assert (
+        run(config(**weights, data=whole, trainer__batch_size=4096))["train_clean/loss"]
+        == trained["train_clean/loss"]
+    )
     shutil.rmtree(tmp_path / "whole" / "val")
     train = run(config(**weights, data=whole, evaluation__splits=["train_clean"]))
     assert train["train_clean/loss"] == trained["train_clean/loss"]
@@ -115,7 +137,9 @@ def test_standard_dropout_is_evaluated_at_the_rate_of_its_step(config):
     weights = {"mode": "eval", "checkpoint": trained["folder"]}
     assert run(config(**weights, **options))["test/loss"] == trained["test/loss"]
     assert run(config(**weights, schedule__name="late"))["test/loss"] != trained["test/loss"]
-    with pytest.raises(ConfigError, match=r"trainer\.batch_size is 4096: the training set has only 300 images"):
+    with pytest.raises(
+        ConfigError, match=r"trainer\.batch_size is 4096: the training set has only 300 images"
+    ):
         run(config(**weights, **options, trainer__batch_size=4096))
 
 

@@ -36,13 +36,19 @@ def test_a_cpu_is_named_as_before():
 def test_the_driver_is_read_from_the_kernel_else_asked_for(monkeypatch, tmp_path):
     (tmp_path / "version").write_text(KERNEL)
     assert driver_version(tmp_path / "version") == "550.54.15"
-    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\n")
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\n"
+    )
     assert driver_version(tmp_path / "version") == "535.183.01"
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, "560.1\n560.1\n"))
+    monkeypatch.setattr(
+        subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, "560.1\n560.1\n")
+    )
     assert driver_version(tmp_path / "none") == "560.1"
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(), subprocess.CalledProcessError(9, "nvidia-smi")])
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(), subprocess.CalledProcessError(9, "nvidia-smi")]
+)
 def test_without_a_driver_there_is_none(monkeypatch, tmp_path, error):
     def fail(*arguments, **more):
         raise error

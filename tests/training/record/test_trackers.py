@@ -18,15 +18,27 @@ def settings(config, backend, **more):
 
 
 def lines(folder):
-    return read_metrics(f"{folder}/metrics.jsonl") if isinstance(folder, str) else read_metrics(folder / "metrics.jsonl")
+    return (
+        read_metrics(f"{folder}/metrics.jsonl")
+        if isinstance(folder, str)
+        else read_metrics(folder / "metrics.jsonl")
+    )
 
 
 def from_csv(folder):
     with (folder / "metrics.csv").open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        rows = [
+            {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
     with (folder / "summary.csv").open(newline="") as file:
         summary = {row["name"]: row["value"] for row in csv.DictReader(file)}
-    return {(int(row["step"]), name): value for row in rows for name, value in row.items() if name != "step"}, summary
+    return {
+        (int(row["step"]), name): value
+        for row in rows
+        for name, value in row.items()
+        if name != "step"
+    }, summary
 
 
 def from_tensorboard(folder):
@@ -39,7 +51,9 @@ def from_tensorboard(folder):
             (summary if name.startswith(("final/", "best/")) else values)[
                 name if name.startswith(("final/", "best/")) else (event.step, name)
             ] = event.value
-    (state,) = [event.tensor_proto.string_val[0].decode() for event in found.Tensors("state/text_summary")]
+    (state,) = [
+        event.tensor_proto.string_val[0].decode() for event in found.Tensors("state/text_summary")
+    ]
     return values, summary | {"state": state}
 
 
@@ -66,9 +80,16 @@ READ = {"csv": from_csv, "tensorboard": from_tensorboard, "mlflow": from_mlflow}
 
 def check(folder, backend):
     values, summary = READ[backend](folder)
-    expected = {(line["step"], name): value for line in lines(folder) for name, value in line.items() if name != "step"}
+    expected = {
+        (line["step"], name): value
+        for line in lines(folder)
+        for name, value in line.items()
+        if name != "step"
+    }
     assert values.keys() == expected.keys()
-    assert all(values[key] == pytest.approx(expected[key], rel=1e-6) for key in expected)  # TensorBoard has 32 bits
+    assert all(
+        values[key] == pytest.approx(expected[key], rel=1e-6) for key in expected
+    )  # TensorBoard has 32 bits
     assert summary["state"] == "finished"
     last = [line for line in lines(folder) if "test/loss" in line][-1]
     assert float(summary["final/test/loss"]) == pytest.approx(last["test/loss"], rel=1e-6)
@@ -106,14 +127,21 @@ def test_a_run_that_goes_on_is_whole_in_its_tracker(backend, config, monkeypatch
     check(Path(run(settings(config, backend))["folder"]), backend)
 
 
-def test_a_tracker_that_cannot_be_used_is_refused_before_a_folder_is_made(config, monkeypatch, tmp_path):
+def test_a_tracker_that_cannot_be_used_is_refused_before_a_folder_is_made(
+    config, monkeypatch, tmp_path
+):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ConfigError, match=r"'csv': it writes files on this machine and sends nothing; leave tracking=offline"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'csv': it writes files on this machine and sends nothing; leave tracking=offline",
+    ):
         run(settings(config, "csv", tracking__mode="online"))
     with pytest.raises(ConfigError, match=r"expected one of wandb, tensorboard, csv, mlflow"):
         run(settings(config, "tensorbord"))
     monkeypatch.setattr("earlydrop.training.checks.missing", lambda backend: True)
-    with pytest.raises(ConfigError, match=r"'mlflow': mlflow is not installed; pip install 'earlydrop\[mlflow\]'"):
+    with pytest.raises(
+        ConfigError, match=r"'mlflow': mlflow is not installed; pip install 'earlydrop\[mlflow\]'"
+    ):
         run(settings(config, "mlflow"))
     assert run(settings(config, "mlflow", tracking__mode="off"))["state"] == "finished"
     monkeypatch.setattr("earlydrop.training.checks.missing", lambda backend: False)
@@ -124,7 +152,10 @@ def test_a_tracker_that_cannot_be_used_is_refused_before_a_folder_is_made(config
 def test_a_tracker_that_fails_costs_no_run(config, monkeypatch, capfd):
     monkeypatch.setattr("earlydrop.training.record.trackers.CsvRun.log", lambda *_, **__: 1 / 0)
     assert run(settings(config, "csv"))["state"] == "finished"
-    assert "tracking failed (division by zero): going on without it; metrics.jsonl has everything" in capfd.readouterr().err
+    assert (
+        "tracking failed (division by zero): going on without it; metrics.jsonl has everything"
+        in capfd.readouterr().err
+    )
 
 
 def test_one_word_for_tracking_is_read_as_before(config):

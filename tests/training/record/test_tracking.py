@@ -40,7 +40,9 @@ def wandb_starts_afresh(tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(home))
     monkeypatch.setenv("NETRC", str(home / "netrc"))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the training is too small for more, and wandb's own process wants a core
+    torch.set_num_threads(
+        1
+    )  # the training is too small for more, and wandb's own process wants a core
     yield
     torch.set_num_threads(threads)
     wandb.teardown()
@@ -84,7 +86,11 @@ def history(items, shifted=False):
     """History lines as lines of metrics.jsonl; unless shifted, wandb's own count of steps is ours."""
     if not shifted:
         assert [item["_step"] for item in items] == [item[STEP] for item in items]
-    return [{"step": item[STEP]} | {k: v for k, v in item.items() if k != STEP and not k.startswith("_")} for item in items]
+    return [
+        {"step": item[STEP]}
+        | {k: v for k, v in item.items() if k != STEP and not k.startswith("_")}
+        for item in items
+    ]
 
 
 def logged(content):
@@ -108,7 +114,11 @@ def at_step(monkeypatch, step, act):
 
     def train_step(self, parts):
         if self.step == step:
-            parts = [(images * act(), targets) for images, targets in parts] if act is nan else (act(), parts)[1]
+            parts = (
+                [(images * act(), targets) for images, targets in parts]
+                if act is nan
+                else (act(), parts)[1]
+            )
         original(self, parts)
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
@@ -135,13 +145,20 @@ def test_an_offline_run_can_be_read_back(config):
     content = records(file)
     (told,) = content["run"]
     assert told["run_id"] == run_id("a-study", make_plan(settings).fingerprint)
-    expected = {"display_name": "early-0.3-50pct-seed0", "run_group": "a-study", "job_type": "train", "project": "earlydrop"}
+    expected = {
+        "display_name": "early-0.3-50pct-seed0",
+        "run_group": "a-study",
+        "job_type": "train",
+        "project": "earlydrop",
+    }
     assert {key: told[key] for key in expected} == expected
     assert told["tags"] == ["mine", "mlp", "fashion_mnist_mini", "early"]
 
     defined = content["metric"]
     assert [m.get("name") for m in defined if "step_metric" not in m] == [STEP]
-    assert [(m["glob_name"], m["step_metric"]) for m in defined if "step_metric" in m] == [("*", STEP)]
+    assert [(m["glob_name"], m["step_metric"]) for m in defined if "step_metric" in m] == [
+        ("*", STEP)
+    ]
 
     assert [line["step"] for line in logged(content)] == STEPS
     assert logged(content) == metrics(folder)
@@ -163,7 +180,11 @@ def test_an_offline_run_can_be_read_back(config):
     assert whole["config"]["total_steps"] == 18
     last = {key: value for line in metrics(folder) for key, value in line.items() if key != "step"}
     summary = whole["summary"]
-    assert {key.removeprefix("final/"): value for key, value in summary.items() if key.startswith("final/")} == last
+    assert {
+        key.removeprefix("final/"): value
+        for key, value in summary.items()
+        if key.startswith("final/")
+    } == last
     measured = [line for line in metrics(folder) if "test/accuracy" in line]
     assert len(measured) == 2
     assert summary["best/test/accuracy"] == max(line["test/accuracy"] for line in measured)
@@ -172,11 +193,20 @@ def test_an_offline_run_can_be_read_back(config):
 
 
 def test_the_dashboards_own_telemetry_prints_nothing_behind_our_last_line(config, tmp_path, capfd):
-    options = {"folder": tmp_path, "name": "n", "identity": "i", "job_type": "train", "tags": [], "extra": {}}
+    options = {
+        "folder": tmp_path,
+        "name": "n",
+        "identity": "i",
+        "job_type": "train",
+        "tags": [],
+        "extra": {},
+    }
     with tracking(config(tracking="offline"), **options) as (_, opened):
         assert opened is not None
     capfd.readouterr()
-    logging.getLogger("opentelemetry.sdk.metrics._internal").warning("shutdown can only be called once")
+    logging.getLogger("opentelemetry.sdk.metrics._internal").warning(
+        "shutdown can only be called once"
+    )
     assert capfd.readouterr().err == ""
 
 
@@ -214,9 +244,14 @@ def test_runs_in_one_process_do_not_mix_and_a_failed_one_is_recorded_as_failed(c
 
 @pytest.mark.parametrize(
     ("act", "error", "at"),
-    [(terminate, Interrupted, 6), (crash, RuntimeError, 13)],  # the last checkpoints are of steps 7 and 9
+    [
+        (terminate, Interrupted, 6),
+        (crash, RuntimeError, 13),
+    ],  # the last checkpoints are of steps 7 and 9
 )
-def test_a_resumed_run_has_the_same_id_and_its_file_holds_all_of_it(config, monkeypatch, act, error, at):
+def test_a_resumed_run_has_the_same_id_and_its_file_holds_all_of_it(
+    config, monkeypatch, act, error, at
+):
     save = Trainer.save
     settings = config(tracking="offline", trainer__checkpoint_seconds=0.0)
     with monkeypatch.context() as patch:
@@ -232,7 +267,9 @@ def test_a_resumed_run_has_the_same_id_and_its_file_holds_all_of_it(config, monk
     assert logged(content) == metrics(folder)
     assert content["exit"][0].get("exit_code", 0) == 0
     (best,) = [record["update"] for record in content["summary"] if "state" in record["update"]]
-    assert best["best/test/accuracy"] == max(line["test/accuracy"] for line in metrics(folder) if "test/accuracy" in line)
+    assert best["best/test/accuracy"] == max(
+        line["test/accuracy"] for line in metrics(folder) if "test/accuracy" in line
+    )
 
     with FakeWandb() as fake:
         use_server(monkeypatch, fake.url)
@@ -274,14 +311,32 @@ def test_what_the_dashboard_would_refuse_is_refused_before(config, options, says
         make_plan(config(**options))
 
 
-@pytest.mark.parametrize("why", ["no key", "not a key", "nothing listens", "refused", pytest.param("mute", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "why",
+    [
+        "no key",
+        "not a key",
+        "nothing listens",
+        "refused",
+        pytest.param("mute", marks=pytest.mark.slow),
+    ],
+)
 def test_online_falls_back_to_offline_with_one_warning(config, monkeypatch, capfd, why):
     # As at a terminal, where wandb would ask for a key.
     monkeypatch.setattr("wandb.errors.term.can_use_terminput", lambda: True)
     asked = []
-    monkeypatch.setattr("wandb.util.prompt_choices", lambda choices, **_: asked.append(choices) or choices[-1])
-    says = {"no key": "there is no API key", "not a key": "the API key is not one", "nothing listens": "127.0.0.1 does not answer"}
-    with FakeWandb(answer=401) as fake, socket.create_server(("127.0.0.1", 0)) as mute:  # mute accepts and never answers
+    monkeypatch.setattr(
+        "wandb.util.prompt_choices", lambda choices, **_: asked.append(choices) or choices[-1]
+    )
+    says = {
+        "no key": "there is no API key",
+        "not a key": "the API key is not one",
+        "nothing listens": "127.0.0.1 does not answer",
+    }
+    with (
+        FakeWandb(answer=401) as fake,
+        socket.create_server(("127.0.0.1", 0)) as mute,
+    ):  # mute accepts and never answers
         ports = {"mute": mute.getsockname()[1], "nothing listens": closed_port()}
         use_server(monkeypatch, f"http://127.0.0.1:{ports[why]}" if why in ports else fake.url)
         if why == "no key":
@@ -309,14 +364,22 @@ def test_an_online_run_arrives(config, server, capfd):
     folder = run(settings)["folder"]
     ((identity, told),) = server.runs.items()
     assert identity == run_id("a-study", make_plan(settings).fingerprint)
-    expected = {"displayName": "early-0.3-50pct-seed0", "groupName": "a-study", "jobType": "train", "project": "earlydrop"}
+    expected = {
+        "displayName": "early-0.3-50pct-seed0",
+        "groupName": "a-study",
+        "jobType": "train",
+        "project": "earlydrop",
+    }
     assert {key: told.fields[key] for key in expected} == expected
     assert told.fields["tags"] == ["mlp", "fashion_mnist_mini", "early"]
     assert told.config["schedule"]["value"]["rate"] == 0.3
     assert told.config["fingerprint"]["value"] == make_plan(settings).fingerprint
     assert history(told.lines) == metrics(folder)
     assert told.exit_codes == [0]
-    assert json.loads(told.uploads["wandb-summary.json"])["final/test/loss"] == metrics(folder)[-1]["test/loss"]
+    assert (
+        json.loads(told.uploads["wandb-summary.json"])["final/test/loss"]
+        == metrics(folder)[-1]["test/loss"]
+    )
     assert "wandb:" not in capfd.readouterr().err
     assert (Path(folder) / URL).read_text().strip().endswith(f"/earlydrop/runs/{identity}")
 
@@ -339,7 +402,15 @@ def test_images_and_pages_are_uploaded(config, server, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "figure.png")
     (tmp_path / "report.html").write_text("<p>a report</p>")
     settings = config(tracking="online")
-    with tracking(settings, folder=tmp_path, name="report", identity="a-report", job_type="report", tags=[], extra={}) as (
+    with tracking(
+        settings,
+        folder=tmp_path,
+        name="report",
+        identity="a-report",
+        job_type="report",
+        tags=[],
+        extra={},
+    ) as (
         _,
         opened,
     ):
@@ -347,7 +418,11 @@ def test_images_and_pages_are_uploaded(config, server, tmp_path):
         opened.log({"report": wandb.Html(str(tmp_path / "report.html"), inject=False)})
     told = server.runs["a-report"]
     assert told.fields["jobType"] == "report"
-    uploads = {Path(name).suffix: content for name, content in told.uploads.items() if name.startswith("media/")}
+    uploads = {
+        Path(name).suffix: content
+        for name, content in told.uploads.items()
+        if name.startswith("media/")
+    }
     assert uploads == {".png": (tmp_path / "figure.png").read_bytes(), ".html": b"<p>a report</p>"}
 
 
@@ -356,7 +431,11 @@ def test_an_outage_changes_nothing_and_ends(config, monkeypatch, server, tmp_pat
     if patience is not None:  # else the real limit, a minute
         settings = wandb.Settings
         monkeypatch.setattr(
-            wandb, "Settings", lambda **given: settings(**given | dict.fromkeys({"finish_timeout"} & given.keys(), patience))
+            wandb,
+            "Settings",
+            lambda **given: settings(
+                **given | dict.fromkeys({"finish_timeout"} & given.keys(), patience)
+            ),
         )
     at_step(monkeypatch, 6, server.stop)
     began = time.perf_counter()
@@ -379,7 +458,9 @@ def test_off_is_off(config, tmp_path, monkeypatch):
     assert not [path for path in tmp_path.rglob("*") if "wandb" in path.name]
 
 
-def test_the_command_of_the_page_of_dashboards_uploads_runs_and_the_studys_report(config, tmp_path, monkeypatch, capsys):
+def test_the_command_of_the_page_of_dashboards_uploads_runs_and_the_studys_report(
+    config, tmp_path, monkeypatch, capsys
+):
     page = (Path(__file__).parents[3] / "docs" / "howto" / "dashboards.md").read_text()
     (command,) = re.findall(r"^(find runs .*wandb sync .*)$", page, re.MULTILINE)
     monkeypatch.chdir(tmp_path)
@@ -392,7 +473,10 @@ def test_the_command_of_the_page_of_dashboards_uploads_runs_and_the_studys_repor
         monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         subprocess.run(command, shell=True, check=True, capture_output=True, timeout=120)
     assert {told.fields["jobType"] for told in fake.runs.values()} == {"train", "report"}
-    assert set(fake.runs) == {run_id("a-study", make_plan(settings).fingerprint), run_id("a-study", "report")}
+    assert set(fake.runs) == {
+        run_id("a-study", make_plan(settings).fingerprint),
+        run_id("a-study", "report"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -400,7 +484,9 @@ def test_the_command_of_the_page_of_dashboards_uploads_runs_and_the_studys_repor
     [({}, "off", True), ({"tracking__console": True, "tracking__system": True}, "wrap", False)],
     ids=str,
 )
-def test_wandbs_console_and_system_charts_are_on_where_asked_for(config, monkeypatch, keys, console, stats):
+def test_wandbs_console_and_system_charts_are_on_where_asked_for(
+    config, monkeypatch, keys, console, stats
+):
     told = []
 
     def init(**options):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import html
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -82,13 +82,13 @@ def html_list(lines: list[str]) -> str:
     return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
 
 
-def pictures(figures: list[Path]) -> str:
-    """PNG files as elements that hold their own data."""
+def pictures(figures: list[Path], page: Path) -> str:
+    """PNG files as elements that link to them, relative to the folder of the page."""
     elements = []
     for path in figures:
-        content = base64.b64encode(path.read_bytes()).decode()
-        source = f"data:image/png;base64,{content}"
-        elements.append(f'<img alt="{html.escape(path.stem)}" src="{source}">')
+        source = html.escape(Path(os.path.relpath(path, page)).as_posix())
+        name = html.escape(path.stem)
+        elements.append(f'<img loading="lazy" alt="{name}" title="{name}" src="{source}">')
     return f"<div class='figures'>{''.join(elements)}</div>"
 
 

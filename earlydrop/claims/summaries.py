@@ -154,8 +154,10 @@ def _history(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def merged(before: Summaries, more: Summaries) -> Summaries:
     """Summaries with further runs.
 
-    A run that both have, by study and fingerprint, is taken from ``more``.
+    A run that both have, by study and fingerprint, is taken from ``more``. An arm keeps the name
+    that it has in ``before``.
     """
+    more = _with_names_of(before, more)
     key = ["study", "fingerprint"]
     again = set(_rows(more.runs[key]))
 
@@ -168,6 +170,19 @@ def merged(before: Summaries, more: Summaries) -> Summaries:
         runs.sort_values(_RUN_ORDER),
         history.sort_values([*_RUN_ORDER, "step"]),
     )
+
+
+def _with_names_of(before: Summaries, more: Summaries) -> Summaries:
+    """The second summaries, whose arms have the names of the same arms in the first."""
+    rows = zip(before.runs["study"], before.runs["settings"], before.runs["arm"], strict=True)
+    names = {(study, settings): name for study, settings, name in rows}
+    rows = zip(more.runs["study"], more.runs["settings"], more.runs["arm"], strict=True)
+    arms = [names.get((study, settings), name) for study, settings, name in rows]
+    runs = more.runs.assign(arm=arms)
+    of_run = dict(zip(_rows(runs[["study", "fingerprint"]]), arms, strict=True))
+    history = more.history.copy()
+    history["arm"] = [of_run[run] for run in _rows(history[["study", "fingerprint"]])]
+    return Summaries(runs, history, more.left_out)
 
 
 def summaries_in(

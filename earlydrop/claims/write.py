@@ -95,7 +95,7 @@ def write_findings(
     _write(out / "short.md", to_markdown(short_table(declarations, verdicts)) + "\n")
     table.to_csv(out / "table.csv", lineterminator="\n")
     _write(out / "fingerprints.csv", _fingerprints(verdicts, figures))
-    _write(out / "findings.html", _page(table, remarks, list(figures), left_out))
+    _write(out / "findings.html", _page(table, remarks, list(figures), left_out, out=out))
     return table, words, list(figures)
 
 
@@ -191,8 +191,9 @@ def _page(
     remarks: _Remarks,
     figures: list[Path],
     left_out: tuple[str, ...],
+    out: Path,
 ) -> str:
-    """The text of ``findings.html``."""
+    """The text of ``findings.html`` in the folder ``out``; it links to the figures."""
     trouble = html_list([f"left out: {line}" for line in left_out])
     sections = [
         f'<div class="trouble">{trouble}</div>' if left_out else "",
@@ -200,6 +201,6 @@ def _page(
         html_table(table),
         "<h2>Notes</h2>" + html_list(remarks.notes) if remarks.notes else "",
         "<h2>Regimes</h2>" + html_list(remarks.regimes) if remarks.regimes else "",
-        "<h2>Figures</h2>" + pictures(figures),
+        "<h2>Figures</h2>" + pictures(figures, out),
     ]
     return html_page("Findings", sections)

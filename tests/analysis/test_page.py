@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from earlydrop.analysis.page import html_page, html_table, to_markdown
+from earlydrop.analysis.page import html_page, html_table, pictures, to_markdown
 from earlydrop.commands.report import write_report
 from tests.analysis.made_up import make_run
 
@@ -163,3 +163,9 @@ def test_tables_are_escaped():
     assert r"r\|1" in to_markdown(table)
     assert "&lt;b&gt;" in html_table(table)
     assert "<title>&lt;t&gt;</title>" in html_page("<t>", [])
+
+
+def test_pictures_are_linked_relative_to_the_page(tmp_path):
+    text = pictures([tmp_path / "figures" / "a&b.png"], tmp_path)
+    assert 'src="figures/a&amp;b.png"' in text
+    assert str(tmp_path) not in text

@@ -77,3 +77,23 @@ def test_collected_runs_are_in_order_whatever_their_folders_are_called(study):
     pd.testing.assert_frame_equal(found.runs, found.runs.sort_values(["arm", "seed"]))
     pd.testing.assert_frame_equal(found.history, found.history.sort_values(["arm", "seed", "step"]))
     assert len(found.history) > len(found.runs) == 6
+
+
+def test_an_arm_keeps_its_name_when_runs_are_added():
+    before = made_up(seeds=range(10, 13))
+    more = made_up(seeds=range(13, 16))
+    more.runs["arm"] += " · optim.lr=0.002"
+    more.history["arm"] += " · optim.lr=0.002"
+    both = merged(before, more)
+    assert set(both.runs["arm"]) == set(both.history["arm"]) == {"none", "early"}
+    other = made_up(seeds=range(13, 16), config={"optim.clip": 1.0})
+    other.runs["arm"] += " · optim.clip=1.0"
+    other.history["arm"] += " · optim.clip=1.0"
+    both = merged(before, other)
+    assert set(both.runs["arm"]) == {
+        "none",
+        "early",
+        "none · optim.clip=1.0",
+        "early · optim.clip=1.0",
+    }
+    assert set(both.history["arm"]) == set(both.runs["arm"])

@@ -19,7 +19,7 @@ from earlydrop.claims.declare import (
 )
 from earlydrop.claims.regime import regime
 from earlydrop.claims.summaries import Summaries
-from earlydrop.claims.verdict import DECIDED, Verdict
+from earlydrop.claims.verdict import DECIDED, OPEN, Verdict
 
 
 def labels(declarations: list[Declaration], summaries: Summaries) -> dict[str, str]:
@@ -113,9 +113,14 @@ def _verdict(verdict: Verdict) -> str:
 
 
 def _look_or_price(verdict: Verdict) -> str:
-    """The look of a verdict, or the price of a claim that is not resolved; empty for neither."""
+    """The look of a verdict, or the price of a claim that is not resolved; empty for neither.
+
+    Prices are those of the t test. A claim that is not resolved by another test has its name.
+    """
     if verdict.look and (verdict.verdict in DECIDED or verdict.look < verdict.looks):
         return f"look {verdict.look} of {verdict.looks}"
+    if verdict.verdict == OPEN and verdict.claim.test is not None:
+        return f"by the test of {verdict.claim.test.kind}"
     return str(verdict.price) if verdict.price is not None else ""
 
 

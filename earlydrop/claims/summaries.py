@@ -87,6 +87,7 @@ def read_summaries(folder: Path) -> Summaries:
     for row in runs.to_dict("records"):
         values = {key: row[column] for key, column in columns.items()}
         arms.append(Arm.of({key: value for key, value in values.items() if said(key, value)}))
+    runs = runs.copy()  # one block of memory: pandas warns of a column added to many
     return Summaries(runs.assign(settings=arms), pd.read_csv(folder / HISTORY, dtype=text))
 
 

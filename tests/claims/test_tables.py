@@ -34,7 +34,7 @@ def test_findings_from_summaries(tmp_path, monkeypatch):
         "dynamics-probe-gdv.png",
         "dynamics-test-accuracy.png",
     }
-    assert "data:image/png" in (tmp_path / "findings.html").read_text()
+    assert 'src="figures/dynamics-probe-gdv.png"' in (tmp_path / "findings.html").read_text()
     prints = pd.read_csv(tmp_path / "fingerprints.csv", index_col="what")["fingerprints"]
     assert prints["dynamics first F3b"].startswith("dynamics-constant-0.1-100")
     assert len(prints["figures/dynamics-probe-gdv.png"].split()) == 10  # not the label's seeds

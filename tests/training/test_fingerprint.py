@@ -68,7 +68,7 @@ NEEDS = {  # what makes a key mean something
     "optim.momentum": {"optim.name": "sgd"}, "augment.switch": {"augment.mixup": 0.8, "augment.cutmix": 1.0},
     "trainer.compile_mode": {"trainer.compile": True}, "trainer.stop_patience": {"trainer.stop_metric": "test/loss"}, "trainer.mc_passes": {"schedule.name": "constant"},
     "model.dropout": {"model.name": "mlp"}, "model.profile": {"model.name": "mlp"}, "model.hidden": {"model.name": "mlp"},
-    **{f"probe.{name}": {"probe.at": ["0%"]} for name in ("batches", "dataset_limit", "clean", "compare", "measures")},
+    **{f"probe.{name}": {"probe.at": ["0%"]} for name in ("batches", "dataset_limit", "clean", "compare", "curvature", "measures")},
     "model.args": {"model.name": "of_the_fingerprint:build"}, "schedule.args": {"schedule.name": "of_the_fingerprint:rise"},
     "data.args": {"data.name": "of_the_fingerprint:data", "augment.shift": 0},
     **{name: {"data.train_images": 300} for name in ("data.train_images",)},

@@ -109,3 +109,20 @@ def test_the_readmes_gain_beside_other_remedies_is_that_of_the_answer():
         gains.append(re.search(r"\N{MINUS SIGN}([\d.]+)% loss", line)[1])
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert f"early dropout still lowers the loss by {min(gains)}% to {max(gains)}%" in readme
+
+
+def test_the_readmes_losses_at_the_best_setting_are_those_of_the_summaries():
+    runs = pd.read_csv(ROOT / "results" / "findings" / "runs.csv", low_memory=False)
+    runs = runs[(runs["study"] == "text") & (runs["config/optim.clip"] == 1.0)]
+    runs = runs[runs["config/schedule.kind"] == "unit"]
+    means = runs.groupby(["config/optim.lr", "config/schedule.name"])[
+        "final/train_eval/loss"
+    ].mean()
+    best = means.groupby("config/optim.lr").min().idxmin()
+    assert best == 0.008
+    assert len(runs[runs["config/optim.lr"] == best]) == 16
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    text = (
+        f"(loss {means[best, 'none']:.3f} without, {means[best, 'early']:.3f} with early dropout)"
+    )
+    assert text in readme, text

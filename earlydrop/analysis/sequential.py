@@ -37,6 +37,9 @@ def level_of(constant: float, looks: Sequence[int], shape: str, sides: int) -> f
         shape: ``obrien-fleming`` or ``pocock``.
         sides: 2 for a two-sided test, 1 for a one-sided test.
 
+    Returns:
+        The level of the whole study.
+
     >>> round(level_of(2.004, (20, 40, 60), "obrien-fleming", 2), 3)
     0.05
     """
@@ -86,6 +89,9 @@ def nominal_level(
         look: Which look, from 0.
         shape: ``obrien-fleming`` or ``pocock``.
         sides: 2 for a two-sided test, 1 for a one-sided test.
+
+    Returns:
+        The level of the look.
     """
     constant = constant_of(level, tuple(looks), shape, sides)
     return float(sides * scipy.stats.norm.sf(_boundary(constant, looks, look, shape)))
@@ -103,6 +109,9 @@ def sequential_p(
         looks: Numbers of seeds of all declared looks, rising.
         shape: ``obrien-fleming`` or ``pocock``.
         sides: 2 where the p-values are those of two-sided tests, else 1.
+
+    Returns:
+        The p-value.
 
     Raises:
         ValueError: There are more p-values than looks.

@@ -185,7 +185,8 @@ class ShardImages:
 
 def _read_at(file: io.FileIO, offset: int, length: int) -> bytes:
     if hasattr(os, "pread"):  # forked processes share the place in a file that they inherited open
-        return os.pread(file.fileno(), length, offset)
+        content: bytes = os.pread(file.fileno(), length, offset)
+        return content
     file.seek(offset)
     return file.read(length)
 

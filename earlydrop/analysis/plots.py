@@ -189,6 +189,7 @@ def draw_metric(
     path: Path,
     title: str | None = None,
     marks: Mapping[str, float] | None = None,
+    classes: float | None = None,
 ) -> None:
     """Draw one metric against the step: a line an arm, the mean over seeds with its 95% interval.
 
@@ -199,10 +200,11 @@ def draw_metric(
         path: The picture.
         title: What was run.
         marks: The arms' cutoffs.
+        classes: Number of classes, for the chance level of an accuracy; None where not known.
     """
     steps = tuple(sorted(set((marks or {}).values())))
     axis = axis_of(metric) if metric in METRICS else label
-    values = values_panel(history, metric, label=axis)
+    values = values_panel(history, metric, classes, label=axis)
     panel = _with_cutoffs(_thinned(values, _MOST_POINTS), steps)
     subtitle = f"{title}; {BANDS}" if title else BANDS
     figure, axes = _stack([panel], label, subtitle, STEP)

@@ -13,6 +13,7 @@ import pandas as pd
 from earlydrop.analysis.arms import Arm, flat, label_arms
 from earlydrop.schedules import MAKERS
 from earlydrop.training.config import Config
+from earlydrop.training.data.published import known_classes
 from earlydrop.training.keys import key_of
 from earlydrop.training.record.folder import (
     STATES,
@@ -90,7 +91,8 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
           ``reason``: why it failed;
         - ``changed``: files of a finished run that differ from what it wrote;
         - ``step`` and ``total_steps``;
-        - ``classes`` and ``steps_per_epoch``: of its data; null for runs of earlier versions;
+        - ``classes`` and ``steps_per_epoch``: of its data; null where a run of an earlier version
+          did not record them;
         - ``seconds``: training time of the process that came last, and ``images_per_second``
           (median);
         - ``config/<key>``: every configuration value;
@@ -181,7 +183,7 @@ def _row(path: Path) -> dict[str, Any]:
         "changed": ", ".join(changed_files(path)),
         "step": status.get("step", 0),
         "total_steps": status.get("total_steps"),
-        "classes": data.get("classes"),
+        "classes": data.get("classes") or known_classes(config["data.name"]),
         "steps_per_epoch": data.get("steps_per_epoch"),
     }
     timing = read_timing(path / "timing.jsonl")

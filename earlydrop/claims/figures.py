@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from earlydrop.analysis.arms import Arm
+from earlydrop.analysis.curves import common
 from earlydrop.analysis.plots import draw_axis, draw_map, draw_metric
 from earlydrop.analysis.runs import runs_of
 from earlydrop.analysis.stats import Paired, paired
@@ -20,6 +21,7 @@ from earlydrop.claims.sensitivity_figure import draw_sensitivity
 from earlydrop.claims.summaries import Summaries
 from earlydrop.claims.verdict import Verdict
 from earlydrop.metrics import METRICS
+from earlydrop.training.data.published import known_classes
 
 # Which figures a study has is no part of what is claimed, so the studies below are named here and
 # not in conf/claims/. No file of claims declares the two of MAPS: no claim is tested on them.
@@ -171,6 +173,7 @@ def _draw_curves(study: str, runs: pd.DataFrame, folder: Path, title: str) -> li
     files = []
     history = pd.concat(list(runs["history"]), ignore_index=True)
     schedules = runs["config/schedule.name"].nunique()
+    classes = common(runs["config/data.name"].map(known_classes))
     for metric, known in METRICS.items():
         if not known.claimed or metric not in history:
             continue
@@ -179,7 +182,14 @@ def _draw_curves(study: str, runs: pd.DataFrame, folder: Path, title: str) -> li
         needless = metric == "dropout/unit_rate" and schedules <= 2
         if steps >= 2 and not needless:
             files.append(folder / f"{study}-{metric.replace('/', '-')}.png")
-            draw_metric(history, metric, known.label, files[-1], title=title)
+            draw_metric(
+                history,
+                metric,
+                known.label,
+                files[-1],
+                title=title,
+                classes=classes,
+            )
     return files
 
 

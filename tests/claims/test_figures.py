@@ -54,6 +54,25 @@ def test_dropouts_gain_is_drawn_along_an_axis(tmp_path, monkeypatch):
     assert coloured.sum() > 200  # the curve: axes and text are grey
 
 
+def test_the_figure_of_an_accuracy_has_the_chance_level_of_its_data(tmp_path, monkeypatch):
+    part = made_up("glyphs-study", seeds=range(3, 6), config={"data.name": "glyphs"})
+    history = part.history.assign(**{"test/accuracy": 0.5})
+    drawn = {}
+    monkeypatch.setattr(
+        figures,
+        "draw_metric",
+        lambda rows, metric, *rest, classes, **options: drawn.update({metric: classes}),
+    )
+    studies = [study("glyphs-study", first=(3, 4, 5))]
+    files = draw_findings(
+        [declaration(LOSS, studies=studies)],
+        Summaries(part.runs, history),
+        tmp_path,
+    )
+    assert files
+    assert drawn["test/accuracy"] == 1_000
+
+
 def test_the_loss_is_drawn_against_the_setting_of_a_sensitivity(tmp_path):
     rates = (0.001, 0.002, 0.004)
     parts = [made_up(effect=-rate, config={"optim.lr": rate}) for rate in rates]

@@ -1,4 +1,7 @@
-"""Published sizes of datasets that are not on this machine: enough for a plan, not to train on."""
+"""What is known of datasets without opening them.
+
+The published sizes of those that are not on this machine are enough for a plan, not for training.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from collections.abc import Iterator
 import torch
 
 from earlydrop.training.config import DataConfig
+from earlydrop.training.data.glyphs import CLASSES
 from earlydrop.training.data.source import Batch, KeyedIndices, Source
+from earlydrop.training.data.text import BYTES
 
 _PUBLISHED = {  # training and test images, classes, channels, pixels
     "mnist": (60_000, 10_000, 10, 1, 28),
@@ -15,6 +20,14 @@ _PUBLISHED = {  # training and test images, classes, channels, pixels
     "cifar10": (50_000, 10_000, 10, 3, 32),
     "cifar100": (50_000, 10_000, 100, 3, 32),
 }
+_EMBEDDED = {"fashion_mnist_mini": 10, "glyphs": CLASSES, "text": BYTES}
+
+
+def known_classes(name: str) -> int | None:
+    """The number of classes of a dataset, by its name; None where only its files tell."""
+    if name in _EMBEDDED:
+        return _EMBEDDED[name]
+    return _PUBLISHED[name][2] if name in _PUBLISHED else None
 
 
 class PublishedSource(Source):

@@ -5,6 +5,7 @@ import torch
 
 from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data import make_source, text
+from earlydrop.training.data.published import known_classes
 from earlydrop.training.fields import ConfigError
 
 CPU = torch.device("cpu")
@@ -22,6 +23,13 @@ def test_the_embedded_text_reads_as_it_should():
     assert torch.equal(tokens[0, 1:], following[0, :-1])
     assert following[0, -1] == tokens[1, 0]
     assert found.sizes == {"train": 30_807, "test": 1_621}
+
+
+@pytest.mark.parametrize("name", ["text", "glyphs", "fashion_mnist_mini"])
+def test_the_number_of_classes_is_known_without_opening_a_dataset(name):
+    opened = make_source(DataConfig(name=name), AugmentConfig(), CPU)
+    assert known_classes(name) == opened.classes
+    assert known_classes("imagefolder") is None
 
 
 def test_no_context_is_in_both_splits(tmp_path):

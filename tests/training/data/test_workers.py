@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from joblib.externals import loky
 
 from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data import make_source
@@ -35,6 +36,8 @@ def test_workers_leave_signals_to_the_run(tmp_path, start_method):
     if start_method == "forkserver":  # a server from before our workers, which holds no signal
         forkserver.ensure_running()
     if start_method == "spawn":  # the first spawned process of all
+        # joblib's idle processes hold the tracker's pipe, and stopping it would wait for them
+        loky.get_reusable_executor().shutdown(wait=True, kill_workers=True)
         resource_tracker._resource_tracker._stop()
     workers = 2 if start_method == "fork" else 1
     config = DataConfig(name="imagefolder", root=str(tmp_path), image_size=32, workers=workers)

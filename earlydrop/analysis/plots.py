@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -280,31 +280,38 @@ def draw_axis(
         figure.savefig(path, dpi=DPI)
 
 
-def draw_map(
-    cells: Mapping[tuple[int, int], tuple[str, Paired | None]],
-    path: Path,
-    title: str,
-) -> None:
-    """Draw the regime map: each cell with its label and paired difference.
+Cells = dict[tuple[str, str], tuple[str, float]]
+"""The cells of a map: by the names of row and column, the words in the cell and its number."""
+
+
+@dataclass(frozen=True)
+class MapWords:
+    """The words of a map's axes and of its colours."""
+
+    rows: str
+    columns: str
+    value: str
+
+
+def draw_map(cells: Cells, words: MapWords, path: Path, title: str) -> None:
+    """Draw a number for each pair of two settings, as words on a coloured grid.
 
     Args:
-        cells: By (model width, number of training images), the label and the difference.
+        cells: The numbers; 0 has the colour in the middle.
+        words: The names of rows, columns and number.
         path: The picture.
         title: What was run.
     """
-    widths, images = (sorted({key[axis] for key in cells}) for axis in (0, 1))
-    grid = np.full((len(widths), len(images)), np.nan)
+    rows, columns = (sorted({key[axis] for key in cells}, key=_as_number) for axis in (0, 1))
+    grid = np.full((len(rows), len(columns)), np.nan)
     with mpl.rc_context(LOOK):
-        size = (1.5 + 2.0 * len(images), 1.2 + 1.1 * len(widths))
+        size = (2.0 + 2.0 * len(columns), 1.2 + 1.1 * len(rows))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
-        for (width, count), (name, difference) in cells.items():
-            if difference is not None:
-                row, column = widths.index(width), images.index(count)
-                grid[row, column] = difference.effect
-                interval = f"[{difference.low:+.3f}, {difference.high:+.3f}]"
-                words = f"{name}\n{difference.effect:+.3f}\n{interval}"
-                axes.text(column, row, words, ha="center", va="center", fontsize=SMALL)
+        for (row, column), (text, value) in cells.items():
+            x, y = columns.index(column), rows.index(row)
+            grid[y, x] = value
+            axes.text(x, y, text, ha="center", va="center", fontsize=SMALL)
         largest = max(float(np.nanmax(np.abs(grid))), 1e-6)
         picture = axes.imshow(
             grid,
@@ -314,10 +321,16 @@ def draw_map(
             aspect="auto",
             origin="lower",
         )
-        figure.colorbar(picture, ax=axes, label="standard minus none")
-        axes.set_xticks(range(len(images)), [f"{count:,}" for count in images])
-        axes.set_yticks(range(len(widths)), map(str, widths))
-        axes.set_xlabel("training images")
-        axes.set_ylabel("model width")
-        axes.set_title("\n".join(textwrap.wrap(title, 90)), fontsize=SMALL, loc="left")
+        figure.colorbar(picture, ax=axes, label=words.value)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xlabel(words.columns)
+        axes.set_ylabel(words.rows)
+        heading = f"{words.value}; {title}"
+        axes.set_title("\n".join(textwrap.wrap(heading, 90)), fontsize=SMALL, loc="left")
         figure.savefig(path, dpi=DPI)
+
+
+def _as_number(name: str) -> float:
+    """The number in the name of a row or column, such as 10,000 or 10%."""
+    return float(name.replace(",", "").removesuffix("%"))

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pandas as pd
 
 from earlydrop.analysis.arms import Arm
 from earlydrop.analysis.curves import common
-from earlydrop.analysis.plots import draw_axis, draw_map, draw_metric
+from earlydrop.analysis.plots import draw_axis, draw_metric
 from earlydrop.analysis.runs import runs_of
 from earlydrop.analysis.stats import Paired, paired
 from earlydrop.claims.answer import current, decisive, points, words_of_claims
 from earlydrop.claims.answer_figure import draw_points
 from earlydrop.claims.declare import SMOKE, Declaration, Study, label_seeds
 from earlydrop.claims.gain_figure import draw_gain
-from earlydrop.claims.regime import regime
+from earlydrop.claims.map_figures import draw_maps
 from earlydrop.claims.sensitivity_figure import draw_sensitivity
 from earlydrop.claims.summaries import Summaries
 from earlydrop.claims.verdict import Verdict
@@ -24,11 +23,7 @@ from earlydrop.metrics import METRICS
 from earlydrop.training.data.published import known_classes
 
 # Which figures a study has is no part of what is claimed, so the studies below are named here and
-# not in conf/claims/. No file of claims declares the two of MAPS: no claim is tested on them.
-MAP_STUDY = "regimes"
-MAPS = (MAP_STUDY, "glyphs-map")
-"""Studies that explore."""
-
+# not in conf/claims/.
 _AXIS_STUDY = "underfitting"
 """The study in which early dropout varies along the keys of `_AXES`, one at a time."""
 _AXES = {"cutoff": "schedule.cutoff", "rate": "schedule.rate"}
@@ -100,13 +95,7 @@ def draw_findings(
         fingerprints = draw_sensitivity(declaration, summaries, path)
         if fingerprints:
             files[path] = fingerprints
-    cells = regime_cells(summaries)
-    if cells:
-        runs, path = summaries.of(MAP_STUDY), folder / "regimes.png"
-        title = f"test accuracy, standard minus no dropout; {_title(MAP_STUDY, runs, 'cell')}"
-        draw_map(cells, path, title)
-        files[path] = sorted(runs["fingerprint"])
-    return files
+    return files | draw_maps(summaries, folder, lambda study, runs: _title(study, runs, "cell"))
 
 
 def _studies(declarations: list[Declaration]) -> list[Study]:
@@ -235,25 +224,3 @@ def _along_column(runs: pd.DataFrame, column: str) -> dict[float, Paired]:
         if difference is not None:
             differences[float(value)] = difference
     return differences
-
-
-def regime_cells(summaries: Summaries) -> dict[tuple[int, int], tuple[str, Paired | None]]:
-    """The cells of the regime map: label and paired difference.
-
-    Returns:
-        By model width and number of training images; empty without runs of the map's study.
-    """
-    runs = summaries.of(MAP_STUDY)
-    if runs.empty:
-        return {}
-    cells: dict[tuple[int, int], tuple[str, Paired | None]] = {}
-    for (width, images), rows in runs.groupby(["config/model.width", "config/data.train_images"]):
-        constant = [arm for arm in rows["settings"] if arm.get("schedule.name") == "constant"]
-        if not constant:
-            continue
-        study = Study(MAP_STUDY, dict(constant[0].values), {})  # the configuration of the cell
-        seeds = sorted(rows["seed"].unique())
-        name, difference = regime(rows, study, {"schedule.name": "constant"}, seeds)
-        if difference is not None and math.isfinite(difference.effect):
-            cells[int(width), int(images)] = (name, difference)
-    return cells

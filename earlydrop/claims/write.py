@@ -12,8 +12,9 @@ from earlydrop.analysis.page import html_list, html_page, html_table, pictures, 
 from earlydrop.analysis.runs import EARLY, find_runs
 from earlydrop.claims.answer import answer_table, dissent_line
 from earlydrop.claims.declare import Declaration
-from earlydrop.claims.figures import MAPS, draw_answer, draw_findings, regime_cells
+from earlydrop.claims.figures import draw_answer, draw_findings
 from earlydrop.claims.judge import judge_all
+from earlydrop.claims.map_figures import MAPS, regime_cells
 from earlydrop.claims.read import claims_folder, load_declarations
 from earlydrop.claims.summaries import RUNS, Summaries, collect, merged, read_summaries
 from earlydrop.claims.tables import (
@@ -138,10 +139,9 @@ def _regimes(words: Mapping[str, str], summaries: Summaries) -> list[str]:
     """The regimes of the studies, then those of the cells of the regime map."""
     lines = [f"{study}: {label}" for study, label in words.items()]
     for (width, images), (name, difference) in regime_cells(summaries).items():
-        if difference is not None:
-            cell = f"width {width}, {images:,} images"
-            measured = f"{standard_minus_none(difference)}, n = {len(difference.seeds)}"
-            lines.append(f"{cell}: {name}, {measured}")
+        cell = f"width {width}, {images:,} images"
+        measured = f"{standard_minus_none(difference)}, n = {len(difference.seeds)}"
+        lines.append(f"{cell}: {name}, {measured}")
     return lines
 
 

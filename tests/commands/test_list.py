@@ -18,7 +18,7 @@ def test_every_experiment_is_listed_with_its_first_sentence():
         path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")
     }
     assert all(len(what) > 10 for what in rows.values())
-    assert rows["findings/glyphs"].startswith("F5, F6, F7, F9 where nothing can be overfitted")
+    assert rows["findings/glyphs"].startswith("F5, F6, F7 and F9 where no overfitting is possible")
 
 
 def test_a_study_has_the_time_of_its_key(tmp_path):

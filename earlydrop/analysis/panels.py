@@ -56,10 +56,10 @@ def draw_panel(axes: Axes, panel: Panel, arms: Sequence[str], place: int = 0) ->
     axes.set_title(panel.label, loc="left", fontsize=SMALL)
     axes.grid(alpha=0.25)
     axes.margins(x=0.02, y=0.1)
-    if panel.bottom is not None and axes.get_ylim()[0] < panel.bottom:
-        axes.set_ylim(bottom=panel.bottom)
     if panel.level is not None:
         draw_level(axes, *panel.level)
+    if panel.bottom is not None and axes.get_ylim()[0] < panel.bottom:
+        axes.set_ylim(bottom=panel.bottom)
     for number, step in enumerate(panel.cutoffs):
         _draw_cutoff(axes, step, named=place == 0 and number == 0)
     for number, artist in enumerate([*axes.lines, *axes.collections, *axes.texts]):

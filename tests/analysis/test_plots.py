@@ -2,11 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from earlydrop.analysis import load_runs
 from earlydrop.analysis.compare import differences
+from earlydrop.analysis.curves import Curve, Panel
+from earlydrop.analysis.panels import draw_panel
 from earlydrop.analysis.plots import drawings
 from earlydrop.analysis.points import differences_by_metric, draw_differences, points_figure
 from tests.analysis.made_up import make_run
@@ -59,6 +63,16 @@ def test_a_figure_says_what_it_shows_of_what(runs):
 def test_no_accuracy_below_zero(runs):
     (accuracy,) = [drawing for drawing in drawings(runs) if drawing.name == "test_accuracy"]
     assert accuracy.panels[0][0].get_ylim()[0] >= 0
+
+
+def test_a_low_chance_level_does_not_move_the_axis_below_zero():
+    values = np.array([0.4, 0.5])
+    curve = Curve(np.array([1.0, 2.0]), values, np.zeros(2))
+    axes = Figure().subplots()
+    draw_panel(
+        axes, Panel("accuracy", {"none": curve}, bottom=0.0, level=(1 / 256, "chance")), ["none"]
+    )
+    assert axes.get_ylim()[0] == 0.0
 
 
 def test_a_loss_under_dropout_is_not_subtracted(runs):

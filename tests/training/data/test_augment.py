@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from timm.data import Mixup
@@ -49,6 +50,16 @@ def test_mixing_has_timms_arithmetic(mixup, cutmix):
             changed = (mixed != images).any(1).float().mean((1, 2))
             assert torch.allclose(changed, torch.full((6,), 1 - share), atol=1e-6)
             assert torch.equal(mixed[mixed != images], images.flip(0)[mixed != images])
+
+
+@pytest.mark.parametrize("length", [7, 16, 28])
+def test_the_box_of_cutmix_is_timms(length):
+    """timm's rand_bbox: half the side to both sides of the centre, clipped at the border."""
+    for ratio in np.linspace(0, 1, 13):
+        for position in np.linspace(0, 0.999, 17):
+            centre, side = int(position * length), int(length * ratio)
+            start, end = np.clip([centre - side // 2, centre + side // 2], 0, length)
+            assert augment._side(length, ratio, position) == (start, end)
 
 
 def test_the_shares_of_mixup_have_the_moments_of_a_beta_distribution():

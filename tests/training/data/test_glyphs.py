@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 
 from earlydrop.training.config import AugmentConfig, DataConfig
@@ -63,6 +65,31 @@ def test_the_affine_map_is_the_identity_where_nothing_is_drawn(monkeypatch):
     torch.testing.assert_close(images[:, 0], letters[:, 0] * contrast.view(-1, 1, 1))
     assert (contrast > 0.49).all()
     assert (contrast <= 1.0).all()
+
+
+def test_an_image_is_its_letter_turned_sheared_scaled_and_shifted(monkeypatch):
+    """Against matrices in float64 and scipy's interpolation."""
+    monkeypatch.setattr(glyphs, "_NOISE", 0.0)
+    letters = torch.rand(3, 2, 28, 28)
+    images = glyphs.draw_glyphs(letters, torch.tensor([2, 0, 1, 1]), stream(0, "x"))
+    draws = stream(0, "x")
+    faces = torch.randint(2, (4,), generator=draws).tolist()
+    drawn = (2 * torch.rand(7, 4, generator=draws) - 1).double().numpy()
+    places = (np.arange(28) * 2 + 1) / 28 - 1  # centres of pixels, from -1 to 1
+    y, x = np.meshgrid(places, places, indexing="ij")
+    for i, label in enumerate((2, 0, 1, 1)):
+        turn, shear, across, down, right, lower, contrast = drawn[:, i]
+        cosine, sine = np.cos(0.2 * turn), np.sin(0.2 * turn)
+        matrix = np.diag([1 / (1 + 0.15 * across), 1 / (1 + 0.15 * down)])
+        matrix = matrix @ np.array([[cosine, -sine], [sine, cosine]])
+        matrix = matrix @ np.array([[1.0, 0.2 * shear], [0.0, 1.0]])
+        shift = 0.15 * np.array([[right], [lower]])
+        from_x, from_y = matrix @ np.stack([x.ravel(), y.ravel()]) + shift
+        where = [(28 * (from_y + 1) - 1) / 2, (28 * (from_x + 1) - 1) / 2]
+        letter = letters[label, faces[i]].double().numpy()
+        expected = scipy.ndimage.map_coordinates(letter, where, order=1, mode="grid-constant")
+        expected = (expected * (0.75 + 0.25 * contrast) - 0.065) / 0.237
+        np.testing.assert_allclose(images[i, 0].numpy().ravel(), expected, atol=2e-4)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,18 @@ def test_the_largest_eigenvalue_with_and_without_a_preconditioner(shift):
     assert value == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_parameter_that_the_loss_does_not_use_changes_nothing():
+    loss, weights, _, _ = quadratic()
+    unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    found = preconditioned_sharpness(
+        loss(),
+        [unused, *weights],
+        iterations=3000,
+        tolerance=1e-12,
+    )
+    assert found == pytest.approx(float(EIGENVALUES.max()), rel=1e-5)
+
+
 def test_a_network_against_its_dense_hessian():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()

@@ -291,6 +291,21 @@ def test_it_prints_as_a_table_with_repeated_blocks_as_one_row():
     )
 
 
+def test_a_row_of_repeated_blocks_has_its_lowest_and_highest_rate():
+    model = vit()
+    for name, module in model.named_modules():
+        if name.endswith("mlp.drop1"):
+            module.p = 0.2 if name.startswith("blocks.0") else 0.3
+    (row,) = [line for line in str(audit(model, X)).splitlines() if "blocks.*.mlp.drop1" in line]
+    assert "0.2 to 0.3" in row
+
+
+def test_a_drop_of_the_other_kind_is_named_with_its_site():
+    text = str(audit(vit(), X, kind="path"))
+    assert "other kind: blocks.*.mlp.drop1" in text
+    assert text.count("nothing") == 0
+
+
 def test_inputs_and_wrappers():
     class Two(nn.Module):
         def forward(self, x, y):

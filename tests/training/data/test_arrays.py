@@ -14,6 +14,7 @@ CPU = torch.device("cpu")
 
 def test_the_embedded_images():
     arrays = load_arrays(DataConfig())
+    assert arrays.classes == 10
     assert arrays.train_images.shape == (10_000, 1, 28, 28)
     assert np.bincount(arrays.train_labels).tolist() == [1_000] * 10
     assert np.bincount(arrays.test_labels).tolist() == [250] * 10

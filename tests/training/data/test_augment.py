@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,26 @@ def test_the_box_of_cutmix_is_timms(length):
             assert augment._side(length, ratio, position) == (start, end)
 
 
+def test_cutmix_pastes_the_box_of_its_draws():
+    """The box, in plain Python, from the draws in their order: switch, row, column, unused."""
+    images, labels = torch.randn(4, 2, 12, 20), torch.arange(4)
+    for i in range(30):
+        mixed, targets = augment.mix(images, labels, 4, 0.0, 1.0, 0.5, stream(i, "mix"))
+        again = stream(i, "mix")
+        _, row, column, _ = torch.rand(4, generator=again, dtype=torch.float64).tolist()
+        ratio = (1 - augment._beta(1.0, again)) ** 0.5
+        centre, high, wide = (int(row * 12), int(column * 20)), int(12 * ratio), int(20 * ratio)
+        expected, pasted = images.clone(), 0
+        for y in range(12):
+            for x in range(20):
+                in_rows = centre[0] - high // 2 <= y < centre[0] + high // 2
+                if in_rows and centre[1] - wide // 2 <= x < centre[1] + wide // 2:
+                    expected[..., y, x] = images.flip(0)[..., y, x]
+                    pasted += 1
+        assert torch.equal(mixed, expected)
+        assert targets[0, 0].item() == pytest.approx(1 - pasted / 240)
+
+
 def test_the_shares_of_mixup_have_the_moments_of_a_beta_distribution():
     pixels, labels = torch.zeros(2, 1, 1, 1), torch.arange(2)
     mixes = (augment.mix(pixels, labels, 2, 0.8, 0.0, 0.5, stream(i, "beta")) for i in range(4_000))
@@ -102,6 +124,31 @@ def test_erasing_has_timms_distribution():
             box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].double().mean()
             > 0.98
         )  # one box, but for exact zeros
+
+
+def test_an_erased_box_is_that_of_its_draws():
+    """Zhong et al. 2020 in plain Python, from the same draws: the first of ten boxes that fits."""
+    count, height, width = 60, 20, 9
+    images = torch.zeros(count, 1, height, width)
+    erased = augment.erase(images, 0.7, stream(3, "erase")) != 0
+    again = stream(3, "erase")
+    areas, aspects, tops, lefts = torch.rand(4, count, 10, generator=again).double().tolist()
+    chosen = torch.rand(count, 1, generator=again)[:, 0].tolist()
+    tried = 0
+    for i in range(count):
+        expected = torch.zeros(height, width, dtype=torch.bool)
+        for n in range(10):
+            area = (0.02 + areas[i][n] * (1 / 3 - 0.02)) * height * width
+            aspect = math.exp(math.log(0.3) + aspects[i][n] * math.log(3.3 / 0.3))
+            high, wide = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+            if high < height and wide < width:
+                top = int(tops[i][n] * (height - high + 1))
+                left = int(lefts[i][n] * (width - wide + 1))
+                expected[top : top + high, left : left + wide] = chosen[i] < 0.7
+                tried += n > 0
+                break
+        assert torch.equal(erased[i, 0], expected)
+    assert tried > 3  # boxes that did not fit were passed over
 
 
 def test_nothing_is_erased_at_probability_0():

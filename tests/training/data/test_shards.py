@@ -267,6 +267,7 @@ def spoil(shards, change):
             "expected the number of a class",
         ),
         (lambda members: [members[0], ("00000004.cls", b"7"), *members[2:]], "has the label 7"),
+        (lambda members: [members[0], ("00000004.cls", b"2"), *members[2:]], "has the label 2"),
         (lambda members: [], "holds no sample"),
         (lambda members: members[:4], "has 2 samples"),
     ],

@@ -19,7 +19,7 @@ from earlydrop.sites.unwrap import renamed
 
 Masks = Literal["native", "fast"]
 MASKS: tuple[str, ...] = get_args(Masks)
-SAVED = "earlydrop"
+STATE_KEY = "earlydrop"
 """The key of the attached schedulers' states in an optimizer's ``state_dict``."""
 
 
@@ -29,8 +29,9 @@ class DropoutScheduler:
     The rate of step 0 is set at once. Call `step` once after each optimizer step to set the rate of
     the next one; or `attach` an optimizer once, and its steps are counted.
 
-    The largest site gets the schedule's rate. Each other site gets schedule(step) · (its base rate
-    / the largest base rate of its kind), so a profile over depth keeps its shape (Liu et al. 2023).
+    A site with the largest base rate of its kind gets the schedule's rate. Each other site gets
+    schedule(step) · (its base rate / the largest base rate of its kind), so a profile over depth
+    keeps its shape (Liu et al. 2023).
     The last value holds past the end of the schedule. For two peaks (dropout 0.1, stochastic depth
     0.5) put two schedulers on one model, one of each kind.
 
@@ -40,10 +41,12 @@ class DropoutScheduler:
             the step to a rate in [0, 1).
         kind: ``"unit"`` (dropout), ``"path"`` (stochastic depth) or ``"all"``.
         sites: The sites of that kind to drive: None for those built with a rate above 0, or names,
-            globs or a predicate ``(name, module) -> bool``. With None, two warnings may follow. One
-            names attributes that only look like a rate above 0 (see `earlydrop.find_sites`); they
-            are not driven. The other follows the first training forward and names drops beside the
-            driven sites; a compiled model is not watched. `earlydrop.audit` lists every drop.
+            globs or a predicate ``(name, module) -> bool``. With None, up to three warnings may
+            follow. The first names attributes that only look like a rate above 0 (see
+            `earlydrop.find_sites`); they are not driven. The second names rates in tuples and
+            lists, which cannot be driven. The third comes after the first training forward and
+            names drops beside the driven sites; a compiled model is not watched.
+            `earlydrop.audit` lists every drop.
         masks: ``"native"`` draws masks with torch's own kernels. ``"fast"`` draws the masks of
             nn.Dropout layers from 16-bit numbers, about three times as fast on a CPU: the same
             distribution, with the rate rounded to 1/65,536, and other random numbers. Use it in
@@ -89,17 +92,17 @@ class DropoutScheduler:
         self._step = 0
         self._handles: list[Any] = []  # handles of the hooks on an attached optimizer
         self._bank.set(first)
-        self._check: FirstForward | None = None
+        self._first_forward: FirstForward | None = None
         if sites is None:
             doubtful = undriven(model, kind, self.sites)
             _warn_of_doubtful(doubtful)
             _warn_of_tuples(undrivable(model, kind))
-            self._check = FirstForward(model, kind, told=[site.module for site in doubtful])
+            self._first_forward = FirstForward(model, kind, told=[site.module for site in doubtful])
 
     @property
     def last_rate(self) -> float:
-        """The present rate of the schedule, which the largest site has."""
-        return self._driving().value
+        """The present rate of the schedule. The sites with the largest base rate have it."""
+        return self._active_bank().value
 
     @property
     def rates(self) -> dict[str, float]:
@@ -118,7 +121,7 @@ class DropoutScheduler:
             RuntimeError: After `restore`; or after `attach`, which counts the steps itself.
             ValueError: The schedule's rate is outside [0, 1). The rates stay as they were.
         """
-        self._driving()
+        self._active_bank()
         if self._handles:
             raise RuntimeError(
                 "this DropoutScheduler is attached to an optimizer, so it counts the steps itself: "
@@ -131,8 +134,8 @@ class DropoutScheduler:
 
         A step that a ``GradScaler`` skips is not counted. The optimizer's ``state_dict`` carries
         the state of this scheduler, so a loop that saves and loads its optimizer resumes the rate
-        too; `state_dict` works as before. Where one optimizer holds another (timm's Lookahead,
-        Accelerate's), the inner one is followed. `restore` detaches.
+        too; `state_dict` works as before. A wrapper that calls no hooks (timm's Lookahead,
+        Accelerate's) is not followed; the optimizer inside it is. `restore` detaches.
 
         Args:
             optimizer: The optimizer. Of several, give the one that steps once per schedule step.
@@ -149,7 +152,7 @@ class DropoutScheduler:
         >>> model[1].p
         0.2
         """
-        self._driving()
+        self._active_bank()
         if self._handles:
             raise RuntimeError(
                 "this DropoutScheduler is attached to an optimizer already: "
@@ -167,16 +170,17 @@ class DropoutScheduler:
 
     def _save_with(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         if self._drives():
-            state.setdefault(SAVED, []).append(self.state_dict())
+            state.setdefault(STATE_KEY, []).append(self.state_dict())
 
     def _load_with(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
-        saved = state.get(SAVED)
+        saved = state.get(STATE_KEY)
         if not saved or not self._drives():
             return
         here = self._base_rates()
-        ours = [entry for entry in saved if renamed(entry.get("base_rates", {}), here) == here]
+        matching = [entry for entry in saved if renamed(entry.get("base_rates", {}), here) == here]
         # A state of other sites is refused by load_state_dict, which names the site that differs.
-        self.load_state_dict((ours or saved)[0])
+        state_of_this = matching[0] if matching else saved[0]
+        self.load_state_dict(state_of_this)
 
     def set_step(self, step: int) -> None:
         """Set the rate of a given optimizer step, for loops that count their steps.
@@ -188,20 +192,22 @@ class DropoutScheduler:
             RuntimeError: After `restore`.
             ValueError: The schedule's rate is outside [0, 1). The rates stay as they were.
         """
-        bank = self._driving()
+        bank = self._active_bank()
         bank.set(check_rate(self.schedule(step), f"the schedule's rate at step {step}"))
         self._step = step
 
     def _drives(self) -> bool:
         return self._bank is not None and is_driven_by(self.sites[0], self._bank)
 
-    def _driving(self) -> RateBank:
+    def _active_bank(self) -> RateBank:
         if not self._drives():
-            raise RuntimeError("this DropoutScheduler was restored and drives nothing: make one")
+            raise RuntimeError(
+                "this DropoutScheduler was restored and drives nothing: make a new one"
+            )
         return cast(RateBank, self._bank)
 
     def _base_rates(self) -> dict[str, float]:
-        bank = self._driving()
+        bank = self._active_bank()
         return dict(zip(bank.names, bank.base_rates, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
@@ -223,24 +229,26 @@ class DropoutScheduler:
             ValueError: The state is malformed, or was saved for other sites or base rates.
         """
         try:
-            step, base_rates = state["step"], dict(state["base_rates"])
+            step = state["step"]
+            base_rates = dict(state["base_rates"])
         except (KeyError, TypeError, ValueError):
             expected = "expected what DropoutScheduler.state_dict() returned"
             raise ValueError(f"state is {state!r}: {expected}") from None
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             expected = "expected a number of optimizer steps, 0 or more"
             raise ValueError(f"step in the state is {step!r}: {expected}")
-        here = self._base_rates()
-        there = renamed(base_rates, here)
-        names = here.keys() | there.keys()
-        differing = sorted(name for name in names if here.get(name) != there.get(name))
+        own = self._base_rates()
+        saved = renamed(base_rates, own)
+        differing = sorted(
+            name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name)
+        )
         if differing:
             name = differing[0]
             raise ValueError(
                 f"the state was saved for another model or choice of sites: site {name!r} had "
-                f"base rate {there.get(name)} there and has {here.get(name)} here "
-                f"({len(differing)} differ). Build the model and the scheduler as they were when "
-                "it was saved"
+                f"{_base_rate(saved.get(name))} when it was saved and has "
+                f"{_base_rate(own.get(name))} now ({len(differing)} sites differ). Build the model "
+                "and the scheduler as they were when it was saved"
             )
         self.set_step(step)
 
@@ -253,8 +261,8 @@ class DropoutScheduler:
             return
         while self._handles:
             self._handles.pop().remove()
-        if self._check is not None:
-            self._check.remove()
+        if self._first_forward is not None:
+            self._first_forward.remove()
         bank, self._bank = self._bank, None
         release_all(self._model, bank)
 
@@ -291,31 +299,40 @@ def _register(optimizer: object, save: Any, load: Any, step: Any) -> list[Any]:
 def _skipped(optimizer: Optimizer) -> bool:
     """Whether a GradScaler made a fused optimizer skip this step.
 
-    Only the kernel of a fused optimizer knows. For the others a GradScaler does not call ``step``.
+    A fused optimizer checks for overflow in its own kernel, so its ``step`` is called in any case.
+    A GradScaler does not call ``step`` of any other optimizer after an overflow.
     """
     overflow = getattr(optimizer, "found_inf", None)
     return overflow is not None and bool(overflow)
 
 
+def _base_rate(rate: float | None) -> str:
+    return "no base rate" if rate is None else f"base rate {rate}"
+
+
 def _rises(schedule: Schedule | Callable[[int], float]) -> bool:
-    """Whether a schedule with rate 0 at step 0 is known to rise: by its peak, or at some steps."""
+    """Whether a schedule with rate 0 at step 0 is known to rise.
+
+    A `Schedule` tells by its peak. Any other function is tried at powers of 2.
+    """
     if isinstance(schedule, Schedule):
         return schedule.peak > 0
     try:
         return any(schedule(2**power) > 0 for power in range(24))
-    except Exception:  # a function of the steps of one run: nothing is known, nothing is refused
+    except Exception:  # the function fails at steps outside its run: treat it as not rising
         return False
 
 
-_MOST = 6  # sites that one warning names
+_MOST_NAMED = 6  # sites that one warning names
 
 
 def _warn_of_doubtful(sites: list[Site]) -> None:
     """Warn of attributes that look like a rate and are not driven."""
     if not sites:
         return
-    listed = ", ".join(f"{_with_attribute(site)}={site.base_rate:g}" for site in sites[:_MOST])
-    more = ", ..." if len(sites) > _MOST else ""
+    named = sites[:_MOST_NAMED]
+    listed = ", ".join(f"{_with_attribute(site)}={site.base_rate:g}" for site in named)
+    more = ", ..." if len(sites) > _MOST_NAMED else ""
     patterns = sorted({_pattern(site) for site in sites})
     warnings.warn(
         f"not driven, though it looks like a drop rate: {listed}{more}. sites= drives it by name, "
@@ -330,21 +347,27 @@ def _warn_of_tuples(tuples: list[str]) -> None:
     """Warn of rates in tuples and lists, which cannot be driven."""
     if not tuples:
         return
-    more = ", ..." if len(tuples) > _MOST else ""
+    more = ", ..." if len(tuples) > _MOST_NAMED else ""
     warnings.warn(
-        "not driven, since a rate in a tuple or a list cannot be: "
-        f"{', '.join(tuples[:_MOST])}{more}. Hold each rate in a float attribute of the layer that "
-        "it is for, or build the model with rates of 0 there",
+        "rates in a tuple or a list cannot be driven: "
+        f"{', '.join(tuples[:_MOST_NAMED])}{more}. Hold each rate in a float attribute of the "
+        "layer that it is for, or build the model with rates of 0 there",
         stacklevel=3,
     )
 
 
 def _with_attribute(site: Site) -> str:
     """The name of a site with its attribute."""
-    complete = site.plain or f".{site.name}".endswith(f".{site.attribute}")
-    return site.name if complete else f"{site.name}.{site.attribute}"
+    has_attribute = site.plain or f".{site.name}".endswith(f".{site.attribute}")
+    return site.name if has_attribute else f"{site.name}.{site.attribute}"
 
 
 def _pattern(site: Site) -> str:
-    """The pattern that drives a doubtful site: of a plain rate with those like it, of one layer."""
-    return f"*.{site.attribute}" if site.plain and "." in site.name else site.name
+    """The pattern in ``sites=`` that drives a doubtful site.
+
+    For a plain rate below the model itself it matches every attribute of that name. For any other
+    site it is the name of the site.
+    """
+    if site.plain and "." in site.name:
+        return f"*.{site.attribute}"
+    return site.name

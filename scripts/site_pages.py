@@ -93,12 +93,12 @@ def pictures() -> list[Path]:
 
 def findings_page() -> str:
     """The answer, then each claim: what the paper says, what was seen, a picture."""
-    from earlydrop.claims.answer import answer_rows, column, current, decisive
+    from earlydrop.claims.answer import answer_rows, counting_verdicts, dataset_label, not_replaced
     from earlydrop.claims.shown import sentences
     from earlydrop.metrics import METRICS
 
     declarations, verdicts = _judged()
-    declarations = current(declarations, verdicts)
+    declarations = not_replaced(declarations, verdicts)
     answer = (FINDINGS / "answer.md").read_text(encoding="utf-8")
     lines = [
         "# Findings",
@@ -115,7 +115,7 @@ def findings_page() -> str:
         cells = [
             (declaration, verdict)
             for declaration in declarations
-            for verdict in decisive(declaration, verdicts).values()
+            for verdict in counting_verdicts(declaration, verdicts).values()
             if verdict.claim.id in row.claims and verdict.verdict not in ("not run", "incomplete")
         ]
         if not cells:
@@ -129,11 +129,13 @@ def findings_page() -> str:
             "",
         ]
         for declaration, verdict in cells:
-            lines.append(f"- **{column(declaration)}**: {' '.join(sentences(verdict).split())}")
+            lines.append(
+                f"- **{dataset_label(declaration)}**: {' '.join(sentences(verdict).split())}"
+            )
         for declaration, verdict in cells:
             picture = f"{verdict.study}-{verdict.claim.metric.replace('/', '-')}.png"
             if picture in there and f"figures/{picture}" not in "".join(lines):
-                lines += ["", f"![{metric}, {column(declaration)}](figures/{picture})"]
+                lines += ["", f"![{metric}, {dataset_label(declaration)}](figures/{picture})"]
         lines.append("")
     return "\n".join(lines)
 

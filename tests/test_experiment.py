@@ -331,9 +331,7 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         experiment.train(SMALL)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert (
-        "stopped after step 2 of 4; the same command goes on from there" in capsys.readouterr().out
-    )
+    assert "stopped after step 2 of 4; run the same command to resume" in capsys.readouterr().out
     monkeypatch.setattr(Trainer, "train_step", original)
     run = experiment.train(SMALL)
     whole = experiment.train([*SMALL, "out=whole"])

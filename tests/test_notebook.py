@@ -55,9 +55,7 @@ def test_a_notebook_trains_stops_and_goes_on(tmp_path):
         book, timeout=120, resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     _, stopped, rest, picture, schedule, other, compared = book.cells
-    assert "stopped after step 2 of 4; the same command goes on from there" in texts(
-        stopped, "stdout"
-    )
+    assert "stopped after step 2 of 4; run the same command to resume" in texts(stopped, "stdout")
     assert stopped.outputs[-1].ename in ("Interrupted", "KeyboardInterrupt")
     assert "4/4" in texts(rest, "stderr")
     assert "[1, 2, 3, 4] finished" in texts(rest, "stdout")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,12 @@ from earlydrop.training.schedule_config import (
 )
 
 FIGURES: dict[str, list[str]] = {}
-"""File name of a figure: its metrics, of which the first that was measured is drawn."""
+"""The metrics of each figure, by its file name. The first that was measured is drawn."""
 for _name, _metric in METRICS.items():
     if _metric.figure is not None:
         FIGURES.setdefault(_metric.figure, []).append(_name)
-RATES = FIGURES["drop_rate"]
-RATE = RATES[0]
+RATE_METRICS = FIGURES["drop_rate"]
+RATE_METRIC = RATE_METRICS[0]
 _JUMP = 0.015
 """A change of the rate from one step to the next by more than this share of the peak is a jump."""
 
@@ -40,30 +41,30 @@ class Curve:
     Attributes:
         steps: The steps, (S,).
         means: Mean over seeds, (S,).
-        halves: Half-width of its 95% interval (Student's t), (S,); NaN with one seed.
+        half_widths: Half-width of its 95% interval (Student's t), (S,); NaN with one seed.
     """
 
     steps: np.ndarray
     means: np.ndarray
-    halves: np.ndarray
+    half_widths: np.ndarray
 
     def thinned(self, most: int) -> Curve:
         """Every k-th point and the last one, so that at most ``most`` + 1 are left."""
-        every = -(-len(self.steps) // most)
+        every = math.ceil(len(self.steps) / most)
         if every <= 1:
             return self
         kept = np.union1d(np.arange(0, len(self.steps), every), [len(self.steps) - 1])
-        return Curve(self.steps[kept], self.means[kept], self.halves[kept])
+        return Curve(self.steps[kept], self.means[kept], self.half_widths[kept])
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: a curve an arm.
+    """One pair of axes, with one curve per arm.
 
     Attributes:
         label: The vertical axis, with its unit.
-        curves: By arm.
-        bottom: The smallest possible value, below which nothing is drawn; None for none.
+        curves: The curves, by arm.
+        bottom: The axis does not go below this value; None for no limit.
         level: A horizontal line and its name, such as the chance level; None for none.
         cutoffs: Steps at which a schedule switches dropout off or on.
     """
@@ -72,11 +73,14 @@ class Panel:
     curves: Mapping[str, Curve]
     bottom: float | None = None
     level: tuple[float, str] | None = None
-    cutoffs: tuple[float, ...] = field(default=())
+    cutoffs: tuple[float, ...] = ()
 
 
 def histories(runs: pd.DataFrame) -> pd.DataFrame:
-    """Every measured step of all runs, with the columns ``arm`` and ``seed``."""
+    """Every measured step of all runs, with the columns ``arm`` and ``seed``.
+
+    The column ``dropout/unit_rate`` holds the larger of the rates of dropout and stochastic depth.
+    """
     parts = []
     for row in runs.itertuples():
         history = load_history(str(row.folder))
@@ -85,21 +89,21 @@ def histories(runs: pd.DataFrame) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame(columns=["step", "arm", "seed"])
     history = pd.concat(parts, ignore_index=True)
-    rates = [name for name in RATES if name in history]
+    rates = [name for name in RATE_METRICS if name in history]
     if rates:
-        history[RATE] = history[rates].max(axis=1)
+        history[RATE_METRIC] = history[rates].max(axis=1)
     return history
 
 
-def measured(history: pd.DataFrame) -> list[str]:
+def measured_metrics(history: pd.DataFrame) -> list[str]:
     """The metrics that some run has values of."""
     metrics = [str(name) for name in history if name not in ("step", "arm", "seed")]
     return [name for name in metrics if history[name].notna().any()]
 
 
-def drawn_by_default(history: pd.DataFrame) -> dict[str, str]:
-    """The figures of a report: file name and metric, the user's own measures last."""
-    available = measured(history)
+def default_figures(history: pd.DataFrame) -> dict[str, str]:
+    """The metric of each figure of a report, by file name. The user's own measures come last."""
+    available = measured_metrics(history)
     figures = {}
     for name, metrics in FIGURES.items():
         metric = next((metric for metric in metrics if metric in available), None)
@@ -129,7 +133,7 @@ def values_panel(
     classes: float | None = None,
     label: str | None = None,
 ) -> Panel:
-    """A metric's mean over seeds against the step, a curve an arm.
+    """A metric's mean over seeds against the step, one curve per arm.
 
     Args:
         history: The columns ``step``, ``arm``, ``seed`` and the metric.
@@ -146,26 +150,29 @@ def values_panel(
         if not by_step.empty:
             curves[str(arm)] = _curve(by_step)
     accuracy = metric.endswith("accuracy")
+    level = None
+    if accuracy and classes:
+        level = (1 / classes, f"chance, 1/{classes:.0f}")
     return Panel(
         label=label or axis_of(metric),
         curves=curves,
         bottom=0.0 if accuracy else None,
-        level=(1 / classes, f"chance, 1/{classes:.0f}") if accuracy and classes else None,
+        level=level,
     )
 
 
 def _by_step(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A metric by step (rows) and seed (columns); a seed that ran twice counts once."""
+    """A metric by step (rows) and seed (columns). A seed that ran twice counts with its mean."""
     return rows.dropna(subset=[metric]).pivot_table(index="step", columns="seed", values=metric)
 
 
 def _curve(by_step: pd.DataFrame) -> Curve:
     counts = by_step.notna().sum(axis=1).to_numpy(float)
     spreads = by_step.std(axis=1, ddof=1).to_numpy(float)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # with one seed there are 0 degrees of freedom: NaN
         quantiles = scipy.stats.t.ppf(1 - LEVEL / 2, counts - 1)
-    halves = quantiles * spreads / np.sqrt(counts)
-    return Curve(by_step.index.to_numpy(float), by_step.mean(axis=1).to_numpy(float), halves)
+    half_widths = quantiles * spreads / np.sqrt(counts)
+    return Curve(by_step.index.to_numpy(float), by_step.mean(axis=1).to_numpy(float), half_widths)
 
 
 def paired_panel(history: pd.DataFrame, metric: str, bases: Mapping[str, str]) -> Panel | None:
@@ -174,10 +181,10 @@ def paired_panel(history: pd.DataFrame, metric: str, bases: Mapping[str, str]) -
     Args:
         history: The columns ``step``, ``arm``, ``seed`` and the metric.
         metric: Its name.
-        bases: By arm, the arm that is subtracted.
+        bases: By arm, the arm that is subtracted: one for all, or each arm's own without dropout.
 
     Returns:
-        The panel; None where no two arms share two seeds at two steps.
+        The panel; None unless some arm and its base share at least two seeds at two steps or more.
     """
     by_arm = {str(arm): _by_step(rows, metric) for arm, rows in history.groupby("arm", sort=True)}
     curves = {}
@@ -204,10 +211,15 @@ def rates_panel(history: pd.DataFrame, runs: pd.DataFrame) -> tuple[Panel, list[
         runs: The runs, from `earlydrop.analysis.load_runs`.
 
     Returns:
-        The panel, and the arms whose rates are those that were logged: a schedule of the user's
-        own is not imported, and a cutoff in epochs needs their length.
+        The panel, and the arms that are drawn from logged rates because the configuration does
+        not give them. These have a schedule of the user's own, which is not imported, or a cutoff
+        in epochs of unknown length.
     """
-    panel = values_panel(history, RATE) if RATE in history else Panel(axis_of(RATE), {})
+    panel = (
+        values_panel(history, RATE_METRIC)
+        if RATE_METRIC in history
+        else Panel(axis_of(RATE_METRIC), {})
+    )
     curves, logged = dict(panel.curves), []
     for row in runs.drop_duplicates("arm").to_dict("records"):
         rates = _rates(row)
@@ -219,7 +231,9 @@ def rates_panel(history: pd.DataFrame, runs: pd.DataFrame) -> tuple[Panel, list[
 
 
 def staircase(rates: np.ndarray) -> Curve:
-    """The rates of all steps as the corners of a line: a jump is vertical, a slope a slope.
+    """The rates of all steps as the corners of a line.
+
+    A jump is drawn as a vertical line and any other change as a slope.
 
     Args:
         rates: Rate of step 0, 1, ..., (T,). The rate of step t holds from t to t + 1.
@@ -228,12 +242,15 @@ def staircase(rates: np.ndarray) -> Curve:
         A line without a band.
     """
     total = len(rates)
-    jumps = np.flatnonzero(np.abs(np.diff(rates)) > _JUMP * max(rates.max(), 1e-9))
+    peak = max(rates.max(), 1e-9)  # avoids a threshold of 0
+    jumps = np.flatnonzero(np.abs(np.diff(rates)) > _JUMP * peak)
     grid = np.unique(np.linspace(0, total - 1, min(total, 200)).astype(int))
     before = [(step + 1.0, rates[step]) for step in jumps]
     after = [(step + 1.0, rates[step + 1]) for step in jumps]
     # a point on the grid that follows a jump is the end of that jump
     points = [(float(step), rates[step]) for step in grid if step - 1 not in jumps]
+    # (step, order, rate). At one step: the point on the grid, the rate before a jump, the rate
+    # after it, the end.
     corners = sorted(
         [(x, 0, y) for x, y in points]
         + [(x, 1, y) for x, y in before]
@@ -248,7 +265,7 @@ def _rates(row: Mapping[str, Any]) -> np.ndarray | None:
     """The larger of both kinds' rates at every step of a run; None where it cannot be known."""
     total = row.get("total_steps")
     schedules = _schedules(row["settings"], total, row.get("steps_per_epoch"))
-    if schedules is None or not total:
+    if schedules is None or total is None:
         return None
     steps = range(int(total))
     rates = [[schedule(step) for step in steps] for schedule in schedules]
@@ -261,14 +278,15 @@ def _schedules(arm: Arm, total: Any, steps_per_epoch: Any) -> list[Schedule] | N
     config = config_of(dict(arm.values))
     if own_schedule(config) or not total:
         return None
-    epoch = int(steps_per_epoch) if steps_per_epoch and steps_per_epoch == steps_per_epoch else None
+    epoch = int(steps_per_epoch) if pd.notna(steps_per_epoch) and steps_per_epoch else None
     schedules = [parse_schedule(config.schedule)]
     if drops(config):
         path = parse_path_schedule(config.schedule)
-        schedules += [path] if path is not None else []
+        if path is not None:
+            schedules.append(path)
     try:
         return [schedule.resolve(int(total), epoch) for schedule in schedules]
-    except ValueError:  # in epochs, of a run that did not record their length
+    except ValueError:  # a schedule in epochs, but the run did not record the length of an epoch
         return None
 
 
@@ -283,7 +301,7 @@ def cutoffs(runs: pd.DataFrame) -> dict[str, float]:
     return steps
 
 
-def common(values: Iterable[Any]) -> float | None:
+def common_value(values: Iterable[Any]) -> float | None:
     """The value that all have, as a number; None if they differ or there is none."""
-    present = {float(value) for value in values if value is not None and value == value}
+    present = {float(value) for value in values if pd.notna(value)}
     return present.pop() if len(present) == 1 else None

@@ -76,11 +76,11 @@ def _draw_curve(axes: Axes, arm: str, curve: Curve, style: Mapping[str, Any]) ->
         linewidth=1.4,
         **style,
     )
-    if np.isfinite(curve.halves).any():
+    if np.isfinite(curve.half_widths).any():
         axes.fill_between(
             curve.steps,
-            curve.means - curve.halves,
-            curve.means + curve.halves,
+            curve.means - curve.half_widths,
+            curve.means + curve.half_widths,
             color=style["color"],
             alpha=0.15,
             linewidth=0,

@@ -20,15 +20,15 @@ from matplotlib.figure import Figure
 
 from earlydrop.analysis.compare import base_arms
 from earlydrop.analysis.curves import (
-    RATE,
-    RATES,
+    RATE_METRIC,
+    RATE_METRICS,
     Panel,
     axis_of,
-    common,
+    common_value,
     cutoffs,
-    drawn_by_default,
+    default_figures,
     histories,
-    measured,
+    measured_metrics,
     paired_panel,
     rates_panel,
     values_panel,
@@ -98,12 +98,12 @@ def drawings(runs: pd.DataFrame, most: int = _MOST_POINTS) -> list[Drawing]:
     """
     history, bases, said = histories(runs), base_arms(runs), what_was_run(runs)
     marks = tuple(sorted(set(cutoffs(runs).values())))
-    classes = common(runs["classes"])
-    epoch = common(runs["steps_per_epoch"])
+    classes = common_value(runs["classes"])
+    epoch = common_value(runs["steps_per_epoch"])
     drawn = []
-    for name, metric in drawn_by_default(history).items():
+    for name, metric in default_figures(history).items():
         title = words_of(metric)
-        if metric in RATES:
+        if metric in RATE_METRICS:
             rates, logged = rates_panel(history, runs)
             note = f"as logged: {', '.join(logged)}" if logged else "from the configuration"
             panels, subtitle = [_with_cutoffs(rates, marks)], f"{said}; {note}"
@@ -223,8 +223,8 @@ def picture(runs: pd.DataFrame, metrics: Sequence[str] = ()) -> Picture:
     """
     history = histories(runs)
     marks = tuple(sorted(set(cutoffs(runs).values())))
-    available = measured(history)
-    names = list(metrics) or list(drawn_by_default(history).values())
+    available = measured_metrics(history)
+    names = list(metrics) or list(default_figures(history).values())
     unknown = [name for name in names if name not in available]
     if unknown or not names:
         what = unknown[0] if unknown else "nothing"
@@ -239,7 +239,7 @@ def picture(runs: pd.DataFrame, metrics: Sequence[str] = ()) -> Picture:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, name in zip(grid, names, strict=False):
             values = values_panel(history, name)
-            panel = rates if name == RATE else _thinned(values, _MOST_POINTS)
+            panel = rates if name == RATE_METRIC else _thinned(values, _MOST_POINTS)
             draw_panel(axes, _with_cutoffs(panel, marks), arms)
             axes.set_xlabel(STEP)
         for axes in grid[len(names) :]:

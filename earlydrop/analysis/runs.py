@@ -13,7 +13,6 @@ import pandas as pd
 from earlydrop.analysis.arms import Arm, flat, label_arms
 from earlydrop.schedules import MAKERS
 from earlydrop.training.config import Config
-from earlydrop.training.data.published import known_classes
 from earlydrop.training.keys import key_of
 from earlydrop.training.record.folder import (
     STATES,
@@ -158,6 +157,8 @@ def runs_of(runs: pd.DataFrame, fits: Callable[[Arm], bool]) -> pd.DataFrame:
 
 def _row(path: Path) -> dict[str, Any]:
     """A run as a row of `load_runs`."""
+    from earlydrop.training.data.published import known_classes  # torch, which takes seconds
+
     provenance, status = read_json(path / "provenance.json"), read_json(path / STATUS)
     if "fingerprint" not in provenance:
         file = path / "provenance.json"

@@ -115,11 +115,11 @@ def _numbers(drawing: Drawing, axes: Axes, panel: Panel) -> dict[str, Any]:
 
 
 def _points(curve: Curve) -> dict[str, Any]:
-    band = np.isfinite(curve.halves).any()
+    band = np.isfinite(curve.half_widths).any()
     return {
         "x": _rounded(curve.steps),
         "mean": _rounded(curve.means),
-        "half": _rounded(curve.halves) if band else [],
+        "half": _rounded(curve.half_widths) if band else [],
     }
 
 

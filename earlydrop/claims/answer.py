@@ -1,6 +1,6 @@
-"""The answer: one row a claim in plain words, with its verdict on each dataset.
+"""The answer: one row for each claim in plain words, with its verdict on each dataset.
 
-The rows stand in ``conf/claims/answer.yaml``.
+The rows are in ``conf/claims/answer.yaml``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ SYMBOLS = {"confirmed": "✓", "no effect": "=", "opposite": "✗", "undecided":
 """A sign beside each word, so that a table can be read without its colours."""
 
 _DATA = {"fashion_mnist_mini": "Fashion-MNIST", "glyphs": "glyphs", "text": "text"}
-"""Names of datasets for display, in the order of the columns; no file of claims owns a dataset."""
+"""Names of datasets for display, in the order of the columns.
+
+A dataset may appear in several files of claims, so its name is not in any of them.
+"""
 
 
 class Row(NamedTuple):
@@ -63,7 +66,9 @@ def answer_rows(path: Path | None = None) -> list[Row]:
     rows = []
     for values in yaml.safe_load(path.read_text(encoding="utf-8")):
         keys = set(values) if isinstance(values, dict) else set()
-        if not {"words", "claims"} <= keys <= {"words", "claims", "ours"} or not values["claims"]:
+        complete = {"words", "claims"} <= keys
+        known = keys <= {"words", "claims", "ours"}
+        if not (complete and known and values["claims"]):
             raise ValueError(f"{path.name}: a row is {values!r}: expected words and claims")
         ours = values.get("ours", False)
         rows.append(Row(values["words"], tuple(values["claims"]), ours=bool(ours)))
@@ -90,11 +95,15 @@ def _is_about(verdict: Verdict, declaration: Declaration) -> bool:
 
 
 def _rank(verdict: Verdict) -> tuple[bool, int]:
+    """Sort key: judged verdicts last, then by the number of declared seeds."""
     return verdict.verdict not in UNJUDGED, verdict.expected
 
 
-def decisive(declaration: Declaration, verdicts: Iterable[Verdict]) -> dict[str, Verdict]:
-    """The verdicts that count, by claim: from the largest round of the main study that has run."""
+def counting_verdicts(declaration: Declaration, verdicts: Iterable[Verdict]) -> dict[str, Verdict]:
+    """For each claim, the verdict that counts.
+
+    It is that of the round with the most declared seeds, among the judged rounds if there are any.
+    """
     chosen: dict[str, Verdict] = {}
     for verdict in verdicts:
         if _is_about(verdict, declaration):
@@ -104,40 +113,43 @@ def decisive(declaration: Declaration, verdicts: Iterable[Verdict]) -> dict[str,
     return chosen
 
 
-def dissent(declaration: Declaration, verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """The verdicts of a file's main study that differ from the one that counts.
+def differing_verdicts(declaration: Declaration, verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """The verdicts of other rounds of seeds that differ from the verdict that counts.
 
-    They are from other rounds of seeds, such as a repetition. A round that leaves open what a
-    larger one decides does not disagree.
+    Such a round is a repetition, for example. An undecided verdict differs only if its round has at
+    least as many seeds.
     """
     verdicts = list(verdicts)
-    chosen = decisive(declaration, verdicts)
+    chosen = counting_verdicts(declaration, verdicts)
     differing = []
     for verdict in verdicts:
         if not _is_about(verdict, declaration):
             continue
-        counts = chosen[verdict.claim.id]
-        as_large = verdict.expected >= counts.expected
-        speaks = verdict.verdict in DECIDED or (verdict.verdict == OPEN and as_large)
-        if speaks and verdict.verdict != counts.verdict:
+        counting = chosen[verdict.claim.id]
+        as_large = verdict.expected >= counting.expected
+        may_differ = verdict.verdict in DECIDED or (verdict.verdict == OPEN and as_large)
+        if may_differ and verdict.verdict != counting.verdict:
             differing.append(verdict)
     return differing
 
 
-def dissent_line(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> str:
-    """The verdicts with which another round disagrees, in a sentence; empty if there is none."""
+def differing_line(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> str:
+    """A sentence that lists the claims on which another round has a different verdict.
+
+    It is empty if there are none.
+    """
     verdicts = list(verdicts)
     words = words_of_claims()
     parts = []
-    for declaration in current(declarations, verdicts):
-        for verdict in dissent(declaration, verdicts):
+    for declaration in not_replaced(declarations, verdicts):
+        for verdict in differing_verdicts(declaration, verdicts):
             if verdict.claim.id in words:
-                claim = f'"{words[verdict.claim.id]}" on {column(declaration)}'
+                claim = f'"{words[verdict.claim.id]}" on {dataset_label(declaration)}'
                 parts.append(f'{claim} ({_word(verdict)} in the round "{verdict.round}")')
     return f"Other seeds disagree: {', '.join(parts)}." if parts else ""
 
 
-def column(declaration: Declaration) -> str:
+def dataset_label(declaration: Declaration) -> str:
     """The name of the dataset of a file's main study, for display."""
     name = str(declaration.studies[declaration.main_study].arm({}).get("data.name"))
     return _DATA.get(name, name)
@@ -148,7 +160,7 @@ def answer_table(
     verdicts: Iterable[Verdict],
     ours: bool | None = None,
 ) -> pd.DataFrame:
-    """One row a claim in words, one column a dataset.
+    """One row per claim in words, one column per dataset.
 
     A cell has the verdict and the measured difference. A cell of a row with several claims has the
     number of claims with each verdict.
@@ -171,20 +183,24 @@ def answer_table(
 
 
 def _column_order(name: str) -> tuple[int, str]:
-    """Sorts the names of `_DATA` first, then all others by name."""
+    """Sort key: the names of `_DATA` first, in their order, then all others by name."""
     names = list(_DATA.values())
     return (names.index(name), "") if name in names else (len(names), name)
 
 
-def current(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> list[Declaration]:
+def not_replaced(
+    declarations: Iterable[Declaration], verdicts: Iterable[Verdict]
+) -> list[Declaration]:
     """The files of claims without those that another file replaces.
 
     A file replaces an earlier one once it has a verdict.
     """
     declarations = list(declarations)
     judged = {verdict.study for verdict in verdicts if verdict.verdict in WORDS}
-    replaced = {file.replaces for file in declarations if file.main_study in judged}
-    return [file for file in declarations if file.name not in replaced]
+    replaced = {
+        declaration.replaces for declaration in declarations if declaration.main_study in judged
+    }
+    return [declaration for declaration in declarations if declaration.name not in replaced]
 
 
 def _cells(
@@ -195,10 +211,10 @@ def _cells(
     verdicts = list(verdicts)
     words = words_of_claims()
     cells: dict[tuple[str, str], list[Verdict]] = {}
-    for declaration in current(declarations, verdicts):
-        for verdict in decisive(declaration, verdicts).values():
+    for declaration in not_replaced(declarations, verdicts):
+        for verdict in counting_verdicts(declaration, verdicts).values():
             if verdict.claim.id in words and verdict.verdict in WORDS:
-                key = (words[verdict.claim.id], column(declaration))
+                key = (words[verdict.claim.id], dataset_label(declaration))
                 cells.setdefault(key, []).append(verdict)
     return cells
 
@@ -214,14 +230,14 @@ def _text(verdicts: list[Verdict]) -> str:
     words = Counter(map(_word, verdicts))
     if len(verdicts) > 1:
         return ", ".join(f"{SYMBOLS[word]} {count} {word}" for word, count in words.items())
-    (word,) = words
+    word = _word(verdicts[0])
     return f"{SYMBOLS[word]} {word}: {measured(verdicts[0])}"
 
 
 def measured(verdict: Verdict) -> str:
     """The measured difference in plain units.
 
-    Such as ``-1.9% loss``, ``+0.45 points`` (of accuracy) or ``-50 steps``. A percentage is
+    Examples: ``-1.9% loss``, ``+0.45 points`` (of accuracy), ``-50 steps``. A percentage is
     relative to the mean of the arm that the claim's arm is compared with.
     """
     if verdict.paired is None or verdict.smallest is None:
@@ -234,6 +250,7 @@ def measured(verdict: Verdict) -> str:
     elif claim.metric.endswith("accuracy"):
         text = f"{100 * effect:+.2f} points"
     elif claim.relative:
+        # verdict.smallest is claim.smallest times the mean of the other arm
         mean = verdict.smallest / claim.smallest
         text = f"{100 * effect / mean:+.1f}% {METRICS[claim.metric].short}"
     else:
@@ -245,22 +262,22 @@ class Point(NamedTuple):
     """One point of the answer's figure.
 
     Attributes:
-        words: The words of its row.
+        claim: The claim in words.
         data: The dataset.
-        word: The verdict in the words of the answer.
+        verdict: The verdict in the words of the answer.
         paired: The difference, with its sign such that more than 0 is towards the claim.
-        size: The smallest effect that matters, in the same units.
+        smallest: The smallest effect that matters, in the same units.
     """
 
-    words: str
+    claim: str
     data: str
-    word: str
+    verdict: str
     paired: Paired
-    size: float
+    smallest: float
 
 
 def points(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> list[Point]:
-    """The points of the answer's figure: one a claim and dataset, in the order of the rows.
+    """The points of the answer's figure: one for each claim and dataset, in the order of the rows.
 
     Claims of equivalence have no direction; they are left out.
     """
@@ -268,19 +285,27 @@ def points(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> 
     drawn = []
     for words, data in sorted(cells, key=_cell_order):
         for verdict in cells[words, data]:
-            direction, paired, size = verdict.claim.direction, verdict.paired, verdict.smallest
-            if direction in ("lower", "higher") and paired is not None and size:
-                towards = paired if direction == "higher" else _turned(paired)
-                drawn.append(Point(words, data, _word(verdict), paired=towards, size=size))
+            direction = verdict.claim.direction
+            paired = verdict.paired
+            if direction in ("lower", "higher") and paired is not None and verdict.smallest:
+                point = Point(
+                    claim=words,
+                    data=data,
+                    verdict=_word(verdict),
+                    paired=paired if direction == "higher" else _negated(paired),
+                    smallest=verdict.smallest,
+                )
+                drawn.append(point)
     return drawn
 
 
 def _cell_order(cell: tuple[str, str]) -> tuple[int, int]:
-    """Sorts cells by their row, then by the columns of `_DATA`."""
+    """Sort key: the row of a cell, then the column of its dataset."""
     words, data = cell
     rows = [row.words for row in answer_rows()]
     return rows.index(words), _column_order(data)[0]
 
 
-def _turned(paired: Paired) -> Paired:
+def _negated(paired: Paired) -> Paired:
+    """The paired difference with its sign changed."""
     return dataclasses.replace(paired, effect=-paired.effect, low=-paired.high, high=-paired.low)

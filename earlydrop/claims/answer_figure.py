@@ -33,7 +33,7 @@ def draw_points(points: Sequence[Point], path: Path) -> None:
         points: In the order of the rows.
         path: The picture.
     """
-    lines = len(points) + len({point.words for point in points})
+    lines = len(points) + len({point.claim for point in points})
     with mpl.rc_context(LOOK):
         figure = Figure(figsize=(6.2, 1.6 + 0.19 * lines), layout="constrained")
         axes = figure.subplots()
@@ -41,7 +41,7 @@ def draw_points(points: Sequence[Point], path: Path) -> None:
         axes.axvline(0, color="#999999", linewidth=1)
         _draw_lines(axes, points)
         _scale(axes)
-        for word in dict.fromkeys(point.word for point in points):
+        for word in dict.fromkeys(point.verdict for point in points):
             label = f"{SYMBOLS.get(word, '')} {word}"
             axes.plot([], [], linestyle="none", label=label, **_look(word))
         axes.legend(
@@ -59,7 +59,7 @@ def _draw_lines(axes: Axes, points: Sequence[Point]) -> None:
     """Draw the points below the words of their row, from the top."""
     line = 0
     ticks: dict[int, str] = {}
-    for words, group in itertools.groupby(points, lambda point: point.words):
+    for words, group in itertools.groupby(points, lambda point: point.claim):
         line += 1
         axes.text(
             x=-0.195,
@@ -108,11 +108,11 @@ def _look(word: str) -> dict[str, Any]:
 def _draw_point(axes: Axes, point: Point, line: int) -> None:
     ends = (point.paired.low, point.paired.high)
     effect, low, high = (_in_multiples(value, point) for value in (point.paired.effect, *ends))
-    look = _look(point.word)
+    look = _look(point.verdict)
     axes.plot([low, high], [line, line], color=look["color"], linewidth=1.4)
     axes.plot([effect], [line], linestyle="none", **look)
 
 
 def _in_multiples(value: float, point: Point) -> float:
     """A difference in multiples of the smallest effect that matters, within the axes."""
-    return min(max(value / point.size, -_LIMIT), _LIMIT)
+    return min(max(value / point.smallest, -_LIMIT), _LIMIT)

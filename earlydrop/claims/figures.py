@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from earlydrop.analysis.arms import Arm
-from earlydrop.analysis.curves import common
+from earlydrop.analysis.curves import common_value
 from earlydrop.analysis.plots import draw_axis, draw_metric
 from earlydrop.analysis.runs import runs_of
 from earlydrop.analysis.stats import Paired, paired
-from earlydrop.claims.answer import current, decisive, points, words_of_claims
+from earlydrop.claims.answer import counting_verdicts, not_replaced, points, words_of_claims
 from earlydrop.claims.answer_figure import draw_points
 from earlydrop.claims.declare import SMOKE, Declaration, Study, label_seeds
 from earlydrop.claims.gain_figure import draw_gain
@@ -125,8 +125,8 @@ def draw_answer(
     draw_points(drawn, path)
     claims = words_of_claims()
     fingerprints: set[str] = set()
-    for declaration in current(declarations, verdicts):
-        for verdict in decisive(declaration, verdicts).values():
+    for declaration in not_replaced(declarations, verdicts):
+        for verdict in counting_verdicts(declaration, verdicts).values():
             if verdict.claim.id in claims:
                 fingerprints.update(verdict.fingerprints)
     files = {path: sorted(fingerprints)}
@@ -162,7 +162,7 @@ def _draw_curves(study: str, runs: pd.DataFrame, folder: Path, title: str) -> li
     files = []
     history = pd.concat(list(runs["history"]), ignore_index=True)
     schedules = runs["config/schedule.name"].nunique()
-    classes = common(runs["config/data.name"].map(known_classes))
+    classes = common_value(runs["config/data.name"].map(known_classes))
     for metric, known in METRICS.items():
         if not known.claimed or metric not in history:
             continue

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from earlydrop.analysis.plots import LOOK
 from earlydrop.analysis.styles import styles
-from earlydrop.claims.answer import decisive
+from earlydrop.claims.answer import counting_verdicts
 from earlydrop.claims.declare import Declaration
 from earlydrop.claims.verdict import Verdict
 from earlydrop.training.compose import conf_folder
@@ -45,7 +45,7 @@ def draw_gain(
     by_claim: dict[str, Verdict] = {}
     for declaration in declarations:
         if declaration.main_study == content["study"]:
-            by_claim |= decisive(declaration, verdicts)
+            by_claim |= counting_verdicts(declaration, verdicts)
     judged = {name: v for name, v in by_claim.items() if v.verdict in _JUDGED}
     rows = [row for row in content["rows"] if any(row.get(kind) in judged for kind in _KINDS)]
     if not rows:

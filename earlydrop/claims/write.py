@@ -10,7 +10,7 @@ import pandas as pd
 
 from earlydrop.analysis.page import html_list, html_page, html_table, pictures, to_markdown
 from earlydrop.analysis.runs import EARLY, find_runs
-from earlydrop.claims.answer import answer_table, dissent_line
+from earlydrop.claims.answer import answer_table, differing_line
 from earlydrop.claims.declare import Declaration
 from earlydrop.claims.figures import draw_answer, draw_findings
 from earlydrop.claims.judge import judge_all
@@ -168,7 +168,7 @@ def _studies_text(tables: Mapping[str, pd.DataFrame]) -> str:
 def _answer(declarations: list[Declaration], verdicts: list[Verdict]) -> str:
     """The text of ``answer.md``: the paper's claims, the rounds that disagree, and our claims."""
     paper = answer_table(declarations, verdicts, ours=False)
-    parts = [to_markdown(paper, aligned=False), dissent_line(declarations, verdicts)]
+    parts = [to_markdown(paper, aligned=False), differing_line(declarations, verdicts)]
     own = answer_table(declarations, verdicts, ours=True)
     if not own.empty:
         parts += ["Claims of our own:", to_markdown(own, aligned=False)]

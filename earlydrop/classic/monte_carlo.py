@@ -73,7 +73,7 @@ def _dropping(model: nn.Module, inputs: Any) -> list[nn.Module]:
             module.eval()
     with leave_no_trace(model, inputs), watch(model) as seen:
         outputs = call(model, inputs)
-    draws = seen.finish(outputs)
+    draws = seen.draws_with_effect(outputs)
     dropping = {id(draw.module): draw.module for draw in draws if draw.module is not None}
     if not dropping:
         raise ValueError(

@@ -26,13 +26,15 @@ _EXTRA = ("hydra", "omegaconf", "timm", "torchvision", "wandb", "pandas")
 
 
 def _job(config: DictConfig) -> dict[str, Any] | float:
-    """One Hydra job: a run. An error that the user can correct is one line, not a traceback.
+    """Run one Hydra job.
+
+    An error that the user can correct is printed as one line, without a traceback.
 
     Args:
         config: The job's configuration.
 
     Returns:
-        What the run left, or its objective if it has one.
+        The result of the run, or its objective if it has one.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -40,27 +42,29 @@ def _job(config: DictConfig) -> dict[str, Any] | float:
     from earlydrop.training.endings import Interrupted
     from earlydrop.training.record.failures import forget_failures
 
-    terminal.print_on_any_terminal()  # of a sweep's worker
+    terminal.print_on_any_terminal()  # a sweep's worker does not pass main()
     hydra = HydraConfig.get()
     multirun = str(hydra.mode).endswith("MULTIRUN")
     study: Path | None = None
-    failed, trained = False, False
+    failed = False
+    trains = False
     try:
         launcher = str(hydra.launcher.get("_target_", "")).lower()
         if multirun and "slurm" in launcher:
             sweep.become_worker()
         job = hydra.job.num if "joblib" in launcher else None
         settings, study = _settings(config, job)
-        trained = settings.mode == "train"
+        trains = settings.mode == "train"
         if multirun:
             forget_failures(study, sweep.identity())
             sweep.end_with_parent()
-        return _value(_run(settings, multirun, hydra.overrides.task), settings.objective)
+        result = _run(settings, multirun, hydra.overrides.task)
+        return _result_or_objective(result, settings.objective)
     except Interrupted:
         if multirun:
             raise  # ends the sweep
         raise SystemExit(130) from None
-    except BrokenPipeError:  # earlydrop mode=plan | head
+    except BrokenPipeError:  # the reader has closed the pipe: earlydrop mode=plan | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except Exception as error:
@@ -72,7 +76,7 @@ def _job(config: DictConfig) -> dict[str, Any] | float:
             _note_failure(study, list(hydra.overrides.task), str(error))
         return math.nan if config.get("objective") else {"state": "failed"}
     finally:
-        reported = study is not None and (trained or failed)
+        reported = study is not None and (trains or failed)
         done = sweep.Done(str(study) if reported else None, failed)
         if multirun and sweep.is_first_worker():
             progress = sweep.note_done(hydra.job.num, done)
@@ -105,7 +109,9 @@ def _settings(config: DictConfig, job: int | None) -> tuple[Any, Path]:
     if job is not None:
         from earlydrop.training.device import device_of_job
 
-        settings.threads = settings.threads or 1  # one thread a run is the way to use all cores
+        settings.threads = (
+            settings.threads or 1
+        )  # jobs run side by side: one thread each uses all cores
         settings.device = device_of_job(settings.device, job)
     return settings, study_folder(settings.out, settings.study)
 
@@ -120,16 +126,16 @@ def _run(settings: Any, multirun: bool, overrides: Iterable[str]) -> dict[str, A
     return run(settings, in_sweep=multirun, unused=unused(overrides, settings))
 
 
-def _value(done: dict[str, Any], objective: str | None) -> dict[str, Any] | float:
+def _result_or_objective(result: dict[str, Any], objective: str | None) -> dict[str, Any] | float:
     """What a job returns: its objective if it has one, for a sweeper that optimises."""
     if objective is None:
-        return done
-    if objective not in done:
+        return result
+    if objective not in result:
         from earlydrop.training.fields import ConfigError
 
-        run = f"{done['folder']} ({done['state']})"
+        run = f"{result['folder']} ({result['state']})"
         raise ConfigError(f"objective is {objective!r}: the run {run} did not measure it")
-    return float(done[objective])
+    return float(result[objective])
 
 
 def _explain(error: Exception) -> str:
@@ -139,13 +145,11 @@ def _explain(error: Exception) -> str:
     from earlydrop.training.endings import TrainingFailed
     from earlydrop.training.fields import ConfigError
 
-    if isinstance(error, (ConfigError, TrainingFailed)):
+    if isinstance(error, (ConfigError, TrainingFailed, OSError)):
         return f"error: {error}"
     if isinstance(error, OmegaConfBaseException):
         key = f"{error.full_key}: " if error.full_key else ""
         return f"error: {key}{str(error).splitlines()[0]}"
-    if isinstance(error, OSError):
-        return f"error: {error}"
     return traceback.format_exc()
 
 
@@ -163,7 +167,7 @@ def _note_failure(study: Path | None, overrides: list[str], reason: str) -> None
         print(f"error: the failure could not be noted in {study}: {why}", file=sys.stderr)
 
 
-def _needs_training_extra() -> None:
+def _require_training_extra() -> None:
     """Refuse to start without the packages of the extra ``train``."""
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
     if missing:
@@ -171,11 +175,11 @@ def _needs_training_extra() -> None:
         raise SystemExit(f"{', '.join(missing)} missing: {instead}")
 
 
-def _swallowed(error: Exception, arguments: list[str]) -> Exception:
-    """The mistake behind Hydra's complaint of a value with commas.
+def _original_error(error: Exception, arguments: list[str]) -> Exception:
+    """The error that Hydra hides behind "Ambiguous value".
 
-    If an experiment that sweeps cannot be composed, Hydra takes the command for a single run, and
-    complains of the values to sweep over.
+    If an experiment that sweeps cannot be composed, Hydra takes the command for a single run and
+    complains about values with commas. Composing the other overrides raises the original error.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -190,8 +194,8 @@ def _swallowed(error: Exception, arguments: list[str]) -> Exception:
         overrides = OverridesParser.create().parse_overrides(words)
         single = [override for override in overrides if not override.is_sweep_override()]
         compose([override.input_line or "" for override in single])
-    except (HydraException, OmegaConfBaseException) as first:
-        return first
+    except (HydraException, OmegaConfBaseException) as original:
+        return original
     return error
 
 
@@ -213,17 +217,19 @@ def _end_sweep(code: int | str | None) -> int | str | None:
     """End the sweep that this process launched: end its workers, and write its reports.
 
     Args:
-        code: The exit code so far; 130 if the sweep was stopped, which writes no report.
+        code: The exit code so far, or an error line. After 130 (the user stopped the sweep) no
+            report is written.
 
     Returns:
-        The exit code.
+        The exit code, or the error line.
     """
     from earlydrop.commands import sweep
 
+    stopped = code == 130
     try:
-        sweep.end_workers(kill=code == 130)
+        sweep.end_workers(kill=stopped)
         done = sweep.finish()
-        if done is None or code == 130:
+        if done is None or stopped:
             return code
         studies = {job.study for job in done if job.study is not None}
         reported = _report(sorted(studies))
@@ -234,15 +240,16 @@ def _end_sweep(code: int | str | None) -> int | str | None:
 
 
 def _list(arguments: list[str]) -> None:
-    """``earlydrop list [out=FOLDER] [--config-dir FOLDER]``."""
+    """Run ``earlydrop list [out=FOLDER] [--config-dir FOLDER]``."""
     from earlydrop.commands import command
     from earlydrop.commands.list import main as show
     from earlydrop.training.overrides import config_dirs
 
     folders = config_dirs(arguments)
     out = [argument.removeprefix("out=") for argument in arguments if argument.startswith("out=")]
-    count = len(arguments) - sum(argument in ("--config-dir", "-cd") for argument in arguments)
-    understood = len(out) <= 1 and len(out) + len(folders) == count
+    flags = [argument for argument in arguments if argument in ("--config-dir", "-cd")]
+    # every argument is out=, a flag, or the folder of a flag
+    understood = len(out) <= 1 and len(out) + len(folders) + len(flags) == len(arguments)
     if not understood or any(not folder.is_dir() for folder in folders):
         takes = "earlydrop list takes out=FOLDER and --config-dir FOLDER alone"
         raise SystemExit(f"error: {takes}, not {' '.join(arguments)}")
@@ -252,9 +259,9 @@ def _list(arguments: list[str]) -> None:
 def _wait_briefly() -> None:
     """Let threads that wait for each other spin only briefly before they free their core.
 
-    Against GNU OpenMP's default, which is a thousand times as long, a run of two threads has 1.59
-    times the speed beside one busy process, and 0.90 on a quiet machine (results/benchmark, rows
-    "short waits"). It is read when torch is loaded. Numbers do not depend on it.
+    With 1,000 spins instead of GNU OpenMP's default, a run of two threads is 1.59 times as fast
+    beside one busy process, and 0.90 times as fast on a quiet machine (results/benchmark, rows
+    "short waits"). torch reads the variable when it is loaded. Results do not depend on it.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -267,12 +274,12 @@ def main() -> None:
     terminal.prepare()
     if "--version" in sys.argv[1:]:
         return show_version(sys.argv[1:])
-    _needs_training_extra()
+    _require_training_extra()
     if help_key.FLAG in sys.argv[1:]:
         return command(lambda: help_key.show_help(sys.argv[1:]))()
     _wait_briefly()
     if threading.current_thread() is threading.main_thread():
-        # a shell's background job begins with Ctrl-C ignored
+        # A background job of a shell starts with Ctrl-C ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     import hydra
     from hydra.errors import HydraException
@@ -292,7 +299,7 @@ def main() -> None:
         raise SystemExit(f"error: {wrong}")
     sys.argv[1:] = with_own_keys(sys.argv[1:])
     if any(flag in sys.argv for flag in ("-sc", "--shell-completion")):
-        # the line that is being completed may name a folder of configurations
+        # The command line to complete may name a folder of configurations.
         typed = config_dirs(os.environ.get("COMP_LINE", "").split())
         if typed and typed[0].is_dir():
             sys.argv += ["--config-dir", str(typed[0])]
@@ -308,11 +315,11 @@ def main() -> None:
         code = stop.code
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:  # earlydrop --help | head
+    except BrokenPipeError:  # the reader has closed the pipe: earlydrop --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except (HydraException, OmegaConfBaseException, OSError) as error:
-        code = f"error: {one_line(_swallowed(error, sys.argv[1:]))}"
+        code = f"error: {one_line(_original_error(error, sys.argv[1:]))}"
     raise SystemExit(_end_sweep(code))
 
 

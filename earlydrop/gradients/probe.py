@@ -213,7 +213,7 @@ def _check_nothing_drops(module: nn.Module, loss_fn: LossFunction, batch: Any) -
         loss = loss_fn(module, batch)
     names = {id(submodule): name or "the model" for name, submodule in named_modules(inner)}
     drops = set()
-    for draw in seen.finish(loss):
+    for draw in seen.draws_with_effect(loss):
         if draw.module is not None or draw.rate is not None:
             owner = names.get(id(draw.module), "loss_fn")
             drops.add(f"{draw.operation} in {owner} ({draw.where})")

@@ -1,10 +1,10 @@
 """Running sums over the gradients at one set of weights.
 
-Given gradients g₁ … g_N at one set of weights with directions uᵢ = gᵢ/‖gᵢ‖, and the whole-dataset
-gradient ĝ with direction d. Since ½(1 − cos(a, b)) = ¼‖a/‖a‖ − b/‖b‖‖², every measure follows from
-sums of deviations from any fixed reference. Here they are wᵢ = gᵢ − ĝ and vᵢ = uᵢ − d: for example
-Σ_{i<j} ‖uᵢ − uⱼ‖² = N Σ‖vᵢ‖² − ‖Σ vᵢ‖². So small deviations are summed, and no small difference of
-large sums is taken. Memory is O(parameters), for any number of gradients.
+Let g₁ … g_N be gradients at one set of weights, with directions uᵢ = gᵢ/‖gᵢ‖. Let ĝ be the
+whole-dataset gradient, with direction d. Since ½(1 − cos(a, b)) = ¼‖a/‖a‖ − b/‖b‖‖², every measure
+follows from sums of deviations from any fixed reference. Here they are wᵢ = gᵢ − ĝ and vᵢ = uᵢ − d:
+for example Σ_{i<j} ‖uᵢ − uⱼ‖² = N Σ‖vᵢ‖² − ‖Σ vᵢ‖². The sums are over small deviations, so no small
+difference of large sums is taken. Memory is O(parameters), for any number of gradients.
 
 Shape legend: P, the number of entries of a gradient (all parameters of a model, flattened, in
 order).
@@ -58,7 +58,7 @@ class MeanGradient:
 
         Args:
             gradient: One tensor for each parameter, or None where it has no gradient.
-            images: The number of these images.
+            images: The number of images behind the gradient.
             like: The parameters, for the shapes of missing gradients.
 
         Raises:
@@ -131,9 +131,9 @@ class GradientSums:
         self.reference_images = reference_images
         self.reference_norm: float | None = None
         self._reference: Tensor | None = None
-        self._norms = 0.0  # Σ ‖gᵢ‖
-        self._deviation = 0.0  # Σ ‖wᵢ‖²
-        self._spread = 0.0  # Σ ‖vᵢ‖²
+        self._norm_sum = 0.0  # Σ ‖gᵢ‖
+        self._deviation_squares = 0.0  # Σ ‖wᵢ‖²
+        self._spread_squares = 0.0  # Σ ‖vᵢ‖²
         self._inverse_images = 0.0  # Σ 1/bᵢ
         self._sums = torch.empty(0)  # (2, P): Σ wᵢ and Σ vᵢ
         if reference is not None:
@@ -169,7 +169,7 @@ class GradientSums:
         if self._sums.numel() == 0:
             self._sums = torch.zeros(2, total, dtype=sum_dtype(pieces), device=pieces[0].device)
         dtype, device = self._sums.dtype, self._sums.device
-        # Scalars are summed in place: kept between large temporaries they would fragment the heap.
+        # Sum scalars in place. New small tensors between large temporaries would fragment the heap.
         scalars = torch.zeros(2, dtype=torch.float64, device=home(device))  # ‖w‖², ‖v‖²
         norm = self._norm(pieces, total, scalars.device)
         if self._reference is None:
@@ -183,19 +183,19 @@ class GradientSums:
             w = torch.sub(g, r, alpha=reference_norm)
             self._sums[0, place].add_(w)  # not +=, which would copy the slice onto itself
             scalars[0].add_(exact_norm(w).square_())
-            v = torch.sub(r, g, alpha=1.0 / norm)  # −vᵢ
-            self._sums[1, place].sub_(v)
-            scalars[1].add_(exact_norm(v).square_())
-        deviation_square, spread = scalars.tolist()
+            minus_v = torch.sub(r, g, alpha=1.0 / norm)
+            self._sums[1, place].sub_(minus_v)
+            scalars[1].add_(exact_norm(minus_v).square_())
+        deviation_squares, spread_squares = scalars.tolist()
         self.count += 1
         self.images += images
-        self._norms += norm
-        self._deviation += deviation_square
-        self._spread += spread
+        self._norm_sum += norm
+        self._deviation_squares += deviation_squares
+        self._spread_squares += spread_squares
         self._inverse_images += 1.0 / images
 
     def _norm(self, pieces: list[Tensor], total: int, device: torch.device) -> float:
-        """The norm of a gradient, refused where it is not finite or zero."""
+        """The norm of a gradient. A norm that is zero or not finite raises a ValueError."""
         limit = chunk_size(total)
         parts: list[Tensor] = []
         for piece in pieces:
@@ -254,12 +254,12 @@ class GradientSums:
                 ours += (exact(theirs) + other.count * shift).to(ours.dtype).to(ours.device)
             moved = 2.0 * dot + other.count * square
             if row == 0:
-                self._deviation += other._deviation + moved
+                self._deviation_squares += other._deviation_squares + moved
             else:
-                self._spread += other._spread + moved
+                self._spread_squares += other._spread_squares + moved
         self.count += other.count
         self.images += other.images
-        self._norms += other._norms
+        self._norm_sum += other._norm_sum
         self._inverse_images += other._inverse_images
 
     def all_reduce(self, group: ProcessGroup) -> None:
@@ -281,9 +281,9 @@ class GradientSums:
             )
         scalars = torch.tensor(
             [
-                self._norms,
-                self._deviation,
-                self._spread,
+                self._norm_sum,
+                self._deviation_squares,
+                self._spread_squares,
                 self._inverse_images,
                 float(self.count),
                 float(self.images),
@@ -294,7 +294,9 @@ class GradientSums:
         torch.distributed.all_reduce(self._sums, group=group)
         torch.distributed.all_reduce(scalars, group=group)
         totals = scalars.tolist()
-        self._norms, self._deviation, self._spread, self._inverse_images = totals[:4]
+        self._norm_sum, self._deviation_squares, self._spread_squares, self._inverse_images = (
+            totals[:4]
+        )
         self.count, self.images = int(totals[4]), int(totals[5])
 
     def report(
@@ -341,11 +343,11 @@ class GradientSums:
         mean_square, along, bias = self._mean_gradient()
         return Moments(
             n=n,
-            norms=self._norms,
+            norms=self._norm_sum,
             inverse_images=self._inverse_images,
-            spread=self._spread,
+            spread=self._spread_squares,
             spread_of_sum=square_of(self._sums[1]),
-            deviation=self._deviation,
+            deviation=self._deviation_squares,
             deviation_of_sum=square_of(self._sums[0]),
             mean_square=mean_square,
             along=along,
@@ -354,7 +356,10 @@ class GradientSums:
         )
 
     def _mean_gradient(self) -> tuple[float, float, float | None]:
-        """‖ḡ‖², ḡ · d, and ½(1 − cos(ḡ, d)) as ¼‖ḡ/‖ḡ‖ − d‖²."""
+        """‖ḡ‖², ḡ · d and ½(1 − cos(ḡ, d)); the last is None if ḡ is 0.
+
+        It is computed as ¼‖ḡ/‖ḡ‖ − d‖².
+        """
         if self._reference is None:
             raise ValueError("no gradients were added")
         scale = self.reference_norm or 0.0

@@ -1,9 +1,9 @@
 """Models and data that are given as Python objects: their names and digests.
 
 A model's digest is made of its code and, if it is a module, of its weights; a dataset's digest is
-made of its content. Code is read where it was written: as a whole file, as for ``module:function``,
-or, in a notebook or a script, as the functions and everything that they use. An object that cannot
-be read is refused, since a change of it would go unnoticed.
+made of its content. The code of a file is hashed as the whole file, as for ``module:function``. In
+a notebook or a script, the functions and everything that they use are hashed. An object that cannot
+be read is refused, since nobody would notice a change of it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from earlydrop.training.models.build import Task
 from earlydrop.training.plugins import OBJECT, Code, is_installed, raised, sources_from_here
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
 _SHORT = 6  # hexadecimal digits of a digest in a name
 
 
@@ -54,15 +55,15 @@ def given_model(model: Any) -> Code:
                 f"model is a {type(model).__name__} whose dropout is driven already: restore() its "
                 "scheduler first"
             )
-        code = _Reader("model")
-        code.add_structure(model)
-        weights = {name: _of_tensor(value) for name, value in model.state_dict().items()}
-        name = _name(type(model).__name__, code.found)
-        return _code(
+        reader = _Reader("model")
+        reader.add_structure(model)
+        weights = {name: _digest_of_tensor(value) for name, value in model.state_dict().items()}
+        name = _name(type(model).__name__, reader.found)
+        return _make_code(
             name,
             functools.partial(_as_given, model),
-            code.found | {"weights": _hash(weights)},
-            code.paths,
+            reader.found | {"weights": _hash(weights)},
+            reader.paths,
         )
     if isinstance(model, str):
         raise ConfigError(f"model is {model!r}: a name is given as an override, model.name={model}")
@@ -72,50 +73,52 @@ def given_model(model: Any) -> Code:
             "builds one"
         )
     module = getattr(model, "__module__", None) or ""
-    if is_installed(module) and _parameters(model)[:1] not in ([], ["task"]):
+    first = _parameters(model)[:1]
+    takes_task = first in ([], ["task"])
+    if is_installed(module) and not takes_task:
         raise ConfigError(
             f"model is {_qualified(model)}: a builder is called with the Task, which this does not "
-            "take; give it as "
-            "lambda task: ..., or name the model with the override model.name="
+            "take: pass lambda task: ..., or name the model with the override model.name="
         )
-    code = _Reader("model")
-    code.add(model)
+    reader = _Reader("model")
+    reader.add(model)
     build = model if _parameters(model) else functools.partial(_without_task, model)
-    return _code(
-        _name(getattr(model, "__name__", type(model).__name__), code.found),
+    return _make_code(
+        _name(getattr(model, "__name__", type(model).__name__), reader.found),
         build,
-        code.found,
-        code.paths,
+        reader.found,
+        reader.paths,
     )
 
 
 def reference_of(value: Any) -> str | None:
-    """``module:function`` of a builder in a file; None of any other object."""
-    module, name = getattr(value, "__module__", None) or "", getattr(value, "__qualname__", "")
-    if (
-        not isinstance(value, (types.FunctionType, type))
-        or "<" in name
-        or module == "__main__"
-        or is_installed(module)
-    ):
+    """``module:function`` of a builder in a source file; None for any other object.
+
+    None too for a builder without parameters: one that is named is called with the `Task`.
+    """
+    module = getattr(value, "__module__", None) or ""
+    name = getattr(value, "__qualname__", "")
+    in_file = module != "__main__" and not is_installed(module)
+    if not isinstance(value, (types.FunctionType, type)) or "<" in name or not in_file:
         return None
-    there: Any = sys.modules.get(module)
-    file = getattr(there, "__file__", None)
+    found: Any = sys.modules.get(module)
+    file = getattr(found, "__file__", None)
     for part in name.split("."):
-        there = getattr(there, part, None)
+        found = getattr(found, part, None)
     files = sources_from_here(module)
-    same = there is value and file is not None and files.get(module) == Path(file).resolve()
+    same = found is value and file is not None and files.get(module) == Path(file).resolve()
     return f"{module}:{name}" if same and _parameters(value) else None
 
 
 def given_data(data: Any) -> Code:
     """Name and hash data given as an object.
 
-    It is a pair for training and test, each a dataset or (images, labels); a `Source`; or a
-    function that makes one of these.
+    It is a training and a test set, as a pair or a mapping with ``train`` and ``test``, each a
+    dataset or (images, labels); a `Source`; or a function that makes one of these.
 
     Raises:
-        ConfigError: It is none of these.
+        ConfigError: It is none of these, it is a DataLoader, calling it raised an error, or images
+            and labels differ in number.
     """
     if isinstance(data, str):
         raise ConfigError(f"data is {data!r}: a name is given as an override, data.name={data}")
@@ -127,11 +130,11 @@ def given_data(data: Any) -> Code:
                 f"data is a {type(data).__name__}: calling it raised {raised(error)}"
             ) from error
     if Source in type(data).__mro__:
-        code = _Reader("data")
-        code.add(type(data))
-        digests = code.found | {"content": str(getattr(data, "digest", ""))}
+        reader = _Reader("data")
+        reader.add(type(data))
+        digests = reader.found | {"content": str(getattr(data, "digest", ""))}
         name = _name(type(data).__name__, digests)
-        return _code(name, functools.partial(_itself, data), digests, code.paths)
+        return _make_code(name, functools.partial(_return_value, data), digests, reader.paths)
     if isinstance(data, DataLoader):
         raise ConfigError(
             "data is a DataLoader: expected a pair of datasets, for training and for test, such as "
@@ -142,11 +145,11 @@ def given_data(data: Any) -> Code:
     digests = {"content": digest_of_images(read)}
     pair = {split: TensorDataset(*tensors) for split, tensors in read.items()}
     name = _name(type(splits["train"]).__name__, digests)
-    return _code(name, functools.partial(_itself, pair), digests, set())
+    return _make_code(name, functools.partial(_return_value, pair), digests, set())
 
 
 def _as_given(model: nn.Module, task: Task) -> nn.Module:
-    """A copy of a module, with those of its sites at rate 0 that its run does not schedule."""
+    """Copy a module, and set the sites of each kind that its run does not schedule to rate 0."""
     built = copy.deepcopy(model)
     kinds: tuple[tuple[Kind, float], ...] = (("unit", task.unit), ("path", task.path))
     for kind, peak in kinds:
@@ -154,7 +157,7 @@ def _as_given(model: nn.Module, task: Task) -> nn.Module:
             continue
         sites = [site for site in find_sites(built) if site.kind == kind]
         if any(site.base_rate > 0 for site in sites):
-            DropoutScheduler(built, none(), kind=kind)
+            DropoutScheduler(built, none(), kind=kind)  # stays on the model and holds them at 0
     return built
 
 
@@ -162,7 +165,7 @@ def _without_task(build: Callable[[], Any], task: Task) -> Any:
     return build()
 
 
-def _itself(value: Any) -> Any:
+def _return_value(value: Any) -> Any:
     return value
 
 
@@ -191,7 +194,7 @@ def _dataset(split: Any) -> Any:
         and images.shape[3] in channels
         and images.shape[1] not in channels
     ):
-        images = images.permute(0, 3, 1, 2)  # as of a single picture, which has its channels last
+        images = images.permute(0, 3, 1, 2)  # the channels are last, as in a single picture
     if len(images) != len(labels):
         raise ConfigError(
             f"data has {len(images)} images and {len(labels)} labels: expected as many of each"
@@ -199,7 +202,7 @@ def _dataset(split: Any) -> Any:
     return TensorDataset(images, labels)
 
 
-def _code(
+def _make_code(
     name: str, value: Callable[..., Any], digests: dict[str, str], paths: Iterable[Path]
 ) -> Code:
     return Code(
@@ -213,20 +216,25 @@ def _code(
 
 def _name(label: str, digests: Mapping[str, str]) -> str:
     """A name that no module has: the object's own, and digits of its digest."""
-    return f"{OBJECT}{re.sub(r'[^A-Za-z0-9_]+', '', label) or 'object'}_{_hash(digests)[:_SHORT]}"
+    plain = re.sub(r"[^A-Za-z0-9_]+", "", label) or "object"
+    digits = _hash(digests)[:_SHORT]
+    return f"{OBJECT}{plain}_{digits}"
 
 
 def _hash(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
 
 
-def _of_tensor(value: Tensor) -> str:
+def _digest_of_tensor(value: Tensor) -> str:
     tensor = value.detach().cpu().contiguous()
-    content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    content = b""
+    if tensor.numel():
+        content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
     return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + content).hexdigest()
 
 
 def _parameters(value: Callable[..., Any]) -> list[str]:
+    """The names of a function's parameters; ``["task"]`` if they cannot be read."""
     try:
         return list(inspect.signature(value).parameters)
     except (TypeError, ValueError):
@@ -236,8 +244,12 @@ def _parameters(value: Callable[..., Any]) -> list[str]:
 class _Reader:
     """Collects digests of everything that an object is made of, by name.
 
+    Args:
+        what: ``model`` or ``data``, for messages.
+
     Attributes:
-        found: SHA-256 by name; of an installed package's code, the name itself.
+        found: What was read, by name: a SHA-256, the ``repr`` of a plain value, the class of a
+            module, or ``installed`` for code of an installed package.
         paths: The source files.
     """
 
@@ -245,10 +257,12 @@ class _Reader:
         self.what = what
         self.found: dict[str, str] = {}
         self.paths: set[Path] = set()
-        self._seen: dict[int, Any] = {}  # by identity; held, so that none is used again
+        self._seen: dict[
+            int, Any
+        ] = {}  # by id; holding the objects keeps their ids from being reused
 
     def add_structure(self, model: nn.Module) -> None:
-        """Add a module without its weights: its classes, and attributes that are no tensors."""
+        """Add a module without its registered weights: its classes and its public attributes."""
         for name, module in model.named_modules():
             self.found[f"module {name}"] = _qualified(type(module))
             self.add(type(module))
@@ -283,10 +297,10 @@ class _Reader:
         elif isinstance(value, nn.Module):
             self.add_structure(value)
             self.found[f"{where} weights"] = _hash(
-                {name: _of_tensor(each) for name, each in value.state_dict().items()}
+                {name: _digest_of_tensor(each) for name, each in value.state_dict().items()}
             )
         elif isinstance(value, Tensor):
-            self.found[where] = _of_tensor(value)
+            self.found[where] = _digest_of_tensor(value)
         else:
             self._add_instance(value, where)
 
@@ -335,7 +349,7 @@ class _Reader:
             for base in value.__mro__[1:]:
                 self.add(base)
             for name, member in sorted(vars(value).items()):
-                if not (name.startswith("__") and not callable(member)):
+                if callable(member) or not name.startswith("__"):
                     self._add_member(member, f"{_qualified(value)}.{name}")
         else:
             self._add_text(value)
@@ -347,22 +361,17 @@ class _Reader:
             self.add(value.__kwdefaults__, f"{value.__qualname__}: keyword defaults")
 
     def _add_member(self, member: Any, where: str) -> None:
+        """Add a member of a class, and the functions of a property."""
         inner = getattr(member, "__func__", member)
-        for function in (
-            (inner.fget, inner.fset, inner.fdel) if isinstance(inner, property) else (inner,)
-        ):
-            if not isinstance(
-                function,
-                (
-                    types.MemberDescriptorType,
-                    types.GetSetDescriptorType,
-                    types.WrapperDescriptorType,
-                ),
-            ):
+        functions = [inner]
+        if isinstance(inner, property):
+            functions = [inner.fget, inner.fset, inner.fdel]
+        for function in functions:
+            if not isinstance(function, _SLOTS):
                 self.add(function, where)
 
     def _add_text(self, function: Any) -> None:
-        """The text of a function of a notebook or a script, and the global names that it uses."""
+        """Add the text of a function of a notebook or script, and the global names that it uses."""
         try:
             text = inspect.getsource(function)
         except (OSError, TypeError) as error:
@@ -378,7 +387,7 @@ class _Reader:
 
 
 def _globals(code: types.CodeType) -> Iterator[str]:
-    """The global names that code reads, the functions inside it included."""
+    """The global names that code reads, including those in functions inside it."""
     reads = ("LOAD_GLOBAL", "LOAD_NAME")
     yield from sorted({i.argval for i in dis.get_instructions(code) if i.opname in reads})
     for constant in code.co_consts:

@@ -1,4 +1,4 @@
-"""The life of one run: skipped if finished, resumed if stopped, trained or evaluated."""
+"""Run one configuration: skip it if finished, resume it if stopped, train, evaluate or plan it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def run(
 
     Args:
         config: The configuration.
-        in_sweep: Whether to wait for another job that works on the same configuration.
+        in_sweep: Whether the run is a job of a sweep. Such a run waits for another job that works
+            in the same folder.
         unused: Overrides that this run does not use; each is printed as a warning.
         watch: Called for every line of metrics.
 
@@ -82,9 +83,9 @@ def run(
         The run's folder, state and last metrics.
 
     Raises:
-        ConfigError: A value that cannot be used; nothing was trained.
-        TrainingFailed: The run ended by itself; its status says why.
-        Interrupted: The run was asked to stop; the same configuration goes on.
+        ConfigError: A value cannot be used. Nothing was trained.
+        TrainingFailed: The run failed. Its status says why.
+        Interrupted: The run was asked to stop. Running the same configuration again resumes it.
     """
     check_parts(config.trainer.accumulate, config.trainer.batch_size, world_size())
     check(config)
@@ -96,7 +97,8 @@ def run(
         )
     if config.mode == "plan":
         return _plan_only(config, device, unused)
-    group, failed = join(config.distributed.timeout, device), True
+    group = join(config.distributed.timeout, device)
+    failed = True
     try:
         with answered(group):
             plan = make_plan(config, group.decide)
@@ -105,7 +107,7 @@ def run(
                 if config.mode == "eval":
                     result = evaluate_weights(plan, group)
                 else:
-                    result = _life(plan, group, in_sweep, watch)
+                    result = _train_or_skip(plan, group, in_sweep, watch)
         failed = False
         return result
     except WorkerLostError as error:
@@ -138,27 +140,29 @@ def _begin(config: Config, unused: Iterable[str]) -> bool:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     first = int(os.environ.get("RANK", "0")) == 0
-    for override in unused if first else ():
-        print(f"warning: {override} is not used by this run", file=sys.stderr)
+    if first:
+        for override in unused:
+            print(f"warning: {override} is not used by this run", file=sys.stderr)
     return first
 
 
-def _life(plan: Plan, group: Group, in_sweep: bool, watch: Watch | None) -> dict[str, Any]:
+def _train_or_skip(plan: Plan, group: Group, in_sweep: bool, watch: Watch | None) -> dict[str, Any]:
     """Skip a finished run, and train any other. The first worker holds the folder."""
     config = plan.config
     model, scheduler = _checked_model(plan, group)  # a refused model leaves no folder behind
     folder: RunFolder | None = None
 
-    def finished_before() -> bool:
+    def open_folder() -> bool:
+        """Open the folder on the first worker; return whether its run is finished and is kept."""
         nonlocal folder
         folder = RunFolder(plan.folder, wait=in_sweep)
         return read_status(plan.folder).get("state") == "finished" and config.resume != "never"
 
     try:
-        if group.decide(finished_before):
-            return (
-                _skipped(plan) if group.main else {"folder": str(plan.folder), "state": "skipped"}
-            )
+        if group.decide(open_folder):
+            if group.main:
+                return _skipped(plan)
+            return {"folder": str(plan.folder), "state": "skipped"}
         if group.main and config.model.pretrained is not None:
             for line in in_words(config.model, task_of(plan))["begins with"]:
                 print(f"begins with {line}")
@@ -169,7 +173,8 @@ def _life(plan: Plan, group: Group, in_sweep: bool, watch: Watch | None) -> dict
             result = _train(
                 plan, model, scheduler, folder=folder, stop=stop, group=group, watch=watch
             )
-            if stop():  # asked in the last moments: this run is whole, the next does not begin
+            # A stop after the last step: this run is complete, but a sweep must not go on.
+            if stop():
                 raise Interrupted
             return result
     finally:
@@ -195,8 +200,8 @@ def _skipped(plan: Plan) -> dict[str, Any]:
     print(f"finished before: {plan.folder}")
     for name in changed_files(plan.folder):
         print(
-            f"warning: {plan.folder / name} is not what the run wrote, by the digest in its "
-            f"{STATUS}; resume=never trains it again",
+            f"warning: {plan.folder / name} changed since the run wrote it: its digest differs "
+            f"from that in {STATUS}. resume=never trains the run again",
             file=sys.stderr,
         )
     return {"folder": str(plan.folder), "state": "skipped"} | _last_metrics(plan.folder)
@@ -215,7 +220,7 @@ def _train(
     """Train to the end, and write the run's status as it goes."""
     name = plan.folder.name.removesuffix(f"-{plan.fingerprint}")
     status = _Status(plan, folder)
-    with status.of_the_ending():
+    with status.recorded():
         group.decide(lambda: _prepare_folder(plan, folder, group.size))
         with (
             _tracked(plan, name, folder) as tracker,
@@ -241,7 +246,7 @@ def _train(
             if plan.source.left_out:
                 log.warning("left out of the data: %s", counts_in_words(plan.source.left_out))
             log.info("training %s to step %d on %s", name, plan.total_steps, trainer.environment)
-            with answered(group):
+            with answered(group):  # here too, so that the status records a lost worker
                 trainer.train()
             tracker.summarise({"state": "finished"})
     if folder is None:
@@ -299,11 +304,11 @@ class _Status:
             self.folder.write_status(state, self.step, self.plan.total_steps, reason)
 
     @contextmanager
-    def of_the_ending(self) -> Iterator[None]:
-        """Within it an exception that ends the run is written as its status.
+    def recorded(self) -> Iterator[None]:
+        """Context in which an exception that ends the run is also written to its status.
 
         Raises:
-            TrainingFailed: For every error that a person can mend.
+            TrainingFailed: The run failed by an error that the user can correct.
         """
         plan = self.plan
         try:
@@ -312,8 +317,8 @@ class _Status:
             self._interrupted()
             raise
         except (TrainingFailed, ConfigError, WorkerLostError, OSError) as error:
-            system = isinstance(error, OSError)
-            self._failed(f"{type(error).__name__}: {error}" if system else str(error))
+            is_os_error = isinstance(error, OSError)
+            self._failed(f"{type(error).__name__}: {error}" if is_os_error else str(error))
             raise TrainingFailed(f"{plan.folder}: {error}") from error
         except Exception as error:
             problem = device_problem(error, plan.config)
@@ -329,9 +334,8 @@ class _Status:
             return
         self.write("interrupted")
         print(
-            f"\nstopped after step {self.step} of {self.plan.total_steps}; the same command goes "
-            "on "
-            f"from there: {self.plan.folder}"
+            f"\nstopped after step {self.step} of {self.plan.total_steps}; run the same command "
+            f"to resume: {self.plan.folder}"
         )
 
     def _failed(self, reason: str) -> None:
@@ -344,7 +348,7 @@ class _Status:
 
 @contextmanager
 def _tracked(plan: Plan, name: str, folder: RunFolder | None) -> Iterator[Tracker]:
-    """Open the run on the dashboard; on workers other than the first, a tracker of nothing."""
+    """Open the run on the dashboard. Workers after the first get a tracker that does nothing."""
     if folder is None:
         yield Tracker(None)
         return
@@ -367,6 +371,7 @@ def _tracked(plan: Plan, name: str, folder: RunFolder | None) -> Iterator[Tracke
 
 
 def _last_metrics(folder: Path) -> dict[str, float]:
+    """The last value of every metric of a run."""
     last: dict[str, float] = {}
     for line in read_metrics(folder / "metrics.jsonl"):
         last |= line
@@ -386,7 +391,7 @@ def _summary(plan: Plan, step: int, metrics: dict[str, float]) -> str:
     best = load_best(plan.folder / "checkpoints", plan.fingerprint)
     if best is not None:
         lines.append(
-            f"evaluated with the last weights; {best['metric']} was best, {best['value']:.4f}, "
-            f"after step {best['step']}: those weights are in checkpoints/best.pt"
+            f"the metrics are those of the last weights; {best['metric']} was best after step "
+            f"{best['step']} ({best['value']:.4f}), and those weights are in checkpoints/best.pt"
         )
     return "\n".join([*lines, str(plan.folder)])

@@ -103,9 +103,9 @@ def test_bands_are_students_intervals_and_a_repeated_seed_counts_once():
     low, high = scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=scipy.stats.sem(values))
     curve = panel.curves["a"]
     assert curve.means == pytest.approx([0.6])
-    assert curve.halves == pytest.approx([(high - low) / 2])
+    assert curve.half_widths == pytest.approx([(high - low) / 2])
     assert (panel.bottom, panel.level) == (0.0, (0.25, "chance, 1/4"))
-    assert values_panel(history[:1], "test/accuracy").curves["a"].halves == pytest.approx(
+    assert values_panel(history[:1], "test/accuracy").curves["a"].half_widths == pytest.approx(
         [np.nan], nan_ok=True
     )
 
@@ -127,7 +127,7 @@ def test_paired_differences_are_those_seed_by_seed():
     panel = paired_panel(pd.DataFrame(rows), "model/distance", {"early": "none"})
     assert panel.curves["early"].means == pytest.approx([0.2, 0.2])
     half = scipy.stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
-    assert panel.curves["early"].halves == pytest.approx([half, half])
+    assert panel.curves["early"].half_widths == pytest.approx([half, half])
     assert panel.level[0] == 0
     assert paired_panel(pd.DataFrame(rows), "model/distance", {"early": "other"}) is None
 

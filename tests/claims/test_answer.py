@@ -6,9 +6,9 @@ import pytest
 from earlydrop.claims.answer import (
     answer_rows,
     answer_table,
-    decisive,
-    dissent,
-    dissent_line,
+    counting_verdicts,
+    differing_line,
+    differing_verdicts,
     measured,
     points,
 )
@@ -113,7 +113,7 @@ def test_the_largest_round_that_has_run_decides():
     declared, verdicts = judged(
         F5, summaries=made_up(effect=-0.2, seeds=[*range(10, 14), *range(20, 30)]), studies=studies
     )
-    assert decisive(declared[0], verdicts)["F5-loss"].round == "more"
+    assert counting_verdicts(declared[0], verdicts)["F5-loss"].round == "more"
 
 
 def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
@@ -123,17 +123,19 @@ def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
         declared, verdicts = judged(
             F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))]
         )
-        assert [verdict.round for verdict in dissent(declared[0], verdicts)] == ["repeat"]
+        assert [verdict.round for verdict in differing_verdicts(declared[0], verdicts)] == [
+            "repeat"
+        ]
         claim = '"Early dropout lowers the training loss" on d'
         expected = f'Other seeds disagree: {claim} ({word} in the round "repeat").'
-        assert dissent_line(declared, verdicts) == expected
+        assert differing_line(declared, verdicts) == expected
     both = merged(
         made_up(effect=-0.2, seeds=range(20, 30)), made_up(effect=-0.2, seeds=range(10, 14))
     )
     declared, verdicts = judged(
         F5, summaries=both, studies=[study(first=range(20, 30), repeat=range(10, 14))]
     )
-    assert dissent(declared[0], verdicts) == []
+    assert differing_verdicts(declared[0], verdicts) == []
 
 
 def test_a_repetition_that_leaves_open_what_was_decided_is_named_unless_it_is_smaller():
@@ -144,12 +146,12 @@ def test_a_repetition_that_leaves_open_what_was_decided_is_named_unless_it_is_sm
     declared, verdicts = judged(
         F5, summaries=both, studies=[study(first=range(20, 24), repeat=range(10, 14))]
     )
-    assert '(undecided in the round "repeat")' in dissent_line(declared, verdicts)
+    assert '(undecided in the round "repeat")' in differing_line(declared, verdicts)
     more = merged(both, made_up(effect=-0.2, seeds=range(24, 25)))
     declared, verdicts = judged(
         F5, summaries=more, studies=[study(first=range(20, 25), repeat=range(10, 14))]
     )
-    assert dissent_line(declared, verdicts) == ""
+    assert differing_line(declared, verdicts) == ""
 
 
 def test_of_several_claims_it_says_how_many_have_each_verdict():
@@ -162,13 +164,13 @@ def test_of_several_claims_it_says_how_many_have_each_verdict():
 
 def test_points_lie_towards_their_claim():
     found = points(*judged(F5, ACCURACY, summaries=made_up(effect=-0.2)))
-    assert [point.words for point in found] == [
+    assert [point.claim for point in found] == [
         row.words for row in answer_rows() if row.claims[0] in ("F5-loss", "F5-accuracy")
     ]
     for point in found:
-        assert point.word == "confirmed"
+        assert point.verdict == "confirmed"
         assert point.paired.low < 0.2 < point.paired.high
-        assert point.size == 0.05
+        assert point.smallest == 0.05
 
 
 def test_a_file_that_another_replaces_leaves_the_answer_when_the_other_has_run():

@@ -129,7 +129,7 @@ def test_rates_in_a_tuple_are_named():
     model = nn.Sequential(others.Layers())
     with pytest.warns(
         UserWarning,
-        match=r"since a rate in a tuple or a list cannot be: 0\.layer_dropouts=\(0\.3, 0\.3, 0\.3, 0\.3\)",
+        match=r"rates in a tuple or a list cannot be driven: 0\.layer_dropouts=\(0\.3, 0\.3, 0\.3, 0\.3\)",
     ):
         DropoutScheduler(model, constant(0.1), kind="all")
     earlydrop.restore(model)

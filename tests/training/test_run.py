@@ -132,7 +132,7 @@ def test_a_signal_saves_and_stops(config, monkeypatch, capsys):
     monkeypatch.undo()
     folder = make_plan(config()).folder
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "run the same command to resume" in capsys.readouterr().out
     assert run(config())["state"] == "finished"
 
 

@@ -217,8 +217,8 @@ def test_early_stopping_keeps_the_best_weights_beside_the_last_and_says_which_we
     )
     assert kept["step"] < lines[-1]["step"]
     assert (
-        f"evaluated with the last weights; test/loss was best, {best['test/loss']:.4f}, after step {best['step']}"
-        in capsys.readouterr().out
+        f"the metrics are those of the last weights; test/loss was best after step {best['step']} "
+        f"({best['test/loss']:.4f})" in capsys.readouterr().out
     )
     settings.mode = "eval"
     evaluated = run(settings)

@@ -136,7 +136,7 @@ def noted(library: Any, generator: object, note: Callable[..., Any]) -> Iterator
         def draw(*args: Any, **kwargs: Any) -> Any:
             value = function(*args, **kwargs)
             drawn = note(f"{library.__name__}.{name}", source=library.__name__)
-            drawn.followed = True
+            drawn.used = True
             if type(value) is float and name in ("random", "uniform", "rand", "random_sample"):
                 low, high = args if name == "uniform" and len(args) == 2 else (0.0, 1.0)
                 used = functools.partial(setattr, drawn, "matters", True)

@@ -168,7 +168,7 @@ def _draws(model: nn.Module, inputs: Any, off: list[Site] | None) -> list[Draw]:
         model.train()
         with watch(model) as seen:
             outputs = call(model, inputs)
-        return seen.finish(outputs)
+        return seen.draws_with_effect(outputs)
 
 
 def _hold_base_rates(stack: ExitStack, model: nn.Module) -> None:
@@ -264,7 +264,7 @@ def _kind_of(draw: Draw, site: Site | None, asked: str) -> str:
     """The kind of a draw by its site or by its mask; the asked kind where neither tells it."""
     if site is not None:
         return site.kind
-    return "unit" if draw.elements and draw.rate is not None else asked
+    return "unit" if draw.per_unit and draw.rate is not None else asked
 
 
 def _site_of(draw: Draw, by_module: dict[int, list[Site]]) -> Site | None:

@@ -2,12 +2,12 @@
 
 A drawn number may have no effect. The LayerDrop of OmniASR (transformers) draws ``torch.rand([])``
 at every layer, also at rate 0, and skips the layer if the number is below the rate. So each draw of
-plain random numbers is followed: every operation on them is repeated on extreme values in their
-place (`earlydrop.sites.audit.extremes`). If all come to one result (``rand < 0`` is False for
-each), the draw drops nothing. Without this, the audit would list drops of OmniASR at rate 0, and
+plain random numbers is followed: each operation on them is repeated with extreme values instead
+(`earlydrop.sites.audit.extremes`). If all results are equal (``rand < 0`` is False for each), the
+draw drops nothing. Without this, the audit would list drops of OmniASR at rate 0, and
 `probe` would refuse it.
 
-The Python stack tells the module and the line of a draw. Only the stack has the line.
+The module and the line of a draw are read from the Python stack, the only place that has the line.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ class Draw:
         where: The line outside torch that called the operation.
         rate: The rate given to the operation; None if there was none.
         matters: Whether a result depends on the numbers.
-        followed: Whether an operation used the numbers.
-        elements: Whether the numbers differ within a sample: units are dropped, not whole samples.
+        used: Whether an operation used the numbers.
+        per_unit: Whether the numbers differ within a sample, so that units and not whole samples
+            are dropped.
     """
 
     module: nn.Module | None
@@ -66,8 +67,8 @@ class Draw:
     where: str
     rate: float | None = None
     matters: bool = False
-    followed: bool = False
-    elements: bool = False
+    used: bool = False
+    per_unit: bool = False
 
 
 class _Call(NamedTuple):
@@ -80,7 +81,7 @@ class _Call(NamedTuple):
 
 
 @dataclass
-class _Followed:
+class _Extremes:
     """The extreme values in the place of a tensor, and the draws behind it."""
 
     values: list[Tensor]
@@ -88,7 +89,7 @@ class _Followed:
 
 
 class Watch(TorchDispatchMode):
-    """Within it, every random draw in torch's dispatcher and in this thread is noted.
+    """Context that notes every random draw in torch's dispatcher in this thread.
 
     Draws of scripted and C++ code pass the dispatcher too.
 
@@ -101,22 +102,21 @@ class Watch(TorchDispatchMode):
         self.draws: list[Draw] = []
         self.sources: set[str] = set()  # sources of random numbers with a noted draw
         self._modules = {id(module): module for module in model.modules()}
-        self._followed: Any = WeakTensorKeyDictionary()
-        self._following = True
+        self._extremes_of: Any = WeakTensorKeyDictionary()
+        self._enabled = True
 
     @contextmanager
     def unfollowed(self) -> Iterator[None]:
         """Within it, operations on drawn numbers are not followed."""
-        self._following = False
+        self._enabled = False
         try:
             yield
         finally:
-            self._following = True
+            self._enabled = True
 
     @classmethod
-    def _should_skip_dynamo(
-        cls,
-    ) -> bool:  # otherwise torch imports its compiler, which takes seconds
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise torch imports its compiler, which takes seconds.
         return False
 
     def __torch_dispatch__(
@@ -127,33 +127,35 @@ class Watch(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        followed = []
-        if self._following and len(self._followed):
-            followed = [tensor for tensor in _tensors((args, kwargs)) if tensor in self._followed]
+        drawn = []
+        if self._enabled and len(self._extremes_of):
+            drawn = [tensor for tensor in _tensors((args, kwargs)) if tensor in self._extremes_of]
         result = func(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.sources.add("torch")
-            for tensor in followed:
-                self._matters(tensor)
-            self._note(func, args, kwargs, result)
-        elif followed:
-            self._follow(_Call(func, args, kwargs, result), followed)
+            for tensor in drawn:  # numbers that set another draw matter
+                self._mark_as_mattering(tensor)
+            self._note_operation(func, args, kwargs, result)
+        elif drawn:
+            self._follow(_Call(func, args, kwargs, result), drawn)
         return result
 
-    def _note(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+    def _note_operation(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+    ) -> None:
         """Note a random operation, and follow its numbers if it was given no rate."""
         name = func._schema.name.rpartition("::")[2]
         values = _arguments(func, args, kwargs)
-        drops, rate = _rate(name, values)
+        drops, rate = _drops_and_rate(name, values)
         if not drops:
             return
         draw = self.note(name.strip("_"), rate)
-        draw.elements = any(max(tensor.shape[1:], default=1) > 1 for tensor in _tensors(result))
-        in_place = extremes(name, values, result) if rate is None else None
-        if in_place is None:
+        draw.per_unit = any(max(tensor.shape[1:], default=1) > 1 for tensor in _tensors(result))
+        extreme_values = extremes(name, values, result) if rate is None else None
+        if extreme_values is None:
             draw.matters = True
         else:
-            self._followed[result] = _Followed(in_place, [draw])
+            self._extremes_of[result] = _Extremes(extreme_values, [draw])
 
     def note(self, operation: str, rate: float | None = None, source: str = "torch") -> Draw:
         """Note a draw that happens now.
@@ -172,30 +174,34 @@ class Watch(TorchDispatchMode):
         self.draws.append(draw)
         return draw
 
-    def _follow(self, call: _Call, followed: list[Tensor]) -> None:
+    def _follow(self, call: _Call, drawn: list[Tensor]) -> None:
         """Repeat an operation on the extreme values in the place of drawn numbers."""
         draws: dict[int, Draw] = {}
-        for tensor in followed:
-            draws |= {id(draw): draw for draw in self._followed[tensor].draws}
+        for tensor in drawn:
+            draws |= {id(draw): draw for draw in self._extremes_of[tensor].draws}
         for draw in draws.values():
-            draw.followed = True
-        count = min(len(self._followed[tensor].values) for tensor in followed)
+            draw.used = True
+        count = min(len(self._extremes_of[tensor].values) for tensor in drawn)
         results = self._repeat(call, count)
         # Whether the operation mixes the drawn numbers with the data of the model.
         operands = _tensors((call.args, call.kwargs))
-        mixed = any(tensor.numel() > 1 and tensor not in self._followed for tensor in operands)
+        mixed = any(tensor.numel() > 1 and tensor not in self._extremes_of for tensor in operands)
         comparison = call.func._schema.name.rpartition("::")[2].strip("_") in _COMPARISONS
         result = call.result
         split = isinstance(result, (list, tuple)) and len(_tensors(result)) == len(result)
         if results and (comparison or not mixed) and _all_same(results):
+            # every extreme value gives the same result: the numbers have no effect here
             for tensor in _tensors(result):
-                self._followed.pop(tensor, None)
+                self._extremes_of.pop(tensor, None)
         elif results and not mixed and isinstance(result, Tensor):
-            self._followed[result] = _Followed(results, list(draws.values()))
-        elif results and not mixed and split:  # as by a loop over the tensor
+            # the result depends on drawn numbers alone: follow it
+            self._extremes_of[result] = _Extremes(results, list(draws.values()))
+        elif results and not mixed and split:
+            # the same for several tensors, as from a loop over one
             for part, values in zip(result, zip(*results, strict=True), strict=True):
-                self._followed[part] = _Followed(list(values), list(draws.values()))
+                self._extremes_of[part] = _Extremes(list(values), list(draws.values()))
         else:
+            # the numbers meet the data of the model: they matter
             for draw in draws.values():
                 draw.matters = True
 
@@ -203,18 +209,23 @@ class Watch(TorchDispatchMode):
         """The results of an operation on each extreme value; none if a value is not allowed."""
         results = []
         for index in range(count):
-
-            def replaced(x: Any, index: int = index) -> Any:
-                if isinstance(x, Tensor) and x in self._followed:
-                    return self._followed[x].values[index]
-                return x
-
-            args, kwargs = tree_map(replaced, call.args), tree_map(replaced, dict(call.kwargs))
+            args = self._with_extreme(call.args, index)
+            kwargs = self._with_extreme(dict(call.kwargs), index)
             try:
                 results.append(call.func(*args, **kwargs))
-            except Exception:  # the operation tells the values apart
+            except Exception:  # the operation refuses one of the values, so it depends on them
                 return []
         return results
+
+    def _with_extreme(self, tree: Any, index: int) -> Any:
+        """A tree of arguments with an extreme value in the place of each drawn tensor."""
+
+        def replaced(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor) and leaf in self._extremes_of:
+                return self._extremes_of[leaf].values[index]
+            return leaf
+
+        return tree_map(replaced, tree)
 
     def read(self, tensor: Tensor, value: object) -> object:
         """The value that Python reads from a tensor.
@@ -226,24 +237,27 @@ class Watch(TorchDispatchMode):
         Returns:
             The value; for a drawn float a `Drawn`, which reports its use.
         """
-        if tensor not in self._followed:
+        if tensor not in self._extremes_of:
             return value
         if type(value) is not float:
-            self._matters(tensor)
+            self._mark_as_mattering(tensor)
             return value
-        followed = self._followed[tensor]
-        ends = [float(extreme) for extreme in followed.values]
-        for draw in followed.draws:
-            draw.followed = True
+        extreme = self._extremes_of[tensor]
+        ends = [float(value) for value in extreme.values]
+        for draw in extreme.draws:
+            draw.used = True
         above = math.nextafter(max(ends), math.inf)
-        return Drawn.of(value, low=min(ends), high=above, used=lambda: self._matters(tensor))
+        return Drawn.of(
+            value, low=min(ends), high=above, used=lambda: self._mark_as_mattering(tensor)
+        )
 
-    def _matters(self, tensor: Tensor) -> None:
-        for draw in self._followed[tensor].draws:
-            draw.matters = draw.followed = True
+    def _mark_as_mattering(self, tensor: Tensor) -> None:
+        for draw in self._extremes_of[tensor].draws:
+            draw.matters = True
+            draw.used = True
 
-    def finish(self, outputs: object) -> list[Draw]:
-        """The draws with an effect.
+    def draws_with_effect(self, outputs: object) -> list[Draw]:
+        """The draws that have an effect, and those that no followed operation used.
 
         Args:
             outputs: The outputs of the model.
@@ -252,12 +266,12 @@ class Watch(TorchDispatchMode):
             The draws, in their order.
         """
         for tensor in _tensors(outputs):
-            if tensor in self._followed:
-                self._matters(tensor)
-        return [draw for draw in self.draws if draw.matters or not draw.followed]
+            if tensor in self._extremes_of:
+                self._mark_as_mattering(tensor)
+        return [draw for draw in self.draws if draw.matters or not draw.used]
 
     def _place(self, frame: FrameType | None) -> tuple[nn.Module | None, str, str]:
-        """The innermost module, torch's function, and the line outside torch, of a draw."""
+        """The module, torch's function and the source line of a draw, from the stack."""
         module: nn.Module | None = None
         function = where = inner = ""
         while frame is not None and not frame.f_code.co_filename.startswith(_CALLERS):
@@ -340,7 +354,7 @@ def _all_same(results: list[Any]) -> bool:
     return all(_same(result, results[0]) for result in results)
 
 
-def _rate(name: str, values: Mapping[str, Any]) -> tuple[bool, float | None]:
+def _drops_and_rate(name: str, values: Mapping[str, Any]) -> tuple[bool, float | None]:
     """Whether a random operation draws anything, and the rate given to it."""
     if values.get("train") is False or values.get("training") is False:
         return False, None
@@ -360,27 +374,29 @@ def _rate(name: str, values: Mapping[str, Any]) -> tuple[bool, float | None]:
 
 @contextmanager
 def watch(model: nn.Module) -> Iterator[Watch]:
-    """Within it, random draws of torch, of Python's ``random`` and of NumPy are noted.
+    """Context that notes random draws of torch, of Python's ``random`` and of NumPy.
+
+    A generator whose state changed although no draw was noted gets one draw at an unknown place.
 
     Args:
         model: The model, to whose modules the draws belong.
 
     Yields:
-        The watch. Call its `Watch.finish` afterwards.
+        The watch. Call its `Watch.draws_with_effect` afterwards.
     """
-    seen = Watch(model)
+    watching = Watch(model)
     numpy_random = sys.modules.get("numpy.random")
-    before = [read() for _, read in random_states()]
+    states_before = [read() for _, read in random_states()]
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # compiled parts run in eager mode
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         of_python: Any = random
-        stack.enter_context(noted(random, of_python._inst, seen.note))
+        stack.enter_context(noted(random, of_python._inst, watching.note))
         if numpy_random is not None:
-            stack.enter_context(noted(numpy_random, numpy_random.mtrand._rand, seen.note))
-        stack.enter_context(seen)
-        stack.enter_context(_Reading(seen))
-        yield seen
-    for (source, read), state in zip(random_states(), before, strict=True):
-        if source not in seen.sources and not _same(read(), state):
-            seen.draws.append(Draw(None, f"{source} (unseen)", "somewhere", matters=True))
+            stack.enter_context(noted(numpy_random, numpy_random.mtrand._rand, watching.note))
+        stack.enter_context(watching)
+        stack.enter_context(_Reading(watching))
+        yield watching
+    for (source, read), state in zip(random_states(), states_before, strict=True):
+        if source not in watching.sources and not _same(read(), state):
+            watching.draws.append(Draw(None, f"{source} (unseen)", "somewhere", matters=True))

@@ -91,6 +91,10 @@ class DataConfig:
     """Column of the images in a dataset of Hugging Face."""
     label: str = _key("label", used=_huggingface)
     """Column of the labels in a dataset of Hugging Face."""
+    extra: dict[str, Any] = _key({}, MACHINE, used=_folder, cited=True)
+    """Further test sets, measured at the end of a run and by ``mode=eval``: names, each with a
+    folder of class folders or a file of label lists (ReaL), such as
+    ``+data.extra.v2=/data/imagenetv2``."""
     args: dict[str, Any] = _key({})
     """Arguments of a dataset of your own, such as ``+data.args.noise=0.1``."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from earlydrop.metrics import METRICS
+from earlydrop.metrics import METRICS, extra_metric
 from earlydrop.training.checks import check
 from earlydrop.training.config import Config
 from earlydrop.training.data.files import counts_in_words
@@ -199,7 +199,15 @@ def _skipped(plan: Plan) -> dict[str, Any]:
             f"{STATUS}; resume=never trains it again",
             file=sys.stderr,
         )
-    return {"folder": str(plan.folder), "state": "skipped"} | _last_metrics(plan.folder)
+    metrics = _last_metrics(plan.folder)
+    new = [name for name in plan.config.data.extra if f"{name}/accuracy" not in metrics]
+    if new:
+        print(
+            f"warning: data.extra.{new[0]} is not measured by a run that is finished: the same "
+            "command with mode=eval measures it",
+            file=sys.stderr,
+        )
+    return {"folder": str(plan.folder), "state": "skipped"} | metrics
 
 
 def _train(
@@ -379,6 +387,10 @@ def _summary(plan: Plan, step: int, metrics: dict[str, float]) -> str:
     for name, metric in METRICS.items():
         if metric.printed and name in metrics:
             values.append(f"{name} {metrics[name]:.4f}")
+    for name, value in metrics.items():
+        extra = extra_metric(name)
+        if extra is not None and extra.printed:
+            values.append(f"{name} {value:.4f}")
     steps = f"{step} steps"
     if step != plan.total_steps:
         steps = f"stopped early after {step} of {plan.total_steps} steps"

@@ -25,7 +25,13 @@ from earlydrop.training.data.order import training_order
 from earlydrop.training.data.source import Batch
 from earlydrop.training.distributed import Group
 from earlydrop.training.endings import Interrupted, TrainingFailed
-from earlydrop.training.evaluate import autocast, evaluate_all, evaluate_mc, no_autocast
+from earlydrop.training.evaluate import (
+    autocast,
+    evaluate_all,
+    evaluate_extra,
+    evaluate_mc,
+    no_autocast,
+)
 from earlydrop.training.flops import bf16_peak, training_flops
 from earlydrop.training.optim import add_penalties, learning_rate, make_optimizer
 from earlydrop.training.pace import Pace
@@ -270,11 +276,15 @@ class Trainer:
         return metrics
 
     def _evaluate_at_the_end(self) -> dict[str, float]:
-        """Measures of the last step only: all images after an early stop, Monte Carlo dropout."""
+        """Measures of the last step only.
+
+        All images after an early stop, further test sets, Monte Carlo dropout.
+        """
         metrics: dict[str, float] = {}
         stopped_early = self.patience.is_over
         if stopped_early and self.plan.config.evaluation.interim_images is not None:
             metrics |= self._evaluate(last=True)
+        metrics |= evaluate_extra(self.model, self.plan, self.group, self.average)
         passes = self.plan.config.trainer.mc_passes
         if passes is None:
             return metrics

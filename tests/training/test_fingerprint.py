@@ -115,6 +115,7 @@ def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path, request):
         "augment.randaugment",
         "augment.color_jitter",
         "data.skip_corrupt",
+        "data.extra",
     )
     base = {"out": str(tmp_path), "trainer.epochs": 3, "trainer.batch_size": 2} | NEEDS.get(
         name, {}
@@ -136,6 +137,8 @@ def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path, request):
         config_of(base),
         config_of(base | {name: str(image_folder) if name == "data.root" else changed(key)}),
     )
+    if name == "data.extra":
+        other.data.extra = {"again": str(image_folder / "val")}
     if name == "data.name":
         other.data.root = other.data.image_size = None
     assert key.used(one), name

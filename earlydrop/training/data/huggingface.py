@@ -93,6 +93,9 @@ class HuggingFaceImages:
             stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]), name
         )
 
+    def file_names(self) -> list[str]:
+        return [name for name, _ in self.described()]
+
     def keep(self, indices: Sequence[int]) -> None:
         self._rows = self._rows.select(indices)
         self.labels = self.labels[list(indices)]

@@ -57,6 +57,10 @@ class Images(Protocol):
         """
         ...
 
+    def file_names(self) -> list[str]:
+        """The name of every image's file, without its folders."""
+        ...
+
     def keep(self, indices: Sequence[int]) -> None:
         """Forget the other images."""
         ...
@@ -142,6 +146,14 @@ class LoadedImages(Source):
 
     def close(self) -> None:
         self._pool.close()
+
+    def images(self, split: str) -> Images:
+        """The images of a split."""
+        return self._dataset.splits[split]
+
+    def add(self, split: str, images: Images) -> None:
+        """Add a split that `batches` then reads as the others; to be called before any is read."""
+        self._dataset.splits = {**self._dataset.splits, split: images}
 
     def shared_memory(self, *batch_sizes: int) -> int:
         image = 3 * self.image_size**2

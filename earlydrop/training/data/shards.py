@@ -168,6 +168,9 @@ class ShardImages:
             ) from error
         return load_image(io.BytesIO(content), name)
 
+    def file_names(self) -> list[str]:
+        return [os.path.basename(name) for name, _ in self.samples]
+
     def keep(self, indices: Sequence[int]) -> None:
         self.samples = Samples(self.samples[index] for index in indices)
         self.lengths, self._offsets, self._shards = (

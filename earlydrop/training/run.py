@@ -47,10 +47,12 @@ from earlydrop.training.progress import progress_bar
 from earlydrop.training.record.checkpoint import load_best
 from earlydrop.training.record.folder import (
     STATUS,
+    TIMING,
     RunFolder,
     changed_files,
     read_metrics,
     read_status,
+    read_timing,
 )
 from earlydrop.training.record.log import log_to
 from earlydrop.training.record.provenance import write_provenance
@@ -244,7 +246,10 @@ def _train(
             trainer.resume()
             bar.update(trainer.step)
             if folder is not None:
-                tracker.replay(read_metrics(plan.folder / "metrics.jsonl"))
+                tracker.replay(
+                    read_metrics(plan.folder / "metrics.jsonl"),
+                    read_timing(plan.folder / TIMING),
+                )
                 status.write("running")
             if plan.source.left_out:
                 log.warning("left out of the data: %s", counts_in_words(plan.source.left_out))
@@ -281,12 +286,13 @@ class _Listeners:
         if self.watch is not None and self.watch(step, dict(metrics)):
             self.asked_to_stop = True
 
-    def progress(self, step: int, metrics: dict[str, float]) -> None:
-        """Take the metrics of a logged step."""
+    def progress(self, metrics: dict[str, float], timing: dict[str, float]) -> None:
+        """Take the metrics and the line of timing of a logged step."""
+        self.tracker.time(timing)
         loss = metrics["train/loss"]
         rate = max(metrics["dropout/unit_rate"], metrics["dropout/path_rate"])
         self.bar.set_postfix(loss=f"{loss:.4f}", rate=f"{rate:.4g}", refresh=False)
-        self.bar.update(step - self.bar.n)
+        self.bar.update(int(timing["step"]) - self.bar.n)
 
 
 class _Status:

@@ -59,7 +59,7 @@ class Trainer:
         folder: Where it is recorded, held by this process; None on every worker but the first.
         track: Called with (step, metrics) for every line of ``metrics.jsonl``.
         stop: Called after each step; True asks to stop.
-        progress: Called with (step, metrics) after each logged step.
+        progress: Called with the metrics and the line of timing of each logged step.
         group: The workers of the run, of which this is one.
     """
 
@@ -71,7 +71,9 @@ class Trainer:
         folder: RunFolder | None,
         track: Callable[[int, dict[str, float]], None],
         stop: Callable[[], bool] = lambda: False,
-        progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+        progress: Callable[[dict[str, float], dict[str, float]], None] = lambda metrics, timing: (
+            None
+        ),
         group: Group | None = None,
     ) -> None:
         options = plan.config.trainer
@@ -229,8 +231,7 @@ class Trainer:
         timing = pace.record(self.step)
         if self.group.main:
             self._folder.write_timing(timing)
-        speed = {"images_per_second": timing["images_per_second"]}
-        self.progress(self.step, metrics | speed)
+        self.progress(metrics, timing)
         return metrics
 
     def read_window(self) -> dict[str, float]:

@@ -85,6 +85,9 @@ class DataConfig:
     skip_corrupt: bool = _key(False, used=_folder)
     """Read every image of a folder once and leave out those that cannot be decoded, instead of
     ending the run at the first."""
+    decoder: str = _key("pil", choices=("pil", "torchcodec"), used=_folder)
+    """What decodes and crops images of a folder: Pillow, as in the released code (``pil``), or
+    torchcodec and torchvision, faster and rounded otherwise (``torchcodec``)."""
     download: bool = _key(False, MACHINE)
     """Fetch a public dataset that is not on this machine into ``data.root``."""
     image: str = _key("image", used=_huggingface)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from earlydrop.training.config import AugmentConfig, DataConfig
+from earlydrop.training.data.decode import Decode
 from earlydrop.training.data.files import ImageFiles, Samples, find_images
 from earlydrop.training.data.loading import LoadedImages, leave_out_corrupt, same_classes
 from earlydrop.training.data.source import Once, alone
@@ -35,8 +36,8 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def load(self, index: int) -> Any:
-        return load_image(self.samples[index][0])
+    def load(self, index: int, decode: Decode = load_image) -> Any:
+        return decode(self.samples[index][0])
 
     def file_names(self) -> list[str]:
         return [os.path.basename(path) for path, _ in self.samples]

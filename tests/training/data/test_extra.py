@@ -321,3 +321,35 @@ def test_shards_take_folders_and_refuse_lists_of_images_in_another_order(
     options["data"]["extra"] = {"real": str(folders / "real.json")}
     with pytest.raises(ConfigError, match="data=imagefolder where shards renamed the images"):
         make_plan(config(**options))
+
+
+def test_a_dataset_of_hugging_face_takes_both(config, folders, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folders / "cache")
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(folders / "data"))
+    loaded.save_to_disk(str(folders / "saved"))
+    options = settings(folders, "few", "real")
+    expected = make_plan(config(**options))
+    options["data"] |= {"name": "huggingface", "root": str(folders / "saved")}
+    plan = make_plan(config(**options))
+    model, _ = scheduled_model(plan)
+    found = evaluate_extra(model, plan)
+    assert found == pytest.approx(evaluate_extra(model, expected), rel=1e-6)
+    assert found["few/accuracy"] == evaluate_extra(model, expected)["few/accuracy"]
+
+
+def test_lists_open_the_test_set_where_no_split_needs_it(config, folders):
+    trained_run = run(config(**settings(folders)))
+    weights = max((Path(trained_run["folder"]) / "checkpoints").glob("*.pt"))
+    more = {"mode": "eval", "checkpoint": str(weights), "evaluation__splits": ["train_clean"]}
+    evaluated = run(config(**settings(folders, "real", "few", **more)))
+    assert {"train_clean/loss", "real/accuracy", "few/accuracy"} < evaluated.keys()
+    assert "test/loss" not in evaluated
+
+
+def test_a_sweeper_may_optimise_one(config, folders):
+    options = settings(folders, "v2", "real")
+    make_plan(config(**options, objective="v2/accuracy"))
+    for name in ("few/accuracy", "real/loss"):
+        with pytest.raises(ConfigError, match=f"objective is '{name}': expected a metric"):
+            make_plan(config(**options, objective=name))

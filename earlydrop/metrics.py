@@ -6,6 +6,7 @@ Records, tables, figures, claims, the dashboard and early stopping read it here.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -303,6 +304,42 @@ METRICS = {metric.name: metric for metric in _ALL}
 
 WATCHED = tuple(name for name, metric in METRICS.items() if metric.watched)
 """The metrics that every evaluation measures."""
+
+
+RESERVED = frozenset(
+    {name.partition("/")[0] for name in METRICS}
+    | {"best", "early", "extra", "final", "timing", "trainer"}
+)
+"""Names that no further test set may have: they begin other columns and metrics."""
+
+_EXTRA = re.compile(r"(?:ema/)?([A-Za-z][A-Za-z0-9_-]*)/(accuracy|loss)")
+
+
+def extra_metric(name: str) -> Metric | None:
+    """The metric of a further test set (``data.extra``), such as ``v2/accuracy``.
+
+    None for the name of another metric. The loss and the averaged weights have no column in tables,
+    as those of the test set.
+    """
+    match = _EXTRA.fullmatch(name)
+    if match is None or match[1] in RESERVED:
+        return None
+    accuracy, averaged = match[2] == "accuracy", name.startswith("ema/")
+    words = f"{match[1]} {match[2]}"
+    return Metric(
+        name,
+        f"{words} of the averaged weights" if averaged else words,
+        heading=words if accuracy and not averaged else None,
+        better="higher" if accuracy else "lower",
+        column="final" if accuracy and not averaged else None,
+        printed=accuracy or not averaged,
+        unit=_CORRECT if accuracy else _NATS,
+    )
+
+
+def known_metric(name: str) -> Metric | None:
+    """The metric with a name; None for a measure of the user's own."""
+    return METRICS.get(name) or extra_metric(name)
 
 
 def is_own(name: str) -> bool:

@@ -28,7 +28,7 @@ ROWS = {
     "parts": steps.row_parts,
     "seed": steps.row_seed, "trainer": steps.row_trainer, "probe": probes.row_probe,
     "probe_memory": probes.row_probe_memory, "input": paths.row_input,
-    "folder_input": paths.row_folder_input, "loaders": paths.row_loaders,
+    "folder_input": paths.row_folder_input, "loaders": paths.row_loaders, "decoder": paths.row_decoder,
     "start": processes.row_start,
     "two_cores": processes.row_two_cores,
     "workers": processes.row_workers, "busy": processes.row_busy,

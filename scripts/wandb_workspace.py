@@ -40,6 +40,12 @@ SECTIONS = {
         "Gradient direction error": ["probe/gde"],
         "Gradient noise scale (images)": ["probe/noise_scale"],
     },
+    "Speed": {
+        "Images per second": ["timing/images_per_second"],
+        "Share of time waiting for data": ["timing/data_wait"],
+        "Model FLOP utilisation": ["timing/mfu"],
+        "Peak memory (bytes)": ["timing/peak_memory"],
+    },
 }
 
 

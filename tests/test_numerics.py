@@ -33,6 +33,7 @@ PARTS = {
         "training/data/huggingface.py",
         "training/data/transforms.py",
     ],
+    "torchcodec": ["training/data/decode.py"],
     "mixing": ["training/data/augment.py", "training/data/objective.py"],
     "masks": [
         "sites/masks.py",

@@ -121,8 +121,10 @@ def _set_own(config: Config, name: str, value: Any) -> None:
     """Set a key below an open one, such as ``model.args.width``; null leaves it out."""
     if _is_null(value):
         return
-    group, _, key = name.split(".", 2)
-    getattr(config, group).args[key] = yaml.safe_load(value) if isinstance(value, str) else value
+    group, field, key = name.split(".", 2)
+    getattr(getattr(config, group), field)[key] = (
+        yaml.safe_load(value) if isinstance(value, str) else value
+    )
 
 
 def _plain(value: Any, kinds: tuple[Any, ...]) -> Any:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from earlydrop.analysis.runs import DAMAGED, runs_of
 from earlydrop.analysis.stats import Paired, interval, paired
-from earlydrop.metrics import METRICS, Metric, is_own
+from earlydrop.metrics import METRICS, Metric, extra_metric, is_own
 from earlydrop.training.record.failures import failure_lines, failures
 from earlydrop.training.record.folder import STATUS
 
@@ -27,7 +27,8 @@ COLUMNS["seconds"] = ("seconds", 0)
 
 def metric_of(heading: str) -> Metric | None:
     """The metric with a heading of `COLUMNS`; None for a measure of the user's own."""
-    return next((metric for metric in METRICS.values() if metric.heading == heading), None)
+    known = next((metric for metric in METRICS.values() if metric.heading == heading), None)
+    return known or extra_metric(heading.replace(" ", "/"))
 
 
 def base_arms(runs: pd.DataFrame) -> dict[str, str]:
@@ -46,12 +47,15 @@ def base_arms(runs: pd.DataFrame) -> dict[str, str]:
 
 
 def columns(runs: pd.DataFrame) -> dict[str, tuple[str, int]]:
-    """`COLUMNS`, and the early mean of every measure of the user's own that the runs have."""
+    """`COLUMNS`, the accuracy on further test sets, and the early mean of measures of one's own."""
     own = {}
     for column in map(str, runs):
         window, _, metric = column.partition("/")
         if window == "early" and is_own(metric):
             own[column] = (f"early {metric.removeprefix('probe/')}", 4)
+        extra = extra_metric(metric)
+        if extra is not None and extra.heading is not None and window == extra.column:
+            own[column] = (extra.heading, extra.digits)
     return COLUMNS | own
 
 

@@ -14,7 +14,7 @@ import scipy.stats
 from earlydrop.analysis.arms import Arm, config_of
 from earlydrop.analysis.runs import load_history
 from earlydrop.analysis.stats import LEVEL
-from earlydrop.metrics import METRICS, is_own
+from earlydrop.metrics import METRICS, is_own, known_metric
 from earlydrop.schedules import Schedule
 from earlydrop.training.schedule_config import (
     drops,
@@ -115,13 +115,13 @@ def default_figures(history: pd.DataFrame) -> dict[str, str]:
 
 def words_of(metric: str) -> str:
     """A metric's words: its label, or the name of the user's own measure."""
-    known = METRICS.get(metric)
+    known = known_metric(metric)
     return known.label if known is not None else metric.removeprefix("probe/")
 
 
 def axis_of(metric: str) -> str:
     """A metric's words on an axis: label, unit, and which way is better."""
-    known = METRICS.get(metric)
+    known = known_metric(metric)
     if known is None:
         return metric.removeprefix("probe/")
     return f"{known.axis}, {known.better} is better" if known.better else known.axis
@@ -197,7 +197,7 @@ def paired_panel(history: pd.DataFrame, metric: str, bases: Mapping[str, str]) -
     if not curves:
         return None
     names = sorted({bases[arm] for arm in curves})
-    known = METRICS.get(metric)
+    known = known_metric(metric)
     better = f", {known.better} is better" if known is not None and known.better else ""
     minus = names[0] if len(names) == 1 else "its arm without dropout"
     return Panel(f"minus {minus}, seed by seed{better}", curves, level=(0.0, ""))

@@ -36,6 +36,7 @@ def facts(runs: pd.DataFrame, folder: Path) -> list[tuple[str, list[str]]]:
         ("length", _lengths(runs)),
         ("machine", _several(_machine(record) for record in records)),
         ("time", _time(runs, records)),
+        ("speed", _speed(runs)),
         ("commit", _several(_commit(record) for record in records)),
         ("command", commands(records, folder)),
     ]
@@ -93,6 +94,21 @@ def _time(runs: pd.DataFrame, records: list[dict[str, Any]]) -> list[str]:
     if len(seconds):
         total, typical = in_time(seconds.sum()), in_time(seconds.median())
         words.insert(0, f"{total} of training in all, {typical} a run")
+    return ["; ".join(words)] if words else ["not recorded"]
+
+
+def _speed(runs: pd.DataFrame) -> list[str]:
+    """Throughput, waiting for data, utilisation and memory, as far as the runs recorded them."""
+    words = []
+    rates, waits = runs["images_per_second"].dropna(), runs["data_wait"].dropna()
+    if len(rates):
+        words.append(f"{rates.median():,.0f} images/s in a typical run")
+    if len(waits):
+        words.append(f"{waits.median():.1%} of the time spent waiting for data")
+    if runs["mfu"].notna().any():
+        words.append(f"{runs['mfu'].median():.1%} model FLOP utilisation")
+    if runs["peak_memory"].notna().any():
+        words.append(f"at most {runs['peak_memory'].max() / 1e9:.1f} GB of tensors on a GPU")
     return ["; ".join(words)] if words else ["not recorded"]
 
 

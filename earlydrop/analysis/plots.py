@@ -47,7 +47,7 @@ from earlydrop.analysis.panels import (
 from earlydrop.analysis.panels import LOOK as LOOK
 from earlydrop.analysis.points import BARS
 from earlydrop.analysis.stats import Paired
-from earlydrop.metrics import METRICS
+from earlydrop.metrics import METRICS, known_metric
 
 STEP = "optimizer step"
 BANDS = "bands: 95% intervals of the mean (Student's t)"
@@ -109,7 +109,7 @@ def drawings(runs: pd.DataFrame, most: int = _MOST_POINTS) -> list[Drawing]:
             panels, subtitle = [_with_cutoffs(rates, marks)], f"{said}; {note}"
         else:
             panels, subtitle = [values_panel(history, metric, classes)], f"{said}; {BANDS}"
-            known = METRICS.get(metric)
+            known = known_metric(metric)
             comparable = known is None or known.column is not None
             paired = paired_panel(history, metric, bases) if comparable else None
             panels += [paired] if paired is not None else []

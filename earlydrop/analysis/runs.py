@@ -92,8 +92,9 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
         - ``step`` and ``total_steps``;
         - ``classes`` and ``steps_per_epoch``: of its data; null where a run of an earlier version
           did not record them;
-        - ``seconds``: training time of the process that came last, and ``images_per_second``
-          (median);
+        - ``seconds``: training time of the process that came last;
+        - ``images_per_second``, ``data_wait`` and ``mfu``: medians of what ``timing.jsonl`` holds,
+          and ``peak_memory``: its largest value; null where it was not recorded;
         - ``config/<key>``: every configuration value;
         - ``final/<metric>``: the last value of every metric;
         - ``early/<metric>``: its mean over the early window, which are the steps above 0 and up to
@@ -189,8 +190,7 @@ def _row(path: Path) -> dict[str, Any]:
     }
     timing = read_timing(path / "timing.jsonl")
     row["seconds"] = timing[-1]["seconds"] if timing else None
-    rates = pd.Series([line["images_per_second"] for line in timing])
-    row["images_per_second"] = float(rates.median()) if timing else None
+    row |= _pace(timing)
     row |= {f"config/{key}": value for key, value in config.items()}
     history = load_history(path)
     if not history.empty:
@@ -200,6 +200,16 @@ def _row(path: Path) -> dict[str, Any]:
         row |= {f"final/{name}": _last(history[name]) for name in metrics}
         row |= {f"early/{name}": early[name].mean() for name in metrics}
     return row
+
+
+def _pace(timing: list[dict[str, float]]) -> dict[str, float | None]:
+    """Medians over the lines of ``timing.jsonl``, and the largest memory; None if not recorded."""
+    pace: dict[str, float | None] = {}
+    for name in ("images_per_second", "data_wait", "mfu", "peak_memory"):
+        values = pd.Series([line[name] for line in timing if name in line], dtype=float)
+        typical = values.max() if name == "peak_memory" else values.median()
+        pace[name] = float(typical) if len(values) else None
+    return pace
 
 
 def _check_schedule(path: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import os
 
 from earlydrop.metrics import METRICS, is_own
 from earlydrop.training.config import SPLITS, Config
+from earlydrop.training.data.extra import check_extra, metrics_of
 from earlydrop.training.fields import BOUNDS, ConfigError
 from earlydrop.training.keys import OPEN, keys
 from earlydrop.training.names import printable, slug
@@ -27,6 +28,7 @@ def check(config: Config) -> None:
     _check_names(config)
     _check_path_rate(config)
     _check_arguments(config)
+    check_extra(config.data)
     if config.checkpoint is not None and config.mode != "eval":
         raise ConfigError(
             f"checkpoint is {config.checkpoint!r}: it says what mode=eval evaluates; a run goes on "
@@ -117,7 +119,7 @@ def _check_trainer(config: Config) -> None:
 def _check_objective(config: Config) -> None:
     """The metric that a sweeper optimises has to be measured in every run."""
     name = config.objective
-    if name is None:
+    if name is None or name.removeprefix("ema/") in metrics_of(config.data):
         return
     if name not in METRICS and not is_own(name):
         close = difflib.get_close_matches(name, METRICS, 1, 0.6)
@@ -196,7 +198,7 @@ def _check_path_rate(config: Config) -> None:
 
 def _check_arguments(config: Config) -> None:
     """The arguments of a user's code are plain values under plain names."""
-    for key in OPEN:
+    for key in (key for key in OPEN if key.endswith(".args")):
         for name, value in keys()[key].of(config).items():
             if not str(name).isidentifier():
                 raise ConfigError(

@@ -85,12 +85,19 @@ class DataConfig:
     skip_corrupt: bool = _key(False, used=_folder)
     """Read every image of a folder once and leave out those that cannot be decoded, instead of
     ending the run at the first."""
+    decoder: str = _key("pil", choices=("pil", "torchcodec"), used=_folder)
+    """What decodes and crops images of a folder: Pillow, as in the released code (``pil``), or
+    torchcodec and torchvision, faster and rounded otherwise (``torchcodec``)."""
     download: bool = _key(False, MACHINE)
     """Fetch a public dataset that is not on this machine into ``data.root``."""
     image: str = _key("image", used=_huggingface)
     """Column of the images in a dataset of Hugging Face."""
     label: str = _key("label", used=_huggingface)
     """Column of the labels in a dataset of Hugging Face."""
+    extra: dict[str, Any] = _key({}, MACHINE, used=_folder, cited=True)
+    """Further test sets, measured at the end of a run and by ``mode=eval``: names, each with a
+    folder of class folders or a file of label lists (ReaL), such as
+    ``+data.extra.v2=/data/imagenetv2``."""
     args: dict[str, Any] = _key({})
     """Arguments of a dataset of your own, such as ``+data.args.noise=0.1``."""
 

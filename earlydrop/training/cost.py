@@ -97,6 +97,7 @@ def estimate(plan: Plan, like: Cost | None = None) -> Cost:
     for step in plan.eval_steps:
         for split in config.evaluation.splits:
             evaluated += evaluated_images(plan, split, last=step == plan.total_steps)
+    evaluated += sum(len(extra.indices) for extra in plan.source.extra.values())
     evaluated *= 2 if config.trainer.ema is not None else 1
     twice = 2 if plan.compares else 1
     probed = len(plan.probe_steps) * (config.probe.batches * batch + dataset_images(plan)) * twice

@@ -73,6 +73,13 @@ def _print_data(plan: Plan) -> None:
     )
     if source.left_out:
         print(f"left out     {counts_in_words(source.left_out)}")
+    for name, extra in source.extra.items():
+        counted = counts_in_words(extra.left_out) if any(extra.left_out.values()) else ""
+        print(
+            f"{'further' if name == next(iter(source.extra)) else '':<13}{name}: "
+            f"{len(extra.indices):,} images of {extra.classes:,} classes, {extra.matched}"
+            + (f" (left out: {counted})" if counted else "")
+        )
     if source.absent:
         print(
             "             (not on this machine: these are its published sizes, so the fingerprint "

@@ -1,8 +1,8 @@
-"""Evaluation: which splits, under which objective, and Monte Carlo dropout."""
+"""Evaluation: which splits, under which objective, further test sets, and Monte Carlo dropout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from earlydrop.classic.monte_carlo import mc_dropout
 from earlydrop.exact import brought_home, exact, home
+from earlydrop.training.average import WeightAverage
+from earlydrop.training.data.extra import scored
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import split_batches
-from earlydrop.training.data.source import Batch
+from earlydrop.training.data.source import Batch, ExtraSet
 from earlydrop.training.distributed import ALONE, Group
 from earlydrop.training.plan import Plan
 from earlydrop.training.streams import stream, stream_seed
@@ -59,7 +61,11 @@ def evaluated_images(plan: Plan, split: str, last: bool) -> int:
 
 @torch.no_grad()
 def _evaluate(
-    model: nn.Module, batches: Iterable[Batch], plan: Plan, smoothing: float, group: Group
+    model: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    plan: Plan,
+    smoothing: float,
+    group: Group,
 ) -> tuple[float, float]:
     """Mean loss and accuracy over all workers' batches, in evaluation mode.
 
@@ -117,6 +123,69 @@ def evaluate_all(
         results |= {f"{split}/loss": measured[0], f"{split}/accuracy": measured[1]}
     model.train(training)
     return results
+
+
+@torch.no_grad()
+def evaluate_extra(
+    model: nn.Module, plan: Plan, group: Group = ALONE, average: WeightAverage | None = None
+) -> dict[str, float]:
+    """Accuracy, and loss, on the further test sets (``data.extra``).
+
+    Of a set that has images of some classes only, such as ImageNet-A and ImageNet-R, prediction and
+    cross-entropy are among the logits of its classes. Of label lists, such as ReaL, a prediction
+    counts as right if it is in the list of its image; there is no loss. The batches are shared
+    among the workers, and the sums are exact. The model's mode is put back. An ``average`` of the
+    weights is evaluated too.
+    """
+    if not plan.config.data.extra:
+        return {}
+    results: dict[str, float] = {}
+    training = model.training
+    model.eval()
+    for name, extra in plan.source.extra.items():
+        batches = group.share(
+            list(enumerate(extra.indices.split(plan.config.evaluation.batch_size)))
+        )
+        if extra.answers is not None:
+            results[f"{name}/accuracy"] = _evaluate_lists(
+                model, batches, extra, answers=extra.answers, plan=plan, group=group
+            )
+            continue
+        loss, accuracy = _evaluate(
+            lambda images, extra=extra: scored(model(images), extra),  # type: ignore[misc]
+            plan.source.batches(batches, extra.split, None),
+            plan,
+            smoothing=0.0,
+            group=group,
+        )
+        results |= {f"{name}/loss": loss, f"{name}/accuracy": accuracy}
+    model.train(training)
+    if average is not None:
+        with average.in_place():
+            averaged = evaluate_extra(model, plan, group)
+        results |= {f"ema/{name}": value for name, value in averaged.items()}
+    return results
+
+
+def _evaluate_lists(
+    model: nn.Module,
+    keyed: list[tuple[int, Tensor]],
+    extra: ExtraSet,
+    *,
+    answers: Tensor,
+    plan: Plan,
+    group: Group,
+) -> float:
+    """The share of images whose prediction is among their answers, (M, L), over all workers."""
+    totals = torch.zeros(2, dtype=torch.float64, device=home(plan.device))
+    batches = plan.source.batches(keyed, extra.split, None)
+    for (_, indices), (images, _) in zip(keyed, batches, strict=True):
+        with autocast(plan):
+            predicted = model(images).argmax(1)
+        right = (answers[indices].to(predicted.device) == predicted[:, None]).any(1).sum()
+        totals += torch.stack((exact(right), totals.new_full((), len(indices))))
+    correct, count = group.sum(totals).tolist()
+    return float(correct / count)
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:

@@ -8,7 +8,7 @@ from torch import nn
 
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.distributed import Group
-from earlydrop.training.evaluate import evaluate_all
+from earlydrop.training.evaluate import evaluate_all, evaluate_extra
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.peaks import Driver
 from earlydrop.training.plan import Plan
@@ -35,6 +35,7 @@ def evaluate_weights(plan: Plan, group: Group) -> dict[str, Any]:
         model.load_state_dict(weights["model"])
         _load_rates(scheduler, weights, title)
         metrics = evaluate_all(model, objective, plan, group=group)
+        metrics |= evaluate_extra(model, plan, group)
         if group.main:
             print(title)
             for name, value in metrics.items():

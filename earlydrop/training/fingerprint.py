@@ -26,6 +26,7 @@ VERSIONS = {
     # image folders: transforms by sample. 2: they follow the keys of `augment`, RandAugment works
     # on every Pillow
     "folder": 2,
+    "torchcodec": 1,  # image folders: decoding and crops by torchcodec and torchvision
     "mixing": 1,
     "parts": 2,  # a batch in several parts. 2: each part has random numbers of its own
     "masks": 1,
@@ -112,6 +113,7 @@ def parts_used(config: Config) -> set[str]:
     )
     used |= {"probe"} if config.probe.at else set()
     used |= {"probe_parts"} if config.probe.at and config.trainer.accumulate > 1 else set()
+    used |= {"torchcodec"} if folder and config.data.decoder == "torchcodec" else set()
     return used | ({"monte_carlo"} if config.trainer.mc_passes is not None else set())
 
 

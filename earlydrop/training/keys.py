@@ -69,8 +69,8 @@ def as_now(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(values)
 
 
-OPEN = ("model.args", "data.args", "schedule.args")
-"""The keys below which a user's code has keys of its own, such as ``model.args.width``."""
+OPEN = ("model.args", "data.args", "schedule.args", "data.extra")
+"""The keys below which a user has keys of their own, such as ``model.args.width``."""
 
 
 def key_of(name: str) -> Key | None:

@@ -109,8 +109,11 @@ def config_dirs(arguments: Iterable[str]) -> list[Path]:
 
 
 def with_own_keys(arguments: Iterable[str]) -> list[str]:
-    """A command line that adds or changes keys below open ones, such as ``model.args.width``."""
-    own = re.compile(rf"\+?(?=(?:{'|'.join(map(re.escape, OPEN))})\.\w)")
+    """A command line that adds or changes keys below open ones.
+
+    They are written as ``model.args.width=64`` or as ``model.args={width:64}``.
+    """
+    own = re.compile(rf"\+?(?=(?:{'|'.join(map(re.escape, OPEN))})(?:\.\w|=\{{))")
     line = []
     for argument in arguments:
         line.append(own.sub("++", argument, count=1) if own.match(argument) else argument)

@@ -13,6 +13,7 @@ from earlydrop.schedules.durations import duration_to_steps
 from earlydrop.training.checks import check
 from earlydrop.training.config import Config
 from earlydrop.training.data import Source, make_source
+from earlydrop.training.data.extra import splits_needed
 from earlydrop.training.data.source import Once, alone
 from earlydrop.training.device import choose_device, refuse_precision
 from earlydrop.training.fields import ConfigError
@@ -221,6 +222,7 @@ def _plan_of_weights(
 ) -> Plan:
     """A plan without steps, which reads the splits that are evaluated and no others."""
     read = {"test" if split == "test" else "train" for split in config.evaluation.splits}
+    read |= splits_needed(config.data)
     splits = [split for split in ("train", "test") if split in read]
     source = make_source(config.data, config.augment, device, splits, once=once)
     schedule = MAKERS["none"]()

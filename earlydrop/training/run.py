@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from earlydrop.metrics import METRICS
+from earlydrop.metrics import METRICS, extra_metric
 from earlydrop.training.checks import check
 from earlydrop.training.config import Config
 from earlydrop.training.data.files import counts_in_words
@@ -47,10 +47,12 @@ from earlydrop.training.progress import progress_bar
 from earlydrop.training.record.checkpoint import load_best
 from earlydrop.training.record.folder import (
     STATUS,
+    TIMING,
     RunFolder,
     changed_files,
     read_metrics,
     read_status,
+    read_timing,
 )
 from earlydrop.training.record.log import log_to
 from earlydrop.training.record.provenance import write_provenance
@@ -204,7 +206,15 @@ def _skipped(plan: Plan) -> dict[str, Any]:
             f"from that in {STATUS}. resume=never trains the run again",
             file=sys.stderr,
         )
-    return {"folder": str(plan.folder), "state": "skipped"} | _last_metrics(plan.folder)
+    metrics = _last_metrics(plan.folder)
+    new = [name for name in plan.config.data.extra if f"{name}/accuracy" not in metrics]
+    if new:
+        print(
+            f"warning: data.extra.{new[0]} is not measured by a run that is finished: the same "
+            "command with mode=eval measures it",
+            file=sys.stderr,
+        )
+    return {"folder": str(plan.folder), "state": "skipped"} | metrics
 
 
 def _train(
@@ -241,7 +251,10 @@ def _train(
             trainer.resume()
             bar.update(trainer.step)
             if folder is not None:
-                tracker.replay(read_metrics(plan.folder / "metrics.jsonl"))
+                tracker.replay(
+                    read_metrics(plan.folder / "metrics.jsonl"),
+                    read_timing(plan.folder / TIMING),
+                )
                 status.write("running")
             if plan.source.left_out:
                 log.warning("left out of the data: %s", counts_in_words(plan.source.left_out))
@@ -278,12 +291,13 @@ class _Listeners:
         if self.watch is not None and self.watch(step, dict(metrics)):
             self.asked_to_stop = True
 
-    def progress(self, step: int, metrics: dict[str, float]) -> None:
-        """Take the metrics of a logged step."""
+    def progress(self, metrics: dict[str, float], timing: dict[str, float]) -> None:
+        """Take the metrics and the line of timing of a logged step."""
+        self.tracker.time(timing)
         loss = metrics["train/loss"]
         rate = max(metrics["dropout/unit_rate"], metrics["dropout/path_rate"])
         self.bar.set_postfix(loss=f"{loss:.4f}", rate=f"{rate:.4g}", refresh=False)
-        self.bar.update(step - self.bar.n)
+        self.bar.update(int(timing["step"]) - self.bar.n)
 
 
 class _Status:
@@ -384,6 +398,10 @@ def _summary(plan: Plan, step: int, metrics: dict[str, float]) -> str:
     for name, metric in METRICS.items():
         if metric.printed and name in metrics:
             values.append(f"{name} {metrics[name]:.4f}")
+    for name, value in metrics.items():
+        extra = extra_metric(name)
+        if extra is not None and extra.printed:
+            values.append(f"{name} {value:.4f}")
     steps = f"{step} steps"
     if step != plan.total_steps:
         steps = f"stopped early after {step} of {plan.total_steps} steps"

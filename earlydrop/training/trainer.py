@@ -25,7 +25,13 @@ from earlydrop.training.data.order import training_order
 from earlydrop.training.data.source import Batch
 from earlydrop.training.distributed import Group
 from earlydrop.training.endings import Interrupted, TrainingFailed
-from earlydrop.training.evaluate import autocast, evaluate_all, evaluate_mc, no_autocast
+from earlydrop.training.evaluate import (
+    autocast,
+    evaluate_all,
+    evaluate_extra,
+    evaluate_mc,
+    no_autocast,
+)
 from earlydrop.training.flops import bf16_peak, training_flops
 from earlydrop.training.optim import add_penalties, learning_rate, make_optimizer
 from earlydrop.training.pace import Pace
@@ -53,7 +59,7 @@ class Trainer:
         folder: Where it is recorded, held by this process; None on every worker but the first.
         track: Called with (step, metrics) for every line of ``metrics.jsonl``.
         stop: Called after each step; True asks to stop.
-        progress: Called with (step, metrics) after each logged step.
+        progress: Called with the metrics and the line of timing of each logged step.
         group: The workers of the run, of which this is one.
     """
 
@@ -65,7 +71,9 @@ class Trainer:
         folder: RunFolder | None,
         track: Callable[[int, dict[str, float]], None],
         stop: Callable[[], bool] = lambda: False,
-        progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+        progress: Callable[[dict[str, float], dict[str, float]], None] = lambda metrics, timing: (
+            None
+        ),
         group: Group | None = None,
     ) -> None:
         options = plan.config.trainer
@@ -223,8 +231,7 @@ class Trainer:
         timing = pace.record(self.step)
         if self.group.main:
             self._folder.write_timing(timing)
-        speed = {"images_per_second": timing["images_per_second"]}
-        self.progress(self.step, metrics | speed)
+        self.progress(metrics, timing)
         return metrics
 
     def read_window(self) -> dict[str, float]:
@@ -270,11 +277,15 @@ class Trainer:
         return metrics
 
     def _evaluate_at_the_end(self) -> dict[str, float]:
-        """Measures of the last step only: all images after an early stop, Monte Carlo dropout."""
+        """Measures of the last step only.
+
+        All images after an early stop, further test sets, Monte Carlo dropout.
+        """
         metrics: dict[str, float] = {}
         stopped_early = self.patience.is_over
         if stopped_early and self.plan.config.evaluation.interim_images is not None:
             metrics |= self._evaluate(last=True)
+        metrics |= evaluate_extra(self.model, self.plan, self.group, self.average)
         passes = self.plan.config.trainer.mc_passes
         if passes is None:
             return metrics

@@ -1,8 +1,10 @@
 """Input paths: images per second in memory and from JPEG files, against a model's."""
 
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from benchmark.measure import DEVICE, Row, compare, stepper, synchronised
 from earlydrop.training.compose import compose, config_from_dict
 from earlydrop.training.config import Config
 from earlydrop.training.data import Source, make_source
+from earlydrop.training.data.decode import problem
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import training_order
 from earlydrop.training.plan import make_plan
@@ -96,6 +99,73 @@ def row_folder_input(quick: bool) -> list[Row]:
             )
         torch.set_num_threads(threads)
     return rows
+
+
+def row_decoder(quick: bool) -> list[Row]:
+    """The same files decoded and cropped by Pillow and by torchcodec, read by one core.
+
+    Processor time is compared, not the time on the clock, which other processes lengthen.
+    """
+    if problem() is not None:
+        raise SystemExit(f"error: the row decoder needs torchcodec ({problem()})")
+    count, rows = 64, []
+    with tempfile.TemporaryDirectory() as temporary:
+        script = str(Path(__file__).parents[1] / "make_image_folder.py")
+        size = ["--classes", "16", "--train", str(count // 16), "--val", "1", "--side", "400"]
+        subprocess.run([sys.executable, script, temporary, *size], check=True, capture_output=True)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        released = ["experiment=paper/vit_tiny", f"data.root={temporary}", "data.workers=0"]
+        for what, options, augmented in (
+            ("training as in paper/vit_tiny", [], (0, "augment")),
+            ("training without RandAugment", ["augment.randaugment=null"], (0, "augment")),
+            ("evaluation", [], None),
+        ):
+            reads = [
+                _reading([*released, *options, f"data.decoder={name}"], count, augmented)
+                for name in ("pil", "torchcodec")
+            ]
+            rows.append(_faster(f"decoder, {what}", reads, count, 5 if quick else 15))
+        torch.set_num_threads(threads)
+    return rows
+
+
+def _reading(
+    overrides: list[str], count: int, augmented: tuple[int, str] | None
+) -> Callable[[], object]:
+    """Read every training image once, with the same draws each time.
+
+    Batches are made on the meta device: to normalise them is the work of the device that trains,
+    not of the core that reads.
+    """
+    config = config_from_dict(compose(overrides))
+    source = make_source(config.data, config.augment, torch.device("meta"))
+    return lambda: list(source.batches([(0, torch.arange(count))], "train", augmented))
+
+
+def _faster(name: str, reads: list[Callable[[], object]], count: int, repeats: int) -> Row:
+    """Images per second of processor time: torchcodec's over Pillow's, in turns."""
+    pairs = []
+    for i in range(repeats + 1):
+        times = {}
+        for place in (0, 1) if i % 2 else (1, 0):
+            began = time.process_time()
+            reads[place]()
+            times[place] = time.process_time() - began
+        pairs.append((times[0], times[1]))
+    pairs = pairs[1:]  # the first opens files and loads modules
+    ratios = sorted(pillow / torchcodec for pillow, torchcodec in pairs)
+    pillow, torchcodec = (count / statistics.median(side) for side in zip(*pairs, strict=True))
+    return Row(
+        name,
+        "images per second of a core: data.decoder=torchcodec, against pil",
+        value=statistics.median(ratios),
+        target="(no target)",
+        met=True,
+        low=ratios[len(ratios) // 10],
+        high=ratios[-1 - len(ratios) // 10],
+        note=f"{torchcodec:.0f} images/s against {pillow:.0f}",
+    )
 
 
 def row_loaders(quick: bool) -> list[Row]:

@@ -35,9 +35,28 @@ def test_what_the_runs_recorded_is_said(study):
         "length": ["100 steps"],
         "machine": ["AMD EPYC, 2 cores, cpu x86_64, torch 2.14"],
         "time": ["12 s of training in all, 2 s a run; begun 2026-11-27 17:58 UTC"],
+        "speed": ["20 images/s in a typical run"],
         "commit": ["f9f314dfe7f6 (earlydrop 0.1.0, with uncommitted changes)"],
         "command": ["earlydrop -m schedule=none,early seed=0,1,2"],
     }
+
+
+def test_the_speed_is_the_median_run_and_the_memory_the_largest(study):
+    """Two lines a run, by hand: medians over lines and runs, the largest memory of all."""
+    for i, file in enumerate(sorted(study.rglob("timing.jsonl"))):
+        lines = [
+            {"step": 50, "images_per_second": 100 + i, "seconds": 1, "data_wait": 0.02},
+            {"step": 100, "images_per_second": 300 + i, "seconds": 2, "data_wait": 0.04},
+        ]
+        lines[1] |= {"mfu": 0.4, "peak_memory": (i + 1) * 10**9}
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert said(study)["speed"] == [
+        "202 images/s in a typical run; 3.0% of the time spent waiting for data; "
+        "40.0% model FLOP utilisation; at most 6.0 GB of tensors on a GPU"
+    ]
+    for file in study.rglob("timing.jsonl"):
+        file.unlink()
+    assert said(study)["speed"] == ["not recorded"]
 
 
 def test_runs_without_a_record_are_no_error(study):

@@ -59,7 +59,7 @@ CHANGED = {  # a valid value beside the default, where the type alone does not g
     "objective": "test/loss", "device": "cpu", "schedule.rate": 0.3, "optim.momentum": 0.5, "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.min_lr": 1e-4,
     "trainer.profile": "1:2", "trainer.compile_mode": "reduce-overhead", "evaluation.splits": ["test"], "evaluation.batch_size": 4,
     "trainer.batch_size": 4, "trainer.accumulate": 2, "trainer.steps": 7, "model.pretrained": "weights.pth",
-    "data.image": "picture", "data.label": "kind",
+    "data.decoder": "torchcodec", "data.image": "picture", "data.label": "kind",
     "model.args": {"size": 4}, "data.args": {"size": 14}, "schedule.args": {"top": 0.2}, "probe.measures": ["of_the_fingerprint:steepness"],
 }  # fmt: skip
 NEEDS = {  # what makes a key mean something
@@ -107,7 +107,7 @@ def saved(image_folder, tmp_path):
 @pytest.mark.parametrize(
     "name", [name for name in keys() if name != "checkpoint"]
 )  # a plan to evaluate weights is of no run
-def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path, request):
+def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path, request, monkeypatch):
     key = keys()[name]
     folder = name in (
         "data.image_size",
@@ -115,6 +115,8 @@ def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path, request):
         "augment.randaugment",
         "augment.color_jitter",
         "data.skip_corrupt",
+        "data.extra",
+        "data.decoder",
     )
     base = {"out": str(tmp_path), "trainer.epochs": 3, "trainer.batch_size": 2} | NEEDS.get(
         name, {}
@@ -136,6 +138,10 @@ def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path, request):
         config_of(base),
         config_of(base | {name: str(image_folder) if name == "data.root" else changed(key)}),
     )
+    if name == "data.decoder":
+        monkeypatch.setattr("earlydrop.training.data.decode.problem", lambda: None)
+    if name == "data.extra":
+        other.data.extra = {"again": str(image_folder / "val")}
     if name == "data.name":
         other.data.root = other.data.image_size = None
     assert key.used(one), name

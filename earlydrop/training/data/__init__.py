@@ -15,6 +15,7 @@ import torch
 
 from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.arrays import ARRAYS, AbsentDataError, ArraySource
+from earlydrop.training.data.extra import add_extra
 from earlydrop.training.data.folder import FolderSource
 from earlydrop.training.data.glyphs import GlyphSource
 from earlydrop.training.data.huggingface import HuggingFaceSource
@@ -84,7 +85,10 @@ def make_source(
     ):
         raise ConfigError(f"data.root is {config.root!r}: there is no such folder")
     if _loaded(DATASETS[config.name]):
-        return DATASETS[config.name](config, options, device, splits, once)
+        source = DATASETS[config.name](config, options, device, splits, once)
+        if isinstance(source, LoadedImages):
+            add_extra(source, config, once)
+        return source
     if not planning:
         return DATASETS[config.name](config, options, device)
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from earlydrop.training.config import AugmentConfig, DataConfig
+from earlydrop.training.data.decode import Decode
 from earlydrop.training.data.files import ImageFiles, Samples, find_images
 from earlydrop.training.data.loading import LoadedImages, leave_out_corrupt, same_classes
 from earlydrop.training.data.source import Once, alone
@@ -20,7 +21,7 @@ from earlydrop.training.fields import ConfigError
 from earlydrop.training.names import printable
 
 
-class _FolderImages:
+class FolderImages:
     """The images of one split, as `earlydrop.training.data.loading.Images` says."""
 
     def __init__(self, files: ImageFiles) -> None:
@@ -35,8 +36,11 @@ class _FolderImages:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def load(self, index: int) -> Any:
-        return load_image(self.samples[index][0])
+    def load(self, index: int, decode: Decode = load_image) -> Any:
+        return decode(self.samples[index][0])
+
+    def file_names(self) -> list[str]:
+        return [os.path.basename(path) for path, _ in self.samples]
 
     def keep(self, indices: Sequence[int]) -> None:
         self.samples = Samples(self.samples[index] for index in indices)
@@ -66,7 +70,7 @@ def splits_of(config: DataConfig, splits: Sequence[str]) -> dict[str, Path]:
     return folders
 
 
-def _digest(splits: dict[str, _FolderImages]) -> str:
+def digest_of(splits: dict[str, FolderImages]) -> str:
     """Hash of the images' names, sizes and labels.
 
     Their content is not hashed: to read every image of ImageNet would take an hour.
@@ -93,7 +97,7 @@ def _digest(splits: dict[str, _FolderImages]) -> str:
     return digest.hexdigest()
 
 
-def _listed(config: DataConfig, folders: dict[str, Path]) -> tuple[dict[str, _FolderImages], str]:
+def _listed(config: DataConfig, folders: dict[str, Path]) -> tuple[dict[str, FolderImages], str]:
     """The images of each split, and the hash of all of them.
 
     Raises:
@@ -101,7 +105,7 @@ def _listed(config: DataConfig, folders: dict[str, Path]) -> tuple[dict[str, _Fo
             classes than the other.
     """
     try:
-        splits = {split: _FolderImages(find_images(folder)) for split, folder in folders.items()}
+        splits = {split: FolderImages(find_images(folder)) for split, folder in folders.items()}
     except OSError as error:
         raise ConfigError(f"data.root is {config.root!r}: {printable(str(error))}") from error
     same_classes(
@@ -109,7 +113,7 @@ def _listed(config: DataConfig, folders: dict[str, Path]) -> tuple[dict[str, _Fo
     )
     if config.skip_corrupt:
         leave_out_corrupt(splits, config.workers)
-    return splits, _digest(splits)
+    return splits, digest_of(splits)
 
 
 class FolderSource(LoadedImages):

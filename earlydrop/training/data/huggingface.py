@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from earlydrop.training.config import AugmentConfig, DataConfig
+from earlydrop.training.data.decode import Decode
 from earlydrop.training.data.files import IMAGE_ENDINGS
 from earlydrop.training.data.loading import (
     LoadedImages,
@@ -82,16 +83,19 @@ class HuggingFaceImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def load(self, index: int) -> Any:
+    def load(self, index: int, decode: Decode = load_image) -> Any:
         stored = self._rows[index][self._image]
         name = f"{self.split}[{index}]"
         if stored is None:
             raise BrokenImageError(f"{name} cannot be read as an image: it is null")
         if stored["path"]:
             name += f" ({stored['path']})"
-        return load_image(
+        return decode(
             stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]), name
         )
+
+    def file_names(self) -> list[str]:
+        return [name for name, _ in self.described()]
 
     def keep(self, indices: Sequence[int]) -> None:
         self._rows = self._rows.select(indices)

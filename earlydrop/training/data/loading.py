@@ -15,6 +15,7 @@ import torch
 
 from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.copies import sent
+from earlydrop.training.data.decode import Decode, decoder_of, for_tensors
 from earlydrop.training.data.files import UNREADABLE
 from earlydrop.training.data.source import Batch, KeyedIndices, Source
 from earlydrop.training.data.transforms import (
@@ -23,6 +24,7 @@ from earlydrop.training.data.transforms import (
     Pixels,
     Transform,
     collate,
+    load_image,
     make_transforms,
     normalised,
 )
@@ -49,12 +51,16 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int) -> Any:
-        """The image as RGB.
+    def load(self, index: int, decode: Decode = load_image) -> Any:
+        """The image as RGB, as ``decode`` gives it.
 
         Raises:
             BrokenImageError: It cannot be read.
         """
+        ...
+
+    def file_names(self) -> list[str]:
+        """The name of every image's file, without its folders."""
         ...
 
     def keep(self, indices: Sequence[int]) -> None:
@@ -78,12 +84,15 @@ class _Item(NamedTuple):
 class _Transformed(torch.utils.data.Dataset[tuple[Pixels, int]]):
     """Images of all splits, cropped and augmented."""
 
-    def __init__(self, splits: Mapping[str, Images], train: Transform, clean: Transform) -> None:
-        self.splits, self.train, self.clean = splits, train, clean
+    def __init__(
+        self, splits: Mapping[str, Images], train: Transform, clean: Transform, decode: Decode
+    ) -> None:
+        self.splits, self.train, self.clean, self.decode = splits, train, clean, decode
 
     def __getitem__(self, item: _Item) -> tuple[Pixels, int]:
         images = self.splits[item.split]
-        image, label = images.load(item.image), int(images.labels[item.image])
+        image = images.load(item.image, self.decode)
+        label = int(images.labels[item.image])
         if item.key is None:
             return self.clean(image), label
         drawn = stream_seed(item.seed, item.purpose, item.key, item.image)
@@ -121,7 +130,11 @@ class LoadedImages(Source):
             device: Where batches are made.
         """
         self.image_size, self.channels, self.device = config.image_size or 224, 3, device
-        train, clean = (Transform(whole) for whole in make_transforms(self.image_size, options))
+        decode = decoder_of(config.decoder)
+        transforms = make_transforms(self.image_size, options)
+        if config.decoder != "pil":
+            transforms = for_tensors(transforms[0]), for_tensors(transforms[1])
+        train, clean = (Transform(whole) for whole in transforms)
         splits, self.digest = opened()
         self.left_out = sum((images.left_out for images in splits.values()), Counter())
         self.classes = len(next(iter(splits.values())).classes)
@@ -131,7 +144,7 @@ class LoadedImages(Source):
         self.workers = config.workers
         self._erasing = options.erasing
         self._table = clean.table.to(device)  # that of training is the same
-        self._dataset = _Transformed(splits, train, clean)
+        self._dataset = _Transformed(splits, train, clean, decode)
         self._pool = WorkerPool(self._dataset, config.workers, pin=device.type == "cuda")
         weakref.finalize(self, self._pool.close).atexit = False
 
@@ -142,6 +155,14 @@ class LoadedImages(Source):
 
     def close(self) -> None:
         self._pool.close()
+
+    def images(self, split: str) -> Images:
+        """The images of a split."""
+        return self._dataset.splits[split]
+
+    def add(self, split: str, images: Images) -> None:
+        """Add a split that `batches` then reads as the others; to be called before any is read."""
+        self._dataset.splits = {**self._dataset.splits, split: images}
 
     def shared_memory(self, *batch_sizes: int) -> int:
         image = 3 * self.image_size**2

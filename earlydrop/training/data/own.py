@@ -23,7 +23,7 @@ _EXPECTED = (
     "at every index; or a Source (earlydrop.training.data.source)"
 )
 # Keys of `data` that are not handed on.
-_SHARED = ("name", "args", "download", "workers", "image", "label")
+_SHARED = ("name", "args", "download", "workers", "image", "label", "extra", "decoder")
 
 
 def own_source(

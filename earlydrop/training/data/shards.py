@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from earlydrop.training.config import AugmentConfig, DataConfig
+from earlydrop.training.data.decode import Decode
 from earlydrop.training.data.files import Samples
 from earlydrop.training.data.folder import splits_of
 from earlydrop.training.data.loading import LoadedImages, leave_out_corrupt, same_classes
@@ -157,7 +158,7 @@ class ShardImages:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def load(self, index: int) -> Any:
+    def load(self, index: int, decode: Decode = load_image) -> Any:
         path, length = self._paths[self._shards[index]], int(self.lengths[index])
         name = f"{path}: {self.samples[index][0]}"
         try:
@@ -166,7 +167,10 @@ class ShardImages:
             raise BrokenImageError(
                 f"{printable(name)} cannot be read as an image: {error.strerror}"
             ) from error
-        return load_image(io.BytesIO(content), name)
+        return decode(io.BytesIO(content), name)
+
+    def file_names(self) -> list[str]:
+        return [os.path.basename(name) for name, _ in self.samples]
 
     def keep(self, indices: Sequence[int]) -> None:
         self.samples = Samples(self.samples[index] for index in indices)

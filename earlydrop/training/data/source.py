@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,32 @@ Once = Callable[[Callable[[], Any]], Any]
 
 All of them get its result, or the `ConfigError` that it raises.
 """
+
+
+class ExtraSet(NamedTuple):
+    """A further test set (``data.extra``): images of a split of a `Source`, and their scoring.
+
+    Attributes:
+        split: The split that `Source.batches` reads it as.
+        indices: The images of the split that count, (N,).
+        classes: Number of classes that it has images of.
+        matched: Words for how its classes were matched to those of training.
+        columns: The classes whose logits count, K of them, ascending; labels are places in it. None
+            where all classes count.
+        answers: Right labels of every image of the split, padded with -1, (M, L), of a file of
+            label lists; None where each image has the label of its folder.
+        digest: Hash of the names, sizes and labels of its images, or of the file of label lists.
+        left_out: How many files, folders and links of it are not used, by reason.
+    """
+
+    split: str
+    indices: Tensor
+    classes: int
+    matched: str
+    columns: Tensor | None
+    answers: Tensor | None
+    digest: str
+    left_out: Mapping[str, int]
 
 
 def alone(make: Callable[[], Any]) -> Any:
@@ -42,6 +68,7 @@ class Source(Protocol):
             limits a run.
         left_out: How many files, folders and links of the data are not used, by reason.
         absent: Whether these are published sizes of a dataset that is not on this machine.
+        extra: The further test sets (``data.extra``), by name.
     """
 
     classes: int
@@ -53,6 +80,7 @@ class Source(Protocol):
     reads_files: bool = False
     left_out: Mapping[str, int] = MappingProxyType({})
     absent: bool = False
+    extra: Mapping[str, ExtraSet] = MappingProxyType({})
 
     def batches(
         self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None

@@ -11,18 +11,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import earlydrop
+from earlydrop.training.data.extra import in_provenance as extra_in_provenance
 from earlydrop.training.device import in_force
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.pretrained import pretrained_digest
 from earlydrop.training.outside import in_provenance
 from earlydrop.training.record.files import write_atomically
-from earlydrop.training.record.folder import RunFolder
+from earlydrop.training.record.folder import DamagedFileError, RunFolder, read_json
 
 if TYPE_CHECKING:
     from earlydrop.training.plan import Plan
@@ -158,7 +160,19 @@ def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | No
 
 
 def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
-    """Write ``provenance.json`` and ``config.yaml``; a resumed run keeps those that it has."""
+    """Write ``provenance.json`` and ``config.yaml``; a resumed run keeps those that it has.
+
+    A run that goes on with other further test sets than before (``data.extra``) has them recorded
+    anew, since it is only measured on them at its end.
+    """
+    extra = extra_in_provenance(plan.source.extra) if plan.config.data.extra else {}
+    recorded: dict[str, Any] = {}
+    with suppress(DamagedFileError):
+        recorded = read_json(folder.path / "provenance.json")
+    if recorded and (recorded.get("data") or {}).get("extra", {}) != extra:
+        folder.write_config(plan.config)
+        recorded["data"] = (recorded.get("data") or {}) | {"extra": extra}
+        _write(folder, recorded)
     if not (folder.path / "config.yaml").is_file():
         folder.write_config(plan.config)
     if not (folder.path / "provenance.json").is_file():
@@ -168,7 +182,7 @@ def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
             "classes": int(plan.source.classes),
             "images": {split: int(count) for split, count in plan.source.sizes.items()},
             "steps_per_epoch": plan.steps_per_epoch,
-        }
+        } | ({"extra": extra} if extra else {})
         if plan.config.trainer.deterministic:
             content["deterministic"] = in_force()
         if plan.code:
@@ -178,9 +192,13 @@ def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
                 "file": plan.config.model.pretrained,
                 "sha256": pretrained_digest(plan.config.model.pretrained),
             }
-        write_atomically(
-            folder.path / "provenance.json", (json.dumps(content, indent=1) + "\n").encode()
-        )
+        _write(folder, content)
+
+
+def _write(folder: RunFolder, content: dict[str, Any]) -> None:
+    write_atomically(
+        folder.path / "provenance.json", (json.dumps(content, indent=1) + "\n").encode()
+    )
 
 
 def collect(

@@ -25,6 +25,8 @@ from earlydrop.training.record.trackers import BACKENDS, Opened
 log = logging.getLogger(__name__)
 
 STEP = "trainer/step"
+TIMING = "timing/"
+"""The names of what ``timing.jsonl`` holds begin with it."""
 URL = "wandb/url.txt"
 """In a run's folder: the address of its page at W&B, where it was tracked online."""
 _FINISH_TIMEOUT = 60  # seconds
@@ -44,6 +46,12 @@ class Tracker:
         self._counts = type(run) not in BACKENDS.values()
         self._last: dict[str, float] = {}
         self._best: dict[str, float] = {}
+        self._timing: dict[int, dict[str, float]] = {}
+
+    def time(self, line: dict[str, float]) -> None:
+        """Log a line of ``timing.jsonl`` as ``timing/...``, with the metrics of its step."""
+        named = {f"{TIMING}{name}": value for name, value in line.items() if name != "step"}
+        self._timing = {int(line["step"]): named}
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Log the metrics measured after ``step`` optimizer steps."""
@@ -59,11 +67,20 @@ class Tracker:
         on_server = getattr(self._run, "starting_step", 0)  # these steps are not sent again
         axis = {STEP: step} if self._counts else {}
         if step >= on_server:
-            self._try(lambda: self._run.log(axis | metrics, step=step))
+            logged = axis | metrics | self._timing.pop(step, {})
+            self._try(lambda: self._run.log(logged, step=step))
 
-    def replay(self, lines: list[dict[str, float]]) -> None:
-        """Log the past of a resumed run again: a killed process may not have written all of it."""
+    def replay(self, lines: list[dict[str, float]], timing: list[dict[str, float]]) -> None:
+        """Log the past of a resumed run again: a killed process may not have written all of it.
+
+        Args:
+            lines: Those of ``metrics.jsonl``.
+            timing: Those of ``timing.jsonl``; of a step that was trained twice the last one counts.
+        """
+        timed = {int(line["step"]): line for line in timing}
         for line in lines:
+            if int(line["step"]) in timed:
+                self.time(timed[int(line["step"])])
             self.log(
                 int(line["step"]), {name: value for name, value in line.items() if name != "step"}
             )

@@ -8,7 +8,7 @@ import pytest
 
 from earlydrop.training.endings import Interrupted
 from earlydrop.training.fields import ConfigError
-from earlydrop.training.record.folder import read_metrics
+from earlydrop.training.record.folder import read_metrics, read_timing
 from earlydrop.training.run import run
 from earlydrop.training.trainer import Trainer
 
@@ -86,6 +86,9 @@ def check(folder, backend):
         for name, value in line.items()
         if name != "step"
     }
+    for line in read_timing(folder / "timing.jsonl"):
+        for name in line.keys() - {"step"}:
+            expected[line["step"], f"timing/{name}"] = line[name]
     assert values.keys() == expected.keys()
     assert all(
         values[key] == pytest.approx(expected[key], rel=1e-6) for key in expected

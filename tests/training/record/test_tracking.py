@@ -20,8 +20,8 @@ from earlydrop.commands.report import report_sweep
 from earlydrop.training.endings import Interrupted, TrainingFailed
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
-from earlydrop.training.record.folder import read_metrics
-from earlydrop.training.record.tracking import STEP, URL, Tracker, run_id, tracking
+from earlydrop.training.record.folder import read_metrics, read_timing
+from earlydrop.training.record.tracking import STEP, TIMING, URL, Tracker, run_id, tracking
 from earlydrop.training.run import run
 from earlydrop.training.trainer import Trainer
 from tests.training.record.fake_wandb import API_KEY, FakeWandb
@@ -88,9 +88,19 @@ def history(items, shifted=False):
         assert [item["_step"] for item in items] == [item[STEP] for item in items]
     return [
         {"step": item[STEP]}
-        | {k: v for k, v in item.items() if k != STEP and not k.startswith("_")}
+        | {k: v for k, v in item.items() if k != STEP and not k.startswith(("_", TIMING))}
         for item in items
     ]
+
+
+def timed(content):
+    """The lines of timing in a run's file, as ``timing.jsonl`` has them."""
+    lines = []
+    for item in (record["item"] for record in content["history"]):
+        names = [name for name in item if name.startswith(TIMING)]
+        if names:
+            lines.append({"step": item[STEP]} | {n.removeprefix(TIMING): item[n] for n in names})
+    return lines
 
 
 def logged(content):
@@ -162,6 +172,8 @@ def test_an_offline_run_can_be_read_back(config):
 
     assert [line["step"] for line in logged(content)] == STEPS
     assert logged(content) == metrics(folder)
+    assert timed(content) == read_timing(folder / "timing.jsonl")
+    assert {"images_per_second", "seconds", "data_wait"} < timed(content)[0].keys()
 
     whole = json.loads(wandb_cli("leet", "inspect", "--summary", "--json", file))
     assert (whole["exit_code"], whole["state"], whole["step"]) == (0, "finished", 18)
@@ -265,6 +277,8 @@ def test_a_resumed_run_has_the_same_id_and_its_file_holds_all_of_it(
     identity = run_id(settings.study, make_plan(settings).fingerprint)
     assert content["run"][0]["run_id"] == identity
     assert logged(content) == metrics(folder)
+    of_steps = {line["step"]: line for line in read_timing(Path(folder) / "timing.jsonl")}
+    assert timed(content) == list(of_steps.values())
     assert content["exit"][0].get("exit_code", 0) == 0
     (best,) = [record["update"] for record in content["summary"] if "state" in record["update"]]
     assert best["best/test/accuracy"] == max(

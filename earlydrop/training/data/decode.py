@@ -1,0 +1,154 @@
+"""Decoding by torchcodec, and crops of tensors: ``data.decoder=torchcodec``.
+
+The random draws are those of ``data.decoder=pil``: the same boxes, flips and operations of
+RandAugment. JPEG files have the same pixels where Pillow and torchcodec have one version of
+libjpeg-turbo. Crops are resized by torchvision, bicubic with antialiasing as Pillow's, but rounded
+otherwise, so runs have other numbers. What comes after the crop is Pillow's and timm's.
+
+Shape legend: H x W pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from earlydrop.training.data.transforms import load_image
+from earlydrop.training.fields import ConfigError
+
+_JPEG, _EXIF = b"\xff\xd8\xff", b"Exif\0\0"
+_HEADER = 65_536  # bytes in which a file's EXIF data begin
+
+Decode = Callable[..., Any]
+"""Makes an image of a file, as `load_image` does: called with a path or a binary file, and a name.
+"""
+
+
+def decoder_of(name: str) -> Decode:
+    """What decodes images: `load_image` for ``pil``, else `load_tensor`.
+
+    Raises:
+        ConfigError: torchcodec does not work on this machine.
+    """
+    if name == "pil":
+        return load_image
+    reason = problem()
+    if reason is not None:
+        raise ConfigError(
+            f"data.decoder is {name!r}: the package torchcodec cannot be used ({reason}); pip "
+            "install 'earlydrop[torchcodec]', in a version for this torch, or leave "
+            "data.decoder=pil"
+        )
+    return load_tensor
+
+
+@functools.cache
+def problem() -> str | None:
+    """The reason why torchcodec cannot be used; None if it can."""
+    try:
+        _decode_jpeg()
+    except (ImportError, OSError, RuntimeError) as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def _decode_jpeg() -> Callable[[bytes], Tensor]:
+    from torchcodec.decoders import decode_jpeg
+
+    decode: Callable[[bytes], Tensor] = decode_jpeg
+    return decode
+
+
+def load_tensor(file: Any, name: str | None = None) -> Tensor:
+    """An image as RGB, (3, H, W), uint8.
+
+    JPEG files are decoded by torchcodec. Pillow decodes other files, those with EXIF data, which
+    torchcodec would turn upright, and those that torchcodec refuses.
+
+    Args:
+        file: Its path, or its content as a binary file.
+        name: What an error calls it; its path where None.
+
+    Raises:
+        BrokenImageError: It cannot be read.
+    """
+    if isinstance(file, io.BytesIO):
+        content = file.getvalue()
+    else:
+        try:
+            content = Path(file).read_bytes()
+        except OSError:
+            content = b""  # Pillow says what is wrong
+    if content.startswith(_JPEG) and _EXIF not in content[:_HEADER]:
+        try:
+            return _decode_jpeg()(content)
+        except RuntimeError:  # Pillow says what is wrong, or reads it
+            pass
+    image = load_image(
+        io.BytesIO(content) if content else file, str(file) if name is None else name
+    )
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def for_tensors(whole: Any) -> Any:
+    """One of `make_transforms` with its crop replaced by one that takes a tensor, (3, H, W), uint8.
+
+    Args:
+        whole: The transform; it is changed.
+    """
+    first, second = whole.transforms[:2]
+    if type(first).__name__ == "RandomResizedCropAndInterpolation":
+        whole.transforms[:1] = [_RandomCrop(first), as_image]
+    else:
+        whole.transforms[:2] = [_CentreCrop(first.size, second.size), as_image]
+    return whole
+
+
+def as_image(pixels: Tensor) -> Any:
+    """The PIL image of a tensor, (3, H, W), uint8."""
+    from PIL import Image
+
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _resized(pixels: Tensor, size: list[int]) -> Tensor:
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional
+
+    resized: Tensor = functional.resize(
+        pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
+    return resized
+
+
+class _RandomCrop:
+    """Timm's random resized crop of a tensor, with its draws."""
+
+    def __init__(self, crop: Any) -> None:
+        self.crop = crop
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        top, left, height, width = self.crop.get_params(pixels, self.crop.scale, self.crop.ratio)
+        box = pixels[:, top : top + height, left : left + width]
+        return _resized(box, list(self.crop.size))
+
+
+class _CentreCrop:
+    """The evaluation transform's resize and centre crop of a tensor."""
+
+    def __init__(self, size: Any, crop: Any) -> None:
+        self.size = [size] if isinstance(size, int) else list(size)
+        self.crop = list(crop)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        from torchvision.transforms.v2 import functional
+
+        cropped: Tensor = functional.center_crop(_resized(pixels, self.size), self.crop)
+        return cropped

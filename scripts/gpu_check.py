@@ -34,6 +34,7 @@ CHECKS = {
     "against_cpu": Check(numbers.check_against_cpu, cuda=True, limit=90),
     "waits": Check(speed.check_waits, cuda=True),
     "attention": Check(speed.check_attention, cuda=True, limit=120),
+    "same_attention": Check(speed.check_same_attention, cuda=True, limit=120),
     "trainer": Check(speed.check_trainer, cuda=True, limit=90),
     "copies": Check(speed.check_copies, cuda=True),
     "probe_memory": Check(speed.check_probe_memory, cuda=True, limit=90),

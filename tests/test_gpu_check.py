@@ -61,7 +61,7 @@ def test_a_longer_check_that_needs_no_gpu(script, name, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["environment", "masks", "twice", "resume", "average", "graphs", "against_cpu", "waits", "attention",
-                                  "trainer", "copies", "probe_memory", "workers"])  # fmt: skip
+                                  "same_attention", "trainer", "copies", "probe_memory", "workers"])  # fmt: skip
 def test_on_a_gpu(script, name):
     limit = script["CHECKS"][name].limit
     state, words, _ = script["limited"](name, "cuda", limit)

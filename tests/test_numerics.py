@@ -44,6 +44,7 @@ PARTS = {
         "schedules/classic.py",
     ],
     "compiled_masks": ["sites/masks.py", "sites/layers.py"],
+    "compiled_attention": ["sites/attention.py"],
     "models": [
         "training/models/build.py",
         "training/models/timm.py",

@@ -1,6 +1,6 @@
 """`RateBank`: the rates of all sites of one scheduler.
 
-The rates are floats on the host, and one float32 vector on each device.
+The rates are floats on the host, and one float32 vector on each device. Attention reads float64.
 """
 
 from __future__ import annotations
@@ -58,8 +58,10 @@ class RateBank:
         self.on = False
         self.silent = False
         self.rises = False  # off now, but a later rate is known to be above 0
-        # Whether the module around a site takes a path that does not read the rate while it is on.
-        self.plain_path = [False] * len(built)
+        # Rates of the sites inside an attention of timm, (1,) float64 on the host. A compiled graph
+        # reads them there, or takes a path that reads none. torch.compile takes a 0-d float64
+        # tensor of the host for a Python number.
+        self.attention_rates: list[Tensor | None] = [None] * len(built)
         self.fast_masks = fast_masks
         # The thread that changed the rates last: autograd numbers the nodes of each thread apart.
         self.thread = threading.get_ident()
@@ -67,7 +69,7 @@ class RateBank:
         self._at_base = False
         # Before this bank the sites had their base rates.
         self._changes = deque([_Change(-1, None)], maxlen=_REMEMBERED)
-        self._vectors: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._vectors: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._remember()
 
     def set(self, value: float) -> None:
@@ -155,8 +157,17 @@ class RateBank:
 
     def view(self, index: int, device: torch.device) -> Tensor:
         """The rate of one site as a 0-d float32 tensor on a device. `set` updates it."""
-        if device not in self._vectors:
+        return self._vector(device, torch.float32)[index]
+
+    def hold_for_attention(self, index: int) -> None:
+        """Keep the rate of a site inside an attention in `attention_rates`."""
+        vector = self._vector(torch.device("cpu"), torch.float64)
+        self.attention_rates[index] = vector[index : index + 1]
+
+    def _vector(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The rates of all sites on a device. `set` updates them."""
+        if (device, dtype) not in self._vectors:
             with torch.inference_mode(False), torch.no_grad():
-                shares = torch.tensor(self.shares, dtype=torch.float32, device=device)
-                self._vectors[device] = (shares, shares * self.value)
-        return self._vectors[device][1][index]
+                shares = torch.tensor(self.shares, dtype=dtype, device=device)
+                self._vectors[device, dtype] = (shares, shares * self.value)
+        return self._vectors[device, dtype][1]

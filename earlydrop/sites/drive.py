@@ -118,7 +118,7 @@ def _plan_reader(
     driver = AttentionDriver if timm_attention else EagerOnlyDriver
     if timm_attention:
         for rate in planned.reads:
-            rate.bank.plain_path[rate.place] = True
+            rate.bank.hold_for_attention(rate.place)
     if driver not in planned.drivers:
         planned.drivers.append(driver)
 

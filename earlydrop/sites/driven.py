@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
+from earlydrop.sites import attention
 from earlydrop.sites.bank import RateBank
 from earlydrop.sites.guards import check_recomputation, refuse
 from earlydrop.sites.plain import PREFIX, ConfigView, real_config
@@ -164,11 +165,16 @@ def _store(module: nn.Module, attribute: str, value: float) -> None:
 def _rate_property(attribute: str) -> property:
     """The property that replaces the attribute of a rate: it reads the bank."""
 
-    def read(self: nn.Module) -> float:
+    def read(self: nn.Module) -> Any:
         link: Link = self.__dict__[LINK]
         bank, index = link.rates[attribute]
         if torch.compiler.is_compiling():
-            if self.training and (bank.on or (bank.rises and not bank.plain_path[index])):
+            # In this order: what is read here gets a guard, and a graph for each site.
+            if self.training and bank.on:
+                on_host = bank.attention_rates[index]
+                if on_host is not None and attention.available(self.__dict__[RATE].device):
+                    return on_host.as_subclass(attention.AttentionRate)
+            if self.training and (bank.on or (bank.rises and bank.attention_rates[index] is None)):
                 parent = link.name.rpartition(".")[0]
                 reader = f"a module that reads {link.original.__name__}.{attribute}"
                 refuse(bank.names[index], parent, reader)

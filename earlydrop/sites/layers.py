@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from earlydrop.sites import masks
+from earlydrop.sites import attention, masks
 from earlydrop.sites.bank import RateBank
 from earlydrop.sites.driven import LINK, RATE, Link, Scheduled, original_class
 from earlydrop.sites.guards import check_recomputation, compiler_watches, outside_the_graph
@@ -238,8 +238,9 @@ class RecurrentDriver(Scheduled):
 class AttentionDriver(Scheduled):
     """Driver of a timm attention whose attention dropout is driven.
 
-    Its fused kernel takes the rate as a float. In training with the dropout on, the module takes
-    its plain path under torch.compile and with fast masks. Otherwise it runs as it was built.
+    In training with the dropout on, its fused kernel is called under torch.compile by an operator
+    that takes the rate as a tensor, on the devices of `attention.DEVICES`. On other devices, and
+    with fast masks, the module then takes its plain path. Otherwise it runs as it was built.
     """
 
     training: bool
@@ -255,12 +256,18 @@ class AttentionDriver(Scheduled):
                 check_recomputation(rate.bank, rate.place)
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
+    def _bank(self) -> RateBank:
+        """The bank of the attention dropout."""
+        link: Link = self.__dict__[LINK]
+        return link.reads[0].bank if link.reads else link.bank
+
     @property
     def fused_attn(self) -> bool:
-        link: Link = self.__dict__[LINK]
-        bank = link.reads[0].bank if link.reads else link.bank
-        if self.training and bank.on and (bank.fast_masks or torch.compiler.is_compiling()):
-            return False
+        bank = self._bank()
+        if self.training and bank.on:
+            by_operator = attention.available(self.__dict__[RATE].device)
+            if bank.fast_masks or (torch.compiler.is_compiling() and not by_operator):
+                return False
         return bool(self.__dict__["fused_attn"])
 
     @fused_attn.setter
@@ -268,6 +275,6 @@ class AttentionDriver(Scheduled):
         self.__dict__["fused_attn"] = value
 
     @property
-    def attn_drop_p(self) -> float:
+    def attn_drop_p(self) -> Any:
         """The present rate of the dropout, of which timm's differential attention keeps a copy."""
-        return float(self.get_submodule("attn_drop").p)  # type: ignore[attr-defined]
+        return self.get_submodule("attn_drop").p  # type: ignore[attr-defined]

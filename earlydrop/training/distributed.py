@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from earlydrop.training.fields import ConfigError
-from earlydrop.training.reduce import GradientSum
+from earlydrop.training.reduce import GradientSum, wait_for
 
 T = TypeVar("T")
 
@@ -73,14 +73,35 @@ class Group:
                 dist.all_reduce(values, group=self.reductions)
         return values
 
-    def largest(self, values: Sequence[float]) -> list[float]:
-        """The largest of each value over the workers."""
+    def ask_largest(self, values: Sequence[float]) -> Callable[[], list[float]]:
+        """Ask for the largest of each value over the workers, without waiting for the others.
+
+        Every worker asks, and every worker reads the answer before the group ends.
+
+        Args:
+            values: The values of this worker.
+
+        Returns:
+            A function that waits for the others and gives the largest values.
+        """
         if self.size == 1:
-            return list(values)
+            return lambda: list(values)
         largest = torch.tensor(values, dtype=torch.float64)
         with answered(self):
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.decisions)
-        return largest.tolist()
+            work = dist.all_reduce(
+                largest, op=dist.ReduceOp.MAX, group=self.decisions, async_op=True
+            )
+
+        def read() -> list[float]:
+            with answered(self):
+                wait_for(work)
+            return largest.tolist()
+
+        return read
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of each value over the workers."""
+        return self.ask_largest(values)()
 
     def decide(self, make: Callable[[], T]) -> T:
         """Call a function on rank 0 and give its result to all.
@@ -117,6 +138,43 @@ class Group:
 
 ALONE = Group()
 """A single process."""
+
+
+class Requests:
+    """Requests to stop or to save, on which all workers act after the same step.
+
+    A single process acts at once. Several workers ask each other after every step, and read the
+    answer after the next one, so that no step waits for it. Each reads the same answer, so every
+    worker saves, or stops, after the same step, one step after the request. A request after the
+    last step but one stops nothing: the run ends whole, and reads the answer then.
+
+    Args:
+        group: The workers.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._answer: Callable[[], list[float]] | None = None
+
+    def exchange(self, stop: bool, save: bool) -> tuple[bool, bool]:
+        """Tell the others of this worker's requests.
+
+        Returns:
+            Whether to stop and whether to save now: for a single process its own requests, else
+            those of any worker after the step before.
+        """
+        if self._group.size == 1:
+            return stop, save
+        stop_now, save_now = self.read()
+        if not stop_now:  # what is saved now need not be saved after the next step
+            self._answer = self._group.ask_largest((stop, save and not save_now))
+        return stop_now, save_now
+
+    def read(self) -> tuple[bool, bool]:
+        """Whether any worker asked to stop, and to save, when they last asked; nothing is left."""
+        answer, self._answer = self._answer, None
+        stop, save = answer() if answer is not None else (0.0, 0.0)
+        return bool(stop), bool(save)
 
 
 @contextmanager

@@ -32,6 +32,8 @@ VERSIONS = {
     "masks": 1,
     # trainer.masks=fast in compiled graphs. 2: they draw 16-bit masks on a CPU too
     "compiled_masks": 2,
+    # fused attention in compiled graphs. 2: on a GPU it stays fused while attention drops
+    "compiled_attention": 2,
     "models": 1,
     # models that timm and torchvision build, found by their signature; weights to begin with
     "library_models": 1,
@@ -109,6 +111,14 @@ def parts_used(config: Config) -> set[str]:
     used |= (
         {"compiled_masks"}
         if drops(config) and config.trainer.compile and config.trainer.masks == "fast"
+        else set()
+    )
+    used |= (
+        {"compiled_attention"}
+        if drops(config)
+        and config.trainer.compile
+        and config.trainer.masks != "fast"
+        and config.model.attention == "fused"
         else set()
     )
     used |= {"probe"} if config.probe.at else set()

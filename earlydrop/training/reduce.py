@@ -127,11 +127,11 @@ class GradientSum:
         while self.next < len(self.buckets):  # those with a parameter that had no part in the loss
             self._start()
         for bucket in self.buckets:
-            _wait(bucket.work)
+            wait_for(bucket.work)
             bucket.give_back()
 
 
-def _wait(work: Any) -> None:
+def wait_for(work: Any) -> None:
     """Wait for a reduction; an error of gloo gets the type that torch gives to those of NCCL."""
     try:
         work.wait()

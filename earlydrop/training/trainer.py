@@ -23,7 +23,7 @@ from earlydrop.training.curvature import probe_curvature
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import training_order
 from earlydrop.training.data.source import Batch
-from earlydrop.training.distributed import Group
+from earlydrop.training.distributed import Group, Requests
 from earlydrop.training.endings import Interrupted, TrainingFailed
 from earlydrop.training.evaluate import (
     autocast,
@@ -93,6 +93,7 @@ class Trainer:
         self.patience = Patience(options.stop_metric, options.stop_patience)
         self.environment = environment(plan.device, self.group.size)
         self._saved_at = time.perf_counter()
+        self._requests = Requests(self.group)
 
     # The loop
 
@@ -119,6 +120,7 @@ class Trainer:
             if last:
                 break
             self._save_or_stop()
+        self._requests.read()
         if self.step > first:
             self.save()
 
@@ -364,10 +366,13 @@ class Trainer:
             self.track(self.step, metrics)
 
     def _save_or_stop(self) -> None:
-        """Save a checkpoint when it is due, or when a worker is asked to stop; then stop."""
+        """Save a checkpoint when it is due, or when a worker is asked to stop; then stop.
+
+        With several workers both happen one step after the request (see `Requests`).
+        """
         seconds = time.perf_counter() - self._saved_at
         due = self.group.main and seconds > self.plan.config.trainer.checkpoint_seconds
-        stop, save = self.group.largest((float(self.stop()), float(due)))
+        stop, save = self._requests.exchange(self.stop(), due)
         if stop or save:
             self.save()
             self._saved_at = time.perf_counter()

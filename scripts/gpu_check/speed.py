@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention
 from torch import nn
 
 import earlydrop
+from earlydrop.sites.attention import available
 from earlydrop.training.compiler import compiler_problem
 from earlydrop.training.config import ModelConfig
 from earlydrop.training.flops import bf16_peak
@@ -111,6 +113,33 @@ def check_attention(device: torch.device, folder: Path) -> str:
     lacking = [mode for mode, there in fused.items() if not there]
     want(not lacking, f"no fused attention with dropout on: {', '.join(lacking)}")
     return f"fused attention with dropout on: {', '.join(fused)}"
+
+
+def check_same_attention(device: torch.device, folder: Path) -> str:
+    """Under one seed, compiled attention with dropout gives the numbers of eager attention."""
+    if compiler_problem(device.type) is not None or not available(device):
+        raise SkippedError("torch is too old, or does not compile here")
+    results = []
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # compiled attention does not use it
+    try:
+        for compiles in (False, True):
+            torch.manual_seed(0)
+            model = Attention(128, 4, attn_drop=0.3).to(device).train()
+            earlydrop.DropoutScheduler(model, earlydrop.constant(0.3))
+            called = torch.compile(model, fullgraph=True) if compiles else model
+            tokens = torch.randn(8, 50, 128, device=device, requires_grad=True)
+            torch.manual_seed(1)
+            with torch.autocast(device.type, torch.bfloat16):
+                out = called(tokens).float()
+            out.square().sum().backward()
+            results.append(torch.stack((out.detach(), tokens.grad)))
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+    eager, compiled = results
+    error = ((compiled - eager).norm() / eager.norm()).item()
+    want(error < 0.01, f"compiled differs from eager by {error:.1%}, expected less than 1%")
+    return f"compiled differs from eager by {error:.2%}"
 
 
 def _rate(step: Callable[[], object], images: int, repeats: int = 7) -> float:

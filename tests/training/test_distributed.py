@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from earlydrop.training import distributed
-from earlydrop.training.distributed import ALONE, Group, check_parts, join, leave
+from earlydrop.training.distributed import ALONE, Group, Requests, check_parts, join, leave
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.reduce import Bucket, GradientSum
 from tests.training.states import assert_same
@@ -112,6 +112,10 @@ def test_a_run_that_stops_goes_on_to_the_bit(size, tmp_path, start, train):
     straight = train(size, tmp_path / "straight", *options)
     stopped = finish(start(size, tmp_path / "stopped", *options, happens="stop 0 3"))
     assert [code for _, code in stopped] == [130] * size, stopped
+    # The signal comes before the fourth step, which is finished, and so is the one after it.
+    assert [path.name for path in (tmp_path / "stopped").rglob("step-*.pt")] == [
+        "step-000000005.pt"
+    ]
     resumed = train(size, tmp_path / "stopped", *options)
     assert (resumed / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
     one, other = (
@@ -220,6 +224,59 @@ def test_a_single_process_is_a_group_of_one():
     assert ALONE.largest((1.0, 0.0)) == [1.0, 0.0]
     model = torch.nn.Linear(1, 1)
     assert ALONE.gradient_sum(model) is None
+
+
+class Pretended:
+    """Two workers, of which the other never asks for anything. It notes what is read, and when."""
+
+    size = 2
+
+    def __init__(self):
+        self.events = []
+
+    def ask_largest(self, values):
+        self.events.append(("ask", *values))
+
+        def read():
+            self.events.append(("read", *values))
+            return [float(value) for value in values]
+
+        return read
+
+
+def test_requests_are_read_one_step_later_and_none_is_left():
+    group = Pretended()
+    requests = Requests(group)
+    asked = [(False, False), (False, True), (False, True), (True, False), (False, False)]
+    done = [requests.exchange(stop, save) for stop, save in asked]
+    assert done == [(False, False), (False, False), (False, True), (False, False), (True, False)]
+    assert group.events == [
+        ("ask", False, False),
+        ("read", False, False),
+        ("ask", False, True),
+        ("read", False, True),
+        ("ask", False, False),  # what was saved is not saved again
+        ("read", False, False),
+        ("ask", True, False),
+        ("read", True, False),
+    ]
+    assert requests.read() == (False, False)
+
+
+def test_the_request_of_the_last_step_but_one_is_read_at_the_end():
+    group = Pretended()
+    requests = Requests(group)
+    requests.exchange(True, False)
+    assert group.events == [("ask", True, False)]
+    assert requests.read() == (True, False)
+    assert group.events[-1] == ("read", True, False)
+
+
+def test_a_single_process_acts_on_its_requests_at_once():
+    requests = Requests(ALONE)
+    assert requests.exchange(True, False) == (True, False)
+    assert requests.exchange(False, True) == (False, True)
+    assert requests.read() == (False, False)
 
 
 def test_shares_and_blocks_cover_everything_once():

@@ -110,6 +110,21 @@ def test_entries_of_a_state_dict_that_are_no_parameters_of_the_module_are_left_o
         model_distance(model.state_dict(), more)
 
 
+def test_statistics_of_batchnorm_are_no_parameters_in_state_dicts_either():
+    weights = {"w": torch.zeros(2), "bn.running_mean": torch.zeros(2)}
+    moved = {"w": torch.ones(2), "bn.running_mean": torch.full((2,), 5.0)}
+    assert model_distance(moved, weights) == pytest.approx(math.sqrt(2))
+
+
+@pytest.mark.parametrize("as_state", [False, True])
+def test_a_model_with_more_parameters_is_refused_in_either_order(as_state):
+    small, large = nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
+    pair = [m.state_dict() if as_state else m for m in (small, large)]
+    for one, other in (pair, pair[::-1]):
+        with pytest.raises(ValueError, match="'bias' is in one of the two models only"):
+            model_distance(one, other)
+
+
 def test_what_holds_a_part_only_is_refused():
     class Sharded(torch.Tensor):
         def full_tensor(self):

@@ -98,15 +98,28 @@ def test_partial_sums_of_workers_combine_to_the_same_numbers(with_dataset):
     gradients = [direction + torch.randn(60) for _ in range(12)]
     dataset = direction if with_dataset else None
     whole = sums_of(gradients, dataset).report()
-    parts = [sums_of(gradients[i::3], dataset) for i in range(3)]
-    empty = GradientSums(None if dataset is None else dataset.clone())
-    for part in parts:
-        empty.merge(part)
-    combined = empty.report()
-    for name, value in vars(whole).items():
-        assert vars(combined)[name] == (
-            value if value is None else pytest.approx(value, rel=1e-6)
-        ), name
+    for workers in (3, 12):  # 4 gradients each, and 1 each
+        parts = [sums_of(gradients[i::workers], dataset) for i in range(workers)]
+        empty = GradientSums(None if dataset is None else dataset.clone())
+        for part in parts:
+            empty.merge(part)
+        combined = empty.report()
+        for name, value in vars(whole).items():
+            assert vars(combined)[name] == (
+                value if value is None else pytest.approx(value, rel=1e-6)
+            ), name
+
+
+def test_gradients_that_cancel_have_no_mean_direction():
+    direction = torch.tensor([3.0, 4.0])
+    sums = GradientSums(torch.tensor([1.0, 0.0]))
+    sums.add([direction])
+    sums.add([-direction])
+    report = sums.report()
+    assert report.bias is None
+    assert report.noise_scale is None
+    assert report.gdv == pytest.approx(1.0)
+    assert report.gde == pytest.approx(0.5)
 
 
 def test_bfloat16_gradients_are_summed_in_float32():

@@ -265,6 +265,23 @@ def test_it_leaves_no_trace():
     assert random.random.__name__ == "random"
 
 
+def test_a_model_in_evaluation_mode_is_audited_as_in_training():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3), nn.Dropout(0.0)).eval()
+    assert [drop.rate for drop in audit(model, torch.ones(8, 4)).drops] == [0.3]
+    assert not model.training
+    with torch.inference_mode():
+        assert [drop.rate for drop in audit(model, torch.ones(8, 4)).drops] == [0.3]
+
+
+def test_a_driven_model_is_audited_at_its_base_rates():
+    """At the rate of the moment, 0, its dropout would not be seen."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3))
+    scheduler = DropoutScheduler(model, none())
+    (drop,) = audit(model, torch.ones(8, 4)).drops
+    assert (drop.site, drop.rate, drop.status) == ("1", 0.3, "driven")
+    assert scheduler.rates == {"1": 0.0}
+
+
 def test_scripted_modules_are_named_and_what_they_drop_is_undriven():
     model = nn.Sequential(
         nn.Dropout(0.1), torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3)))

@@ -76,6 +76,28 @@ def test_missing_data_is_an_error_that_names_the_ways(options, says):
         make_source(DataConfig(**options), AugmentConfig(), CPU)
 
 
+@pytest.mark.parametrize(("download", "planning"), [(False, False), (True, False), (True, True)])
+def test_data_is_downloaded_only_where_that_was_asked_for(
+    monkeypatch, tmp_path, download, planning
+):
+    asked = []
+
+    class Absent:
+        def __init__(self, root, train, download):
+            asked.append(download)
+            raise RuntimeError("not there")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", Absent)
+    config = DataConfig(name="mnist", root=str(tmp_path), download=download)
+    if planning:
+        planned = make_source(config, AugmentConfig(), CPU, planning=True)
+        assert planned.sizes == {"train": 60_000, "test": 10_000}
+    else:
+        with pytest.raises(ConfigError):
+            make_source(config, AugmentConfig(), CPU)
+    assert (True in asked) == (download and not planning)
+
+
 def test_labels_of_a_thousand_classes_stay_what_they_are(monkeypatch):
     labels = np.arange(1_000)
     images = np.arange(16_000).reshape(1_000, 4, 4).astype(np.uint8)

@@ -39,6 +39,10 @@ class Short(Whole):
         for _, indices in keyed:
             yield torch.zeros(len(indices), 1, 3, 3), indices % 3
 
+def mixed():
+    small = [(image[:4, :4], 0) for image in IMAGES[:1]]
+    return [(image, i % 4) for i, image in enumerate(IMAGES)] + small, small
+
 def stranger():
     class Other:
         sizes, batches = {}, None
@@ -89,6 +93,11 @@ def test_images_are_normalised_by_the_training_images(name):
         6,
         {"train": 40, "test": 8},
     )
+
+
+def test_one_image_of_another_shape_is_refused():
+    with pytest.raises(ConfigError, match=r"its train images have different shapes, such as"):
+        source("mixed")
 
 
 def test_part_of_the_training_images_is_stratified_and_has_another_digest():

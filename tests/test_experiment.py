@@ -79,7 +79,7 @@ def test_compose_gives_what_the_command_line_would():
     [
         (
             ["schedule.rat=0.2"],
-            r"schedule.rat is no key of the configuration: did you mean schedule.rate\?",
+            r"schedule.rat is not a key of the configuration: did you mean schedule.rate\?",
         ),
         (["schedule=erly"], r"schedule=erly: there is no such option: did you mean early\?"),
         (

@@ -105,7 +105,7 @@ def config_of(values: Mapping[str, Any]) -> Config:
     config = Config()
     for name, value in values.items():
         if key_of(name) is None:
-            raise ValueError(f"{name!r} is no key of the configuration; see earlydrop --cfg job")
+            raise ValueError(f"{name!r} is not a key of the configuration; see earlydrop --cfg job")
         node: Any = config
         if name not in keys():
             _set_own(config, name, value)

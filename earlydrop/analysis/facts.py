@@ -13,12 +13,12 @@ from earlydrop.analysis.compare import summary_table
 from earlydrop.training.record.folder import read_json
 from earlydrop.training.record.tracking import URL
 
-_MOST = 3
-"""More commands or commits than these are counted, not listed."""
+_MAX_LISTED = 3
+"""The number of values that a term lists. `_distinct_values` counts the rest."""
 
 
 def facts(runs: pd.DataFrame, folder: Path) -> list[tuple[str, list[str]]]:
-    """What a reader has to know of some runs, as terms and their values.
+    """The facts that a report states about its runs, as pairs (term, values).
 
     Args:
         runs: The runs, from `earlydrop.analysis.load_runs`.
@@ -34,10 +34,10 @@ def facts(runs: pd.DataFrame, folder: Path) -> list[tuple[str, list[str]]]:
         ("model", sorted(set(map(str, runs["config/model.name"])))),
         ("data", _data(runs, records)),
         ("length", _lengths(runs)),
-        ("machine", _several(_machine(record) for record in records)),
+        ("machine", _distinct_values(_machine(record) for record in records)),
         ("time", _time(runs, records)),
         ("speed", _speed(runs)),
-        ("commit", _several(_commit(record) for record in records)),
+        ("commit", _distinct_values(_commit(record) for record in records)),
         ("command", commands(records, folder)),
     ]
 
@@ -48,36 +48,37 @@ def _count(number: int, word: str) -> str:
 
 def _lengths(runs: pd.DataFrame) -> list[str]:
     lengths = sorted(runs["total_steps"].dropna().unique())
-    return _several(f"{steps:,.0f} steps" for steps in lengths)
+    return _distinct_values(f"{steps:,.0f} steps" for steps in lengths)
 
 
-def _several(values: Any) -> list[str]:
+def _distinct_values(values: Any) -> list[str]:
+    """The distinct values: at most `_MAX_LISTED`, and a count of the rest."""
     distinct = list(dict.fromkeys(value for value in values if value))
-    if len(distinct) > _MOST:
-        return [*distinct[:_MOST], f"and {len(distinct) - _MOST} more"]
+    if len(distinct) > _MAX_LISTED:
+        return [*distinct[:_MAX_LISTED], f"and {len(distinct) - _MAX_LISTED} more"]
     return distinct or ["not recorded"]
 
 
 def _data(runs: pd.DataFrame, records: list[dict[str, Any]]) -> list[str]:
     described = []
     for name, record in zip(runs["config/data.name"], records, strict=True):
-        data = _mapping(record, "data")
+        data = _record_group(record, "data")
         if "classes" in data:
             sizes = " and ".join(f"{count:,}" for count in data["images"].values())
             described.append(f"{name} ({sizes} examples, {data['classes']:,} classes)")
         else:
             described.append(str(name))
-    return _several(described)
+    return _distinct_values(described)
 
 
-def _mapping(record: dict[str, Any], key: str) -> dict[str, Any]:
-    """A group of a run's record; empty if the run did not record it."""
+def _record_group(record: dict[str, Any], key: str) -> dict[str, Any]:
+    """The mapping under a key of a run's record; empty if the run did not record one."""
     value = record.get(key)
     return value if isinstance(value, dict) else {}
 
 
 def _machine(record: dict[str, Any]) -> str:
-    environment = _mapping(record, "environment")
+    environment = _record_group(record, "environment")
     parts = [
         record.get("processor"),
         f"{record['cpu_count']} cores" if record.get("cpu_count") else None,
@@ -90,11 +91,14 @@ def _machine(record: dict[str, Any]) -> str:
 def _time(runs: pd.DataFrame, records: list[dict[str, Any]]) -> list[str]:
     seconds = runs["seconds"].dropna()
     began = sorted(record["began"] for record in records if record.get("began"))
-    words = [f"begun {began[0][:16].replace('T', ' ')} UTC"] if began else []
+    phrases = []
     if len(seconds):
-        total, typical = in_time(seconds.sum()), in_time(seconds.median())
-        words.insert(0, f"{total} of training in all, {typical} a run")
-    return ["; ".join(words)] if words else ["not recorded"]
+        total = format_duration(seconds.sum())
+        median_run = format_duration(seconds.median())
+        phrases.append(f"{total} of training in all, {median_run} per run (median)")
+    if began:
+        phrases.append(f"begun {began[0][:16].replace('T', ' ')} UTC")
+    return ["; ".join(phrases)] if phrases else ["not recorded"]
 
 
 def _speed(runs: pd.DataFrame) -> list[str]:
@@ -112,25 +116,34 @@ def _speed(runs: pd.DataFrame) -> list[str]:
     return ["; ".join(words)] if words else ["not recorded"]
 
 
-def in_time(seconds: float) -> str:
-    """A time in words."""
+def format_duration(seconds: float) -> str:
+    """Seconds as text: in s below 100 s, in min below 100 min, else in h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _commit(record: dict[str, Any]) -> str:
     version = f"earlydrop {record['earlydrop']}" if record.get("earlydrop") else ""
     if not record.get("commit"):
         return version
-    changed = ", with uncommitted changes" if record.get("diff") else ""
-    return f"{record['commit'][:12]} ({version}{changed})"
+    notes = [version] if version else []
+    if record.get("diff"):
+        notes.append("with uncommitted changes")
+    commit: str = record["commit"][:12]
+    return f"{commit} ({', '.join(notes)})" if notes else commit
 
 
 def commands(records: list[dict[str, Any]], folder: Path) -> list[str]:
-    """The command lines that started some runs; the one that prints them, if they are many."""
+    """The distinct command lines that started the runs.
+
+    If there are more than `_MAX_LISTED`, or a run was not started by the command ``earlydrop``: the
+    ``earlydrop-cite`` command that prints them.
+    """
     lines = list(dict.fromkeys(_command(record) for record in records))
-    if None in lines or len(lines) > _MOST:
+    if None in lines or len(lines) > _MAX_LISTED:
         return [shlex.join(["earlydrop-cite", str(folder)])]
     return [line for line in lines if line is not None]
 
@@ -141,6 +154,7 @@ def _command(record: dict[str, Any]) -> str | None:
     program = Path(words[0]).name if words else ""
     if program in ("earlydrop", "earlydrop.exe"):
         return shlex.join(["earlydrop", *words[1:]])
+    # python -m earlydrop records the path of earlydrop/__main__.py
     if Path(program).suffix == ".py" and Path(words[0]).parent.name == "earlydrop":
         return shlex.join(["python", "-m", "earlydrop", *words[1:]])
     return None
@@ -149,27 +163,32 @@ def _command(record: dict[str, Any]) -> str | None:
 def arms_table(runs: pd.DataFrame) -> pd.DataFrame:
     """`earlydrop.analysis.compare.summary_table` with the settings in which the arms differ."""
     table = summary_table(runs)
-    first = runs.drop_duplicates("arm").set_index("arm")["settings"]
-    keys = differing(list(first))
-    for key in reversed(keys):
-        values = [first[arm].get(key) for arm in table.index]
+    settings_of = runs.drop_duplicates("arm").set_index("arm")["settings"]
+    keys = differing(list(settings_of))
+    for key in reversed(keys):  # inserted from last to first, so that they end in the order of keys
+        values = [settings_of[arm].get(key) for arm in table.index]
         if any(value is not None for value in values):
             table.insert(1, key, ["-" if value is None else text(value) for value in values])
     return table.fillna("-")
 
 
-def _address(file: Path) -> str | None:
-    """The address in a file; None without one."""
-    text = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-    return text if text.startswith(("https://", "http://")) else None
+def _url_in(file: Path) -> str | None:
+    """The URL in a file; None if the file is missing or does not hold one."""
+    url = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    return url if url.startswith(("https://", "http://")) else None
 
 
 def run_rows(runs: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
-    """Each run with the addresses of its files, relative to a folder, and of its page at W&B."""
+    """The rows of the table of runs.
+
+    Each has ``arm``, ``seed``, ``state``, ``step``, ``fingerprint``, ``folder`` (relative to
+    ``folder`` if inside it, else absolute), ``tracked`` (the URL of its page at W&B, or None) and
+    ``offline`` (whether it has offline files of W&B).
+    """
     rows = []
     for row in runs.to_dict("records"):
         path = Path(row["folder"])
-        inside = path.relative_to(folder) if path.is_relative_to(folder) else path.resolve()
+        shown_path = path.relative_to(folder) if path.is_relative_to(folder) else path.resolve()
         rows.append(
             {
                 "arm": row["arm"],
@@ -177,8 +196,8 @@ def run_rows(runs: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
                 "state": row["state"],
                 "step": f"{row['step']} of {row['total_steps']}",
                 "fingerprint": row["fingerprint"],
-                "folder": inside.as_posix() if inside.parts else ".",
-                "tracked": _address(path / URL),
+                "folder": shown_path.as_posix() if shown_path.parts else ".",
+                "tracked": _url_in(path / URL),
                 "offline": any(path.glob("wandb/offline-run-*")),
             }
         )

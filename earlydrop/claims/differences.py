@@ -46,6 +46,7 @@ class Differences(NamedTuple):
         names: The names of the two arms.
         remark: The settings in which the runs differ from the declaration; empty for none.
         steps: The length of a run.
+        value_missing: Whether a run has no value in the window, so that there are no differences.
     """
 
     values: dict[int, float]
@@ -56,6 +57,7 @@ class Differences(NamedTuple):
     names: tuple[str, str]
     remark: str
     steps: int = 0
+    value_missing: bool = False
 
 
 def differences(

@@ -1,15 +1,17 @@
 """Verdicts on claims, from the paired differences by seed: arm minus the arm it is compared with.
 
-A claim that one arm is lower (or higher) takes two tests. Holm adjusts the tests of all claims of
-the family together:
+A claim that one arm is lower (or higher) takes a test of difference and a test of equivalence. Holm
+adjusts the p-values of all claims of a family together. The verdicts are:
 
-- *absent*: the two arms are equivalent: two one-sided tests show a difference smaller than the
-  smallest effect that matters;
-- *reproduced*: they are not, and the difference is not 0, in the predicted direction, at the 5%
-  level;
-- *opposite*: likewise, in the other direction;
-- *not resolved*: none of these, with the seeds that would resolve it and their price;
-- *incomplete*: not all declared seeds have finished, so there is no verdict yet.
+- *absent*: the arms are equivalent. Two one-sided tests show a difference smaller than the smallest
+  effect that matters;
+- *reproduced*: the claim is not absent, and the difference differs from 0 at the 5% level, in the
+  predicted direction;
+- *opposite*: the claim is not absent, and the difference differs from 0 at the 5% level, in the
+  other direction;
+- *not resolved*: none of these. The verdict has the seeds that would resolve it, and their price;
+- *incomplete*: not all declared seeds have finished, so there is no verdict yet;
+- *not run*: no seed has finished.
 
 A file may declare looks (a group-sequential design). Then a claim is judged at each look whose
 seeds have all finished, its p-values are those of `earlydrop.analysis.sequential.sequential_p`,
@@ -67,7 +69,7 @@ BOOTSTRAP_FROM = 20
 
 
 class _Tests(NamedTuple):
-    """The paired test of a claim, and its test of equivalence where that is not the t test."""
+    """The test of a claim's difference, and its test of equivalence; None for the t test."""
 
     paired: Paired | None
     within: Within | None
@@ -95,7 +97,7 @@ def judge(
         runs: The runs of the study, from `Summaries.of`.
 
     Returns:
-        One verdict a claim, in the order of the file.
+        One verdict per claim, in the order of the file.
 
     Raises:
         ValueError: Two finished runs of one arm and seed, or runs of several configurations.
@@ -113,15 +115,19 @@ def _judge_looks(
     runs: pd.DataFrame,
     seeds: tuple[int, ...],
 ) -> list[Verdict]:
-    """Verdicts at the first look that decides a claim, else at the last look that is whole."""
-    earlier: dict[str, tuple[list[float], list[float]]] = {}
+    """For each claim, the verdict at the first look that decides it.
+
+    If none does: at the last look whose seeds have all finished, or else at the first look.
+    """
+    p_values_so_far: dict[str, tuple[list[float], list[float]]] = {}
     for claim in declaration.claims:
-        earlier[claim.id] = ([], [])
+        p_values_so_far[claim.id] = ([], [])
 
     def adjust(claim: Claim, first: float, second: float) -> tuple[float, float]:
-        first_test, second_test = earlier[claim.id]
+        first_test, second_test = p_values_so_far[claim.id]
         first_test.append(first)
         second_test.append(second)
+        # Tests of equivalence and of not-lower are one-sided, tests of a difference two-sided.
         sides = (1, 2) if claim.direction in (EQUIVALENT, NOT_LOWER) else (2, 1)
         return (
             sequential_p(first_test, looks.seeds, looks.boundary, sides[0]),
@@ -138,21 +144,36 @@ def _judge_looks(
             seeds=seeds[:count],
             adjust=adjust,
         )
-        at_look = [_at_look(verdict, looks, i) for verdict in at_look]
-        chosen = list(map(_later, chosen, at_look)) if chosen else at_look
+        at_look = [_with_look(verdict, looks, i) for verdict in at_look]
+        if chosen:
+            chosen = [_later(before, after) for before, after in zip(chosen, at_look, strict=True)]
+        else:
+            chosen = at_look
     return chosen
 
 
-def _at_look(verdict: Verdict, looks: Looks, i: int) -> Verdict:
-    """The verdict with its look, from 0, and its interval at the level of that look."""
-    summary = verdict.paired
-    if summary is not None and verdict.claim.test is None:
-        summary = at_level(summary, nominal_level(LEVEL, looks.seeds, i, looks.boundary))
-    return dataclasses.replace(verdict, paired=summary, look=i + 1, looks=len(looks.seeds))
+def _with_look(verdict: Verdict, looks: Looks, look_index: int) -> Verdict:
+    """The verdict with its look, and with its interval at the level of that look.
+
+    ``look_index`` counts from 0, the look of a verdict from 1.
+    """
+    paired_test = verdict.paired
+    if paired_test is not None and verdict.claim.test is None:
+        level = nominal_level(LEVEL, looks.seeds, look_index, looks.boundary)
+        paired_test = at_level(paired_test, level)
+    return dataclasses.replace(
+        verdict,
+        paired=paired_test,
+        look=look_index + 1,
+        looks=len(looks.seeds),
+    )
 
 
 def _later(before: Verdict, at_look: Verdict) -> Verdict:
-    """The verdict after a further look: a decision stays, and a look that is not whole is left."""
+    """The verdict after a further look.
+
+    A decision stays. A look whose seeds have not all finished is ignored.
+    """
     if before.verdict in DECIDED or at_look.verdict in UNJUDGED:
         return before
     return at_look
@@ -172,15 +193,17 @@ def _judge_seeds(
     tests: list[_Tests] = []
     for claim in declaration.claims:
         measured = _measured(runs, study, claim, seeds)
-        summary, within = _compare(claim, measured)
-        verdict = _undecided(claim, measured, summary, len(seeds))
+        paired_test, within = _compare(claim, measured)
+        verdict = _undecided(claim, measured, paired_test, len(seeds))
         verdicts.append(dataclasses.replace(verdict, study=study_name, round=round_name))
-        tests.append(_Tests(summary if verdict.verdict == "" else None, within))
+        tests.append(_Tests(paired_test if verdict.verdict == "" else None, within))
     p_values = _adjusted_p_values(verdicts, tests, adjust)
     for i, (first, second) in enumerate(p_values):
         tested = tests[i].paired
         if tested is not None and verdicts[i].smallest is not None:
-            verdicts[i] = _decided(declaration, verdicts[i], tested, first=first, second=second)
+            verdicts[i] = _with_decision(
+                declaration, verdicts[i], tested, first=first, second=second
+            )
     return verdicts
 
 
@@ -192,7 +215,7 @@ def _measured(
 ) -> Differences:
     """A claim's differences; none, with a remark, where a run has no value in its window.
 
-    Such a seed is not left out: that would choose among the seeds.
+    The seed of such a run is not simply left out, because that would select among the seeds.
     """
     try:
         return differences(runs, study, claim, seeds)
@@ -205,36 +228,45 @@ def _measured(
             fingerprints=[],
             names=(study.arm(claim.arm).words, study.arm(claim.against).words),
             remark=str(error),
+            value_missing=True,
         )
 
 
 def _undecided(
     claim: Claim,
     measured: Differences,
-    summary: Paired | None,
+    paired_test: Paired | None,
     expected: int,
 ) -> Verdict:
     """The verdict of a claim before its p-values are known; empty where all seeds have finished."""
-    whole = summary is not None and len(measured.values) == expected
-    begun = measured.values or "window" in measured.remark
-    sampled = whole and expected >= BOOTSTRAP_FROM and claim.test is None
+    whole = paired_test is not None and len(measured.values) == expected
+    if whole:
+        word = ""
+    elif measured.values or measured.value_missing:
+        word = "incomplete"
+    else:
+        word = "not run"
+    has_bootstrap = whole and expected >= BOOTSTRAP_FROM and claim.test is None
     below = sum(value < 0 for value in measured.values.values())
+    smallest = None
+    if paired_test is not None:
+        smallest = smallest_effect(claim, list(measured.against.values()))
     return Verdict(
         study="",
         round="",
         claim=claim,
         arms=measured.names,
         expected=expected,
-        paired=summary,
-        smallest=smallest_effect(claim, list(measured.against.values())) if summary else None,
+        paired=paired_test,
+        smallest=smallest,
         p=None,
         price=None,
-        verdict="" if whole else "incomplete" if begun else "not run",
-        bootstrap=bootstrap(measured.values.values()) if sampled else None,
+        verdict=word,
+        bootstrap=bootstrap(measured.values.values()) if has_bootstrap else None,
         fingerprints=tuple(measured.fingerprints),
         remark=measured.remark,
         seconds=measured.seconds,
-        lower=below if summary else None,
+        lower=below if paired_test else None,
     )
 
 
@@ -256,12 +288,12 @@ def _adjusted_p_values(
                 first, second = adjust(verdicts[i].claim, first, second)
             p_values += [first, second]
         adjusted = holm(p_values)
-        for i, first, second in zip(members, adjusted[::2], adjusted[1::2], strict=True):
-            pairs[i] = (first, second)
+        for k, i in enumerate(members):
+            pairs[i] = (adjusted[2 * k], adjusted[2 * k + 1])
     return pairs
 
 
-def _decided(
+def _with_decision(
     declaration: Declaration,
     verdict: Verdict,
     tested: Paired,
@@ -269,9 +301,11 @@ def _decided(
     second: float,
 ) -> Verdict:
     """The verdict with its word and p-value, and its price where nothing is decided."""
-    word, p = _decide(verdict.claim, tested, first, second)
+    word, p = _word_and_p(verdict.claim, tested, first, second)
     cost = None
     scatters = tested.spread > 0 and verdict.claim.test is None
+    # The price is that of the effect that was seen, or of none where it is not significant.
+    assumed_effect = tested.effect if tested.p < LEVEL else 0.0
     if word == OPEN and scatters and verdict.smallest is not None:
         cost = price(
             verdict.claim,
@@ -279,7 +313,7 @@ def _decided(
             smallest=verdict.smallest,
             level=first_level(declaration.claims, verdict.claim),
             seconds=verdict.seconds,
-            seen=tested.effect if tested.p < LEVEL else 0.0,
+            seen=assumed_effect,
         )
     return dataclasses.replace(verdict, p=p, price=cost, verdict=word)
 
@@ -291,7 +325,9 @@ def smallest_effect(claim: Claim, against: list[float]) -> float:
         claim: The claim.
         against: The values of the arm that it is compared with.
     """
-    return claim.smallest * abs(sum(against) / len(against)) if claim.relative else claim.smallest
+    if claim.relative:
+        return claim.smallest * abs(sum(against) / len(against))
+    return claim.smallest
 
 
 def _compare(claim: Claim, measured: Differences) -> _Tests:
@@ -321,13 +357,15 @@ def _p_values(verdict: Verdict, tests: _Tests) -> tuple[float, float]:
     return tested.p, p_within(tested, smallest)
 
 
-def _decide(claim: Claim, tested: Paired, first: float, second: float) -> tuple[str, float]:
+def _word_and_p(claim: Claim, tested: Paired, first: float, second: float) -> tuple[str, float]:
     """The verdict, and the p-value that gives it, from the p-values of `_p_values` after Holm."""
     if claim.direction in (EQUIVALENT, NOT_LOWER):
         if first < LEVEL:
             return "reproduced", first
-        opposite = claim.direction == EQUIVALENT or tested.effect < 0
-        return ("opposite", second) if second < LEVEL and opposite else (OPEN, first)
+        may_be_opposite = claim.direction == EQUIVALENT or tested.effect < 0
+        if second < LEVEL and may_be_opposite:
+            return "opposite", second
+        return OPEN, first
     if second < LEVEL:
         return "absent", second
     if first >= LEVEL:
@@ -337,10 +375,10 @@ def _decide(claim: Claim, tested: Paired, first: float, second: float) -> tuple[
 
 
 def judge_all(declarations: list[Declaration], summaries: Summaries) -> list[Verdict]:
-    """Judge every claim, by file, study and round of seeds, where a study and round has runs.
+    """Judge every claim in each study and round that has runs, except the round ``label``.
 
-    Claims without runs are listed for the round ``first`` of a main study alone: other rounds and
-    studies may be about some of the claims.
+    Claims that were not run are listed only for the round ``first`` of a main study: other rounds
+    and studies may be about some of the claims.
     """
     verdicts = []
     for declaration in declarations:
@@ -352,5 +390,8 @@ def judge_all(declarations: list[Declaration], summaries: Summaries) -> list[Ver
                 judged = judge(declaration, study.name, round_name, runs)
                 ran = [verdict for verdict in judged if verdict.verdict != "not run"]
                 main = round_name == FIRST and study.name == declaration.main_study
-                verdicts += judged if ran and main else ran
+                if ran and main:
+                    verdicts += judged
+                else:
+                    verdicts += ran
     return verdicts

@@ -8,7 +8,7 @@ import os
 
 from earlydrop.metrics import METRICS, is_own
 from earlydrop.training.config import SPLITS, Config
-from earlydrop.training.data.extra import check_extra, metrics_of
+from earlydrop.training.extra import check_extra, metrics_of
 from earlydrop.training.fields import BOUNDS, ConfigError
 from earlydrop.training.keys import OPEN, keys
 from earlydrop.training.names import printable, slug
@@ -72,7 +72,7 @@ def _check_values(config: Config) -> None:
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and printable(text) != text:
                 raise ConfigError(
-                    f"{name} is {text!r}: expected UTF-8; rename it, or go by a link with another "
+                    f"{name} is {text!r}: expected UTF-8; rename it, or use a link with another "
                     "name"
                 )
         if isinstance(value, float) and not math.isfinite(value):

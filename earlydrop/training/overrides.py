@@ -20,40 +20,36 @@ from earlydrop.training.names import printable
 from earlydrop.training.plugins import installed
 from earlydrop.training.schedule_config import schedule_options
 
-_FLAGS = {  # of Hydra's command line: whether a value follows
-    **dict.fromkeys(
-        (
-            "--help",
-            "-h",
-            "--hydra-help",
-            "--version",
-            "--resolve",
-            "--run",
-            "-r",
-            "--multirun",
-            "-m",
-        ),
-        False,
-    ),
-    **dict.fromkeys(
-        (
-            "--cfg",
-            "-c",
-            "--package",
-            "-p",
-            "--shell-completion",
-            "-sc",
-            "--config-path",
-            "-cp",
-            "--config-name",
-            "-cn",
-        ),
-        True,
-    ),
-    **dict.fromkeys(("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"), True),
-}
-_ONE_OF = {  # of these Hydra does one at a time
-    "-m": ("-m", "--multirun"),
+_FLAGS_WITHOUT_VALUE = (
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--resolve",
+    "--run",
+    "-r",
+    "--multirun",
+    "-m",
+)
+_FLAGS_WITH_VALUE = (
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--shell-completion",
+    "-sc",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+    "--experimental-rerun",
+    "--info",
+    "-i",
+)
+_EXCLUSIVE = {  # Hydra accepts only one of these flags
+    "--multirun": ("--multirun", "-m"),
     "--cfg": ("--cfg", "-c"),
     "--info": ("--info", "-i"),
     "--run": ("--run", "-r"),
@@ -65,15 +61,19 @@ _OWN_NAMES = {  # groups whose name may be the user's own, with a hint
     "data": "data.name= takes module:function too",
     "schedule": "schedule.name= takes module:function too",
 }
-_OVERRIDE = re.compile(r"(\+\+|\+|~)?([^=]+)=(.*)", re.DOTALL)
+_OVERRIDE = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
 
 
 def mistake(arguments: Iterable[str]) -> str | None:
-    """The first argument with an unknown flag, key or option, in a line; None if there is none."""
+    """A one-line message about the first mistake; None if there is none.
+
+    Mistakes are an unknown flag, key or option, a value that cannot be read, and flags that exclude
+    each other.
+    """
     arguments = list(arguments)
     groups = options(config_dirs(arguments))
     flags_given = {argument.partition("=")[0] for argument in arguments}
-    given = [name for name, flags in _ONE_OF.items() if flags_given.intersection(flags)]
+    given = [name for name, flags in _EXCLUSIVE.items() if flags_given.intersection(flags)]
     if len(given) > 1:
         return f"{' and '.join(given)} do not go together: give one of them"
     value_follows = False
@@ -82,12 +82,12 @@ def mistake(arguments: Iterable[str]) -> str | None:
             value_follows = False
         elif argument.startswith("-"):
             flag, equals, _ = argument.partition("=")
-            if flag not in _FLAGS:
+            flags = (*_FLAGS_WITHOUT_VALUE, *_FLAGS_WITH_VALUE)
+            if flag not in flags:
                 return (
-                    f"there is no flag {flag}{meant(flag, _FLAGS)}; earlydrop --help shows what "
-                    "there is"
+                    f"there is no flag {flag}{meant(flag, flags)}; earlydrop --help lists the flags"
                 )
-            value_follows = _FLAGS[flag] and not equals
+            value_follows = flag in _FLAGS_WITH_VALUE and not equals
         else:
             wrong = _mistaken_override(argument, groups) or _unreadable(argument)
             if wrong is not None:
@@ -97,49 +97,55 @@ def mistake(arguments: Iterable[str]) -> str | None:
 
 def config_dirs(arguments: Iterable[str]) -> list[Path]:
     """The folders of configurations that a command line adds with ``--config-dir``."""
-    folders, follows = [], False
+    folders = []
+    value_follows = False
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        if follows:
+        if value_follows:
             folders.append(Path(argument))
-        follows = not follows and not equals and argument in _CONFIG_DIR
-        if equals and flag in _CONFIG_DIR:
+            value_follows = False
+        elif flag in _CONFIG_DIR and equals:
             folders.append(Path(value))
+        elif flag in _CONFIG_DIR:
+            value_follows = True
     return folders
 
 
 def with_own_keys(arguments: Iterable[str]) -> list[str]:
-    """A command line that adds or changes keys below open ones.
+    """Give overrides of keys below an open key the prefix ``++``.
 
-    They are written as ``model.args.width=64`` or as ``model.args={width:64}``.
+    Then Hydra adds or changes these keys. Such overrides are written as ``model.args.width=64`` or
+    as ``model.args={width:64}``.
     """
-    own = re.compile(rf"\+?(?=(?:{'|'.join(map(re.escape, OPEN))})(?:\.\w|=\{{))")
+    # an optional "+" before the key; only the "+" is replaced
+    open_key_prefix = re.compile(rf"\+?(?=(?:{'|'.join(map(re.escape, OPEN))})(?:\.\w|=\{{))")
     line = []
     for argument in arguments:
-        line.append(own.sub("++", argument, count=1) if own.match(argument) else argument)
+        if open_key_prefix.match(argument):
+            argument = open_key_prefix.sub("++", argument, count=1)
+        line.append(argument)
     return line
 
 
 def unused(overrides: Iterable[str], config: Config) -> list[str]:
     """The overrides of a job whose keys its run does not use, such as the momentum of AdamW.
 
-    A schedule's keys are left out: a sweep gives them to all its schedules, each of which takes its
-    own.
+    The keys of a schedule are left out. A sweep gives the same keys to every schedule, and each
+    schedule uses only its own.
     """
     overrides_unused = []
     for override in overrides:
         match = _OVERRIDE.fullmatch(override)
-        key = (
-            keys().get(match[2])
-            if match is not None and not match[2].startswith("schedule.")
-            else None
-        )
+        if match is None or match["key"].startswith("schedule."):
+            continue
+        key = keys().get(match["key"])
         if key is not None and not key.used(config):
             overrides_unused.append(override)
     return overrides_unused
 
 
 def _mistaken_override(argument: str, groups: Mapping[str, list[str]]) -> str | None:
+    """A one-line message about a wrong override; None if it is right."""
     match = _OVERRIDE.fullmatch(argument)
     if match is None:
         if argument.startswith("~") and len(argument) > 1:
@@ -149,13 +155,13 @@ def _mistaken_override(argument: str, groups: Mapping[str, list[str]]) -> str | 
                 f"there is no command {argument}: expected key=value, such as earlydrop "
                 "schedule=late, or earlydrop list"
             )
-        return f"{argument!r} is no override: expected key=value"
+        return f"{argument!r} is not an override: expected key=value"
     prefix, key, value = match.groups()
     key = key.strip()
     if "_target_" in argument:
         return (
-            f"{argument!r} names code to run: configurations of earlydrop hold plain values, give "
-            "one of those"
+            f"{argument!r} names code to run. Configurations of earlydrop hold only plain values: "
+            "give a plain value"
         )
     if (
         key == "hydra/launcher"
@@ -164,39 +170,57 @@ def _mistaken_override(argument: str, groups: Mapping[str, list[str]]) -> str | 
     ):
         return "hydra/launcher=slurm needs submitit: pip install 'earlydrop[slurm]'"
     if re.split("[./]", key)[0] == "hydra":
-        part = re.split("[./]", key + ".")[1]
-        known = [f.name for f in dataclasses.fields(HydraConf)]
-        return (
-            f"{prefix}{key} is no key of Hydra's configuration{meant(part, known)}"
-            if prefix and part not in (*known, "")
-            else None
-        )
+        return _mistaken_hydra_key(prefix or "", key)
     if "@" in key:
         return None
     if key_of(key) is None and key not in groups:
         return (
-            f"{prefix or ''}{key} is no key of the configuration"
+            f"{prefix or ''}{key} is not a key of the configuration"
             f"{meant(key, [*keys(), *groups])}; earlydrop --cfg job shows them all"
         )
-    if key in groups and re.fullmatch(r"[\w./-]+(,[\w./-]+)*", value):
-        for name in value.split(","):
-            if name not in (*groups[key], "null"):
-                own = f"; {_OWN_NAMES[key]}" if key in _OWN_NAMES else ""
-                return (
-                    f"{key}={name}: there is no such option{meant(name, groups[key])}; there are "
-                    f"{', '.join(groups[key])}{own}"
-                )
+    return _mistaken_option(key, value, groups)
+
+
+def _mistaken_hydra_key(prefix: str, key: str) -> str | None:
+    """A message about a key of Hydra that is added or removed and does not exist.
+
+    Without a prefix Hydra finds the mistake itself.
+    """
+    parts = re.split("[./]", key)
+    known = [f.name for f in dataclasses.fields(HydraConf)]
+    if not prefix or len(parts) == 1 or parts[1] in ("", *known):
+        return None
+    return f"{prefix}{key} is not a key of Hydra's configuration{meant(parts[1], known)}"
+
+
+def _mistaken_option(key: str, value: str, groups: Mapping[str, list[str]]) -> str | None:
+    """A message about an unknown option of a group, such as ``schedule=erly``."""
+    if key not in groups or not re.fullmatch(r"[\w./-]+(,[\w./-]+)*", value):
+        return None
+    for name in value.split(","):
+        if name not in (*groups[key], "null"):
+            hint = f"; {_OWN_NAMES[key]}" if key in _OWN_NAMES else ""
+            return (
+                f"{key}={name}: there is no such option{meant(name, groups[key])}; there are "
+                f"{', '.join(groups[key])}{hint}"
+            )
     return None
 
 
 def _unreadable(argument: str) -> str | None:
-    """The reason why Hydra cannot parse an argument, with quotes that mend it; None if it can."""
+    """A message about an argument that is not UTF-8 or that Hydra cannot parse; else None.
+
+    It has a quoted form that works, if there is one.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Quote, QuotedString
     from hydra.errors import HydraException
 
     if printable(argument) != argument:
-        return f"{argument!r} is not UTF-8: rename what it names, or go by a link with another name"
+        return (
+            f"{argument!r} is not UTF-8: rename the file that it names, or use a link with another "
+            "name"
+        )
     parser = OverridesParser.create()
     try:
         parser.parse_override(argument)
@@ -205,13 +229,13 @@ def _unreadable(argument: str) -> str | None:
     else:
         return None
     match = _OVERRIDE.fullmatch(argument)
-    if match is None or match[2] not in keys() or str not in keys()[match[2]].kinds:
+    if match is None or match["key"] not in keys() or str not in keys()[match["key"]].kinds:
         return f"{argument} is not in Hydra's grammar: {reason}"
-    key, value = match[2], match[3]
-    quoted = f"{match[1] or ''}{key}={QuotedString(value, Quote.double).with_quotes()}"
+    value = QuotedString(match["value"], Quote.double).with_quotes()
+    quoted = f"{match['prefix'] or ''}{match['key']}={value}"
     return (
-        f"{argument} has characters that need quotes: write {shlex.quote(quoted)}, quotes within "
-        "quotes"
+        f"{argument} has characters that need quotes: write {shlex.quote(quoted)}, with both pairs "
+        "of quotes"
     )
 
 
@@ -221,8 +245,11 @@ def options(further: Iterable[Path] = ()) -> dict[str, list[str]]:
     for root in (conf_folder(), *further):
         for path in sorted(root.rglob("*.yaml")):
             group, _, name = path.relative_to(root).with_suffix("").as_posix().partition("/")
-            if name and group != "claims" and name not in groups.setdefault(group, []):
-                groups[group].append(name)
+            if not name or group == "claims":
+                continue
+            names = groups.setdefault(group, [])
+            if name not in names:
+                names.append(name)
     groups["schedule"] = list(dict.fromkeys([*schedule_options(), *groups["schedule"]]))
     for group in ("model", "data", "schedule"):
         groups[group] += [name for name in installed(group) if name not in groups[group]]
@@ -230,14 +257,14 @@ def options(further: Iterable[Path] = ()) -> dict[str, list[str]]:
 
 
 def unknown_keys(values: Mapping[str, Any]) -> str | None:
-    """The first dotted key that the schema does not have, in a line; None if there is none."""
+    """A one-line message about the first key that is not in the schema; None if there is none."""
     for key in values:
         if key_of(key) is None:
-            return f"{key} is no key of the configuration{meant(key, keys())}"
+            return f"{key} is not a key of the configuration{meant(key, keys())}"
     return None
 
 
-_MEANT = {
+_COMMON_NAMES = {  # a name used elsewhere: the key of earlydrop
     "learning_rate": "optim.lr",
     "dropout": "schedule.rate",
     "p": "schedule.rate",
@@ -249,11 +276,13 @@ _MEANT = {
 def meant(word: str, known: Iterable[str]) -> str:
     """A question with the nearest known word, by the whole word or its last part; may be empty."""
     known = list(known)
-    suggestions = [_MEANT[last] for last in [word.rpartition(".")[2]] if _MEANT.get(last) in known]
-    suggestions = suggestions or difflib.get_close_matches(word, known, 1, 0.6)
+    last_part = word.rpartition(".")[2]
+    if _COMMON_NAMES.get(last_part) in known:
+        return f": did you mean {_COMMON_NAMES[last_part]}?"
+    suggestions = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not suggestions:
-        last = {name.rpartition(".")[2]: name for name in reversed(known)}
-        suggestions = [
-            last[name] for name in difflib.get_close_matches(word.rpartition(".")[2], last, 1, 0.6)
-        ]
+        # reversed: of names with the same last part, the first counts
+        by_last_part = {name.rpartition(".")[2]: name for name in reversed(known)}
+        close = difflib.get_close_matches(last_part, by_last_part, n=1, cutoff=0.6)
+        suggestions = [by_last_part[name] for name in close]
     return f": did you mean {suggestions[0]}?" if suggestions else ""

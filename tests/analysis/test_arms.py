@@ -72,7 +72,7 @@ def test_values_come_back_from_the_texts_of_a_table():
         config.augment.flip,
         config.optim.clip,
     ) == ([16, 8], 250, False, None)
-    with pytest.raises(ValueError, match=r"'optim\.learning_rate' is no key"):
+    with pytest.raises(ValueError, match=r"'optim\.learning_rate' is not a key"):
         config_of({"optim.learning_rate": 1})
 
 

@@ -34,7 +34,7 @@ def test_what_the_runs_recorded_is_said(study):
         "data": ["toy (1,000 and 200 examples, 10 classes)"],
         "length": ["100 steps"],
         "machine": ["AMD EPYC, 2 cores, cpu x86_64, torch 2.14"],
-        "time": ["12 s of training in all, 2 s a run; begun 2026-11-27 17:58 UTC"],
+        "time": ["12 s of training in all, 2 s per run (median); begun 2026-11-27 17:58 UTC"],
         "speed": ["20 images/s in a typical run"],
         "commit": ["f9f314dfe7f6 (earlydrop 0.1.0, with uncommitted changes)"],
         "command": ["earlydrop -m schedule=none,early seed=0,1,2"],

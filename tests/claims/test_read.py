@@ -75,7 +75,7 @@ def test_claims_are_read(tmp_path):
         ),
         (
             {"arm": {"schedule.nme": "late"}},
-            "claim X, arm: 'schedule.nme' is no key of the configuration",
+            "claim X, arm: 'schedule.nme' is not a key of the configuration",
         ),
         ({"arm": {"schedule.name": "late", "schedule.rate": 2}}, "claim X, arm: rate is 2"),
         ({"standard": "constant-0.1"}, "standard is 'constant-0.1': expected configuration keys"),
@@ -246,7 +246,10 @@ def test_a_sensitivity_is_read_and_has_a_comparison_for_each_value(tmp_path):
             {"sensitivity": RATES | {"at most": "ln 256"}},
             r"counts at most 'ln 256': expected a number",
         ),
-        ({"sensitivity": RATES | {"key": "optim.rate"}}, r"claim X, arm: 'optim.rate' is no key"),
+        (
+            {"sensitivity": RATES | {"key": "optim.rate"}},
+            r"claim X, arm: 'optim.rate' is not a key",
+        ),
         (
             {"sensitivity": RATES, "test": "median"},
             r"test is median: a sensitivity is compared by the paired t test",

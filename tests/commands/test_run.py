@@ -222,7 +222,7 @@ def test_a_sweep_killed_in_the_middle_and_repeated_gives_the_same_table(tmp_path
     [
         (
             ["schedul.rate=0.1"],
-            "schedul.rate is no key of the configuration: did you mean schedule.rate?",
+            "schedul.rate is not a key of the configuration: did you mean schedule.rate?",
         ),
         (
             ["trainer.epochs=many"],
@@ -269,20 +269,20 @@ def test_report_and_cite_of_a_folder_without_runs(tmp_path, earlydrop):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["+lr=0.5"], "+lr is no key of the configuration: did you mean optim.lr?"),
-        (["+trainer.foo=1"], "+trainer.foo is no key of the configuration"),
+        (["+lr=0.5"], "+lr is not a key of the configuration: did you mean optim.lr?"),
+        (["+trainer.foo=1"], "+trainer.foo is not a key of the configuration"),
         (
             ["++optim.learning_rate=0.5"],
-            "++optim.learning_rate is no key of the configuration: did you mean optim.lr?",
+            "++optim.learning_rate is not a key of the configuration: did you mean optim.lr?",
         ),
         (["schedule=erly"], "schedule=erly: there is no such option: did you mean early?"),
         (["experiment=quikstart"], "did you mean quickstart?"),
         (["-m", "schedule=none,erly"], "schedule=erly: there is no such option"),
         (["trainer.epoch=3"], "did you mean trainer.epochs?"),
         (["data.trainimages=3"], "did you mean data.train_images?"),
-        (["+hydra.foo=1"], "+hydra.foo is no key of Hydra's configuration"),
-        (["=1"], "'=1' is no override: expected key=value"),
-        (["seed"], "'seed' is no override"),
+        (["+hydra.foo=1"], "+hydra.foo is not a key of Hydra's configuration"),
+        (["=1"], "'=1' is not an override: expected key=value"),
+        (["seed"], "'seed' is not an override"),
         (["--multrun", "seed=1,2"], "there is no flag --multrun: did you mean --multirun?"),
     ],
 )

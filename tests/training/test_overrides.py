@@ -57,7 +57,9 @@ def test_what_needs_quotes_is_said_with_the_quotes(argument):
     said = mistake(["seed=1", argument])
     assert said.startswith(f"{argument} has characters that need quotes: write ")
     assert len(said.splitlines()) == 1
-    (mended,) = shlex.split(said.partition(" write ")[2].rpartition(", quotes within quotes")[0])
+    (mended,) = shlex.split(
+        said.partition(" write ")[2].rpartition(", with both pairs of quotes")[0]
+    )
     assert mistake([mended]) is None
     (parsed,) = OverridesParser.create().parse_overrides([mended])
     assert parsed.value() == argument.partition("=")[2]
@@ -66,10 +68,10 @@ def test_what_needs_quotes_is_said_with_the_quotes(argument):
 def test_what_quotes_do_not_mend_is_said():
     assert mistake(["probe.at=[10%"]).startswith("probe.at=[10% is not in Hydra's grammar: ")
     assert mistake(["chekpoint=a=b"]).startswith(
-        "chekpoint is no key of the configuration: did you mean checkpoint?"
+        "chekpoint is not a key of the configuration: did you mean checkpoint?"
     )
     assert mistake(["data.root=caf\udce9"]) == (
-        r"'data.root=caf\udce9' is not UTF-8: rename what it names, or go by a link with another name"
+        r"'data.root=caf\udce9' is not UTF-8: rename the file that it names, or use a link with another name"
     )
     for argument in (
         "seed=0,1",

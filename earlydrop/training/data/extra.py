@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from earlydrop.metrics import RESERVED, extra_metric
-from earlydrop.training.config import IMAGE_FOLDERS, DataConfig
+from earlydrop.training.config import DataConfig
 from earlydrop.training.data.files import Samples, find_images
 from earlydrop.training.data.folder import FolderImages, digest_of
 from earlydrop.training.data.loading import Images, LoadedImages, leave_out_corrupt
 from earlydrop.training.data.source import ExtraSet, Once
+from earlydrop.training.extra import holds_lists
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.names import printable
 
@@ -40,53 +40,19 @@ _AGREEMENT = 0.5
 _EXPECTED_LISTS = "expected a list of labels for every image, such as [[65], [970, 795], []]"
 
 
-def check_extra(config: DataConfig) -> None:
-    """Check the names and the places of ``data.extra``; nothing is read.
-
-    Raises:
-        ConfigError: The data is no image folder, a name cannot be that of a metric, or there is
-            neither a folder nor a JSON file at a place.
-    """
-    if config.extra and config.name not in IMAGE_FOLDERS:
-        names = ", ".join(IMAGE_FOLDERS)
-        raise ConfigError(
-            f"data.extra is {config.extra!r}: data={config.name} is not read from images in class "
-            f"folders; expected one of {names}, or no data.extra"
-        )
-    for name, place in config.extra.items():
-        if extra_metric(f"{name}/accuracy") is None:
-            raise ConfigError(
-                f"data.extra has the name {name!r}: expected a letter, then letters, digits, - or "
-                f"_, and none of {', '.join(sorted(RESERVED))}"
-            )
-        said = f"data.extra.{name} is {place!r}"
-        if not isinstance(place, str) or printable(place) != place:
-            raise ConfigError(f"{said}: expected the path of a folder or of a JSON file, in UTF-8")
-        path = Path(place).expanduser()
-        if not (path.is_file() if _holds_lists(place) else path.is_dir()):
-            raise ConfigError(
-                f"{said}: there is no such folder, and no such file that ends in .json; expected "
-                "a folder with one folder a class, or a file of label lists"
-            )
-
-
-def _holds_lists(place: str) -> bool:
-    return place.lower().endswith(".json")
-
-
 def metrics_of(config: DataConfig) -> list[str]:
     """The metrics that the further test sets give; label lists have no loss."""
     names = []
     for name, place in config.extra.items():
         names.append(f"{name}/accuracy")
-        if not _holds_lists(str(place)):
+        if not holds_lists(str(place)):
             names.append(f"{name}/loss")
     return names
 
 
 def splits_needed(config: DataConfig) -> set[str]:
     """The splits of the data that its further test sets read: label lists are of the test set."""
-    return {"test"} if any(map(_holds_lists, map(str, config.extra.values()))) else set()
+    return {"test"} if any(map(holds_lists, map(str, config.extra.values()))) else set()
 
 
 def add_extra(source: LoadedImages, config: DataConfig, once: Once) -> None:
@@ -103,7 +69,7 @@ def add_extra(source: LoadedImages, config: DataConfig, once: Once) -> None:
     """
     opened: dict[str, ExtraSet] = {}
     for name, place in config.extra.items():
-        if _holds_lists(place):
+        if holds_lists(place):
             opened[name] = _lists(f"data.extra.{name} is {place!r}", place, source)
             continue
         split = f"extra/{name}"

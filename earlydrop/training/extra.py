@@ -1,0 +1,58 @@
+"""The names and places of further test sets (``data.extra``), checked without torch.
+
+`earlydrop.training.data.extra` reads the sets.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from earlydrop.metrics import RESERVED, extra_metric
+from earlydrop.training.config import IMAGE_FOLDERS, DataConfig
+from earlydrop.training.fields import ConfigError
+from earlydrop.training.names import printable
+
+
+def check_extra(config: DataConfig) -> None:
+    """Check the names and the places of ``data.extra``; nothing is read.
+
+    Raises:
+        ConfigError: The data is no image folder, a name cannot be that of a metric, or there is
+            neither a folder nor a JSON file at a place.
+    """
+    if config.extra and config.name not in IMAGE_FOLDERS:
+        names = ", ".join(IMAGE_FOLDERS)
+        raise ConfigError(
+            f"data.extra is {config.extra!r}: data={config.name} is not read from images in class "
+            f"folders; expected one of {names}, or no data.extra"
+        )
+    for name, place in config.extra.items():
+        if extra_metric(f"{name}/accuracy") is None:
+            raise ConfigError(
+                f"data.extra has the name {name!r}: expected a letter, then letters, digits, - or "
+                f"_, and none of {', '.join(sorted(RESERVED))}"
+            )
+        said = f"data.extra.{name} is {place!r}"
+        if not isinstance(place, str) or printable(place) != place:
+            raise ConfigError(f"{said}: expected the path of a folder or of a JSON file, in UTF-8")
+        path = Path(place).expanduser()
+        if not (path.is_file() if holds_lists(place) else path.is_dir()):
+            raise ConfigError(
+                f"{said}: there is no such folder, and no such file that ends in .json; expected "
+                "a folder with one folder a class, or a file of label lists"
+            )
+
+
+def holds_lists(place: str) -> bool:
+    """Whether a further test set is a JSON file of label lists."""
+    return place.lower().endswith(".json")
+
+
+def metrics_of(config: DataConfig) -> list[str]:
+    """The metrics that the further test sets give; label lists have no loss."""
+    names = []
+    for name, place in config.extra.items():
+        names.append(f"{name}/accuracy")
+        if not holds_lists(str(place)):
+            names.append(f"{name}/loss")
+    return names

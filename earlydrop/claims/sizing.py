@@ -1,4 +1,7 @@
-"""The size of a round: the seeds that each claim needs and their price, from label seeds."""
+"""How many seeds each claim needs, and how many hours they take.
+
+Both are estimated from the label seeds: the round of seeds that labels the regime of a study.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +19,33 @@ from earlydrop.claims.measured import WindowError
 from earlydrop.claims.power import Price, first_level, price
 from earlydrop.claims.summaries import Summaries
 
+_COLUMNS = ["claim", "study", "metric", "n", "spread", "smallest", "seeds", "hours"]
+
 
 def power_table(declarations: Iterable[Declaration], summaries: Summaries) -> pd.DataFrame:
-    """One row a claim and study whose two arms have run on two or more label seeds.
+    """One row per claim and study whose two arms have run on two or more label seeds.
+
+    Claims with another test than the paired t test are left out, and claims of which a run has no
+    value in the window.
 
     Returns:
         A table with the columns ``claim``, ``study``, ``metric``, ``n`` (the number of label
         seeds), ``spread`` (the standard deviation of the paired differences), ``smallest`` (the
         effect to show or to exclude), ``seeds`` and ``hours`` of one core. The seeds give a power
-        of 90% at the level that Holm gives a family's smallest p-value; they and the hours are
-        empty where the differences do not scatter.
+        of 90% at the level that Holm gives the smallest p-value of a family. Both are empty where
+        the differences do not scatter.
     """
     rows = []
     for declaration in declarations:
         for study in declaration.studies.values():
             runs = summaries.of(study.name)
-            for claim in declaration.claims if not runs.empty else ():
+            if runs.empty:
+                continue
+            for claim in declaration.claims:
                 row = _row(declaration, study, claim, runs)
                 if row is not None:
                     rows.append(row)
     return pd.DataFrame(rows, columns=_COLUMNS).astype({"seeds": "Int64"})
-
-
-_COLUMNS = ["claim", "study", "metric", "n", "spread", "smallest", "seeds", "hours"]
 
 
 def _row(
@@ -47,9 +54,10 @@ def _row(
     claim: Claim,
     runs: pd.DataFrame,
 ) -> dict[str, Any] | None:
-    """The row of a claim; None without two label seeds, or for a claim of another test.
+    """The row of a claim.
 
-    A round is sized for the paired t test.
+    None if its test is not the paired t test, if it has fewer than two label seeds, or if a run has
+    no value in its window.
     """
     try:
         measured = differences(runs, study, claim, study.rounds.get(LABEL, ()))

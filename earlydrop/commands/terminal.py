@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-_PLAIN = {
+_REPLACEMENTS = {
     "±": "+-",
     "−": "-",
     "–": "-",
@@ -22,7 +22,7 @@ _PLAIN = {
     "Δ": "d",
     "…": "...",
 }
-_AT_HOME = {  # variables that move the folders of other packages away from the home
+_FOLDER_VARIABLES = {  # environment variables for folders that are in the home by default
     "WANDB_CACHE_DIR": "wandb-cache",
     "WANDB_CONFIG_DIR": "wandb-config",
     "WANDB_DATA_DIR": "wandb-data",
@@ -33,40 +33,46 @@ _AT_HOME = {  # variables that move the folders of other packages away from the 
 def prepare() -> None:
     """Print on any terminal, and give other packages a folder if the home cannot be written."""
     print_on_any_terminal()
-    _write_elsewhere_without_a_home()
+    _redirect_folders_if_home_is_not_writable()
 
 
 def print_on_any_terminal() -> None:
     """Replace characters that the output's encoding lacks: by similar ones, or a question mark."""
-    codecs.register_error("earlydrop", _plain)
+    codecs.register_error("earlydrop", _replace_characters)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="earlydrop")
 
 
-def _plain(error: UnicodeError) -> tuple[str, int]:
+def _replace_characters(error: UnicodeError) -> tuple[str, int]:
+    """The error handler: similar ASCII characters, or question marks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(character, "?") for character in lacking), error.end
+    return "".join(_REPLACEMENTS.get(character, "?") for character in lacking), error.end
 
 
-def _write_elsewhere_without_a_home() -> None:
-    missing = [name for name in _AT_HOME if name not in os.environ]
+def _redirect_folders_if_home_is_not_writable() -> None:
+    """Point `_FOLDER_VARIABLES` that are not set to a temporary folder, deleted at exit."""
+    missing = [name for name in _FOLDER_VARIABLES if name not in os.environ]
     if not missing or _home_is_writable():
         return
     folder = Path(tempfile.mkdtemp(prefix="earlydrop-home-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for name in missing:  # processes that this one starts have them too
-        (folder / _AT_HOME[name]).mkdir()
-        os.environ[name] = str(folder / _AT_HOME[name])
-    instead = f"W&B and Matplotlib keep their files in {folder}"
-    print(f"note: there is no home folder that can be written: {instead}", file=sys.stderr)
+    for name in missing:  # child processes inherit these variables
+        (folder / _FOLDER_VARIABLES[name]).mkdir()
+        os.environ[name] = str(folder / _FOLDER_VARIABLES[name])
+    named = ", ".join(missing)
+    print(
+        f"note: the home folder cannot be written: {named} point to {folder} until this command "
+        "ends",
+        file=sys.stderr,
+    )
 
 
 def _home_is_writable() -> bool:
     try:
         home = Path.home()
-    except RuntimeError:  # a user without a name
+    except RuntimeError:  # no home folder is known for this user
         return False
     return home.is_dir() and os.access(home, os.W_OK | os.X_OK)

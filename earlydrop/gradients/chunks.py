@@ -1,8 +1,4 @@
-"""Gradients as flat chunks: few enough entries at a time that temporaries stay small.
-
-Shape legend: P, the number of entries of a gradient (all parameters of a model, flattened, in
-order).
-"""
+"""Gradients as flat chunks: few enough entries at a time that temporaries stay small."""
 
 from __future__ import annotations
 
@@ -13,11 +9,11 @@ from torch import Tensor
 
 from earlydrop.exact import exact_norm, home
 
-_SMALLEST_CHUNK = 1 << 16
+_SMALLEST_CHUNK = 65_536  # entries
 
 
 def chunk_size(total: int) -> int:
-    """The number of entries in a chunk.
+    """The number of entries in a chunk: a 64th of the total, and at least `_SMALLEST_CHUNK`.
 
     Temporaries of a chunk stay small beside a gradient, and a chunk is large enough to be fast.
     """
@@ -25,6 +21,7 @@ def chunk_size(total: int) -> int:
 
 
 def pieces_of(*vectors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The chunks of vectors of one length: one tuple per place."""
     size = chunk_size(vectors[0].numel())
     return zip(*(vector.split(size) for vector in vectors), strict=True)
 
@@ -32,16 +29,23 @@ def pieces_of(*vectors: Tensor) -> Iterable[tuple[Tensor, ...]]:
 def flat_chunks(
     pieces: Sequence[Tensor], total: int, dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[slice, Tensor]]:
-    """A gradient in flat chunks, each with its place: small tensors joined, large ones split."""
+    """A gradient as flat chunks, each with its place. Small tensors are joined, large ones split.
+
+    The chunks have the given dtype and device. ``total`` is the number of entries of the gradient.
+    """
     waiting: list[Tensor] = []
-    limit, start, size = chunk_size(total), 0, 0
+    limit = chunk_size(total)
+    start = 0
+    size = 0
     for piece in pieces:
         for part in _split(piece, limit):
             if waiting and size + part.numel() > limit:
                 yield slice(start, start + size), _joined(waiting)
-                start, waiting, size = start + size, [], 0
-            same = part.dtype == dtype and part.device == device
-            waiting.append(part if same else part.to(device, dtype))
+                start += size
+                waiting = []
+                size = 0
+            needs_no_conversion = part.dtype == dtype and part.device == device
+            waiting.append(part if needs_no_conversion else part.to(device, dtype))
             size += part.numel()
     if waiting:
         yield slice(start, start + size), _joined(waiting)
@@ -66,6 +70,7 @@ def square_of(vector: Tensor) -> float:
 
 
 def sum_dtype(pieces: Sequence[Tensor]) -> torch.dtype:
+    """The dtype for sums over some tensors: at least float32."""
     dtype = torch.float32
     for piece in pieces:
         dtype = torch.promote_types(dtype, piece.dtype)
@@ -75,7 +80,15 @@ def sum_dtype(pieces: Sequence[Tensor]) -> torch.dtype:
 def checked(
     gradient: Sequence[Tensor | None], like: Sequence[Tensor] | None, expected: int | None
 ) -> tuple[list[Tensor], int]:
-    """The tensors of a gradient, with zeros for missing ones, and their number of entries."""
+    """Check a gradient; return its tensors and their number of entries.
+
+    Tensors are detached, sparse ones made dense, complex ones viewed as pairs of real numbers. A
+    missing tensor becomes zeros of the shape of its parameter.
+
+    Raises:
+        ValueError: All tensors are None, one is None without ``like``, or a shape or the number of
+            entries differs.
+    """
     if isinstance(gradient, Tensor):
         gradient = [gradient]
     if all(piece is None for piece in gradient):
@@ -91,6 +104,7 @@ def checked(
                     "known"
                 )
             missing = like[index]
+            # one expanded zero takes no memory
             piece = torch.zeros((), dtype=missing.dtype, device=missing.device)
             piece = piece.expand(missing.shape)
         elif like is not None and piece.shape != like[index].shape:

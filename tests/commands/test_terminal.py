@@ -60,7 +60,7 @@ def test_a_sweep_on_an_old_terminal_without_a_home(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert "+-" in done.stdout
-    assert done.stdout.count("there is no home folder that can be written") == 1
+    assert done.stdout.count("the home folder cannot be written") == 1
     assert "INFO" not in done.stdout
     assert done.stdout.splitlines()[-1].startswith("next:  open")
     assert "±" in (tmp_path / "runs" / "plain" / "table.md").read_text(encoding="utf-8")

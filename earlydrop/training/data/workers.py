@@ -19,10 +19,10 @@ from earlydrop.training.data.transforms import PixelBatch, collate
 AHEAD = 2
 """Batches that each worker reads ahead."""
 
-_GRACE = 30.0  # seconds that a worker lives on after SIGTERM
-_IGNORED = ("SIGINT", "SIGUSR1", "SIGUSR2")  # by workers
-_HELD = {  # while workers start
-    getattr(signal, name) for name in ("SIGTERM", *_IGNORED) if hasattr(signal, name)
+_GRACE_SECONDS = 30.0  # how long a worker lives on after SIGTERM
+_IGNORED_BY_WORKERS = ("SIGINT", "SIGUSR1", "SIGUSR2")
+_HELD_AT_START = {
+    getattr(signal, name) for name in ("SIGTERM", *_IGNORED_BY_WORKERS) if hasattr(signal, name)
 }
 
 
@@ -30,28 +30,27 @@ def _outlive_signals(worker: int) -> None:
     """Let a worker outlive a signal for a while.
 
     A signal that ends a run goes to its whole group, and the run has to save before it ends its
-    workers. SLURM's warnings are for the run alone.
+    workers. Workers ignore SIGINT, SIGUSR1 and SIGUSR2: SLURM's warnings are meant for the run.
     """
 
     def end_later(number: int, frame: object) -> None:
-        timer = threading.Timer(_GRACE, os._exit, (143,))
+        timer = threading.Timer(_GRACE_SECONDS, os._exit, (143,))  # 128 + SIGTERM
         timer.daemon = True
         timer.start()
 
     signal.signal(signal.SIGTERM, end_later)
-    for name in _IGNORED:
+    for name in _IGNORED_BY_WORKERS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if sys.platform != "win32" and hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_AT_START)
 
 
 def _start_method() -> str:
-    """The way in which workers start: Python's own here, but spawn in place of forkserver.
+    """The start method of the workers: Python's default, but ``spawn`` instead of ``forkserver``.
 
-    A forked and a spawned process inherit the signal mask of the process that starts them. A
-    process that a fork server forks inherits the server's, which was set when the server was
-    started.
+    `_signals_held` needs workers that inherit the signal mask of this process. Forked and spawned
+    workers do. Workers of a fork server inherit the server's mask, set when the server started.
     """
     usual = multiprocessing.get_start_method()
     return "spawn" if usual == "forkserver" else usual
@@ -65,11 +64,12 @@ def _signals_held() -> Iterator[None]:
     """
     if sys.platform != "win32" and hasattr(signal, "pthread_sigmask"):
         if _start_method() == "spawn":
-            # The first spawn starts Python's resource tracker, which takes away our mask.
+            # The first spawn starts Python's resource tracker, which unblocks signals. So it is
+            # started before they are held.
             from multiprocessing import resource_tracker
 
             resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_AT_START)
         try:
             yield
         finally:
@@ -79,20 +79,21 @@ def _signals_held() -> Iterator[None]:
 
 
 class _Feed:
-    """The batches that a loader reads next; another pass has others."""
+    """The batch sampler of a loader; `start` gives it the batches of the next pass."""
 
     def __init__(self) -> None:
         self.start(())
 
     def start(self, batches: Iterable[list[Any]]) -> None:
         self._batches = batches
-        self.given, self.ended = 0, False
+        self.handed_out = 0
+        self.is_exhausted = False
 
     def __iter__(self) -> Iterator[list[Any]]:
         for batch in self._batches:
-            self.given += 1
+            self.handed_out += 1
             yield batch
-        self.ended = True
+        self.is_exhausted = True
 
 
 class _Loader:
@@ -102,7 +103,7 @@ class _Loader:
         self._feed = _Feed()
         self._loader = torch.utils.data.DataLoader(
             dataset,
-            batch_sampler=self._feed,  # type: ignore[arg-type]  # lazily: a long run has many
+            batch_sampler=self._feed,  # type: ignore[arg-type]  # an iterator: a long run has many
             num_workers=workers,
             prefetch_factor=AHEAD,
             persistent_workers=True,
@@ -112,7 +113,7 @@ class _Loader:
             worker_init_fn=_outlive_signals,
             multiprocessing_context=_start_method(),
         )
-        self._batches: Any = None
+        self._iterator: Any = None
 
     def read(self, batches: Iterable[list[Any]]) -> Iterator[tuple[PixelBatch, bool]]:
         """Read some batches.
@@ -121,44 +122,42 @@ class _Loader:
             Each batch, and whether it is the last: then the workers have nothing left to do.
         """
         self._feed.start(batches)
-        with _signals_held() if self._batches is None else nullcontext():
-            self._batches = iter(self._loader)
-        received = 0
-        while (batch := next(self._batches, None)) is not None:
-            received += 1
-            yield batch, self._feed.ended and received == self._feed.given
+        first_pass = self._iterator is None
+        with _signals_held() if first_pass else nullcontext():
+            self._iterator = iter(self._loader)
+        for received, batch in enumerate(self._iterator, start=1):
+            yield batch, self._feed.is_exhausted and received == self._feed.handed_out
 
     def end(self) -> None:
-        """End the workers now, not when the last traceback that holds them is gone."""
-        if self._batches is not None:
-            self._batches._shutdown_workers()
+        """End the workers now. Otherwise they live as long as a traceback refers to them."""
+        if self._iterator is not None:
+            self._iterator._shutdown_workers()
 
 
 class WorkerPool:
-    """Loaders whose workers live on: to start one takes seconds where Python spawns processes.
+    """Loaders whose workers live on: starting a loader takes seconds where Python spawns processes.
 
-    Training keeps one for the whole run. Evaluations and probes, which come in between, share a
-    second.
+    Training keeps one loader for the whole run. Evaluations and probes share a second loader.
     """
 
     def __init__(self, dataset: torch.utils.data.Dataset[Any], workers: int, pin: bool) -> None:
-        self._new = (dataset, workers, pin)
+        self._loader_arguments = (dataset, workers, pin)
         self._all: list[_Loader] = []
         self._idle: list[_Loader] = []
 
     def read(self, batches: Iterable[list[Any]]) -> Generator[PixelBatch, None, None]:
-        """Read some batches; a pass that is given up ends its workers."""
+        """Read some batches. If the caller stops early, the workers of that pass end."""
         loader = self._idle.pop() if self._idle else self._start()
         lent = True
         try:
             for batch, last in loader.read(batches):
-                if last:  # given back before the batch is handed on: its reader may ask no more
+                if last:  # before the batch is handed on: its reader may ask no more
                     self._idle.append(loader)
                     lent = False
                 yield batch
                 if last:
                     return
-            self._idle.append(loader)
+            self._idle.append(loader)  # a pass without batches
             lent = False
         finally:
             if lent and loader in self._all:
@@ -167,9 +166,9 @@ class WorkerPool:
 
     def _start(self) -> _Loader:
         if not self._all:
-            # This runs before torch's own hook, after which workers are not waited for.
+            # This hook runs before torch's own. After torch's, workers are no longer waited for.
             atexit.register(self.close)
-        loader = _Loader(*self._new)
+        loader = _Loader(*self._loader_arguments)
         self._all.append(loader)
         return loader
 

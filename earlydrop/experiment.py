@@ -61,8 +61,9 @@ def compose(overrides: str | Iterable[str] = ()) -> Config:
     """The configuration that a command line gives.
 
     Args:
-        overrides: The words behind ``earlydrop`` on a command line, such as
-            ``["schedule=late", "seed=1"]``, or one text of them. Each key has one value.
+        overrides: The arguments after ``earlydrop`` on a command line, such as
+            ``["schedule=late", "seed=1"]``, or one string that holds them. A key has one value (no
+            sweeps).
 
     Returns:
         The configuration, complete. Its values can be changed before `train`, which checks them.
@@ -70,11 +71,11 @@ def compose(overrides: str | Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: An unknown key or option, or an impossible value.
     """
-    return _settings_of(compose_one(_checked(overrides)))
+    return _config_from_values(compose_one(_checked(overrides)))
 
 
-def _settings_of(values: Mapping[str, Any]) -> Config:
-    """A configuration from nested plain values; an unknown key is a `ConfigError`."""
+def _config_from_values(values: Mapping[str, Any]) -> Config:
+    """A configuration from nested plain values. An unknown key raises a `ConfigError`."""
     wrong = unknown_keys(flat(values))
     if wrong is not None:
         raise ConfigError(wrong)
@@ -82,14 +83,14 @@ def _settings_of(values: Mapping[str, Any]) -> Config:
 
 
 def _checked(overrides: str | Iterable[str]) -> list[str]:
-    """Overrides as a list, if they are overrides of single values."""
+    """Check overrides and return them as a list for Hydra, ``++`` before keys below open ones."""
     if not isinstance(overrides, (str, Iterable)) or isinstance(overrides, (Mapping, bytes)):
         kind = type(overrides).__name__
-        raise ConfigError(f"overrides is a {kind}: expected a list of texts such as {_EXAMPLE}")
+        raise ConfigError(f"overrides is a {kind}: expected a list of strings such as {_EXAMPLE}")
     words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     for word in words:
         if not isinstance(word, str):
-            raise ConfigError(f"overrides holds {word!r}: expected texts such as {_EXAMPLE}")
+            raise ConfigError(f"overrides holds {word!r}: expected strings such as {_EXAMPLE}")
         if word.startswith("-"):
             flag = f"{word!r}, a flag of the command"
             raise ConfigError(f"overrides holds {flag}: expected key=value")
@@ -108,15 +109,15 @@ def train(
 ) -> Run:
     """Train a run to its end, as the command ``earlydrop`` does.
 
-    A finished run is not trained again, a stopped one is resumed. Ctrl-C saves and stops; the same
+    A finished run is not trained again. A stopped run is resumed. Ctrl-C saves and stops; the same
     call resumes. The random state, number of threads and signal handlers of the process are
     restored.
 
     Args:
         config_or_overrides: A configuration, or overrides for `compose`.
         model: In place of ``model.name``: a function of the `Task` that returns a module; or a
-            module, of which a copy is trained from its present weights, with the dropout off that
-            the schedule does not drive.
+            module. A copy of the module is trained from its present weights. Dropout that the
+            schedule does not drive is turned off in the copy.
         data: In place of ``data.name``: a `Source`, or a pair for training and test, each a dataset
             of (image, label) or a pair of tensors (images, labels).
         callbacks: Functions of ``(step, metrics)``, called for every new line of
@@ -140,17 +141,19 @@ def train(
         overrides = _checked(config_or_overrides)
         config = compose(overrides)
     if config.mode != "train":
-        rest = "the command earlydrop does the rest"
-        raise ConfigError(f"mode is {config.mode!r}: train() trains; {rest}")
-    codes = _put_in(config, model, data)
-    watch = _Watch(callbacks)
-    with given(codes), _as_before():
+        raise ConfigError(
+            f"mode is {config.mode!r}: train() accepts only mode=train; use the command earlydrop "
+            "for other modes"
+        )
+    codes = _name_objects(config, model, data)
+    watch = _Callbacks(callbacks)
+    with given(codes), _restoring_process_state():
         try:
             ignored = unused(overrides, config)
             done = carry_out(config, unused=ignored, watch=watch if callbacks else None)
             folder = Path(done["folder"])
         except Interrupted:
-            if not watch.asked:
+            if not watch.stop_requested:
                 raise
             folder = make_plan(config).folder
     return Run(folder, codes=codes, trusted=True)
@@ -167,22 +170,27 @@ def _refuse_unknown(config: Any, path: str) -> None:
             _refuse_unknown(value, f"{path}.{name}")
 
 
-def _put_in(config: Config, model: Any, data: Any) -> list[Code]:
-    """Give a configuration names for a model and data that are objects; return their code."""
+def _name_objects(config: Config, model: Any, data: Any) -> list[Code]:
+    """Write the names of a given model and data into the configuration.
+
+    Return the code of those that have no importable name.
+    """
     codes = []
     if model is not None:
         name = reference_of(model)
         if name is None:
-            codes.append(given_model(model))
-            name = codes[-1].name
+            code = given_model(model)
+            codes.append(code)
+            name = code.name
         config.model = dataclasses.replace(config.model, name=name)
     if data is not None:
-        codes.append(given_data(data))
-        config.data = dataclasses.replace(config.data, name=codes[-1].name)
+        code = given_data(data)
+        codes.append(code)
+        config.data = dataclasses.replace(config.data, name=code.name)
     return codes
 
 
-class _Watch:
+class _Callbacks:
     """Calls the callbacks, and notes whether one asked to stop."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
@@ -192,19 +200,19 @@ class _Watch:
                 expected = "functions of (step, metrics)"
                 raise ConfigError(f"callbacks holds a {kind}: expected {expected}")
         self.callbacks = callbacks
-        self.asked = False
+        self.stop_requested = False
 
     def __call__(self, step: int, metrics: dict[str, float]) -> bool:
         answers = [callback(step, metrics) for callback in self.callbacks]
-        self.asked = self.asked or any(answer is True for answer in answers)
-        return self.asked
+        self.stop_requested = self.stop_requested or any(answer is True for answer in answers)
+        return self.stop_requested
 
 
 @contextlib.contextmanager
-def _as_before() -> Iterator[None]:
+def _restoring_process_state() -> Iterator[None]:
     """Restore the process's random state and number of threads afterwards."""
     threads = torch.get_num_threads()
-    with leave_no_trace(nn.Module()):
+    with leave_no_trace(nn.Module()):  # an empty module: only the random state is kept
         try:
             yield
         finally:
@@ -213,12 +221,13 @@ def _as_before() -> Iterator[None]:
 
 
 class Run:
-    """A run, by its folder.
+    """A run, read from its folder.
 
     Args:
         folder: The run's folder.
         codes: The code of a model and data that are objects.
-        trusted: Whether the user typed the names of the code that the configuration names.
+        trusted: Whether the code that the configuration names may be imported: True if this process
+            trained the run.
     """
 
     def __init__(
@@ -254,7 +263,7 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """The column ``step`` and a column a metric, NaN where it was not measured."""
+        """The column ``step`` and one column per metric, NaN where it was not measured."""
         return load_history(self.folder)
 
     @property
@@ -292,8 +301,9 @@ class Run:
         load = load_best if best else load_checkpoint
         content = load(self.folder / "checkpoints", self.fingerprint)
         if content is None:
-            lacking = "best weights: set trainer.stop_metric" if best else "checkpoint"
-            raise ConfigError(f"{self.folder} has no {lacking}")
+            if best:
+                raise ConfigError(f"{self.folder} has no best weights: set trainer.stop_metric")
+            raise ConfigError(f"{self.folder} has no checkpoint")
         config.mode, config.device = "plan", "cpu"  # a plan needs no data on this machine
         with given(self._codes), leave_no_trace(nn.Module()):
             built, scheduler = scheduled_model(make_plan(config))
@@ -340,12 +350,12 @@ class Comparison:
 
     @property
     def arms(self) -> pd.DataFrame:
-        """One row an arm, in text: means over seeds ± the half-width of their 95% intervals."""
+        """One row per arm, as text: each mean over seeds ± half the width of its 95% interval."""
         return summary_table(self.runs)
 
     @property
     def differences(self) -> pd.DataFrame:
-        """One row an arm and metric.
+        """One row per arm and metric.
 
         Columns: the mean paired ``difference``, the ends ``low`` and ``high`` of its 95% interval
         (Student's t), its p-value ``p``, and the number of ``seeds``.

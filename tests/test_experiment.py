@@ -89,7 +89,7 @@ def test_compose_gives_what_the_command_line_would():
         (["experiment=quickstart"], "sweep over schedule"),
         (["trainer.epochs=many"], "trainer.epochs"),
         (["-m", "seed=1"], "'-m', a flag of the command: expected key=value"),
-        ([3], "overrides holds 3: expected texts"),
+        ([3], "overrides holds 3: expected strings"),
     ],
     ids=str,
 )

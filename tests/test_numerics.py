@@ -57,6 +57,7 @@ PARTS = {
     "optimizer": [
         "training/optim.py",
         "training/trainer.py",
+        "training/parts.py",
         "training/window.py",
         "training/stopping.py",
         "classic/max_norm.py",

@@ -133,7 +133,7 @@ def all_rates(model: nn.Module) -> Iterator[Site]:
 
 
 class _Parent(NamedTuple):
-    """The module around another one, and the key of the inner one in it."""
+    """The parent of a module, and the module's key in that parent."""
 
     module: nn.Module | None
     key: str

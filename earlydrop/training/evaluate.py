@@ -86,7 +86,12 @@ def _evaluate(
 
 
 def evaluate_all(
-    model: nn.Module, objective: Objective, plan: Plan, last: bool = True, group: Group = ALONE
+    model: nn.Module,
+    objective: Objective,
+    plan: Plan,
+    last: bool = True,
+    group: Group = ALONE,
+    average: WeightAverage | None = None,
 ) -> dict[str, float]:
     """Loss and accuracy on the test set and on the training set.
 
@@ -94,8 +99,24 @@ def evaluate_all(
     stream that is the same for every run; ``train_clean`` is the training set as it is. A subset of
     the images is the same for every run too. Before the ``last`` evaluation of a run it may be
     smaller. The batches are shared among the workers: no image is read twice, and the sums are
-    exact. The model's mode is put back.
+    exact. The model's mode is put back. The weights of ``average`` are evaluated too, as
+    ``ema/...``.
     """
+    metrics = _evaluate_splits(model, objective, plan, last=last, group=group)
+    if average is not None:
+        with average.in_place():
+            averaged = _evaluate_splits(model, objective, plan, last=last, group=group)
+        metrics |= {f"ema/{name}": value for name, value in averaged.items()}
+    return metrics
+
+
+def _evaluate_splits(
+    model: nn.Module,
+    objective: Objective,
+    plan: Plan,
+    last: bool,
+    group: Group,
+) -> dict[str, float]:
     source, smoothing = plan.source, plan.config.augment.smoothing
     results: dict[str, float] = {}
     training = model.training

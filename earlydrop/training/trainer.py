@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
 import math
 import time
@@ -21,7 +20,6 @@ from earlydrop.training.average import WeightAverage
 from earlydrop.training.compiler import compiled
 from earlydrop.training.curvature import probe_curvature
 from earlydrop.training.data.objective import Objective
-from earlydrop.training.data.order import training_order
 from earlydrop.training.data.source import Batch
 from earlydrop.training.distributed import Group, Requests
 from earlydrop.training.endings import Interrupted, TrainingFailed
@@ -35,6 +33,7 @@ from earlydrop.training.evaluate import (
 from earlydrop.training.flops import bf16_peak, training_flops
 from earlydrop.training.optim import add_penalties, learning_rate, make_optimizer
 from earlydrop.training.pace import Pace
+from earlydrop.training.parts import training_parts
 from earlydrop.training.peaks import Driver
 from earlydrop.training.plan import Plan
 from earlydrop.training.probes import probe_gradients
@@ -84,7 +83,7 @@ class Trainer:
         self.initial = copy.deepcopy({name: p.detach() for name, p in model.named_parameters()})
         self.optimizer = make_optimizer(self.model, plan.config.optim)
         self.objective = Objective(plan.source, plan.config.augment)
-        self.called = compiled(self.model, options) if options.compile else self.model
+        self.training_model = compiled(self.model, options) if options.compile else self.model
         self.reduction = self.group.gradient_sum(self.model)
         self.average = WeightAverage(self.model, options.ema) if options.ema is not None else None
         self.profiler = Profiler(options.profile, folder.path if folder is not None else None)
@@ -116,7 +115,7 @@ class Trainer:
             metrics |= self._probe_if_due()
             last = self._is_last(metrics)
             metrics |= self._evaluate_at_the_end() if last else {}
-            self._record(metrics, pace)
+            self._record_and_restart_pace(metrics, pace)
             if last:
                 break
             self._save_or_stop()
@@ -125,37 +124,15 @@ class Trainer:
             self.save()
 
     def _remaining_batches(self, pace: Pace) -> Iterator[list[Batch]]:
-        """The parts of each step that is left; none for a run that stopped early already."""
+        """The parts of each remaining step; none for a run that stopped early already."""
         self._saved_at = time.perf_counter()
         if self.patience.is_over:
             return iter(())
         return self.profiler.around(pace.waiting(self.batches()), self.step)
 
     def batches(self) -> Iterator[list[Batch]]:
-        """This worker's parts of the training batches, from the step reached to the last.
-
-        Everything random in a part is drawn for (seed, step, part), so the numbers do not depend on
-        how the parts are shared.
-        """
-        plan, parts = self.plan, self.plan.config.trainer.accumulate
-        mine = self.group.block(parts)
-        order = training_order(
-            seed=plan.config.seed,
-            images=plan.source.sizes["train"],
-            batch_size=plan.config.trainer.batch_size,
-            start=self.step,
-            stop=plan.total_steps,
-        )
-
-        def keyed() -> Iterator[tuple[int, Tensor]]:
-            for step, indices in order:
-                chunks = indices.chunk(parts)
-                for i in mine:
-                    yield step * parts + i, chunks[i]
-
-        batches = iter(self.objective.batches(keyed(), plan.config.seed, "augment"))
-        while part := list(itertools.islice(batches, len(mine))):
-            yield part
+        """This worker's parts of the training batches, from the step reached to the last."""
+        return training_parts(self.plan, self.objective, self.group, self.step)
 
     def train_step(self, parts: list[Batch]) -> None:
         """One optimizer step on this worker's parts of a batch; it never waits for the device."""
@@ -186,7 +163,7 @@ class Trainer:
             group["lr"] = rate
 
     def _accumulate_gradients(self, parts: list[Batch]) -> Tensor:
-        """Forward and backward passes of the parts; their share of the batch's mean loss.
+        """Run the forward and backward passes of the parts; return their share of the mean loss.
 
         One autocast context spans them all, so that each weight is cast once per step. A backward
         pass runs outside autocast, as torch asks.
@@ -196,23 +173,27 @@ class Trainer:
         if options.compile:
             torch.compiler.cudagraph_mark_step_begin()  # the last step's outputs may be overwritten
         loss = torch.zeros((), device=plan.device)
+        indices = self.group.block(options.accumulate)
         with autocast(plan):
-            for i, (x, y) in zip(self.group.block(options.accumulate), parts, strict=True):
+            for i, (x, y) in zip(indices, parts, strict=True):
                 seed = stream_seed(plan.config.seed, "dropout", self.step, i)
                 seed_device(plan.device, seed)
-                with self._reducing(x is parts[-1][0]):
-                    part = self.objective.loss(self.called(x), y) / options.accumulate
+                is_last = i == indices[-1]
+                with self._summing_gradients(is_last):
+                    part = self.objective.loss(self.training_model(x), y) / options.accumulate
                     with no_autocast(plan):
                         part.backward()
                 loss += part.detach()
         return loss
 
-    def _reducing(self, last: bool) -> AbstractContextManager[None]:
-        """Within it, for the last part of a step, a backward pass sums the workers' gradients."""
-        return self.reduction.summed() if last and self.reduction is not None else nullcontext()
+    def _summing_gradients(self, last: bool) -> AbstractContextManager[None]:
+        """Context in which the backward pass of a step's last part sums the workers' gradients."""
+        if last and self.reduction is not None:
+            return self.reduction.summed()
+        return nullcontext()
 
     def _clip_gradients(self, largest: float | None) -> Tensor:
-        """Scale the gradient down to a largest norm, if one is given; its norm before that."""
+        """Clip the gradient to ``largest`` if given. Return its norm before clipping."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if largest is not None:
@@ -226,7 +207,10 @@ class Trainer:
     # Measurements
 
     def _log(self, pace: Pace) -> dict[str, float]:
-        """Every ``log_every`` steps, and at the last: the training metrics and a line of timing."""
+        """Every ``log_every`` steps and at the last: write a line of timing, report progress.
+
+        Return the training metrics, or nothing at other steps.
+        """
         if self.step % self.plan.config.trainer.log_every and self.step != self.plan.total_steps:
             return {}
         metrics = self.read_window()
@@ -255,7 +239,10 @@ class Trainer:
         self.window.check_finite(self.step)
 
     def _evaluate_if_due(self) -> dict[str, float]:
-        """Evaluate; where a metric is watched, keep the weights at which it was best."""
+        """Evaluate if this step is in ``eval_steps``; else return nothing.
+
+        If a metric is watched, save the weights when it is the best so far.
+        """
         if self.step not in self.plan.eval_steps:
             return {}
         self._check_finite()
@@ -270,18 +257,20 @@ class Trainer:
 
     def _evaluate(self, last: bool) -> dict[str, float]:
         """Evaluate the weights, and their average where one is kept."""
-        weights_and_data = self.model, self.objective, self.plan
-        metrics = evaluate_all(*weights_and_data, last=last, group=self.group)
-        if self.average is not None:
-            with self.average.in_place():
-                averaged = evaluate_all(*weights_and_data, last=last, group=self.group)
-            metrics |= {f"ema/{name}": value for name, value in averaged.items()}
-        return metrics
+        return evaluate_all(
+            self.model,
+            self.objective,
+            self.plan,
+            last=last,
+            group=self.group,
+            average=self.average,
+        )
 
     def _evaluate_at_the_end(self) -> dict[str, float]:
-        """Measures of the last step only.
+        """Measure what is measured only at the end.
 
-        All images after an early stop, further test sets, Monte Carlo dropout.
+        After an early stop, evaluate on all images if earlier evaluations used some. Measure
+        further test sets, and Monte Carlo dropout if ``trainer.mc_passes`` is set.
         """
         metrics: dict[str, float] = {}
         stopped_early = self.patience.is_over
@@ -340,14 +329,17 @@ class Trainer:
     # The end of a run
 
     def _is_last(self, metrics: dict[str, float]) -> bool:
-        """Whether the run ends here: at its last step, or since the watched metric stands still."""
+        """Take the watched metric, and return whether the run ends here.
+
+        It ends at its last step, or because the watched metric no longer improves.
+        """
         self.patience.take(metrics)
         return self.step == self.plan.total_steps or self.patience.is_over
 
     # Records and checkpoints
 
-    def _record(self, metrics: dict[str, float], pace: Pace) -> None:
-        """Record this step's metrics, if any; the time of measuring does not count as training."""
+    def _record_and_restart_pace(self, metrics: dict[str, float], pace: Pace) -> None:
+        """Record the metrics of this step, if any. Measuring does not count as training time."""
         if metrics:
             self.record(metrics)
             pace.restart(self.step)
@@ -366,9 +358,12 @@ class Trainer:
             self.track(self.step, metrics)
 
     def _save_or_stop(self) -> None:
-        """Save a checkpoint when it is due, or when a worker is asked to stop; then stop.
+        """Save a checkpoint if one is due or any worker was asked to stop.
 
         With several workers both happen one step after the request (see `Requests`).
+
+        Raises:
+            Interrupted: A worker was asked to stop.
         """
         seconds = time.perf_counter() - self._saved_at
         due = self.group.main and seconds > self.plan.config.trainer.checkpoint_seconds
@@ -380,7 +375,11 @@ class Trainer:
             raise Interrupted
 
     def save(self) -> None:
-        """Write a checkpoint of the step reached, unless its numbers are not finite."""
+        """Write a checkpoint of the step reached.
+
+        Raises:
+            TrainingFailed: A loss or a gradient norm is not finite.
+        """
         self._check_finite()
         window = self.window.summed()
         if self.group.main:

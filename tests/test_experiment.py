@@ -459,13 +459,14 @@ def test_words_are_split_as_in_a_shell():
         "schedule=piecewise schedule.points='\"0,0.3@0.5,0\"' label='my run'"
     )
     assert (config.schedule.points, config.label) == ("0,0.3@0.5,0", "my run")
-    with pytest.raises(ConfigError, match="overrides is a dict: expected a list of texts"):
+    with pytest.raises(ConfigError, match="overrides is a dict: expected a list of strings"):
         experiment.compose({"seed": 1})
 
 
 def test_what_train_does_not_do_is_refused(here):
     with pytest.raises(
-        ConfigError, match=r"mode is 'plan': train\(\) trains; the command earlydrop does the rest"
+        ConfigError,
+        match=r"mode is 'plan': train\(\) accepts only mode=train; use the command earlydrop",
     ):
         experiment.train([*SMALL, "mode=plan"])
     with pytest.raises(ConfigError, match=r"provenance.json is missing or damaged"):

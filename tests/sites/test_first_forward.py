@@ -60,6 +60,22 @@ def test_a_drop_that_no_name_tells_of_is_warned_of_with_its_line(name):
     assert "earlydrop.audit(model, inputs) shows all" in message
 
 
+QUIET = {
+    "switched off": lambda x, p, training: nn.functional.dropout(x, p, training=False),
+    "switched off, torch's own": lambda x, p, training: torch.dropout(x, p, train=False),
+    "a mask of ones": lambda x, p, training: x * torch.bernoulli(torch.ones_like(x)),
+    "a mask of zeros": lambda x, p, training: x * torch.bernoulli(torch.zeros_like(x)),
+    "a rate that is a tensor": lambda x, p, training: (
+        x * torch.empty_like(x).bernoulli_(torch.ones(4))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_a_call_that_drops_nothing_is_not_warned_of(name):
+    assert told(model_with(QUIET[name])) == []
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_at_a_rate_of_0_nothing_is_said(name):
     assert told(model_with(CALLS[name], amount=0.0)) == []

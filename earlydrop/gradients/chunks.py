@@ -85,6 +85,14 @@ def checked(
     Tensors are detached, sparse ones made dense, complex ones viewed as pairs of real numbers. A
     missing tensor becomes zeros of the shape of its parameter.
 
+    Args:
+        gradient: One tensor for each parameter, or None where it has no gradient.
+        like: The parameters, for the shapes of missing gradients.
+        expected: The number of entries of earlier gradients; None for the first.
+
+    Returns:
+        The tensors, and their number of entries.
+
     Raises:
         ValueError: All tensors are None, one is None without ``like``, or a shape or the number of
             entries differs.

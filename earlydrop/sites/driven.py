@@ -155,7 +155,7 @@ def plain_twin(module: nn.Module) -> nn.Module:
 
 
 def _store(module: nn.Module, attribute: str, value: float) -> None:
-    """Write a rate to the attribute, or to the config, of a module that is not driven."""
+    """Write a rate to a module's own ``__dict__`` or config, past the property that drives it."""
     if attribute.startswith(PREFIX):
         setattr(module.__dict__["config"], attribute.removeprefix(PREFIX), value)
     else:
@@ -232,7 +232,7 @@ def _scheduled_class(
 
 
 def _first_forward(drivers: tuple[type, ...]) -> Any:
-    """The forward that the first driver with one defines or inherits."""
+    """The forward of the first driver that has one; None if none has."""
     for driver in drivers:
         for cls in driver.__mro__:
             if "forward" in vars(cls):
@@ -329,13 +329,16 @@ def _put(module: nn.Module, link: Link, device: torch.device) -> None:
 
 
 def release_module(module: nn.Module, bank: RateBank | None = None) -> None:
-    """Undo `drive_module`: give a module its own class and base rate back.
+    """Release a module from one bank or from all.
+
+    If no bank is left, the module gets its own class and base rates back. Otherwise the other banks
+    go on driving it.
 
     Classes put on top since (weight norm, FSDP) stay on top.
 
     Args:
         module: A driven module.
-        bank: The bank that gives it back; None for all banks.
+        bank: The bank to release it from; None for all banks.
     """
     link: Link = module.__dict__[LINK]
     rates: dict[str, Rate] = {}

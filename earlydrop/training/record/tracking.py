@@ -154,7 +154,7 @@ def _usable_mode(mode: str) -> str:
         )
         reason = None if known else "there is no API key (wandb login)"
     except wandb.errors.AuthenticationError as error:
-        reason = f"the API key is not one ({str(error).splitlines()[0]})"
+        reason = f"the API key is not valid ({str(error).splitlines()[0]})"
     if reason is None and not _reachable(settings.base_url):
         reason = f"{urllib.parse.urlsplit(settings.base_url).hostname} does not answer"
     if reason is not None:
@@ -218,7 +218,7 @@ def tracking(
         yield Tracker(run), run
         code = 0
     except KeyboardInterrupt:
-        code = 0  # stopped, not failed: the same command goes on
+        code = 0  # stopped, not failed: the same command resumes
         raise
     finally:
         if run is not None:

@@ -344,7 +344,7 @@ def test_online_falls_back_to_offline_with_one_warning(config, monkeypatch, capf
     )
     says = {
         "no key": "there is no API key",
-        "not a key": "the API key is not one",
+        "not a key": "the API key is not valid",
         "nothing listens": "127.0.0.1 does not answer",
     }
     with (

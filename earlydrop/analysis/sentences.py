@@ -85,8 +85,8 @@ def sentence(arm: str, metric: Metric, paired: Paired, better: int) -> str:
     interval = f"95% interval {paired.low:+.{digits}f} to {paired.high:+.{digits}f}"
     if not decided(paired):
         return (
-            f"Undecided whether {arm} ends with another {words} than no dropout "
-            f"({effect}, {interval}; {metric.better} in {better} of {n} seeds)."
+            f"Undecided: with {arm} the final {words} differs from that without dropout by "
+            f"{effect} ({interval}; {metric.better} in {better} of {n} seeds)."
         )
     side = "higher" if paired.effect > 0 else "lower"
     count = better if side == metric.better else n - better

@@ -24,8 +24,8 @@ def test_the_answer_names_the_difference_its_interval_and_the_seeds(tmp_path):
         "Early dropout ended with a lower training loss than no dropout in 3 of 3 seeds (-0.110, 95% interval -0.135 to -0.085)."
     )
     assert said.more == (
-        "Undecided whether early dropout ends with another test accuracy than no dropout "
-        "(+0.00000, 95% interval +0.00000 to +0.00000; higher in 0 of 3 seeds).",
+        "Undecided: with early dropout the final test accuracy differs from that without dropout by "
+        "+0.00000 (95% interval +0.00000 to +0.00000; higher in 0 of 3 seeds).",
     )
 
 
@@ -33,7 +33,8 @@ def test_an_interval_that_holds_zero_is_undecided():
     loss = METRICS["train_eval/loss"]
     said = sentence("late dropout", loss, paired({0: -0.1, 1: 0.2, 2: -0.3}), 2)
     assert said.startswith(
-        "Undecided whether late dropout ends with another training loss than no dropout (-0.067,"
+        "Undecided: with late dropout the final training loss differs from that without dropout by "
+        "-0.067 ("
     )
     assert said.endswith("lower in 2 of 3 seeds).")
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from earlydrop.sites import attention_kernels as kernels
 from earlydrop.sites.masks import COMPILED
 
 DEVICES: tuple[str, ...] = ("cuda",)
@@ -26,8 +27,6 @@ DEVICES: tuple[str, ...] = ("cuda",)
 
 On a CPU torch has no fused kernel with dropout, and plain attention is faster.
 """
-
-_aten = torch.ops.aten
 
 
 def available(device: torch.device) -> bool:
@@ -124,219 +123,6 @@ def _by_choice(
     return out  # type: ignore[no-any-return]
 
 
-# Flash attention
-
-
-def _padded(tensor: Tensor, multiple: int) -> Tensor:
-    """The tensor with zeros after its last dimension, up to a multiple."""
-    lacking = -tensor.size(-1) % multiple
-    return F.pad(tensor, (0, lacking)) if lacking else tensor
-
-
-def _flash(
-    query: Tensor, key: Tensor, value: Tensor, rate: float, causal: bool, scale: float | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output, logarithms of the sums of exponentials, seed and offset of the random numbers."""
-    channels = query.size(-1)
-    result = _aten._scaled_dot_product_flash_attention(
-        _padded(query, 8),
-        _padded(key, 8),
-        _padded(value, 8),
-        rate,
-        causal,
-        False,
-        scale=channels**-0.5 if scale is None else scale,
-    )
-    out, logsumexp, seed, offset = result[0], result[1], result[6], result[7]
-    if out.size(-1) != channels:
-        out = out[..., :channels].contiguous()
-    return out, logsumexp, seed, offset
-
-
-def _flash_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    seed: Tensor,
-    offset: Tensor,
-    rate: float,
-    causal: bool,
-    scale: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value."""
-    channels = query.size(-1)
-    grads = _aten._scaled_dot_product_flash_attention_backward(
-        _padded(grad, 8),
-        _padded(query, 8),
-        _padded(key, 8),
-        _padded(value, 8),
-        _padded(out, 8),
-        logsumexp,
-        None,
-        None,
-        query.size(2),
-        key.size(2),
-        rate,
-        causal,
-        seed,
-        offset,
-        scale=channels**-0.5 if scale is None else scale,
-    )
-    if channels % 8:
-        grads = [grad[..., :channels].contiguous() for grad in grads]
-    return tuple(grads)
-
-
-# Memory-efficient attention
-
-
-def _bias(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor | None:
-    """The mask as numbers to add, (B, H, N, M), in rows of aligned memory as the kernel asks."""
-    if mask is None:
-        return None
-    keys = key.size(2)
-    aligned = _padded(mask.expand(*mask.shape[:-1], keys), 16)[..., :keys]
-    return aligned.expand(query.size(0), query.size(1), query.size(2), keys)
-
-
-def _efficient(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    rate: float,
-    causal: bool,
-    scale: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output, logarithms of the sums of exponentials, seed and offset of the random numbers."""
-    return _aten._scaled_dot_product_efficient_attention(  # type: ignore[no-any-return]
-        query, key, value, _bias(query, key, mask), True, rate, causal, scale=scale
-    )
-
-
-def _efficient_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    out: Tensor,
-    logsumexp: Tensor,
-    seed: Tensor,
-    offset: Tensor,
-    rate: float,
-    causal: bool,
-    scale: float | None,
-    mask_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and mask; the last is empty unless it is asked for."""
-    grads = _aten._scaled_dot_product_efficient_attention_backward(
-        grad,
-        query,
-        key,
-        value,
-        _bias(query, key, mask),
-        out,
-        logsumexp,
-        seed,
-        offset,
-        rate,
-        [True, True, True, mask_grad],
-        causal,
-        scale=scale,
-    )
-    of_mask = grads[3].sum_to_size(mask.shape).contiguous() if mask_grad else query.new_empty(0)  # type: ignore[union-attr]
-    return grads[0], grads[1], grads[2], of_mask
-
-
-# Plain arithmetic
-
-
-_STATE_BYTES = {False: torch.get_rng_state().numel(), True: 16}
-"""Bytes of the state of a generator: the host's, and that of a GPU."""
-
-
-def _generator_state(device: torch.device) -> Tensor:
-    """The state of the generator that a device draws from, as bytes on the host."""
-    if device.type == "cuda":
-        return torch.cuda.get_rng_state(device)
-    return torch.get_rng_state()
-
-
-def _math(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    rate: float,
-    causal: bool,
-    scale: float | None,
-) -> tuple[Tensor, Tensor]:
-    """Output, and the state of the generator before the mask was drawn."""
-    state = _generator_state(query.device)
-    out = _aten._scaled_dot_product_attention_math(
-        query, key, value, mask, rate, causal, None, scale=scale
-    )[0]
-    return out.contiguous(), state
-
-
-def _math_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    state: Tensor,
-    rate: float,
-    causal: bool,
-    scale: float | None,
-    mask_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and mask, by computing the forward again.
-
-    The gradient of the mask is empty unless it is asked for.
-    """
-    device = query.device
-    now = _generator_state(device)
-    inputs = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
-    if mask_grad:
-        mask = mask.detach().requires_grad_()  # type: ignore[union-attr]
-        inputs.append(mask)
-    _set_generator_state(device, state)
-    try:
-        with torch.enable_grad():
-            out = _aten._scaled_dot_product_attention_math(
-                *inputs[:3], mask, rate, causal, None, scale=scale
-            )[0]
-            grads = [g.contiguous() for g in torch.autograd.grad(out, inputs, grad)]
-    finally:
-        _set_generator_state(device, now)
-    of_mask = grads[3] if mask_grad else query.new_empty(0)
-    return grads[0], grads[1], grads[2], of_mask
-
-
-def _math_shapes(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    out = query.new_empty((*query.shape[:-1], value.size(-1)))
-    return out, torch.empty(_STATE_BYTES[query.device.type == "cuda"], dtype=torch.uint8)
-
-
-def _math_backward_shapes(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    query, key, value, mask = args[:4]
-    of_mask = query.new_empty(mask.shape if args[-1] else 0)
-    grads = [query.new_empty(tensor.shape) for tensor in (query, key, value)]
-    return grads[0], grads[1], grads[2], of_mask
-
-
-def _set_generator_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
-
-
 # The operators
 
 _ANY_RATE = 0.5  # for shapes, which do not depend on the rate
@@ -381,82 +167,129 @@ def _math_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
 def _define(
     library: torch.library.Library,
     name: str,
-    schema: str,
+    arguments: str,
+    results: str,
     kernel: Any,
     draws: bool = False,
     shapes: Any = None,
 ) -> None:
-    """Define an operator by a function of the same arguments, with the rate as a number.
+    """Define an operator that reads the rate from its tensor and calls a kernel with the number.
 
-    The function gives the shapes of the results too, unless another does.
+    Args:
+        library: The library of the operator.
+        name: Its name.
+        arguments: Its arguments in torch's schema language; one is ``Tensor rate``.
+        results: Its results in that language.
+        kernel: A function of the same arguments, with the rate as a number.
+        draws: Whether it draws random numbers.
+        shapes: Gives results of the right shapes; None for the kernel itself.
     """
     # A CUDA graph would keep the rate with which it was recorded.
     tags = [torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe]
     if draws:
         tags.append(torch.Tag.nondeterministic_seeded)
-    library.define(f"{name}({schema}", tags=tuple(tags))
-    parameters = schema.partition(")")[0].split(", ")
-    place = parameters.index("Tensor rate")
+    library.define(f"{name}({arguments}) -> {results}", tags=tuple(tags))
+    place = arguments.split(", ").index("Tensor rate")
+    shape_function = shapes or kernel
 
     def real(*args: Any) -> Any:
         return kernel(*args[:place], args[place].item(), *args[place + 1 :])
 
     def fake(*args: Any) -> Any:
-        return (shapes or kernel)(*args[:place], _ANY_RATE, *args[place + 1 :])
+        return shape_function(*args[:place], _ANY_RATE, *args[place + 1 :])
 
     library.impl(name, real, "CompositeExplicitAutograd")
     torch.library.register_fake(f"earlydrop::{name}", fake, lib=library)
 
 
+_INPUTS = "Tensor query, Tensor key, Tensor value"
+_MASKED = f"{_INPUTS}, Tensor? mask"
+_OPTIONS = "Tensor rate, bool causal, float? scale"
+_KEPT = "Tensor out, Tensor logsumexp, Tensor seed, Tensor offset"
+
+
 def _register() -> torch.library.Library:
+    """Define the operators ``earlydrop::attention`` and one for each kernel."""
     library = torch.library.Library("earlydrop", "FRAGMENT")
-    inputs = "Tensor query, Tensor key, Tensor value"
-    masked = f"{inputs}, Tensor? mask"
-    options = "Tensor rate, bool causal, float? scale"
-    library.define(f"attention({masked}, {options}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+    library.define(
+        f"attention({_MASKED}, {_OPTIONS}) -> Tensor",
+        tags=(torch.Tag.pt2_compliant_tag,),
+    )
     library.impl("attention", _by_choice, "CompositeImplicitAutograd")
-    kept = "Tensor out, Tensor logsumexp, Tensor seed, Tensor offset"
-    four = "(Tensor, Tensor, Tensor, Tensor)"
-    _define(library, "flash_attention", f"{inputs}, {options}) -> {four}", _flash, draws=True)
+    _register_flash(library)
+    _register_efficient(library)
+    _register_math(library)
+    return library
+
+
+def _register_flash(library: torch.library.Library) -> None:
+    _define(
+        library,
+        "flash_attention",
+        arguments=f"{_INPUTS}, {_OPTIONS}",
+        results=_tensors(4),
+        kernel=kernels.flash,
+        draws=True,
+    )
     _define(
         library,
         "flash_attention_backward",
-        f"Tensor grad, {inputs}, {kept}, {options}) -> (Tensor, Tensor, Tensor)",
-        _flash_backward,
+        arguments=f"Tensor grad, {_INPUTS}, {_KEPT}, {_OPTIONS}",
+        results=_tensors(3),
+        kernel=kernels.flash_backward,
     )
+    _differentiable(library, "flash_attention", _flash_gradients, _flash_saved)
+
+
+def _register_efficient(library: torch.library.Library) -> None:
     _define(
-        library, "efficient_attention", f"{masked}, {options}) -> {four}", _efficient, draws=True
+        library,
+        "efficient_attention",
+        arguments=f"{_MASKED}, {_OPTIONS}",
+        results=_tensors(4),
+        kernel=kernels.efficient,
+        draws=True,
     )
     _define(
         library,
         "efficient_attention_backward",
-        f"Tensor grad, {masked}, {kept}, {options}, bool mask_grad) -> {four}",
-        _efficient_backward,
+        arguments=f"Tensor grad, {_MASKED}, {_KEPT}, {_OPTIONS}, bool mask_grad",
+        results=_tensors(4),
+        kernel=kernels.efficient_backward,
     )
+    _differentiable(library, "efficient_attention", _efficient_gradients, _masked_saved)
+
+
+def _register_math(library: torch.library.Library) -> None:
     _define(
         library,
         "math_attention",
-        f"{masked}, {options}) -> (Tensor, Tensor)",
-        _math,
+        arguments=f"{_MASKED}, {_OPTIONS}",
+        results=_tensors(2),
+        kernel=kernels.math_plain,
         draws=True,
-        shapes=_math_shapes,
+        shapes=kernels.math_shapes,
     )
     _define(
         library,
         "math_attention_backward",
-        f"Tensor grad, {masked}, Tensor state, {options}, bool mask_grad) -> {four}",
-        _math_backward,
-        shapes=_math_backward_shapes,
+        arguments=f"Tensor grad, {_MASKED}, Tensor state, {_OPTIONS}, bool mask_grad",
+        results=_tensors(4),
+        kernel=kernels.math_backward,
+        shapes=kernels.math_backward_shapes,
     )
-    for name, gradients, saved in (
-        ("flash", _flash_gradients, _flash_saved),
-        ("efficient", _efficient_gradients, _masked_saved),
-        ("math", _math_gradients, _masked_saved),
-    ):
-        torch.library.register_autograd(
-            f"earlydrop::{name}_attention", gradients, setup_context=saved, lib=library
-        )
-    return library
+    _differentiable(library, "math_attention", _math_gradients, _masked_saved)
+
+
+def _differentiable(library: torch.library.Library, name: str, gradients: Any, saved: Any) -> None:
+    torch.library.register_autograd(
+        f"earlydrop::{name}", gradients, setup_context=saved, lib=library
+    )
+
+
+def _tensors(count: int) -> str:
+    """The type of several results in torch's schema language."""
+    return f"({', '.join(['Tensor'] * count)})"
 
 
 if COMPILED:

@@ -113,14 +113,9 @@ def parts_used(config: Config) -> set[str]:
         if drops(config) and config.trainer.compile and config.trainer.masks == "fast"
         else set()
     )
-    used |= (
-        {"compiled_attention"}
-        if drops(config)
-        and config.trainer.compile
-        and config.trainer.masks != "fast"
-        and config.model.attention == "fused"
-        else set()
-    )
+    compiled = config.trainer.compile and config.trainer.masks != "fast"
+    if compiled and config.model.attention == "fused" and drops(config):
+        used.add("compiled_attention")
     used |= {"probe"} if config.probe.at else set()
     used |= {"probe_parts"} if config.probe.at and config.trainer.accumulate > 1 else set()
     used |= {"torchcodec"} if folder and config.data.decoder == "torchcodec" else set()

@@ -350,7 +350,7 @@ class Comparison:
 
     @property
     def arms(self) -> pd.DataFrame:
-        """One row per arm, as text: each mean over seeds ± half the width of its 95% interval."""
+        """A table of text with one row per arm: means over seeds ± half of their 95% interval."""
         return summary_table(self.runs)
 
     @property

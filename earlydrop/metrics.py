@@ -316,10 +316,10 @@ _EXTRA = re.compile(r"(?:ema/)?([A-Za-z][A-Za-z0-9_-]*)/(accuracy|loss)")
 
 
 def extra_metric(name: str) -> Metric | None:
-    """The metric of a further test set (``data.extra``), such as ``v2/accuracy``.
+    """The metric of a further test set (``data.extra``) by its name, such as ``v2/accuracy``.
 
-    None for the name of another metric. The loss and the averaged weights have no column in tables,
-    as those of the test set.
+    None if the name is that of another metric. Only the accuracy of the trained weights has a
+    column in tables, as for the test set.
     """
     match = _EXTRA.fullmatch(name)
     if match is None or match[1] in RESERVED:

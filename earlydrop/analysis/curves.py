@@ -249,8 +249,8 @@ def staircase(rates: np.ndarray) -> Curve:
     after = [(step + 1.0, rates[step + 1]) for step in jumps]
     # a point on the grid that follows a jump is the end of that jump
     points = [(float(step), rates[step]) for step in grid if step - 1 not in jumps]
-    # (step, order, rate). At one step: the point on the grid, the rate before a jump, the rate
-    # after it, the end.
+    # Each corner is (step, order, rate). The order sorts the corners of one step: first the point
+    # on the grid, then the rate before a jump, then the rate after it, then the end.
     corners = sorted(
         [(x, 0, y) for x, y in points]
         + [(x, 1, y) for x, y in before]

@@ -282,8 +282,10 @@ def points(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> 
     Claims of equivalence have no direction; they are left out.
     """
     cells = _cells(declarations, verdicts)
+    rows = [row.words for row in answer_rows()]
     drawn = []
-    for words, data in sorted(cells, key=_cell_order):
+    in_order = sorted(cells, key=lambda cell: (rows.index(cell[0]), _column_order(cell[1])))
+    for words, data in in_order:
         for verdict in cells[words, data]:
             direction = verdict.claim.direction
             paired = verdict.paired
@@ -297,13 +299,6 @@ def points(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> 
                 )
                 drawn.append(point)
     return drawn
-
-
-def _cell_order(cell: tuple[str, str]) -> tuple[int, int]:
-    """Sort key: the row of a cell, then the column of its dataset."""
-    words, data = cell
-    rows = [row.words for row in answer_rows()]
-    return rows.index(words), _column_order(data)[0]
 
 
 def _negated(paired: Paired) -> Paired:

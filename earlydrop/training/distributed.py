@@ -100,7 +100,7 @@ class Group:
         return read
 
     def largest(self, values: Sequence[float]) -> list[float]:
-        """The largest of each value over the workers."""
+        """For each value, the largest among the workers."""
         return self.ask_largest(values)()
 
     def decide(self, make: Callable[[], T]) -> T:
@@ -141,12 +141,12 @@ ALONE = Group()
 
 
 class Requests:
-    """Requests to stop or to save, on which all workers act after the same step.
+    """Requests of any worker to stop or to save. All workers carry them out after the same step.
 
-    A single process acts at once. Several workers ask each other after every step, and read the
-    answer after the next one, so that no step waits for it. Each reads the same answer, so every
-    worker saves, or stops, after the same step, one step after the request. A request after the
-    last step but one stops nothing: the run ends whole, and reads the answer then.
+    A single process acts at once. Several workers ask each other after every step and read the
+    answer after the next step, so that no step waits. All read the same answer. So all stop, or
+    save, one step after the request. A request that comes later than one step before the end stops
+    nothing: the run is complete.
 
     Args:
         group: The workers.

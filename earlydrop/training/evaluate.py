@@ -102,10 +102,20 @@ def evaluate_all(
     exact. The model's mode is put back. The weights of ``average`` are evaluated too, as
     ``ema/...``.
     """
-    metrics = _evaluate_splits(model, objective, plan, last=last, group=group)
+    return _with_average(
+        lambda: _evaluate_splits(model, objective, plan, last=last, group=group), average
+    )
+
+
+def _with_average(
+    measure: Callable[[], dict[str, float]],
+    average: WeightAverage | None,
+) -> dict[str, float]:
+    """What is measured with the weights, and with their average as ``ema/...`` if there is one."""
+    metrics = measure()
     if average is not None:
         with average.in_place():
-            averaged = _evaluate_splits(model, objective, plan, last=last, group=group)
+            averaged = measure()
         metrics |= {f"ema/{name}": value for name, value in averaged.items()}
     return metrics
 
@@ -160,6 +170,10 @@ def evaluate_extra(
     """
     if not plan.config.data.extra:
         return {}
+    return _with_average(lambda: _evaluate_sets(model, plan, group), average)
+
+
+def _evaluate_sets(model: nn.Module, plan: Plan, group: Group) -> dict[str, float]:
     results: dict[str, float] = {}
     training = model.training
     model.eval()
@@ -181,10 +195,6 @@ def evaluate_extra(
         )
         results |= {f"{name}/loss": loss, f"{name}/accuracy": accuracy}
     model.train(training)
-    if average is not None:
-        with average.in_place():
-            averaged = evaluate_extra(model, plan, group)
-        results |= {f"ema/{name}": value for name, value in averaged.items()}
     return results
 
 

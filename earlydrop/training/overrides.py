@@ -194,7 +194,7 @@ def _mistaken_hydra_key(prefix: str, key: str) -> str | None:
 
 
 def _mistaken_option(key: str, value: str, groups: Mapping[str, list[str]]) -> str | None:
-    """A message about an unknown option of a group, such as ``schedule=erly``."""
+    """A message if an option of a group is unknown, as in ``schedule=erly``; else None."""
     if key not in groups or not re.fullmatch(r"[\w./-]+(,[\w./-]+)*", value):
         return None
     for name in value.split(","):

@@ -197,7 +197,7 @@ class Watch(TorchDispatchMode):
             # the result depends on drawn numbers alone: follow it
             self._extremes_of[result] = _Extremes(results, list(draws.values()))
         elif results and not mixed and split:
-            # the same for several tensors, as from a loop over one
+            # the result is several tensors, as when Python loops over one: follow each
             for part, values in zip(result, zip(*results, strict=True), strict=True):
                 self._extremes_of[part] = _Extremes(list(values), list(draws.values()))
         else:

@@ -27,8 +27,7 @@ _JPEG, _EXIF = b"\xff\xd8\xff", b"Exif\0\0"
 _HEADER = 65_536  # bytes in which a file's EXIF data begin
 
 Decode = Callable[..., Any]
-"""Makes an image of a file, as `load_image` does: called with a path or a binary file, and a name.
-"""
+"""A function that reads an image from a path or a binary file, as `load_image` does."""
 
 
 def decoder_of(name: str) -> Decode:

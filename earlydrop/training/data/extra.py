@@ -40,16 +40,6 @@ _AGREEMENT = 0.5
 _EXPECTED_LISTS = "expected a list of labels for every image, such as [[65], [970, 795], []]"
 
 
-def metrics_of(config: DataConfig) -> list[str]:
-    """The metrics that the further test sets give; label lists have no loss."""
-    names = []
-    for name, place in config.extra.items():
-        names.append(f"{name}/accuracy")
-        if not holds_lists(str(place)):
-            names.append(f"{name}/loss")
-    return names
-
-
 def splits_needed(config: DataConfig) -> set[str]:
     """The splits of the data that its further test sets read: label lists are of the test set."""
     return {"test"} if any(map(holds_lists, map(str, config.extra.values()))) else set()

@@ -79,7 +79,7 @@ def _signals_held() -> Iterator[None]:
 
 
 class _Feed:
-    """The batch sampler of a loader; `start` gives it the batches of the next pass."""
+    """The batch sampler of a loader. `start` gives it the batches of the next pass."""
 
     def __init__(self) -> None:
         self.start(())
@@ -166,7 +166,7 @@ class WorkerPool:
 
     def _start(self) -> _Loader:
         if not self._all:
-            # This hook runs before torch's own. After torch's, workers are no longer waited for.
+            # torch's own exit hook does not wait for workers. This one does, and runs before it.
             atexit.register(self.close)
         loader = _Loader(*self._loader_arguments)
         self._all.append(loader)

@@ -160,10 +160,10 @@ def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | No
 
 
 def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
-    """Write ``provenance.json`` and ``config.yaml``; a resumed run keeps those that it has.
+    """Write ``provenance.json`` and ``config.yaml``. A resumed run keeps its own.
 
-    A run that goes on with other further test sets than before (``data.extra``) has them recorded
-    anew, since it is only measured on them at its end.
+    A run that is resumed with other further test sets (``data.extra``) records the new ones: it is
+    measured on them only at its end.
     """
     extra = extra_in_provenance(plan.source.extra) if plan.config.data.extra else {}
     recorded: dict[str, Any] = {}

@@ -3,7 +3,8 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import DiffAttention, RelPosBias
+from timm import layers
+from timm.layers import RelPosBias
 from timm.layers.attention import Attention, AttentionRope
 from timm.layers.attention2d import Attention2d, MultiQueryAttention2d
 from timm.models import beit, cait, swin_transformer, vision_transformer_relpos
@@ -106,7 +107,7 @@ ATTENTIONS = {
         TOKENS,
     ),
     "AttentionRope": (lambda: AttentionRope(32, 4, attn_drop=0.3), TOKENS),
-    "DiffAttention": (lambda: DiffAttention(32, 4, attn_drop=0.3), TOKENS),
+    "DiffAttention": (lambda: layers.DiffAttention(32, 4, attn_drop=0.3), TOKENS),
     "Swin": (
         lambda: swin_transformer.WindowAttention(32, 4, window_size=4, attn_drop=0.3),
         TOKENS,
@@ -136,6 +137,8 @@ ATTENTIONS = {
 
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_compiled_outputs_and_gradients_are_those_of_eager_to_the_bit(name):
+    if name == "DiffAttention" and not hasattr(layers, name):
+        pytest.skip("this timm has no DiffAttention")
     make, x = ATTENTIONS[name]
     outputs, gradients, counts = run(make, early(0.3, cutoff=4), x, backend="aot_eager")
     assert len(counts) == 3

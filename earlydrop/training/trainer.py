@@ -19,6 +19,7 @@ from earlydrop.sites import find_sites
 from earlydrop.training.average import WeightAverage
 from earlydrop.training.compiler import compiled
 from earlydrop.training.curvature import probe_curvature
+from earlydrop.training.data.copies import on_their_own_stream
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.source import Batch
 from earlydrop.training.distributed import Group, Requests
@@ -132,7 +133,8 @@ class Trainer:
 
     def batches(self) -> Iterator[list[Batch]]:
         """This worker's parts of the training batches, from the step reached to the last."""
-        return training_parts(self.plan, self.objective, self.group, self.step)
+        steps = training_parts(self.plan, self.objective, self.group, self.step)
+        return on_their_own_stream(steps, self.plan.device)
 
     def train_step(self, parts: list[Batch]) -> None:
         """One optimizer step on this worker's parts of a batch; it never waits for the device."""

@@ -1,9 +1,13 @@
-"""Copies to the device that trains, for which the host does not wait."""
+"""Copies to the device that trains. Neither the host nor the computations wait for them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+from earlydrop.training.data.source import Batch
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
@@ -23,3 +27,38 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def on_their_own_stream(
+    steps: Iterator[list[Batch]], device: torch.device
+) -> Iterator[list[Batch]]:
+    """Make the batches of each step on a CUDA stream of their own.
+
+    Their copies and their augmentation then run beside the computations of the step before. The
+    numbers are the same: every random number is drawn when the host asks for it, in the same order.
+
+    Args:
+        steps: The batches of each step.
+        device: The device that they are made on. On other devices than a GPU nothing changes.
+
+    Yields:
+        The batches of each step, ready for the stream that is current.
+    """
+    if device.type != "cuda":
+        yield from steps
+        return
+    stream = torch.cuda.Stream(device)
+    # The data that batches are made from may still be on its way on the current stream.
+    stream.wait_stream(torch.cuda.current_stream(device))
+    while True:
+        with torch.cuda.stream(stream):
+            batches = next(steps, None)
+        if batches is None:
+            return
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(stream)
+        for batch in batches:
+            for tensor in batch:
+                if tensor.is_cuda:
+                    tensor.record_stream(current)  # its memory stays until this stream has read it
+        yield batches

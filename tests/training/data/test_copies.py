@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from earlydrop.training.data import copies
-from earlydrop.training.data.copies import sent
+from earlydrop.training.data.copies import on_their_own_stream, sent
 
 HERE = Path(copies.__file__).parent
 
@@ -47,6 +47,77 @@ def test_no_batch_waits_for_a_copy(name):
         and node not in once
     ]
     assert [each for each in moved if not each.endswith(".dtype)")] == []
+
+
+class FakeStream:
+    """A CUDA stream that writes down what it is asked."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def wait_stream(self, stream):
+        self.log.append(f"{self.name} waits for {stream.name}")
+
+    def __enter__(self):
+        self.log.append(f"{self.name} is current")
+
+    def __exit__(self, *error):
+        self.log.append("main is current")
+
+
+class FakeTensor:
+    def __init__(self, name, log, is_cuda=True):
+        self.name, self.log, self.is_cuda = name, log, is_cuda
+
+    def record_stream(self, stream):
+        self.log.append(f"{self.name} is read by {stream.name}")
+
+
+def test_batches_are_made_on_a_stream_of_their_own(monkeypatch):
+    log = []
+    main, side = FakeStream("main", log), FakeStream("side", log)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+
+    def steps():
+        for step in range(2):
+            log.append(f"make {step}")
+            yield [(FakeTensor(f"x{step}", log), FakeTensor(f"y{step}", log, is_cuda=False))]
+
+    for step, batches in enumerate(on_their_own_stream(steps(), torch.device("cuda"))):
+        assert [tensor.name for tensor in batches[0]] == [f"x{step}", f"y{step}"]
+        log.append(f"train {step}")
+    one = "side is current", "make {}", "main is current", "main waits for side"
+    expected = ["side waits for main"]
+    for step in range(2):
+        expected += [line.format(step) for line in one]
+        expected += [f"x{step} is read by main", f"train {step}"]
+    assert log == [*expected, "side is current", "main is current"]
+
+
+def test_on_the_host_batches_are_passed_on():
+    steps = [[("x", "y")], [("x", "y")]]
+    assert list(on_their_own_stream(iter(steps), torch.device("cpu"))) == steps
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_batches_of_a_stream_of_their_own_have_their_values():
+    device = torch.device("cuda")
+    square = torch.randn(2048, 2048, device=device)
+
+    def steps():
+        for step in range(20):
+            values = torch.full((1 << 20,), float(step))
+            yield [(sent(values, device), sent(values, device) + 1)]
+
+    sums = []
+    for [(x, y)] in on_their_own_stream(steps(), device):
+        for _ in range(5):
+            square = torch.tanh(square @ square)
+        sums.append(x.mean() + y.mean())
+        del x, y
+    assert [round(value.item()) for value in sums] == [2 * step + 1 for step in range(20)]
 
 
 @pytest.mark.gpu

@@ -40,7 +40,10 @@ def _parameters(model: ModelOrState) -> dict[str, Tensor]:
 
 
 def _may_be_parameter(name: str, value: object) -> bool:
-    """Whether an entry of a state dict may be a parameter; buffers but BatchNorm's pass too."""
+    """Whether an entry of a state dict may be a parameter.
+
+    Floating-point buffers pass too, except the running statistics of BatchNorm.
+    """
     if not isinstance(value, Tensor) or name.rpartition(".")[2] in _STATISTICS:
         return False
     return value.is_floating_point() or value.is_complex()
@@ -65,7 +68,10 @@ def refuse_sharded(parameters: Mapping[str, Tensor], function: str, remedy: str)
 
 
 def _second_names(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> set[str]:
-    """Second names of tied parameters: one memory in one of the two, equal values in both."""
+    """All names of tied parameters except the first.
+
+    Names are tied if they share memory in one of the two models and have equal values in the other.
+    """
     second: set[str] = set()
     for tied, compared in ((ours, theirs), (theirs, ours)):
         first: dict[object, str] = {}
@@ -86,9 +92,10 @@ def model_distance(model: ModelOrState, initial: ModelOrState) -> float:
     """The Euclidean distance ‖W − W₀‖₂ of two models over all parameters.
 
     Liu et al. 2023, section 3, *model distance*. If one side is a module, its parameters are
-    compared; buffers never count. Of two state dicts, every floating-point and complex entry is
-    compared, except the running statistics of BatchNorm. A tied parameter counts once: in two state
-    dicts it is recognised by its shared memory, so after cloning it counts under each of its names.
+    compared and buffers are ignored. If both are state dicts, every floating-point and complex
+    entry is compared, except the running statistics of BatchNorm. A tied parameter counts once. In
+    two state dicts it is recognised by its shared memory, so after cloning it counts under each of
+    its names.
 
     Args:
         model: A module or a state dict. An AveragedModel stands for the model inside.
@@ -123,7 +130,7 @@ def model_distance(model: ModelOrState, initial: ModelOrState) -> float:
             shapes = f"{tuple(value.shape)} in one model and {tuple(start.shape)} in the other"
             raise ValueError(f"parameter {name!r} has shape {shapes}")
         if start.dtype in (torch.float64, torch.complex128):
-            value = brought_home(value)  # a device that can hold the other side
+            value = brought_home(value)  # the difference needs a device with float64
         precision = torch.promote_types(value.dtype, torch.float32)
         difference = value.to(precision) - start.to(value.device)
         difference = torch.view_as_real(difference) if difference.is_complex() else difference

@@ -1,7 +1,8 @@
-"""Every metric of a run, once: its name in ``metrics.jsonl``, its words, its digits, and its uses.
+"""The metrics of a run: name in ``metrics.jsonl``, label, digits and uses of each.
 
-Records, tables, figures, claims, the dashboard and early stopping read it here. A gradient measure
-(`earlydrop.gradients.MEASURES`) with a line ``probe/<name>`` here is recorded at every probe.
+Records, tables, figures, claims, the dashboard and early stopping read this list. A gradient
+measure (`earlydrop.gradients.MEASURES`) with an entry ``probe/<name>`` here is recorded at every
+probe.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ class Metric:
 
     Attributes:
         name: Its key in ``metrics.jsonl``.
-        label: Its words, for an axis.
-        heading: Its words above a column; None if no table has it.
+        label: Its label on an axis.
+        heading: Its heading in a table; None if no table has it.
         digits: Decimals in a table.
         better: ``"lower"``, ``"higher"``, or None for neither.
-        column: The value that a table gives of a run: ``"final"`` for the last one, ``"early"`` for
-            the mean over the first fifth.
-        figure: File name of its curve in a report; None for none. Of metrics with one file name,
-            the first that was measured is drawn (of the two drop rates, the larger).
+        column: The value of a run in a table: ``"final"`` for the last value, ``"early"`` for the
+            mean over the first fifth of the run.
+        figure: File name of its curve in a report; None for none. If several metrics share a file
+            name, the first one that was measured is drawn. The two drop rates are an exception:
+            the larger rate of each step is drawn.
         claimed: Whether the studies of claims draw its curve.
         watched: Whether every evaluation measures it, so that early stopping can watch it.
         summarised: Whether the dashboard shows its best value.
@@ -48,7 +50,7 @@ class Metric:
 
     @property
     def short(self) -> str:
-        """Its name behind a number, such as ``loss`` in "1.9% loss"."""
+        """Its name after a number, such as ``loss`` in "1.9% loss"."""
         last = self.name.rpartition("/")[2]
         return last.upper() if last in ("gdv", "gde", "ece") else last.replace("_", " ")
 
@@ -219,7 +221,7 @@ _GRADIENTS = (
         "the gradient of the whole dataset. Mean of ½(1 − cosine).",
     ),
     Metric("probe/bias", "bias of the mean gradient"),
-    Metric("probe/bias_floor", "bias of the mean gradient that sampling gives"),
+    Metric("probe/bias_floor", "bias of the mean gradient from sampling alone"),
     Metric("probe/bias_corrected", "bias of the mean gradient, corrected for sampling"),
     Metric("probe/noise_scale", "gradient noise scale (images)"),
     Metric(
@@ -235,7 +237,7 @@ _GRADIENTS = (
         "preconditioned sharpness",
         figure="preconditioned_sharpness",
         unit="1 / learning rate",
-        meaning="The largest eigenvalue of the Hessian that Adam's preconditioner scales.",
+        meaning="The largest eigenvalue of the Hessian, preconditioned by Adam.",
     ),
     Metric("probe_on/critical_sharpness", f"critical sharpness {_ON}"),
     Metric("probe_on/preconditioned_sharpness", f"preconditioned sharpness {_ON}"),

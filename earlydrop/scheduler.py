@@ -29,7 +29,8 @@ class DropoutScheduler:
     The rate of step 0 is set at once. Call `step` once after each optimizer step to set the rate of
     the next one; or `attach` an optimizer once, and its steps are counted.
 
-    A site with the largest base rate of its kind gets the schedule's rate. Each other site gets
+    The base rate of a site is the rate that it was built with. A site with the largest base rate
+    of its kind gets the schedule's rate. Each other site gets
     schedule(step) · (its base rate / the largest base rate of its kind), so a profile over depth
     keeps its shape (Liu et al. 2023).
     The last value holds past the end of the schedule. For two peaks (dropout 0.1, stochastic depth
@@ -48,10 +49,11 @@ class DropoutScheduler:
             names drops beside the driven sites; a compiled model is not watched.
             `earlydrop.audit` lists every drop.
         masks: ``"native"`` draws masks with torch's own kernels. ``"fast"`` draws the masks of
-            nn.Dropout layers from 16-bit numbers, about three times as fast on a CPU: the same
-            distribution, with the rate rounded to 1/65,536, and other random numbers. Use it in
-            eager mode, or in compiled graphs on a CPU (torch 2.14 and later). timm's fused
-            attention takes the plain path while its dropout is on.
+            nn.Dropout layers from 16-bit numbers, about three times as fast on a CPU. The
+            distribution is the same, with the rate rounded to a multiple of 1/65,536; the random
+            numbers differ. Use it in eager mode, or in compiled graphs on a CPU (torch 2.14 and
+            later). With it, timm's attention uses its plain path instead of the fused kernel while
+            its dropout is on.
 
     Raises:
         ValueError: The schedule is unresolved, a rate is outside [0, 1), the kind or the masks are
@@ -97,7 +99,9 @@ class DropoutScheduler:
             doubtful = undriven(model, kind, self.sites)
             _warn_of_doubtful(doubtful)
             _warn_of_tuples(undrivable(model, kind))
-            self._first_forward = FirstForward(model, kind, told=[site.module for site in doubtful])
+            self._first_forward = FirstForward(
+                model, kind, already_warned=[site.module for site in doubtful]
+            )
 
     @property
     def last_rate(self) -> float:
@@ -134,8 +138,9 @@ class DropoutScheduler:
 
         A step that a ``GradScaler`` skips is not counted. The optimizer's ``state_dict`` carries
         the state of this scheduler, so a loop that saves and loads its optimizer resumes the rate
-        too; `state_dict` works as before. A wrapper that calls no hooks (timm's Lookahead,
-        Accelerate's) is not followed; the optimizer inside it is. `restore` detaches.
+        too; `state_dict` works as before. Some wrappers call no hooks (timm's Lookahead,
+        Accelerate's); then the steps of the optimizer inside the wrapper are counted. `restore`
+        detaches.
 
         Args:
             optimizer: The optimizer. Of several, give the one that steps once per schedule step.
@@ -165,7 +170,8 @@ class DropoutScheduler:
         if self._drives() and not _skipped(optimizer):
             self.set_step(self._step + 1)
 
-    # torch.compiler.disable() sets this: a compiled optimizer step leaves the schedule in Python.
+    # torch.compiler.disable() sets this attribute: the schedule is not compiled into a compiled
+    # optimizer step.
     _after_step._torchdynamo_disable = True  # type: ignore[attr-defined]
 
     def _save_with(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -313,7 +319,7 @@ def _base_rate(rate: float | None) -> str:
 def _rises(schedule: Schedule | Callable[[int], float]) -> bool:
     """Whether a schedule with rate 0 at step 0 is known to rise.
 
-    A `Schedule` tells by its peak. Any other function is tried at powers of 2.
+    A `Schedule` rises if its peak is above 0. Any other function is called at powers of 2.
     """
     if isinstance(schedule, Schedule):
         return schedule.peak > 0
@@ -335,10 +341,10 @@ def _warn_of_doubtful(sites: list[Site]) -> None:
     more = ", ..." if len(sites) > _MOST_NAMED else ""
     patterns = sorted({_pattern(site) for site in sites})
     warnings.warn(
-        f"not driven, though it looks like a drop rate: {listed}{more}. sites= drives it by name, "
-        "besides what is driven by default: "
+        f"not driven, though it looks like a drop rate: {listed}{more}. To drive it together with "
+        "the default sites, give "
         "sites=[s.name for s in earlydrop.find_sites(model) if s.base_rate > 0] + "
-        f"{patterns!r}; earlydrop.audit(model, inputs) shows whether it drops",
+        f"{patterns!r}. earlydrop.audit(model, inputs) shows whether it drops",
         stacklevel=3,
     )
 

@@ -24,7 +24,7 @@ def max_norm_(model: nn.Module, limit: float) -> None:
 
     Args:
         model: The model.
-        limit: c, above 0. The paper recommends 3 to 4.
+        limit: The largest norm (c in the paper), above 0. The paper recommends 3 to 4.
 
     Raises:
         ValueError: The limit is not above 0, the model has no such layer, or a weight is computed

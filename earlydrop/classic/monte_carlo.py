@@ -63,7 +63,7 @@ def _only_dropout_on(model: nn.Module, inputs: Any) -> Iterator[None]:
 
 
 def _dropping(model: nn.Module, inputs: Any) -> list[nn.Module]:
-    """The modules that drop at the present rates, by the means of `earlydrop.audit`.
+    """The modules that drop at the present rates, found as `earlydrop.audit` finds them.
 
     Normalisation layers stay in evaluation mode.
     """

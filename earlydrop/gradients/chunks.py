@@ -21,7 +21,7 @@ def chunk_size(total: int) -> int:
 
 
 def pieces_of(*vectors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """The chunks of vectors of one length: one tuple per place."""
+    """The chunks of vectors of equal length: one tuple per chunk, with a part of each vector."""
     size = chunk_size(vectors[0].numel())
     return zip(*(vector.split(size) for vector in vectors), strict=True)
 

@@ -1,7 +1,7 @@
-"""Curvature along the path of training, in units that compare with the learning rate.
+"""Curvature of the loss, in units of 1 / learning rate.
 
-`critical_sharpness` needs a few forward passes, `preconditioned_sharpness` some Hessian-vector
-products. Both leave the weights, gradients and random state as they were.
+`critical_sharpness` needs 15 to 54 forward passes, `preconditioned_sharpness` some Hessian-vector
+products. Both leave the weights and gradients as they were.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ def critical_sharpness(
     is above 2 over the result.
 
     Args:
-        loss: Gives the loss at the present weights, a scalar. It must give the same value twice:
-            seed it where the model drops.
+        loss: A function that returns the loss at the present weights, a scalar. It must return the
+            same value at every call: if the model drops, set the seed inside it.
         parameters: The weights that the update changes.
-        direction: The update per unit of the learning rate, a tensor a parameter, of its shape.
+        direction: The update per unit of the learning rate: for each parameter, a tensor of its
+            shape.
         start: The learning rate to start the search from.
 
     Returns:
@@ -106,14 +107,16 @@ def preconditioned_sharpness(
 ) -> float:
     """The largest eigenvalue of the preconditioned Hessian P^(-1/2) H P^(-1/2), by power iteration.
 
-    It bounds the stable learning rate of an adaptive optimizer: of gradient descent preconditioned
-    by P at 2 over the result, of Adam with a momentum of 0.9 at 38 over it.
+    It bounds the stable learning rate. Gradient descent preconditioned by P is stable below
+    2 / result, Adam with a momentum of 0.9 below 38 / result.
 
     Args:
         loss: The loss, a scalar with a graph that can be differentiated twice.
         parameters: The weights.
-        preconditioner: The diagonal of P, a positive tensor a parameter; None is the plain Hessian.
-        iterations: The most Hessian-vector products.
+        preconditioner: The diagonal of P: for each parameter, a positive tensor. None for the plain
+            Hessian.
+        iterations: The largest number of Hessian-vector products in one power iteration. A second
+            power iteration follows if the first finds a negative eigenvalue.
         tolerance: The relative change of the eigenvalue at which the iteration stops.
 
     Returns:
@@ -158,7 +161,7 @@ def preconditioned_sharpness(
         )
 
     largest = _power_iteration(product, weights, 0.0, iterations, tolerance)
-    if largest < 0:  # the largest in size is negative: shift the spectrum so that the largest is
+    if largest < 0:  # it has the largest absolute value: shift it to 0 to find the largest one
         largest += _power_iteration(product, weights, largest, iterations, tolerance)
     return largest
 
@@ -170,7 +173,7 @@ def _power_iteration(
     iterations: int,
     tolerance: float,
 ) -> float:
-    """The eigenvalue of largest size of H - shift, from a start that is the same each time."""
+    """The eigenvalue of H - shift with the largest absolute value, from a fixed random start."""
     generator = torch.Generator().manual_seed(0)
     vector = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in like]
     vector = _normalised(vector)
@@ -201,7 +204,7 @@ def adam_direction(
         parameters: The weights, in the order of the result. Weight decay is left out.
 
     Returns:
-        ``m / (sqrt(v) + eps)`` a parameter, m and v corrected for their start.
+        ``m / (sqrt(v) + eps)`` for each parameter, with bias-corrected m and v.
 
     Raises:
         ValueError: The optimizer is another, or has taken no step.
@@ -245,7 +248,7 @@ def _adam_state(
         state = optimizer.state.get(parameter, {})
         if "exp_avg" not in state:
             raise ValueError(
-                "the optimizer has taken no step with a parameter: expected its state after a step"
+                "the optimizer has taken no step with a parameter: call optimizer.step() first"
             )
         group = groups[id(parameter)]
         beta1, beta2 = group["betas"]

@@ -66,7 +66,7 @@ class Moments:
 
     @property
     def true_square(self) -> float | None:
-        """‖E g‖², unbiased; None where the variance exceeds it."""
+        """Unbiased estimate of ‖E g‖²; None where the estimate is not above 0."""
         square = self.mean_square - self.variance / self.n
         return square if square > 0 else None
 
@@ -101,9 +101,9 @@ def bias(m: Moments) -> float | None:
 
 
 def bias_floor(m: Moments) -> float | None:
-    """`bias` of unbiased gradients with the same variance (ours).
+    """The `bias` that unbiased gradients with the same variance would show (ours).
 
-    None where the variance exceeds the mean gradient.
+    None where the noise exceeds the mean gradient.
     """
     if m.dataset_gradient_norm is None or m.true_square is None:
         return None
@@ -147,7 +147,7 @@ class GradientReport:
         gde: Gradient direction error against the whole-dataset gradient, in [0, 1] (equation 2).
         gradient_norm: Mean norm of the mini-batch gradients.
         bias: ½(1 − cos) of the mean mini-batch gradient and the whole-dataset gradient (ours).
-        bias_floor: `bias` of unbiased gradients with the same variance (ours).
+        bias_floor: The `bias` that unbiased gradients with the same variance would show (ours).
         bias_corrected: `bias` without the sampling noise (ours).
         noise_scale: Gradient noise scale, in images (McCandlish et al. 2018).
         dataset_gradient_norm: Norm of the whole-dataset gradient.

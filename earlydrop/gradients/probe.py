@@ -1,9 +1,9 @@
-"""The probe: measure the gradients of a frozen model without a trace on its training.
+"""The probe: measure the gradients of a model at fixed weights, without changing its training.
 
-The protocol, where the paper leaves room, is ours. Mini-batch gradients are taken in training mode
-with dropout at its present rate. The whole-dataset gradient is taken with every dropout and path
-site off (checked on its first batch), and BatchNorm as in training. The probe puts back everything
-that it touches: training with the probe is bit for bit training without it.
+The paper leaves parts of the protocol open; these choices are ours. Mini-batch gradients are taken
+in training mode with dropout at its present rate. The whole-dataset gradient is taken with every
+dropout and path site off (checked on its first batch), and with BatchNorm as in training. The probe
+restores everything that it touches, so training is bit for bit the same with and without it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _check_iterables(batches: Any, dataset: Any) -> None:
     """Refuse batches that cannot be iterated, and a dataset that can be iterated only once."""
     if dataset is not None and isinstance(dataset, Iterator):
         raise ValueError(
-            f"dataset is a one-shot {type(dataset).__name__}, which could not be measured twice: "
+            f"dataset is a one-shot {type(dataset).__name__}, which would be empty the next time: "
             "give a list of batches, a DataLoader, or an object whose __iter__ starts anew"
         )
     for name, value in (("batches", batches), ("dataset", dataset)):
@@ -172,15 +172,23 @@ def _mean_over_parts(
     images = number = 0
     for part in parts:
         of_part = gradient(part)
-        total = [_sum(a, b) for a, b in zip(total, of_part, strict=True)] if number else of_part
-        images, number = images + count(part), number + 1
+        if number == 0:
+            total = of_part
+        else:
+            total = [_sum(a, b) for a, b in zip(total, of_part, strict=True)]
+        images += count(part)
+        number += 1
     if number == 0:
         raise ValueError("parts gave no part of a batch: expected at least one")
     return [entry if entry is None else entry / number for entry in total], images
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
+    if a is None:
+        return b
+    if b is None:
+        return a
+    return a + b
 
 
 def _refuse_reentrant(loss: Tensor) -> None:

@@ -34,9 +34,9 @@ class DropoutCallback(TrainerCallback):
     (TensorBoard, Weights & Biases) run before the callbacks that a trainer is given. Call `lead` to
     put this callback in front of them, so that they report the rate.
 
-    The model is released when ``train()`` ends, also by an exception. One case is left: after
-    ``trainer.add_callback`` the callback cannot see the first exception, and the next ``train()``
-    of the model releases it.
+    The model is released when ``train()`` ends, also by an exception. A callback that is added by
+    ``trainer.add_callback`` does not see exceptions; then the next ``train()`` of the model
+    releases it.
 
     Args:
         schedule: A schedule, or a function from the step to a rate. Durations in percent are
@@ -103,7 +103,7 @@ class DropoutCallback(TrainerCallback):
     def _release_earlier(self, model: Any, state: Any) -> None:
         """Release what an earlier ``train()`` of the model still drives.
 
-        It ended by an exception, as happens before a retry with a smaller batch size.
+        That ``train()`` ended by an exception, for example before a retry with a smaller batch.
         """
         self.let_go()
         modules = set(model.modules())
@@ -138,8 +138,8 @@ class ProbeCallback(TrainerCallback):
     """Measure gradients while a Hugging Face ``Trainer`` trains.
 
     The trainer logs ``probe/gradient_norm``, ``probe/gdv``, ``probe/gde`` and ``model/distance``
-    into ``trainer.state.log_history`` and to its reporters. Training is bit for bit that without
-    the callback: random numbers, ``.grad`` and buffers are as before.
+    into ``trainer.state.log_history`` and to its reporters. Training is bit for bit the same as
+    without the callback: random numbers, ``.grad`` and buffers are as before.
 
     Args:
         every: Optimizer steps (``state.global_step``) between two measurements. The first is before
@@ -193,7 +193,8 @@ class ProbeCallback(TrainerCallback):
 class _Loss:
     """The loss of a batch, as a trainer computes it.
 
-    With slots, the search for random generators does not walk through the trainer.
+    It has slots and no ``__dict__``, so the search for random generators does not walk through the
+    trainer.
     """
 
     __slots__ = ("loss_fn", "trainer")

@@ -33,17 +33,18 @@ class DropoutCallback(Callback):
     """Schedule the dropout of a LightningModule. The rate is logged as ``dropout_rate``.
 
     A step of the schedule is a batch in which an optimizer stepped. With one optimizer this is
-    ``trainer.global_step``. Lightning counts several optimizers apart; here they make one step.
-    With automatic optimization, resuming needs no further state. With manual optimization, the
-    count is saved in Lightning's checkpoints.
+    ``trainer.global_step``. With several optimizers, Lightning counts each of their steps; here,
+    their steps in one batch count as one. With automatic optimization, resuming needs no further
+    state. With manual optimization, the count is saved in Lightning's checkpoints.
 
     The model is released when ``fit()`` ends, also by an exception.
 
     Args:
         schedule: A schedule, or a function from the step to a rate. Durations in percent are
             resolved from ``max_steps`` and ``max_epochs``, durations in epochs from the length of
-            the loader and the accumulation. With manual optimization they hold for one step a
-            batch: a batch without a step is an error at the start, and a warning later.
+            the loader and the accumulation. With manual optimization, such durations assume one
+            step per batch (with ``max_steps``, one step of each optimizer). Another pace is an
+            error in the first two steps, and one warning later.
         **options: ``kind``, ``sites`` and ``masks`` of `DropoutScheduler`.
     """
 
@@ -53,7 +54,7 @@ class DropoutCallback(Callback):
         self.scheduler: DropoutScheduler | None = None
         self._stepped = 0  # batches in which an optimizer stepped
         self._global_step = 0  # Lightning's count at that time
-        # Whether the durations of the schedule hold for one pace of a manual optimization only.
+        # Whether the durations of the schedule assume one step per batch (manual optimization).
         self._paced = False
 
     def let_go(self) -> None:
@@ -77,9 +78,9 @@ class DropoutCallback(Callback):
         if trainer.global_step > 0 and several and not counted:
             entry = f"{{'steps': BATCHES, 'global_step': {trainer.global_step}}}"
             raise ValueError(
-                f"global_step is {trainer.global_step} at the start, in which Lightning counts the "
-                f"steps of {len(trainer.optimizers)} optimizers, and the checkpoint was saved "
-                "without this callback's count of batches: write it into the file, "
+                f"global_step is {trainer.global_step} at the start: it is the sum over the "
+                f"steps of {len(trainer.optimizers)} optimizers, and the checkpoint does not hold "
+                "this callback's count of batches. Write the count into the file: "
                 f"checkpoint['{SAVED}'] = {entry}"
             )
         if pl_module.automatic_optimization or not counted:
@@ -93,7 +94,8 @@ class DropoutCallback(Callback):
             The increase of Lightning's ``global_step`` in the batch.
         """
         grown = int(trainer.global_step) - self._global_step
-        self._stepped += grown > 0
+        if grown > 0:
+            self._stepped += 1
         self._global_step = trainer.global_step
         return grown
 
@@ -127,15 +129,17 @@ class DropoutCallback(Callback):
 
     def _pace_is_kept(self, trainer: Trainer, grown: int) -> bool:
         """Whether the steps in a batch agree with the pace that `_length` assumes."""
-        return grown == len(trainer.optimizers) if trainer.max_steps != -1 else grown > 0
+        if trainer.max_steps != -1:  # it counts the steps of all optimizers
+            return grown == len(trainer.optimizers)
+        return grown > 0
 
     def _report_pace(self, trainer: Trainer, grown: int, refuse: bool) -> None:
         """Report that `_length` assumed another pace: as an error, or once as a warning."""
         message = (
-            f"{self.schedule!r} has a duration in epochs or percent, which with manual "
-            "optimization is known only where each of the optimizers "
-            f"({len(trainer.optimizers)} here) steps once a batch; in this batch there were "
-            f"{grown} steps: give the duration in steps (batches in which an optimizer stepped)"
+            f"{self.schedule!r} has a duration in epochs or percent: with manual optimization "
+            "this is possible only if each of the optimizers "
+            f"({len(trainer.optimizers)} here) steps once per batch, but in this batch there were "
+            f"{grown} steps; give the duration in steps (batches in which an optimizer stepped)"
         )
         if refuse:
             raise ValueError(message)
@@ -159,7 +163,7 @@ class ProbeCallback(Callback):
 
     ``probe/gradient_norm``, ``probe/gdv``, ``probe/gde`` and ``model/distance`` go to the trainer's
     loggers, at the step of the measurement, and into ``trainer.callback_metrics``. Training is bit
-    for bit that without the callback: random numbers, ``.grad``, buffers and the states of
+    for bit the same as without the callback: random numbers, ``.grad``, buffers and the states of
     torchmetrics are as before.
 
     Args:
@@ -197,9 +201,9 @@ class ProbeCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.measuring.loss_fn is None and not pl_module.automatic_optimization:
             raise ValueError(
-                f"{type(pl_module).__name__} optimizes by itself in training_step, so it cannot be "
-                "measured by calling that: give ProbeCallback(loss_fn=...), a function of "
-                "(module, batch)"
+                f"{type(pl_module).__name__} uses manual optimization, so a call of its "
+                "training_step would change the weights: give ProbeCallback(loss_fn=...), a "
+                "function of (module, batch)"
             )
         loader = trainer.train_dataloader
         self.measuring.take(pl_module, loader, getattr(loader, "batch_size", None))
@@ -234,7 +238,8 @@ class ProbeCallback(Callback):
 class _Loss:
     """The loss of a batch, as a trainer computes it.
 
-    With slots, the search for random generators does not walk through the trainer.
+    It has slots and no ``__dict__``, so the search for random generators does not walk through the
+    trainer.
     """
 
     __slots__ = ("given", "pl_module", "trainer")
@@ -313,15 +318,17 @@ def _length(trainer: Trainer, pl_module: LightningModule) -> RunLength:
         no_epoch = "the accumulation changes between epochs, and with it the steps of an epoch"
         per_epoch = in_each[0] if len(set(in_each)) == 1 else None
         in_epochs = sum(in_each) if epochs not in (None, -1) else None
-    known = [limit for limit in (in_epochs, most if most != -1 else None) if limit is not None]
-    no_total = "neither max_steps nor max_epochs with a loader of known length says it"
+    known = [] if in_epochs is None else [in_epochs]
+    if most != -1:
+        known.append(most)
+    no_total = "neither max_steps nor max_epochs with a loader of known length gives it"
     return RunLength(min(known) if known else None, per_epoch, no_total, no_epoch)
 
 
 def _accumulation(trainer: Trainer, epochs: int | None) -> list[int]:
     """The batches that make one step, for each epoch.
 
-    For a run without end: for each epoch until the last change.
+    For a run without a last epoch, the list ends at the last change of the accumulation.
     """
     changing = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]
     if not changing:

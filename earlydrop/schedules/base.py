@@ -137,7 +137,7 @@ class Schedule:
 
 @dataclass(frozen=True, repr=False)
 class WithCutoff(Schedule):
-    """A schedule with one rate above 0 that changes until, or at, a cutoff."""
+    """A schedule with one rate and a cutoff, after which the rate is constant."""
 
     rate: float
     cutoff: Duration

@@ -63,8 +63,8 @@ def annealed(rate: float, cutoff: Duration = "100%") -> Schedule:
     """Annealed dropout: rate(step) = rate · max(0, 1 − step / cutoff).
 
     Rennie, Goel and Thomas 2014, equation 4. The rate falls linearly from the first step on.
-    `early` with the linear shape differs at its end only: it reaches 0 one step before the cutoff,
-    as the released code does.
+    `early` with the linear shape falls slightly faster: it reaches 0 one step before the cutoff, as
+    the released code of Liu et al. 2023 does.
 
     Args:
         rate: Drop rate at step 0, in [0, 1).

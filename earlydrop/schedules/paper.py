@@ -153,7 +153,7 @@ def late(rate: float, cutoff: Duration, shape: str = "constant") -> Schedule:
     Args:
         rate: Drop rate from the cutoff on, in [0, 1).
         cutoff: Duration of the phase without dropout: steps, ``"50ep"`` or ``"20%"``.
-        shape: ``"constant"``.
+        shape: Only ``"constant"``.
 
     Returns:
         The schedule.

@@ -143,7 +143,11 @@ def parse_points(points: str) -> list[tuple[float, str]]:
         check_rate(rate, f"a rate in points {points!r}")
         if not ends and not at:
             position = "0.5"  # Kaldi's default for a rate in between
-        pairs.append((rate, "0" if i == 0 else "1" if ends else position))
+        if i == 0:
+            position = "0"
+        elif ends:
+            position = "1"
+        pairs.append((rate, position))
     for _, position in pairs:
         exact_position(position, 1, 1, points)
     return pairs

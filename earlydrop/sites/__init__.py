@@ -1,6 +1,6 @@
 """Sites: the drop rates of a model. Find them, read them, drive them, and put them back.
 
-A rate on its way from the schedule to a mask, in the order of the files:
+The path of a rate from the schedule to a mask, file by file:
 
 1. `earlydrop.scheduler`: ``DropoutScheduler(model, early(0.1, cutoff=1_000))`` chooses sites
    (`choose`, from those that `find` knows by `families` or by `plain`) and calls ``drive``.
@@ -17,7 +17,8 @@ A rate on its way from the schedule to a mask, in the order of the files:
 7. `masks`: with the rate as a tensor (compiled), or from 16-bit numbers, the mask is drawn here. In
    eager mode with native masks, the module's own forward draws it: ``p`` reads the bank.
 
-`traceless` and `audit` measure a model without a trace. `unwrap` looks through wrappers.
+`audit` lists the drops of a model. `traceless` restores the state that a measurement changes.
+`unwrap` looks through wrappers.
 """
 
 from earlydrop.sites.audit import Audit as Audit

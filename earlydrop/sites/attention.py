@@ -2,7 +2,7 @@
 
 ``F.scaled_dot_product_attention`` takes the rate as a Python float, so every new rate would compile
 a new graph. The operator ``earlydrop::attention`` takes it as a tensor on the host and reads it
-when the graph runs, which waits for no device. It calls the kernels of torch: flash or
+when the graph runs, without synchronising the device. It calls the kernels of torch: flash or
 memory-efficient attention where torch would take them, and plain arithmetic elsewhere.
 
 Shapes: B samples, H heads, N queries, M keys, D channels of a head. ``query`` is (B, H, N, D),
@@ -37,7 +37,7 @@ def available(device: torch.device) -> bool:
 class AttentionRate(Tensor):
     """A drop rate that ``F.scaled_dot_product_attention`` takes as its ``dropout_p``.
 
-    torch.compile traces the call as one of the operator.
+    torch.compile traces the call as a call of the operator.
     """
 
     @classmethod
@@ -65,7 +65,7 @@ def _attention(
     if enable_gqa:
         key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
         value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
-    if torch.is_autocast_enabled(query.device.type):  # which casts the inputs of torch's function
+    if torch.is_autocast_enabled(query.device.type):  # cast as autocast does for torch's function
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         if attn_mask is not None and attn_mask.is_floating_point():
@@ -87,7 +87,7 @@ def _choose(
     causal: bool,
     scale: float | None,
 ) -> int:
-    """The kernel that torch takes for these inputs in training with dropout, without cuDNN's."""
+    """The kernel that torch takes for these inputs in training with dropout, if cuDNN is off."""
     query, key, value = (t.detach().requires_grad_() for t in (query, key, value))
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -182,7 +182,7 @@ def _define(
         results: Its results in that language.
         kernel: A function of the same arguments, with the rate as a number.
         draws: Whether it draws random numbers.
-        shapes: Gives results of the right shapes; None for the kernel itself.
+        shapes: A function that returns empty results of the right shapes; None to use the kernel.
     """
     # A CUDA graph would keep the rate with which it was recorded.
     tags = [torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe]

@@ -18,7 +18,7 @@ _aten = torch.ops.aten
 
 
 def _padded(tensor: Tensor, multiple: int) -> Tensor:
-    """The tensor with zeros after its last dimension, up to a multiple."""
+    """The tensor with its last dimension padded with zeros to a multiple of a number."""
     lacking = -tensor.size(-1) % multiple
     return F.pad(tensor, (0, lacking)) if lacking else tensor
 
@@ -84,7 +84,7 @@ def flash_backward(
 
 
 def _bias(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor | None:
-    """The mask as numbers to add, (B, H, N, M), in rows of aligned memory as the kernel asks."""
+    """The mask as a bias of shape (B, H, N, M). Its rows are aligned, as the kernel requires."""
     if mask is None:
         return None
     keys = key.size(2)
@@ -145,8 +145,12 @@ def efficient_backward(
 # Plain arithmetic
 
 
-_STATE_BYTES = {False: torch.get_rng_state().numel(), True: 16}
-"""Bytes of the state of a generator: the host's, and that of a GPU."""
+_HOST_STATE_BYTES = torch.get_rng_state().numel()
+
+
+def _state_bytes(device: torch.device) -> int:
+    """Size in bytes of the state of a device's generator."""
+    return 16 if device.type == "cuda" else _HOST_STATE_BYTES
 
 
 def _generator_state(device: torch.device) -> Tensor:
@@ -210,7 +214,7 @@ def math_backward(
 
 def math_shapes(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     out = query.new_empty((*query.shape[:-1], value.size(-1)))
-    return out, torch.empty(_STATE_BYTES[query.device.type == "cuda"], dtype=torch.uint8)
+    return out, torch.empty(_state_bytes(query.device), dtype=torch.uint8)
 
 
 def math_backward_shapes(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

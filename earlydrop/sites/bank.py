@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Changes of the rate that are kept. A graph older than all of them counts as old as the first.
+# How many changes of the rate are kept. An autograd graph that is older than all of them gets the
+# rate of the oldest change.
 _REMEMBERED = 1_024
 
 
@@ -22,7 +23,7 @@ class _Change(NamedTuple):
     """A change of the rates, and its time."""
 
     node: int  # autograd's number of the first node made after the change, in this thread
-    value: float | None  # rate of the largest site; None: every site has its base rate
+    value: float | None  # rate of the sites with share 1; None: every site has its base rate
 
 
 class RateBank:
@@ -59,8 +60,8 @@ class RateBank:
         self.silent = False
         self.rises = False  # off now, but a later rate is known to be above 0
         # Rates of the sites inside an attention of timm, (1,) float64 on the host. A compiled graph
-        # reads them there, or takes a path that reads none. torch.compile takes a 0-d float64
-        # tensor of the host for a Python number.
+        # reads them there, or takes a path that reads none. They are not 0-d, since torch.compile
+        # treats a 0-d float64 tensor on the host as a Python number.
         self.attention_rates: list[Tensor | None] = [None] * len(built)
         self.fast_masks = fast_masks
         # The thread that changed the rates last: autograd numbers the nodes of each thread apart.
@@ -73,7 +74,10 @@ class RateBank:
         self._remember()
 
     def set(self, value: float) -> None:
-        """Set the rate of the largest site to ``value``, and each other rate to its share of it."""
+        """Set the rate of each site to ``value`` times its share.
+
+        The sites with the largest base rate of their kind have share 1.
+        """
         if value == self.value:
             return
         self.value = value
@@ -128,7 +132,11 @@ class RateBank:
 
     def _remember(self) -> None:
         """Note the first node of the autograd graph for which the present rates hold."""
-        value = 0.0 if self.silent else None if self._at_base else self.value
+        value: float | None = self.value
+        if self.silent:
+            value = 0.0
+        elif self._at_base:
+            value = None
         last = self._changes[-1].value
         thread = threading.get_ident()
         if thread != self.thread:

@@ -71,7 +71,8 @@ def undriven(model: nn.Module, kind: str, chosen: list[Site]) -> list[Site]:
         chosen: The sites that are driven.
 
     Returns:
-        Those of the kind; and those beside a driven site, if their name does not tell their kind.
+        The doubtful sites of the kind. Also those of the other kind in a module with a driven layer
+        directly inside, unless their name contains "dropout".
     """
     driven = {(id(site.module), site.attribute) for site in chosen}
     driven_layers = {id(site.module) for site in chosen}
@@ -128,7 +129,8 @@ def _check_proportions(chosen: list[Site]) -> None:
             raise ValueError(
                 f"sites mixes rates of 0 ({zeros[0]!r}) and above ({above[0]!r}: "
                 f"{bases[above[0]]:g}): their proportions are unknown. Build the model with the "
-                "rates that these sites should have at the peak, or choose sites of one sort"
+                "rates that these sites should have at the peak, or choose only sites with a rate "
+                "of 0, or only sites with a rate above 0"
             )
 
 
@@ -161,7 +163,10 @@ def _matches(site: Site, pattern: str) -> bool:
 
 
 def _asks_for(site: Site, pattern: str) -> bool:
-    """Whether a pattern names a doubtful site: it ends with its attribute, or is its layer."""
+    """Whether a pattern names a doubtful site.
+
+    Such a pattern ends with the attribute of the site, or is the name of its layer.
+    """
     if not site.plain and pattern == site.name:
         return True
     return pattern.rpartition(".")[2] == site.attribute and _matches(site, pattern)

@@ -142,7 +142,7 @@ def _devices(model: nn.Module) -> dict[nn.Module, torch.device]:
 def restore(model: nn.Module) -> None:
     """Give every driven module of a model its own class and base rate back.
 
-    Classes put on top of a module's class since (weight norm, FSDP) stay on top.
+    Classes that were put on top of a driven class later (weight norm, FSDP) stay on top.
 
     Args:
         model: The model. Modules that are not driven are left alone.

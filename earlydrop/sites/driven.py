@@ -82,9 +82,10 @@ class Link:
 
 
 class Scheduled:
-    """Base class of the drivers: moving and copying a driven module.
+    """Base class of the drivers: moves and copies driven modules.
 
-    A driven module moves with its model. A copy is a plain module of the own class.
+    When a module moves to another device, its rate moves too. A copy is a plain module of the
+    original class, without the scheduler.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -135,9 +136,9 @@ class Scheduled:
 
 
 def plain_twin(module: nn.Module) -> nn.Module:
-    """A module of the own class around the parts of a driven module, at its present rates.
+    """A module of the original class with the contents of a driven module, at its present rates.
 
-    It serves copies and prints.
+    Copying, pickling and printing a driven module use it.
     """
     link: Link = module.__dict__[LINK]
     twin: nn.Module = object.__new__(_exchange(type(module), link.scheduled, link.original))
@@ -169,7 +170,8 @@ def _rate_property(attribute: str) -> property:
         link: Link = self.__dict__[LINK]
         bank, index = link.rates[attribute]
         if torch.compiler.is_compiling():
-            # In this order: what is read here gets a guard, and a graph for each site.
+            # Keep this order. torch.compile guards each value that is read here, and a value that
+            # differs by site costs one graph for each site.
             if self.training and bank.on:
                 on_host = bank.attention_rates[index]
                 if on_host is not None and attention.available(self.__dict__[RATE].device):
@@ -225,7 +227,8 @@ def _scheduled_class(
             argdefs=forward.__defaults__,
             closure=forward.__closure__,
         )
-        # The Trainer of transformers reads the signature. torch.compile would follow __wrapped__.
+        # The Trainer of transformers reads the signature. functools.wraps() would set __wrapped__,
+        # which torch.compile follows.
         own.__signature__ = inspect.signature(original.forward)  # type: ignore[attr-defined]
         members["forward"] = own
     return type(original.__name__, (*drivers, original), members)
@@ -298,9 +301,8 @@ def drive_module(
     _put(module, link, device)
     copied = module.__dict__.pop(COPIED_BASE, {})
     for attribute, (bank, index) in rates.items():
-        if attribute in copied or not attribute.startswith(
-            PREFIX
-        ):  # a shared config stays as it is
+        in_config = attribute.startswith(PREFIX)  # a shared config stays as it is
+        if attribute in copied or not in_config:
             _store(module, attribute, bank.base_rates[index])
     undriven = {attribute: pair for attribute, pair in copied.items() if attribute not in rates}
     if undriven:
@@ -310,7 +312,7 @@ def drive_module(
 def _put(module: nn.Module, link: Link, device: torch.device) -> None:
     """Give a module a link, and the class of that link.
 
-    Of the steps that can fail, only the last changes the module.
+    If this fails, the module is left as it was.
     """
     first = link.all_rates[0]
     original: Any = link.original
@@ -334,7 +336,7 @@ def release_module(module: nn.Module, bank: RateBank | None = None) -> None:
     If no bank is left, the module gets its own class and base rates back. Otherwise the other banks
     go on driving it.
 
-    Classes put on top since (weight norm, FSDP) stay on top.
+    Classes that were put on top of its class later (weight norm, FSDP) stay on top.
 
     Args:
         module: A driven module.

@@ -86,7 +86,8 @@ def _library(cls: type) -> str:
 def _copied_path_layer(module: nn.Module, cls: type) -> Family | None:
     """The family of a copy of timm's DropPath or of torchvision's StochasticDepth, by its name.
 
-    The copies in transformers compute what timm's does. Nothing is known of other copies.
+    The copies in transformers compute the same as timm's. Other copies may compute something else,
+    so they get the driver for eager mode.
     """
     if not cls.__name__.endswith(("DropPath", "StochasticDepth")) or not issubclass(cls, nn.Module):
         return None

@@ -91,11 +91,14 @@ def find_sites(model: nn.Module) -> SiteList:
     Sites are:
 
     - the rates of known drop layers, recognised by their class;
-    - a rate called ``p``, ``prob``, ``rate``, ``drop_prob`` or ``drop_rate`` of another class, if
-      the name of the class says that it drops and its code reads the rate after building;
-    - a plain float attribute with ``drop`` in its name that the code of its module reads after
-      building: in models of transformers, timm and torchvision, and elsewhere if a drop layer
-      directly inside the module has the same rate.
+    - a float attribute ``p``, ``prob``, ``rate``, ``drop_prob`` or ``drop_rate`` of another class,
+      if the name of the class says that it drops and its code uses the rate after building;
+    - a plain float attribute with ``drop`` in its name that the code of its module uses after
+      building. In models of transformers, timm and torchvision each such attribute is a site,
+      elsewhere only if a drop layer directly inside the module has the same rate.
+
+    "Uses after building" means that a method reads the rate, other than those that build or print
+    the module.
 
     Scripted modules have no sites; `earlydrop.audit` names them.
 
@@ -174,7 +177,7 @@ def _layer_rates(name: str, module: nn.Module, parent: _Parent) -> Iterator[Site
 
 
 def _handed_on(module: nn.Module, rate: float) -> bool:
-    """Whether a module only handed its rate on to a site inside it."""
+    """Whether a site inside a module has its rate, so the module may only pass it on."""
     for child in module.children():
         if any(site.base_rate == rate for site in all_rates(child)):
             return True

@@ -1,7 +1,7 @@
-"""Guards of driven modules, against a rate that is another one than at the time of the forward.
+"""Guards of driven modules against outdated rates.
 
-- torch.compile builds a Python float into its graph. `outside_the_graph` runs a module in eager
-  mode, and `refuse` raises where that is not possible.
+- torch.compile stores a Python float as a constant in its graph. `outside_the_graph` runs a module
+  in eager mode, and `refuse` raises where that is not possible.
 - Activation checkpointing runs a forward again during the backward. `check_recomputation` refuses
   a rate that changed in between.
 """
@@ -41,8 +41,8 @@ refuse._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
 )
 
 
-# Whether torch.compile watches the calls of a frame that runs in Python, as after a graph break. It
-# would compile each called function on its own, with the rate as a constant.
+# Whether torch.compile watches the calls of a frame that runs in Python, as after a graph break. If
+# so, it would compile each called function on its own, with the rate as a constant.
 compiler_watches: Callable[[], object] = torch._C._dynamo.eval_frame.get_eval_frame_callback
 
 
@@ -91,7 +91,7 @@ def _rate_of_graph(bank: RateBank, index: int) -> float:
     if bank.other_thread or node is None:  # numbers of another thread cannot be compared
         return bank.forward_rates[index]
     then = bank.rate_at(index, node._sequence_nr())
-    # The inner of two recomputations runs a node of the outer one, which was checked itself.
+    # An inner recomputation runs a node that the outer one made. The outer one has been checked.
     if then != bank.rate(index) and _recomputing_twice():
         return bank.rate(index)
     return then
@@ -102,7 +102,8 @@ def _recomputing_twice() -> bool:
     recomputations = 0
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and recomputations < 2:
-        recomputations += frame.f_code is _RECOMPUTING
+        if frame.f_code is _RECOMPUTING:
+            recomputations += 1
         frame = frame.f_back
     return recomputations == 2
 

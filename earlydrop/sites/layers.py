@@ -2,8 +2,8 @@
 
 In training, a driven layer returns its input while its scheduler is off. While it is on:
 
-- in eager mode it runs the module's own code with the rate as a Python float, so the bits are those
-  of the layer with that rate set by hand;
+- in eager mode it runs the module's own code with the rate as a Python float, so the result is bit
+  for bit that of the layer with its rate set by hand;
 - under torch.compile it runs the arithmetic of `earlydrop.sites.masks` with the rate as a tensor,
   so a new rate needs no new graph. A layer that cannot take a tensor runs outside of the graph, or
   raises with the remedy.
@@ -238,9 +238,13 @@ class RecurrentDriver(Scheduled):
 class AttentionDriver(Scheduled):
     """Driver of a timm attention whose attention dropout is driven.
 
-    In training with the dropout on, its fused kernel is called under torch.compile by an operator
-    that takes the rate as a tensor, on the devices of `attention.DEVICES`. On other devices, and
-    with fast masks, the module then takes its plain path. Otherwise it runs as it was built.
+    In training, while the dropout is on:
+
+    - with fast masks, the module takes its plain path, in eager mode too;
+    - under torch.compile, an operator that takes the rate as a tensor calls the fused kernel where
+      `attention.available` allows it, and the module takes its plain path elsewhere.
+
+    In all other cases the module runs as it was built.
     """
 
     training: bool
@@ -276,5 +280,5 @@ class AttentionDriver(Scheduled):
 
     @property
     def attn_drop_p(self) -> Any:
-        """The present rate of the dropout, of which timm's differential attention keeps a copy."""
+        """The present rate of the dropout. timm's differential attention reads it here."""
         return self.get_submodule("attn_drop").p  # type: ignore[attr-defined]

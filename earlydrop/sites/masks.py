@@ -241,7 +241,8 @@ def _draw_bits(shape: Sequence[int], device: torch.device) -> Tensor:
         return bits.to(torch.int16)
     count = math.prod(shape)
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
-    # The whole range of int64. Plain random_() leaves the top bit 0: every fourth entry would stay.
+    # The whole range of int64. Plain random_() leaves the top bit 0: at rates up to 1/2, every
+    # fourth entry would never be dropped.
     return words.random_(-(2**63), None).view(torch.int16)[:count].view(tuple(shape))
 
 

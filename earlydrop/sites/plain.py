@@ -1,7 +1,7 @@
 """Plain float rates: attributes that a forward reads, on its module or on the module's config.
 
-A module may hold a rate that it only passed on when it was built. `reads` tells the rates that a
-forward uses from those, by the source code of the class.
+A module may hold a rate that it only passed on when it was built. `reads` finds the rates that a
+forward uses, from the source code of the class.
 
 transformers reads rates from a config (``self.config.layerdrop``). Modules share a config, so it is
 never written. A driven module gets a view of it (`ConfigView`): the same object except for the
@@ -36,7 +36,7 @@ _MOST = 60  # functions inside one method that are looked at
 
 
 def reads(cls: type[nn.Module]) -> frozenset[str]:
-    """The attributes that the methods of a class read from ``self``, other than to build it.
+    """The attributes that the methods of a class read from ``self``, except in building methods.
 
     Args:
         cls: A module's own class.
@@ -63,7 +63,8 @@ def _reads(cls: type[Any]) -> frozenset[str]:
     built = _reached("__init__", methods) - used
     kept: set[str] = set()
     for name, chains in methods.items():
-        if name in used or not (name in built or _builds(name)):
+        only_builds = name not in used and (name in built or _builds(name))
+        if not only_builds:
             kept |= chains
     return frozenset(kept)
 
@@ -197,7 +198,7 @@ class ConfigView:
     """The view that a driven module has of its config.
 
     Args:
-        config: The config. The view hands everything but the rates on to it.
+        config: The config. The view forwards every attribute except the rates to it.
         rates: Functions that read the rates, by attribute.
     """
 
@@ -210,7 +211,7 @@ class ConfigView:
         object.__setattr__(self, "_config", config)
         object.__setattr__(self, "_rates", dict(rates) | aliased)
 
-    # It hands on __class__ too, so isinstance() and pickle see the config.
+    # It forwards __class__ too, so isinstance() and pickle see the config.
     def __getattribute__(self, name: str) -> Any:
         rates = object.__getattribute__(self, "_rates")
         if name in rates:

@@ -71,7 +71,7 @@ def _keep_global_random_state() -> list[Callable[[], object]]:
 
 
 def _keep_generators(sources: Iterable[object], skip: nn.Module) -> list[Callable[[], object]]:
-    """Functions that put the random generators inside some objects back."""
+    """Functions that restore the random generators inside some objects."""
     generators = _generators(sources, sys.modules.get("numpy"), skip)
     return [_keep_generator(generator) for generator in generators]
 

@@ -62,7 +62,7 @@ def named_modules(
 
     Args:
         model: Any module.
-        remove_duplicate: Whether a module that is used twice comes once.
+        remove_duplicate: Whether a module that is used twice is yielded only once.
 
     Yields:
         Names and modules in the order of ``model.named_modules()``. A wrapper has the name of the
@@ -103,7 +103,9 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def renamed(saved: Mapping[str, _T], here: Collection[str]) -> dict[str, _T]:
-    """Rename values that were saved with other wrappers around the model to the names here.
+    """Rename saved values to the names in this model.
+
+    The values may have been saved while the model had other wrappers.
 
     Args:
         saved: Values by name.

@@ -51,7 +51,8 @@ def _span(name: str, values: Mapping[str, Any], drawn: Tensor) -> tuple[float, f
     """The smallest and the largest number that an operation draws."""
     if name in ("rand", "rand_like", "uniform_"):
         low, high = float(values.get("from", 0.0)), float(values.get("to", 1.0))
-        # Not low itself, which is drawn once in 2 ** 24 times: "draw > rate" with rate 0 keeps all.
+        # Just above low, which is drawn only once in 2 ** 24 times. With low itself, "draw > rate"
+        # would seem to drop at rate 0.
         return low + (high - low) * 2.0**-24, high - (high - low) * torch.finfo(drawn.dtype).eps
     if name in ("randn", "randn_like", "normal_", "normal"):
         mean, deviation = values.get("mean", 0.0), values.get("std", 1.0)

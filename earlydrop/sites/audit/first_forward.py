@@ -2,9 +2,8 @@
 
 `find_sites` recognises a drop rate by the class and the attribute that hold it. A rate elsewhere
 (``self.amount``, a number in the forward) shows only when a forward uses it. So the first training
-forward of a scheduled model is watched once, and drops beside the driven sites are warned of.
-`earlydrop.audit` sees more (custom kernels, draws of plain random numbers), but needs inputs. This
-watch needs nothing from the user.
+forward of a scheduled model is watched, and a warning names the drops beside the driven sites.
+`earlydrop.audit` sees more (custom kernels, draws of plain random numbers), but needs inputs.
 """
 
 from __future__ import annotations
@@ -65,13 +64,15 @@ class FirstForward:
     Args:
         model: A model with driven sites.
         kind: ``"unit"``, ``"path"`` or ``"all"``. Drops of the other kind are not warned of.
-        told: Modules with rates that the scheduler has warned of already.
+        already_warned: Modules with rates that the scheduler has warned of already.
     """
 
-    def __init__(self, model: nn.Module, kind: str, told: Sequence[nn.Module] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, kind: str, already_warned: Sequence[nn.Module] = ()
+    ) -> None:
         root = unwrap(model)
         self._kind = kind
-        self._told = {id(module) for module in told}
+        self._already_warned = {id(module) for module in already_warned}
         self.root = weakref.ref(root)
         # Whether a forward was watched. The hooks are removed at the next forward: torch is still
         # going through them at the end of this one.
@@ -106,7 +107,7 @@ class FirstForward:
         self._done = True
         undriven = []
         for drop, drop_module, kind in watching.drops:
-            if id(drop_module) in self._told:
+            if id(drop_module) in self._already_warned:
                 continue
             if self._kind in ("all", kind) or kind == "":
                 undriven.append(drop)
@@ -138,10 +139,10 @@ class _Hook:
             copied = memo.get(id(hooks), {})
             keys = [key for key, hook in hooks.items() if hook is self]
             memo.setdefault(COPIED_HOOKS, []).extend((copied, key) for key in keys)
-        # Until a driven module inside is copied, just after: it removes the hooks of the copy.
+        # A placeholder: a driven module inside is copied just after, and removes it from the copy.
         return contextlib.nullcontext().__exit__
 
-    def __reduce__(self) -> Any:  # only of Python's own parts: the pickle loads without earlydrop
+    def __reduce__(self) -> Any:  # standard library only: the pickle loads without earlydrop
         return getattr, (contextlib.nullcontext(), "__exit__")
 
 
@@ -225,8 +226,13 @@ def _drops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[b
 
 
 def _bernoulli(func: Any, given: Mapping[str, Any]) -> tuple[bool, float | None]:
-    """The same for ``bernoulli(tensor)``, where the tensor keeps, and ``bernoulli_(p=0.5)``."""
-    keep = given.get("p", 0.5 if func.__name__ == "bernoulli_" else given.get("input"))
+    """`_drops` for ``bernoulli(tensor)`` and ``bernoulli_(p)``, which take keep probabilities."""
+    if "p" in given:
+        keep = given["p"]
+    elif func.__name__ == "bernoulli_":
+        keep = 0.5
+    else:
+        keep = given.get("input")
     if isinstance(keep, int | float):
         return 0 < keep < 1, 1.0 - keep
     if isinstance(keep, Tensor) and type(keep) in (Tensor, nn.Parameter):
@@ -271,8 +277,8 @@ def _compiled(module: nn.Module) -> bool:
 def _warn(undriven: list[_Undriven]) -> None:
     listed = "; ".join(map(str, undriven[:_MOST])) + ("; ..." if len(undriven) > _MOST else "")
     warnings.warn(
-        f"the model drops what no scheduler drives: {listed}. It goes on dropping whatever the "
-        "schedule says. Use an nn.Dropout there, or hold the rate in an attribute called "
-        "dropout or drop_rate, and name it in sites=. earlydrop.audit(model, inputs) shows all",
+        f"the model has drops that no scheduler drives: {listed}. The schedule does not change "
+        "their rate. Use an nn.Dropout there, or hold the rate in an attribute called dropout or "
+        "drop_rate and name it in sites=. earlydrop.audit(model, inputs) shows all",
         stacklevel=5,
     )

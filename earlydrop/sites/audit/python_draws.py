@@ -1,9 +1,10 @@
 """The random draws of Python and NumPy: note them, and find out whether a result depends on them.
 
-The text encoder of VITS (transformers) needs both. Its LayerDrop draws ``np.random.uniform(0, 1)``
-at every layer, also at rate 0, and skips the layer if the number is below the rate. torch's
-dispatcher does not see it. `noted` lets the functions of a library note their draws. `Drawn` is a
-drawn float that reports when a result may depend on it: a comparison with rate 0 does not.
+The text encoder of VITS (transformers) is an example. Its LayerDrop draws
+``np.random.uniform(0, 1)`` at every layer, also at rate 0, and skips the layer if the number is
+below the rate. torch's dispatcher does not see this draw. `noted` makes the functions of a library
+note their draws. `Drawn` is a drawn float that reports when a result may depend on it. The result
+of a comparison with rate 0 does not depend on it.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def noted(library: Any, generator: object, note: Callable[..., Any]) -> Iterator
 
     Args:
         library: The module ``random`` or ``numpy.random``.
-        generator: The generator whose methods its functions are.
+        generator: The global generator of the module. The functions of the module are its methods.
         note: Called as ``note(operation, source=...)`` at each draw; returns the `Draw`.
 
     Yields:

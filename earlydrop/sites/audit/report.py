@@ -88,16 +88,17 @@ class Audit:
     def _note_on_scripted(self) -> list[str]:
         if not self.scripted:
             return []
-        return [f"scripted, so not driven whatever they hold: {', '.join(self.scripted)}"]
+        return [f"scripted, so not driven even if they drop: {', '.join(self.scripted)}"]
 
 
 def audit(model: nn.Module, inputs: Any, kind: Kind = "all") -> Audit:
     """List every drop of a model, and the drops left with every driven site off (ours).
 
     torch's dispatcher is watched during two forwards in training mode. The first is at the base
-    rates. In the second, the sites that a scheduler of this kind drives are off; if there are none,
-    the sites that it would drive by default. A drop of the second forward is undriven. Random
-    numbers without effect (LayerDrop draws at rate 0 too) do not count. Other noise does.
+    rates. In the second, the driven sites of this kind are off; if no site of the model is driven,
+    the sites of this kind that a scheduler would drive by default are off. A drop of the second
+    forward is undriven. Random numbers without effect (LayerDrop draws at rate 0 too) do not count.
+    Other noise does.
 
     Afterwards all is as before: random state, modes, buffers, ``.grad`` and the scheduler's rates.
     Call it before or after a scheduler is made.
@@ -297,7 +298,7 @@ _COLUMNS = ("module", "drops by", "rate", "calls", "driven by", "line")
 
 
 def _grouped(drops: tuple[Drop, ...]) -> list[tuple[str, ...]]:
-    """The rows of the table: drops that differ only in rates and in numbers of names are one."""
+    """The rows of the table. Drops that differ only in rate or in numbers in names share a row."""
     groups: dict[tuple[str, ...], list[Drop]] = {}
     for drop in drops:
         module = _starred(drop.module or "(model)")

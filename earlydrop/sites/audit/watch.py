@@ -2,10 +2,10 @@
 
 A drawn number may have no effect. The LayerDrop of OmniASR (transformers) draws ``torch.rand([])``
 at every layer, also at rate 0, and skips the layer if the number is below the rate. So each draw of
-plain random numbers is followed: each operation on them is repeated with extreme values instead
-(`earlydrop.sites.audit.extremes`). If all results are equal (``rand < 0`` is False for each), the
-draw drops nothing. Without this, the audit would list drops of OmniASR at rate 0, and
-`probe` would refuse it.
+plain random numbers is followed: each operation on them is repeated with extreme values in their
+place (`earlydrop.sites.audit.extremes`). If all results are equal (``rand < 0`` is False for each),
+the draw drops nothing. Without this, the audit would list drops of OmniASR at rate 0, and `probe`
+would refuse the model.
 
 The module and the line of a draw are read from the Python stack, the only place that has the line.
 """
@@ -133,7 +133,7 @@ class Watch(TorchDispatchMode):
         result = func(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.sources.add("torch")
-            for tensor in drawn:  # numbers that set another draw matter
+            for tensor in drawn:  # drawn numbers that are arguments of another draw matter
                 self._mark_as_mattering(tensor)
             self._note_operation(func, args, kwargs, result)
         elif drawn:
@@ -163,7 +163,7 @@ class Watch(TorchDispatchMode):
         Args:
             operation: The operation that draws.
             rate: The rate given to it.
-            source: The library that it is of.
+            source: The library that draws.
 
         Returns:
             The draw, without an effect so far.
@@ -361,7 +361,8 @@ def _drops_and_rate(name: str, values: Mapping[str, Any]) -> tuple[bool, float |
     if name.startswith("bernoulli"):
         p = values["self"] if values.get("p") is None else values["p"]
         if isinstance(p, Tensor):
-            return bool(((p > 0) & (p < 1)).any()), None if p.numel() != 1 else 1.0 - float(p)
+            rate = 1.0 - float(p) if p.numel() == 1 else None
+            return bool(((p > 0) & (p < 1)).any()), rate
         return 0 < p < 1, 1.0 - p
     for key in ("dropout_p", "dropout"):
         if isinstance(values.get(key), float):

@@ -66,7 +66,8 @@ def compose(overrides: str | Iterable[str] = ()) -> Config:
             sweeps).
 
     Returns:
-        The configuration, complete. Its values can be changed before `train`, which checks them.
+        The complete configuration. You can change its values before you pass it to `train`, which
+        checks them.
 
     Raises:
         ConfigError: An unknown key or option, or an impossible value.
@@ -83,7 +84,10 @@ def _config_from_values(values: Mapping[str, Any]) -> Config:
 
 
 def _checked(overrides: str | Iterable[str]) -> list[str]:
-    """Check overrides and return them as a list for Hydra, ``++`` before keys below open ones."""
+    """Check overrides and return them as a list for Hydra.
+
+    Keys below an open key, such as ``model.args.width``, get the prefix ``++``.
+    """
     if not isinstance(overrides, (str, Iterable)) or isinstance(overrides, (Mapping, bytes)):
         kind = type(overrides).__name__
         raise ConfigError(f"overrides is a {kind}: expected a list of strings such as {_EXAMPLE}")
@@ -115,11 +119,11 @@ def train(
 
     Args:
         config_or_overrides: A configuration, or overrides for `compose`.
-        model: In place of ``model.name``: a function of the `Task` that returns a module; or a
-            module. A copy of the module is trained from its present weights. Dropout that the
+        model: Used instead of ``model.name``: a module, or a function of the `Task` that returns
+            one. A copy of the module is trained from its present weights. Dropout that the
             schedule does not drive is turned off in the copy.
-        data: In place of ``data.name``: a `Source`, or a pair for training and test, each a dataset
-            of (image, label) or a pair of tensors (images, labels).
+        data: Used instead of ``data.name``: a `Source`, or a pair (training, test). Each of the
+            pair is a dataset of (image, label) or a pair of tensors (images, labels).
         callbacks: Functions of ``(step, metrics)``, called for every new line of
             ``metrics.jsonl``. One that returns True ends the run: it is saved, and ``run.state`` is
             ``"interrupted"``.
@@ -225,7 +229,7 @@ class Run:
 
     Args:
         folder: The run's folder.
-        codes: The code of a model and data that are objects.
+        codes: The code of a model and data that were given as Python objects.
         trusted: Whether the code that the configuration names may be imported: True if this process
             trained the run.
     """
@@ -275,8 +279,8 @@ class Run:
     def model(self, *, best: bool = False, trust: bool = False) -> nn.Module:
         """The trained model on the CPU, in evaluation mode.
 
-        Its dropout has the rate of the step that its weights are from. `earlydrop.restore` gives
-        its dropout layers the rates that they were built with.
+        Its dropout layers have the rates of the step at which the weights were saved.
+        `earlydrop.restore` sets them back to the rates that the model was built with.
 
         Args:
             best: The weights at which ``trainer.stop_metric`` was best, instead of the last ones.
@@ -313,10 +317,10 @@ class Run:
         return built.eval()
 
     def plot(self, *metrics: str) -> Picture:
-        """Its curves as a figure of matplotlib, which a notebook shows.
+        """Plot metrics against the step, as a matplotlib figure that a notebook shows.
 
         Args:
-            *metrics: Names such as ``test/accuracy``; without any, those that a report draws.
+            *metrics: Names such as ``test/accuracy``; by default, the metrics that a report draws.
 
         Returns:
             The figure; its ``savefig`` writes it.
@@ -341,8 +345,8 @@ class Comparison:
 
     Attributes:
         runs: The runs, as `load_runs` gives them.
-        against: The arm that is subtracted from the others; None for the arm without dropout that
-            shares an arm's other settings.
+        against: The arm that is subtracted from the others. None subtracts from each arm the arm
+            without dropout that has the same other settings.
     """
 
     runs: pd.DataFrame

@@ -6,7 +6,7 @@
 
 Prints a table and writes it, with a JSON file, to results/benchmark/<device>/ (--out elsewhere).
 Each ratio is the median of ratios of alternating measurements after a warm-up; the spread is their
-10th and 90th percentile. On a CPU it wants a machine that does nothing else.
+10th and 90th percentile. On a CPU, run it on a machine that does nothing else.
 """
 
 import argparse

@@ -67,10 +67,13 @@ def _work(name: str, device: str, folder: str, answer: Connection) -> None:
 
 
 def limited(name: str, device: str, limit: float) -> tuple[str, str, float]:
-    """The outcome and the seconds of a check in its own process; too long or dead is a failure."""
+    """Run a check in a process of its own; give its outcome, its words and its seconds.
+
+    A check that runs over the limit, or whose process dies, has failed.
+    """
     began = time.perf_counter()
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    # A fork cannot use a GPU that its parent has looked at.
+    # A forked process cannot use CUDA once its parent has initialised it.
     forks = device == "cpu" and sys.platform == "linux"
     context = multiprocessing.get_context("fork" if forks else "spawn")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

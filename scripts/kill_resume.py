@@ -4,7 +4,8 @@
     python scripts/kill_resume.py --kills 3                 a short form
     python scripts/kill_resume.py --kills 50 --workers 4    of four workers under torchrun
 
-Of several workers one, all, or the launcher is killed. Each kill comes at another moment.
+With several workers, one worker, all workers or the launcher is killed. Each kill comes at a
+different moment.
 
 Weights, optimizer state and metrics.jsonl must be identical. The runs cross the cutoff, an
 evaluation and probes, and save a checkpoint every quarter of a second, so kills fall into every
@@ -61,7 +62,7 @@ def workers_of(launcher: subprocess.Popen[bytes]) -> list[int]:
 
 
 def disturb(process: subprocess.Popen[bytes], workers: int, random: random.Random) -> str:
-    """Kill something of a run; what it was, in words."""
+    """Kill one or more processes of a run, and return which, in words."""
     if workers == 1:
         process.send_signal(signal.SIGKILL)
         return "killed"
@@ -82,7 +83,7 @@ def disturb(process: subprocess.Popen[bytes], workers: int, random: random.Rando
         Path(f"/proc/{pid}").exists() for pid in ranks
     ):  # workers outlive a launcher that was killed by as long as they save
         if time.monotonic() > gone:
-            raise SystemExit(f"a worker lives on a minute after {what} had {number.name}")
+            raise SystemExit(f"a worker still runs a minute after {what} got {number.name}")
         time.sleep(0.05)
     return f"{what}, {number.name}"
 

@@ -1,9 +1,9 @@
-"""Make a folder of JPEG images from nothing, laid out as ImageNet is, for tests and rehearsals.
+"""Make a folder of synthetic JPEG images, laid out as ImageNet is, for tests and rehearsals.
 
     python scripts/make_image_folder.py /tmp/images --classes 1000 --train 4 --val 1
 
-Each class has a colour and a pattern of its own, so that a model can learn something; sizes and
-proportions vary as photographs' do.
+Each class has a colour and a pattern of its own, so that a model can learn something. All images
+have one height, and their widths vary.
 """
 
 import argparse

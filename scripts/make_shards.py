@@ -2,10 +2,11 @@
 
     python scripts/make_shards.py /data/imagenet /data/imagenet-shards --per-shard 1000
 
-FOLDER holds train/ and val/ (or test/), one folder a class in each. OUT gets the same splits with
-tar files in each, the names of the classes, and a list of the shards by which a missing one is
-noticed. Images are copied byte for byte. The key of a sample is its place in the folder, which also
-names its random stream: a run from the shards has the numbers of a run from the folder.
+FOLDER holds train/ and val/ (or test/), with one folder per class in each. OUT gets the same splits
+with tar files in each, the names of the classes, and a list of the shards, so that a missing shard
+is noticed. Images are copied byte for byte. The key of a sample is its index in the folder. The
+index also selects the random stream of the sample, so a run from the shards gives the same numbers
+as a run from the folder.
 """
 
 import argparse

@@ -19,7 +19,7 @@ import tempfile
 
 os.environ["OMP_NUM_THREADS"] = "1"  # forks need a process without threads
 os.environ["WANDB_MODE"] = "offline"
-# Its fonts are the user's, not a case's.
+# One folder for matplotlib's font cache, so that not every case builds the cache again.
 os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "torture-matplotlib"))
 
 from torture.commands import load
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="a few cases of each part")
     parser.add_argument("--case", help="one case of the part")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of what is drawn: mutations, mistakes, moments"
+        "--seed", type=int, default=0, help="seed of the random mutations, mistakes and moments"
     )
     arguments = parser.parse_args()
     if arguments.case is not None and (arguments.only is None or len(arguments.only) != 1):

@@ -1,6 +1,6 @@
-"""Arms: groups of runs that are equal but for their seed.
+"""Arms: groups of runs that differ only in their seed.
 
-An arm is a value: every setting that acts on a run's weights, without the seed
+An arm is every setting that acts on a run's weights, except the seed
 (`earlydrop.training.fingerprint.settings`). Runs belong to one arm if all of these are equal,
 whatever their labels and folders. A label is only for display.
 """
@@ -70,7 +70,9 @@ class Arm:
         return self.values == self.base
 
     def agrees(self, other: Arm, except_for: Iterable[str]) -> bool:
-        """Whether two arms share the settings that both use, without those of the schedule.
+        """Whether two arms have equal values of the settings that both use.
+
+        Settings of the schedule are not compared.
 
         Args:
             other: The other arm.
@@ -97,7 +99,7 @@ def config_of(values: Mapping[str, Any]) -> Config:
     """A configuration from values by dotted key.
 
     Args:
-        values: As tables hold them: texts, and NaN for null.
+        values: Values by dotted key. As in a table, they may be text, and NaN stands for null.
 
     Raises:
         ValueError: A key that the schema does not have.
@@ -163,9 +165,9 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def label_arms(arms: Mapping[Any, tuple[Arm, str | None]]) -> dict[Any, str]:
     """The name of each run of a study.
 
-    A run is called by its label, else by its schedule and every other setting in which the study's
-    arms differ. Two arms never share a name: to equal names, the settings in which the arms differ
-    are added.
+    The name of a run is its label. Without a label it is its schedule and every other setting in
+    which the study's arms differ. Two arms never share a name: if names are equal, the settings in
+    which the arms differ are added to them.
 
     Args:
         arms: By run, its arm and its label, or None.
@@ -187,11 +189,11 @@ def label_arms(arms: Mapping[Any, tuple[Arm, str | None]]) -> dict[Any, str]:
 def differing(arms: list[Arm], among: Callable[[str], bool] = lambda key: True) -> list[str]:
     """Keys whose values differ between arms.
 
-    A key that some arms do not use counts only if it belongs to the schedule or to own code.
+    A key that some arms do not use counts only if it belongs to the schedule or to the user's code.
 
     Args:
         arms: The arms.
-        among: Which keys are looked at.
+        among: Whether a key is compared; all are by default.
 
     Returns:
         The keys, sorted.

@@ -47,7 +47,7 @@ def base_arms(runs: pd.DataFrame) -> dict[str, str]:
 
 
 def columns(runs: pd.DataFrame) -> dict[str, tuple[str, int]]:
-    """`COLUMNS`, the accuracy on further test sets, and the early mean of measures of one's own."""
+    """`COLUMNS`, the accuracy on further test sets, and the early mean of the user's measures."""
     own = {}
     for column in map(str, runs):
         window, _, metric = column.partition("/")
@@ -60,7 +60,7 @@ def columns(runs: pd.DataFrame) -> dict[str, tuple[str, int]]:
 
 
 def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm, in text: means over its finished runs, with their 95% intervals.
+    """One row per arm, in text: means over its finished runs, with their 95% intervals.
 
     A seed that ran twice counts once. One seed has no interval.
     """
@@ -86,8 +86,8 @@ def differences(runs: pd.DataFrame, against: str | None = None) -> dict[str, dic
             that shares its other settings.
 
     Returns:
-        By arm and heading, the difference; nothing for arms that share fewer than two seeds, or
-        that ran one twice.
+        By arm and heading, the difference. An arm is left out if it shares fewer than two seeds
+        with the other arm, or if one of the two ran a seed twice.
     """
     by_arm: dict[str, dict[str, Paired]] = {}
     for arm in sorted(runs.loc[runs["state"] == "finished", "arm"].unique()):
@@ -163,7 +163,7 @@ def problems(runs: pd.DataFrame, folder: Path) -> list[str]:
     for row in runs.itertuples():
         name = Path(str(row.folder)).name
         if row.changed:
-            changed = f"changed after the run finished, by the digest in its {STATUS}"
+            changed = f"changed after the run finished, as its {STATUS} shows"
             lines.append(f"{changed}: {row.changed} of {name}")
         if row.state == "failed":
             lines.append(f"failed: {name}: {row.reason}")

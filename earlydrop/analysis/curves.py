@@ -18,7 +18,7 @@ from earlydrop.metrics import METRICS, is_own, known_metric
 from earlydrop.schedules import Schedule
 from earlydrop.training.schedule_config import (
     drops,
-    own_schedule,
+    is_own_schedule,
     parse_path_schedule,
     parse_schedule,
 )
@@ -181,7 +181,8 @@ def paired_panel(history: pd.DataFrame, metric: str, bases: Mapping[str, str]) -
     Args:
         history: The columns ``step``, ``arm``, ``seed`` and the metric.
         metric: Its name.
-        bases: By arm, the arm that is subtracted: one for all, or each arm's own without dropout.
+        bases: By arm, the arm that is subtracted from it: one arm for all, or for each its arm
+            without dropout.
 
     Returns:
         The panel; None unless some arm and its base share at least two seeds at two steps or more.
@@ -262,7 +263,7 @@ def staircase(rates: np.ndarray) -> Curve:
 
 
 def _rates(row: Mapping[str, Any]) -> np.ndarray | None:
-    """The larger of both kinds' rates at every step of a run; None where it cannot be known."""
+    """The larger rate of dropout and stochastic depth at every step; None if it is not known."""
     total = row.get("total_steps")
     schedules = _schedules(row["settings"], total, row.get("steps_per_epoch"))
     if schedules is None or total is None:
@@ -276,7 +277,7 @@ def _rates(row: Mapping[str, Any]) -> np.ndarray | None:
 def _schedules(arm: Arm, total: Any, steps_per_epoch: Any) -> list[Schedule] | None:
     """The schedules of an arm in steps; None where they cannot be known without its code."""
     config = config_of(dict(arm.values))
-    if own_schedule(config) or not total:
+    if is_own_schedule(config) or not total:
         return None
     epoch = int(steps_per_epoch) if pd.notna(steps_per_epoch) and steps_per_epoch else None
     schedules = [parse_schedule(config.schedule)]

@@ -1,4 +1,4 @@
-"""What was run: model, data, command, commit, machine and time, from what the runs recorded."""
+"""Facts about runs, as the runs recorded them: model, data, command, commit, machine and time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from earlydrop.analysis.arms import differing, text
 from earlydrop.analysis.compare import summary_table
+from earlydrop.training.names import format_duration
 from earlydrop.training.record.folder import read_json
 from earlydrop.training.record.tracking import URL
 
@@ -114,15 +115,6 @@ def _speed(runs: pd.DataFrame) -> list[str]:
     if runs["peak_memory"].notna().any():
         words.append(f"at most {runs['peak_memory'].max() / 1e9:.1f} GB of tensors on a GPU")
     return ["; ".join(words)] if words else ["not recorded"]
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as text: in s below 100 s, in min below 100 min, else in h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _commit(record: dict[str, Any]) -> str:

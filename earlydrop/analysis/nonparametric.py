@@ -54,7 +54,7 @@ def median_difference(values: Mapping[int, float]) -> tuple[Paired, Within] | No
 
 
 def _finite(value: float, otherwise: float) -> float:
-    """A bound of an interval, or another value where it is not known: with few values it is not."""
+    """A bound of an interval; ``otherwise`` if it is not finite, as with too few values."""
     return float(value) if math.isfinite(value) else otherwise
 
 

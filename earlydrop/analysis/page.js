@@ -41,7 +41,7 @@ function ticks([low, high], most) {
   return values;
 }
 
-// Between values of a panel and places in the picture.
+// Conversions between values of a panel and places in the picture.
 const along = (value, [a, b], [c, d]) => c + (value - a) / (b - a) * (d - c);
 const across = ({ box }) => [box[0], box[2]];
 const up = ({ box }) => [box[3], box[1]];

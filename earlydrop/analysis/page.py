@@ -20,9 +20,9 @@ TERMS = {
     "seeds": "Seeds that both arms have finished.",
     "fingerprint": "A hash of everything that decides a run's numbers.",
     "commit": "The commit of earlydrop that the runs were made with.",
-    "seconds": "Training time of the process that came last.",
+    "seconds": "Training time of the run's last process. A resumed run has several processes.",
 }
-"""What words of a page mean, besides the metrics."""
+"""The meaning of the terms of a page, except the metrics."""
 _WHEN = {
     "final": "The last value of the run.",
     "early": "The mean over the first fifth of the run.",
@@ -30,7 +30,7 @@ _WHEN = {
 
 
 def terms() -> dict[str, str]:
-    """What the headings of tables mean, by heading."""
+    """The meaning of the headings of tables, by heading."""
     metrics = {
         metric.heading: " ".join(filter(None, [metric.meaning, _WHEN.get(metric.column or "")]))
         for metric in METRICS.values()
@@ -83,7 +83,7 @@ def html_list(lines: list[str]) -> str:
 
 
 def pictures(figures: list[Path], page: Path) -> str:
-    """PNG files as elements that link to them, relative to the folder of the page."""
+    """PNG files as ``<img>`` elements, with paths relative to the folder ``page``."""
     elements = []
     for path in figures:
         source = html.escape(Path(os.path.relpath(path, page)).as_posix())

@@ -1,4 +1,4 @@
-"""The parts of a figure: its look, its title, and a pair of axes with a curve an arm.
+"""The parts of a figure: its look, its title, and a pair of axes with one curve per arm.
 
 Figures are 4.8 inches wide, so that their text can be read on a phone.
 """
@@ -29,8 +29,8 @@ SUBTITLE: dict[str, Any] = {"fontsize": SMALL, "color": GREY}
 _TITLE: dict[str, Any] = {"fontsize": 12, "fontweight": "bold"}
 
 
-def entitle(figure: Figure, title: str, subtitle: str) -> None:
-    """A bold title, and below it in small letters what was run; the axes get the rest."""
+def add_title(figure: Figure, title: str, subtitle: str) -> None:
+    """Add a bold title, and below it a subtitle in small letters; the axes get the rest."""
     width, height = figure.get_size_inches()
     heading = textwrap.wrap(title[:1].upper() + title[1:], int(9.2 * width))
     lines = textwrap.wrap(subtitle, int(14.2 * width))
@@ -42,13 +42,13 @@ def entitle(figure: Figure, title: str, subtitle: str) -> None:
 
 
 def draw_panel(axes: Axes, panel: Panel, arms: Sequence[str], place: int = 0) -> None:
-    """Draw a panel: a line an arm with its band, its level, and the cutoffs.
+    """Draw a panel: one line per arm with its band, the level, and the cutoffs.
 
     Args:
-        axes: Where.
-        panel: What.
+        axes: The axes to draw on.
+        panel: The panel.
         arms: All arms of the figure, so that each looks the same in every panel.
-        place: Its number in the figure; the first names the cutoff.
+        place: The number of the panel in the figure, from 0; panel 0 names the cutoff.
     """
     look = styles(arms)
     for arm, curve in panel.curves.items():
@@ -63,7 +63,7 @@ def draw_panel(axes: Axes, panel: Panel, arms: Sequence[str], place: int = 0) ->
     for number, step in enumerate(panel.cutoffs):
         _draw_cutoff(axes, step, named=place == 0 and number == 0)
     for number, artist in enumerate([*axes.lines, *axes.collections, *axes.texts]):
-        artist.set_gid(f"data-{place}-{number}")  # what a page replaces where it is zoomed into
+        artist.set_gid(f"data-{place}-{number}")  # page.js redraws these when it zooms in
 
 
 def _draw_curve(axes: Axes, arm: str, curve: Curve, style: Mapping[str, Any]) -> None:
@@ -122,7 +122,10 @@ def _draw_cutoff(axes: Axes, step: float, named: bool) -> None:
 
 
 def legend_name(name: str, width: int = 46) -> str:
-    """An arm's name in a legend, which a leading underscore would hide, and which must fit."""
+    """An arm's name for a legend: shortened and wrapped, with a space before a leading underscore.
+
+    Matplotlib hides labels that begin with an underscore.
+    """
     name = name if len(name) <= 60 else f"{name[:38]}...{name[-19:]}"
     name = f" {name}" if name.startswith("_") else name
     return "\n".join(textwrap.wrap(name, width, drop_whitespace=False))

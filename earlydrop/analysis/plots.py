@@ -1,4 +1,4 @@
-"""Figures: each quantity against the step, a line an arm.
+"""Figures: each quantity against the step, with one line per arm.
 
 Every figure says what it shows, of which model and data, over how many seeds, and what its bands
 are.
@@ -39,9 +39,9 @@ from earlydrop.analysis.panels import (
     HEIGHT,
     SMALL,
     WIDTH,
+    add_title,
     draw_level,
     draw_panel,
-    entitle,
     legend_name,
 )
 from earlydrop.analysis.panels import LOOK as LOOK
@@ -160,7 +160,7 @@ def _stack(
         for place, panel in enumerate(panels):
             draw_panel(axes[place], panel, arms, place)
         axes[-1].set_xlabel(horizontal)
-        entitle(figure, title, subtitle)
+        add_title(figure, title, subtitle)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(
             handles,
@@ -179,40 +179,36 @@ def _arms(panels: Sequence[Panel]) -> list[str]:
 
 def _legend_columns(arms: Sequence[str]) -> int:
     longest = max((len(arm) for arm in arms), default=0)
-    return 3 if longest <= 14 else 2 if longest <= 24 else 1
+    if longest <= 14:
+        return 3
+    return 2 if longest <= 24 else 1
 
 
 def draw_metric(
     history: pd.DataFrame,
     metric: str,
-    label: str,
     path: Path,
     title: str | None = None,
-    marks: Mapping[str, float] | None = None,
     classes: float | None = None,
 ) -> None:
-    """Draw one metric against the step: a line an arm, the mean over seeds with its 95% interval.
+    """Draw one metric against the step: per arm, the mean over seeds with its 95% interval.
 
     Args:
         history: The columns ``step``, ``arm``, ``seed`` and the metric.
-        metric: Its name.
-        label: Its words.
+        metric: Its name, from `METRICS`.
         path: The picture.
-        title: What was run.
-        marks: The arms' cutoffs.
+        title: What was run; a line below the label of the metric.
         classes: Number of classes, for the chance level of an accuracy; None where not known.
     """
-    steps = tuple(sorted(set((marks or {}).values())))
-    axis = axis_of(metric) if metric in METRICS else label
-    values = values_panel(history, metric, classes, label=axis)
-    panel = _with_cutoffs(_thinned(values, _MOST_POINTS), steps)
+    values = values_panel(history, metric, classes, label=axis_of(metric))
+    panel = _thinned(values, _MOST_POINTS)
     subtitle = f"{title}; {BANDS}" if title else BANDS
-    figure, axes = _stack([panel], label, subtitle, STEP)
+    figure, axes = _stack([panel], METRICS[metric].label, subtitle, STEP)
     Drawing(path.stem, figure, [(axes[0], panel)]).save(path.parent)
 
 
 def picture(runs: pd.DataFrame, metrics: Sequence[str] = ()) -> Picture:
-    """The curves of some runs as one figure, a panel a metric.
+    """The curves of some runs as one figure, with one panel per metric.
 
     Args:
         runs: The runs, from `earlydrop.analysis.load_runs`.
@@ -227,9 +223,9 @@ def picture(runs: pd.DataFrame, metrics: Sequence[str] = ()) -> Picture:
     names = list(metrics) or list(default_figures(history).values())
     unknown = [name for name in names if name not in available]
     if unknown or not names:
-        what = unknown[0] if unknown else "nothing"
+        missing = f"no run measured {unknown[0]}" if unknown else "nothing was measured"
         there = ", ".join(available) or "none"
-        raise ValueError(f"{what} was measured in these runs; there are {there}")
+        raise ValueError(f"{missing}; the metrics of these runs are: {there}")
     columns = min(len(names), 2)
     rows = -(-len(names) // columns)
     arms = sorted(str(arm) for arm in history["arm"].unique())
@@ -276,7 +272,7 @@ def draw_axis(
             axes.set_xscale("log")
         axes.set_xlabel(horizontal)
         axes.grid(alpha=0.25)
-        entitle(figure, vertical, f"{title}; {BARS}")
+        add_title(figure, vertical, f"{title}; {BARS}")
         figure.savefig(path, dpi=DPI)
 
 

@@ -1,4 +1,4 @@
-"""Figures of paired differences: points with their 95% intervals, a row an arm."""
+"""Figures of paired differences: points with their 95% intervals, one row per arm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from earlydrop.analysis.panels import (
     SMALL,
     SUBTITLE,
     WIDTH,
-    entitle,
+    add_title,
     legend_name,
 )
 from earlydrop.analysis.stats import Paired
@@ -30,7 +30,7 @@ BARS = "bars: 95% intervals of the paired difference (Student's t)"
 def differences_by_metric(
     found: Mapping[str, Mapping[str, Paired]],
 ) -> dict[str, dict[str, Paired]]:
-    """`earlydrop.analysis.compare.differences` turned round: by heading, then by arm."""
+    """The differences of `earlydrop.analysis.compare.differences`, by heading and then by arm."""
     by_metric: dict[str, dict[str, Paired]] = {}
     for arm, by_heading in found.items():
         for heading, point in by_heading.items():
@@ -44,7 +44,7 @@ def points_figure(
     title: str,
     subtitle: str,
 ) -> Figure:
-    """Paired differences with their 95% intervals: a panel a metric, a row an arm.
+    """Paired differences with their 95% intervals: one panel per metric, one row per arm.
 
     Args:
         by_heading: By heading of a metric, the difference of each arm.
@@ -64,7 +64,7 @@ def points_figure(
         for axes, (heading, points) in zip(stacked.ravel(), by_heading.items(), strict=True):
             _draw_points(axes, points, look)
             _name_points(axes, heading, titled=len(by_heading) > 1)
-        entitle(figure, title, subtitle)
+        add_title(figure, title, subtitle)
     return figure
 
 
@@ -89,7 +89,7 @@ def _draw_points(axes: Axes, points: Mapping[str, Paired], look: Mapping[str, An
 
 
 def words_of_heading(heading: str) -> str:
-    """What a column of a table is, such as "Test accuracy, at the end"."""
+    """The heading of a column in words, such as "Test accuracy, at the end"."""
     metric = metric_of(heading)
     if metric is None:
         return heading

@@ -1,4 +1,4 @@
-"""Reading runs: one row a run, or one row a measured step."""
+"""Reading runs: one row per run, or one row per measured step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DAMAGED = "damaged"
 """Key in ``attrs`` of `load_runs`' frame: a line for each run left out for a damaged file."""
 
 _OF_A_RUN = ("provenance.json", "metrics.jsonl")
-"""A folder that holds one of these is a run's."""
+"""A folder that holds one of these files is the folder of a run."""
 
 EARLY = 0.2
 """The early window of a run, as a share of its steps; step 0 is not in it."""
@@ -57,8 +57,8 @@ def load_history(run: str | Path) -> pd.DataFrame:
         run: The run's folder.
 
     Returns:
-        One row a measured step: the column ``step`` and a column a metric, NaN where it was not
-        measured.
+        One row per measured step, with the column ``step`` and one column per metric. A value is
+        NaN where the metric was not measured.
 
     Raises:
         FileNotFoundError: It is not the folder of a run.
@@ -70,7 +70,7 @@ def load_history(run: str | Path) -> pd.DataFrame:
             takes = f"load_history takes one of them, such as {below[0]}; load_runs takes them all"
             raise FileNotFoundError(f"{run} holds {len(below)} runs: {takes}")
         expected = " or a ".join(_OF_A_RUN)
-        raise FileNotFoundError(f"{run} is no folder of a run: expected one with a {expected}")
+        raise FileNotFoundError(f"{run} is not a run's folder: expected one with a {expected}")
     return pd.DataFrame(read_metrics(folder / "metrics.jsonl"))
 
 
@@ -82,7 +82,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
             named in ``attrs["damaged"]``.
 
     Returns:
-        One row a run, with the columns
+        One row per run, with the columns
 
         - ``folder``, ``study``, ``seed``, ``fingerprint``;
         - ``arm``: the name of its arm, and ``settings``: the arm (`earlydrop.analysis.arms`);
@@ -92,7 +92,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
         - ``step`` and ``total_steps``;
         - ``classes`` and ``steps_per_epoch``: of its data; null where a run of an earlier version
           did not record them;
-        - ``seconds``: training time of the process that came last;
+        - ``seconds``: training time of the run's last process (a resumed run has several);
         - ``images_per_second``, ``data_wait`` and ``mfu``: medians of what ``timing.jsonl`` holds,
           and ``peak_memory``: its largest value; null where it was not recorded;
         - ``config/<key>``: every configuration value;
@@ -115,10 +115,10 @@ def runs_in(folders: Iterable[Path], name: str) -> pd.DataFrame:
 
     Args:
         folders: The runs.
-        name: What an error calls them.
+        name: Their name in an error message.
 
     Returns:
-        One row a run.
+        One row per run.
     """
     rows, damaged = [], []
     for path in folders:
@@ -158,7 +158,8 @@ def runs_of(runs: pd.DataFrame, fits: Callable[[Arm], bool]) -> pd.DataFrame:
 
 def _row(path: Path) -> dict[str, Any]:
     """A run as a row of `load_runs`."""
-    from earlydrop.training.data.published import known_classes  # torch, which takes seconds
+    # imported here, because it imports torch, which takes seconds
+    from earlydrop.training.data.published import known_classes
 
     provenance, status = read_json(path / "provenance.json"), read_json(path / STATUS)
     if "fingerprint" not in provenance:
@@ -242,7 +243,8 @@ def _last(values: pd.Series) -> float:
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration by dotted key.
 
-    Keys that its version did not have get their defaults; a key that is not used is null.
+    Keys that the run's version of earlydrop did not have get their defaults. Without
+    ``trainer.stop_metric``, ``trainer.stop_patience`` is null.
     """
     values = flat(config)
     known = {key: value for key, value in values.items() if key_of(key) is not None}

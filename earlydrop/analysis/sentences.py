@@ -1,4 +1,4 @@
-"""What a study shows, in sentences: which arm ended better than no dropout, and by how much."""
+"""The result of a study in sentences: which arm ended better than no dropout, and by how much."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _WORDS = {"train_eval/loss": "training loss"}
 
 @dataclass(frozen=True)
 class Answer:
-    """What a study shows.
+    """The result of a study in sentences.
 
     Attributes:
-        first: The sentence that answers.
+        first: The main sentence.
         more: A sentence for each further arm, and for each further metric.
     """
 
@@ -33,7 +33,7 @@ class Answer:
 
 
 def answer(runs: pd.DataFrame, found: Mapping[str, Mapping[str, Paired]]) -> Answer:
-    """What some runs show of each arm against the arm without dropout.
+    """Compare each arm of some runs with the arm without dropout, in sentences.
 
     The first sentence is about early dropout if it ran, and about the training loss if it was
     measured.
@@ -43,7 +43,7 @@ def answer(runs: pd.DataFrame, found: Mapping[str, Mapping[str, Paired]]) -> Ans
         found: Their differences, from `earlydrop.analysis.compare.differences`.
 
     Returns:
-        The answer; without a comparison, why there is none.
+        The sentences. If nothing can be compared, one sentence says why.
     """
     names = _names(runs)
     sentences = []

@@ -20,7 +20,7 @@ OBRIEN_FLEMING, POCOCK = "obrien-fleming", "pocock"
 SHAPES = (OBRIEN_FLEMING, POCOCK)
 
 _NODES = 160
-"""Gauss-Legendre nodes a look: the probabilities are exact to about ten digits."""
+"""Gauss-Legendre nodes per look: the probabilities are exact to about ten digits."""
 _FAR = 9.0
 """Standard deviations beyond which a normal density counts as 0."""
 

@@ -25,9 +25,9 @@ class Paired:
         low: Lower end of its 95% interval (Student's t).
         high: Upper end.
         p: Two-sided p-value against 0.
-        spread: Standard deviation of the differences. If it is 0, differences of 0 are equivalent.
-            Any other difference has a spread that the metric is too coarse to show, and no test
-            finds anything.
+        spread: Standard deviation of the differences. If it is 0 and the effect is 0, the arms
+            count as equivalent. If it is 0 and the effect is not, the metric is too coarse to show
+            the spread, and the p-values of all tests are 1.
     """
 
     seeds: tuple[int, ...]
@@ -182,7 +182,7 @@ def first_enough(enough: Callable[[int], bool], most: int) -> int | None:
     """The smallest number from 2 on that is enough; None if that is above ``most``.
 
     Args:
-        enough: Whether a number is enough; every larger one then is, too.
+        enough: Whether a number is enough. If one is, every larger number must be, too.
         most: The largest number that is tried.
     """
     low, high = 1, 2

@@ -1,4 +1,4 @@
-"""How an arm looks in every figure: a colour for its schedule, lines and markers for variants."""
+"""The style of an arm in all figures: a colour for its schedule, lines and markers for variants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures as elements of a page: SVG that follows its colours, with the numbers to hover over."""
+"""Figures as elements of a page: SVG in the page's colours, with the numbers that page.js shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from earlydrop.analysis.panels import LOOK
 from earlydrop.analysis.plots import Drawing
 from earlydrop.analysis.styles import styles
 
-_COLOURS = {  # of a figure: what they are on a page, in the light and in the dark
+_COLOURS = {  # a colour of a figure, and its variable on the page, which has a dark mode
     "#ffffff": "var(--paper)",
     "#000000": "var(--ink)",
     "#222222": "var(--ink)",
@@ -77,11 +77,15 @@ def figure_as_svg(figure: Figure, name: str) -> str:
     svg = content.getvalue()
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # The page sets the size.
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    # In a page of HTML, SVG needs no namespaces.
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    # Ids are unique on the page, and so are references to them.
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", svg)
+    # The font, the colours and shorter numbers.
     svg = re.sub(r"font: (bold )?([\d.]+px) [^;\"]*", r"font: \1\2 system-ui, sans-serif", svg)
     svg = re.sub("|".join(_COLOURS), lambda match: _on_page(match[0]), svg)
     svg = re.sub(r"<[^>]+>", lambda tag: _DECIMALS.sub(r"\1", tag[0]), svg)
@@ -95,7 +99,7 @@ def _on_page(colour: str) -> str:
 
 
 def _numbers(drawing: Drawing, axes: Axes, panel: Panel) -> dict[str, Any]:
-    """What the script needs of a panel: where it stands in the picture, its limits and curves."""
+    """The numbers of a panel for `page.js`: its place in the picture, its limits and its curves."""
     width, height = drawing.figure.get_size_inches() * _POINTS_AN_INCH
     box = axes.get_position()
     look = styles(drawing.arms)

@@ -30,7 +30,7 @@ WORDS = {
 """Each verdict in the words of the answer."""
 
 SYMBOLS = {"confirmed": "✓", "no effect": "=", "opposite": "✗", "undecided": "?"}
-"""A sign beside each word, so that a table can be read without its colours."""
+"""The sign before each word, in tables and in legends."""
 
 _DATA = {"fashion_mnist_mini": "Fashion-MNIST", "glyphs": "glyphs", "text": "text"}
 """Names of datasets for display, in the order of the columns.
@@ -102,7 +102,8 @@ def _rank(verdict: Verdict) -> tuple[bool, int]:
 def counting_verdicts(declaration: Declaration, verdicts: Iterable[Verdict]) -> dict[str, Verdict]:
     """For each claim, the verdict that counts.
 
-    It is that of the round with the most declared seeds, among the judged rounds if there are any.
+    It is the verdict of the judged round with the most declared seeds. If no round is judged yet,
+    it is the verdict of the round with the most declared seeds.
     """
     chosen: dict[str, Verdict] = {}
     for verdict in verdicts:
@@ -116,8 +117,8 @@ def counting_verdicts(declaration: Declaration, verdicts: Iterable[Verdict]) -> 
 def differing_verdicts(declaration: Declaration, verdicts: Iterable[Verdict]) -> list[Verdict]:
     """The verdicts of other rounds of seeds that differ from the verdict that counts.
 
-    Such a round is a repetition, for example. An undecided verdict differs only if its round has at
-    least as many seeds.
+    An undecided verdict counts as different only if its round has at least as many seeds as the
+    round of the verdict that counts.
     """
     verdicts = list(verdicts)
     chosen = counting_verdicts(declaration, verdicts)
@@ -193,7 +194,8 @@ def not_replaced(
 ) -> list[Declaration]:
     """The files of claims without those that another file replaces.
 
-    A file replaces an earlier one once it has a verdict.
+    A file replaces the earlier one that it names (``replaces``) once a claim of its main study has
+    a verdict.
     """
     declarations = list(declarations)
     judged = {verdict.study for verdict in verdicts if verdict.verdict in WORDS}

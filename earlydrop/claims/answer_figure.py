@@ -1,4 +1,4 @@
-"""The figure of the answer: one line a claim and dataset, with its difference and verdict."""
+"""The figure of the answer: one line per claim and dataset, with its difference and verdict."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _LOOKS = {  # colour, marker, and whether it is filled: a verdict is legible wit
     "undecided": ("#e08214", "o", False),
 }
 _LIMIT = 40.0
-"""The end of the axis, in multiples; points beyond it are drawn at the edge."""
+"""The end of the axis, in multiples of the smallest effect that matters.
+
+Points beyond it are drawn at the end.
+"""
 
 
 def draw_points(points: Sequence[Point], path: Path) -> None:

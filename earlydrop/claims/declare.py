@@ -1,9 +1,10 @@
 """Claims as data: what is claimed of two arms, and the studies on which it is tested.
 
 A claim is written into a file of ``conf/claims/`` before its runs: its arms, metric, window,
-direction and smallest effect that matters. A file holds claims, the families over which their
-tests are adjusted together, and their studies with the seeds. An arm is a configuration: the keys
-of the claim, then those of its study's ``config``, then the schema's defaults.
+direction and smallest effect that matters. A file holds claims, their families (claims whose
+p-values are adjusted together), and their studies with the seeds. An arm is a configuration. Each
+key has the value that the claim gives it, else that of its study's ``config``, else the schema's
+default.
 `earlydrop.claims.read` reads the files.
 """
 
@@ -24,7 +25,7 @@ FIRST = "first"
 LABEL = "label"
 """The round of seeds that labels the regime of a study; no verdict uses it."""
 SMOKE = "smoke"
-"""The study that runs every arm for a moment; no figure and no comparison uses it."""
+"""The study that runs every arm for a few steps; no figure and no comparison uses it."""
 
 Settings = Mapping[str, Any]
 """Values by configuration key, such as ``{"schedule.name": "constant", "schedule.rate": 0.5}``."""
@@ -95,12 +96,12 @@ class Claim:
         smallest: The smallest difference that matters, in the metric's units, or relative to the
             mean of ``against``. Two arms that differ by less are equivalent.
         relative: Whether ``smallest`` is relative.
-        family: The claims whose tests are adjusted together (Holm): those of its file with this
-            family.
+        family: The name of its family. The p-values of all claims of a file with one family are
+            adjusted together (Holm).
         against_metric: The metric of ``against``; None for the same metric.
         test: The test of the difference; None for the paired t test.
-        sensitivity: The setting to which the metric's sensitivity is compared; None to compare the
-            metric itself.
+        sensitivity: The sensitivity of the metric to a setting, which is then compared; None to
+            compare the metric itself.
     """
 
     id: str
@@ -120,7 +121,7 @@ class Claim:
 
     @property
     def parts(self) -> list[Claim]:
-        """The comparisons that give its values: itself, or one for each value of a sensitivity."""
+        """The claims that are measured: this one, or one per value of the setting (sensitivity)."""
         if self.sensitivity is None:
             return [self]
         key = self.sensitivity.key
@@ -144,8 +145,8 @@ class Study:
     Attributes:
         name: The value of ``study`` in its runs.
         config: The settings that its runs share and that are not the schema's defaults.
-        cadence: The settings of what its runs measure and when; no part of an arm, but needed to
-            run it again.
+        cadence: The settings that decide what its runs measure, and when. They are not part of an
+            arm, but a repetition of the study needs them.
         rounds: Seeds by round. Each round is judged by itself; no verdict uses the round ``label``.
         note: A remark for readers of its verdicts, such as seeds that were added after others had
             been seen.

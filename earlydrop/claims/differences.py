@@ -44,7 +44,8 @@ class Differences(NamedTuple):
         seconds: The time of a run of each arm.
         fingerprints: The fingerprints of the runs.
         names: The names of the two arms.
-        remark: The settings in which the runs differ from the declaration; empty for none.
+        remark: The settings in which the runs differ from the declaration, or the reason why a run
+            has no value; empty for none.
         steps: The length of a run.
         value_missing: Whether a run has no value in the window, so that there are no differences.
     """
@@ -166,7 +167,7 @@ def _differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: list[int
 
 
 def _value(rows: list[Any], study: Study, claim: Claim, metric: str, seed: int) -> _Value | None:
-    """The value of the run with a seed, of one arm's runs; None if no run has measured it."""
+    """The value of the run with this seed, among the runs of one arm; None without a value."""
     measured = []
     for run in rows:
         if run.seed == seed:
@@ -199,12 +200,12 @@ def _name(rows: pd.DataFrame, study: Study, settings: Settings) -> str:
 def _sides(runs: pd.DataFrame, study: Study, claim: Claim) -> _Sides:
     """The runs of a claim's two arms.
 
-    These are the runs with all settings as declared, whatever else the folder holds. Where an arm
-    has no such run, the runs count that have the settings that the claim and its study name, if
-    they are of one configuration; the remark says how they differ from the declaration.
+    These are the runs with all settings as declared. If an arm has no such run, the settings that
+    neither the claim nor its study names may differ. The runs must then be of one configuration,
+    and the remark says how they differ from the declaration.
 
     Raises:
-        ValueError: Such runs are of several configurations.
+        ValueError: The runs are then of several configurations.
     """
     done = runs[runs["state"] == "finished"]
     declared = (study.arm(claim.arm), study.arm(claim.against))
@@ -220,7 +221,7 @@ def _sides(runs: pd.DataFrame, study: Study, claim: Claim) -> _Sides:
         return exact
     if len(pairs) > 1:
         message = f"claim {claim.id} fits runs of several configurations, {_several(pairs)}"
-        expected = "say which it is about in the study's config:"
+        expected = "name the one that it is about in the study's config"
         raise ValueError(f"study {study.name}: {message}: {expected}")
     ((arm, against),) = pairs
     return _Sides(
@@ -231,7 +232,7 @@ def _sides(runs: pd.DataFrame, study: Study, claim: Claim) -> _Sides:
 
 
 def _like(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """The runs that have the settings that are named and in use."""
+    """The runs whose arms have these settings; a setting that is not in use is ignored."""
     needed = {}
     for key, value in Arm.of(settings).values:
         if key in settings or key == "schedule.name":

@@ -22,8 +22,8 @@ from earlydrop.claims.verdict import Verdict
 from earlydrop.metrics import METRICS
 from earlydrop.training.data.published import known_classes
 
-# Which figures a study has is no part of what is claimed, so the studies below are named here and
-# not in conf/claims/.
+# The figures of a study are not part of a claim. So the studies below are named here and not in
+# conf/claims/.
 _AXIS_STUDY = "underfitting"
 """The study in which early dropout varies along the keys of `_AXES`, one at a time."""
 _AXES = {"cutoff": "schedule.cutoff", "rate": "schedule.rate"}
@@ -46,7 +46,7 @@ _MOST_ARMS = 12
 
 
 def _title(study: str, runs: pd.DataFrame, mark: str = "line") -> str:
-    """The title of a figure; ``mark`` is what each arm is drawn as."""
+    """The title of a figure; ``mark`` names what shows one arm, such as a line or a cell."""
     models = ", ".join(sorted(set(map(str, runs["config/model.name"]))))
     data = ", ".join(sorted(set(map(str, runs["config/data.name"]))))
     seeds = runs.groupby("arm")["seed"].nunique().max()
@@ -60,7 +60,7 @@ def _shared(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_the_study(runs: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """The runs to draw: all, or, of too many arms, those that differ in their schedule alone."""
+    """The runs to draw: all, or, if there are too many arms, those that differ only by schedule."""
     if runs["arm"].nunique() <= _MOST_ARMS:
         return runs
     base = study.arm({"schedule.name": "none"}).base
@@ -113,10 +113,13 @@ def draw_answer(
     verdicts: list[Verdict],
     folder: Path,
 ) -> dict[Path, list[str]]:
-    """Draw the difference that decides each claim, in units of its smallest effect that matters.
+    """Draw the figure of the answer and the figure of the gain of early dropout.
+
+    The answer shows the difference that decides each claim, in units of its smallest effect that
+    matters.
 
     Returns:
-        The file, with the fingerprints of its runs; empty where no claim has a difference.
+        The files, with the fingerprints of the runs in each; empty where no claim has a difference.
     """
     drawn = points(declarations, verdicts)
     if not drawn:
@@ -141,19 +144,22 @@ def _draw_study(study: str, runs: pd.DataFrame, folder: Path) -> list[Path]:
     """Draw the curves of a study, and its differences along the axes that it has."""
     title = _title(study, runs)
     files = _draw_curves(study, runs, folder, title)
-    for axis in _AXES if study == _AXIS_STUDY else ():
-        differences = _along(runs, _AXES[axis])
-        if len(differences) > 1:
-            files.append(folder / f"{study}-loss-by-{axis}.png")
-            horizontal = "cutoff (% of training)" if axis == "cutoff" else axis
-            vertical = "final training loss, early minus none"
-            draw_axis(differences, horizontal, vertical, files[-1], title)
+    if study == _AXIS_STUDY:
+        for axis, key in _AXES.items():
+            differences = _along(runs, key)
+            if len(differences) > 1:
+                path = folder / f"{study}-loss-by-{axis}.png"
+                horizontal = "cutoff (% of training)" if axis == "cutoff" else axis
+                vertical = "final training loss, early minus none"
+                draw_axis(differences, horizontal, vertical, path, title)
+                files.append(path)
     if study in _COLUMNS:
         column, name = _COLUMNS[study]
         differences = _along_column(runs, column)
         if differences:
-            files.append(folder / f"{study}-accuracy-by-{name.replace(' ', '-')}.png")
-            draw_axis(differences, name, "test accuracy, dropout minus none", files[-1], title)
+            path = folder / f"{study}-accuracy-by-{name.replace(' ', '-')}.png"
+            draw_axis(differences, name, "test accuracy, dropout minus none", path, title)
+            files.append(path)
     return files
 
 
@@ -170,15 +176,9 @@ def _draw_curves(study: str, runs: pd.DataFrame, folder: Path, title: str) -> li
         # With two schedules or fewer the names of the arms say the rates.
         needless = metric == "dropout/unit_rate" and schedules <= 2
         if steps >= 2 and not needless:
-            files.append(folder / f"{study}-{metric.replace('/', '-')}.png")
-            draw_metric(
-                history,
-                metric,
-                known.label,
-                files[-1],
-                title=title,
-                classes=classes,
-            )
+            path = folder / f"{study}-{metric.replace('/', '-')}.png"
+            draw_metric(history, metric, path=path, title=title, classes=classes)
+            files.append(path)
     return files
 
 
@@ -210,7 +210,8 @@ def _final_losses(runs: pd.DataFrame) -> dict[int, float]:
 def _along_column(runs: pd.DataFrame, column: str) -> dict[float, Paired]:
     """Constant dropout minus none in the final test accuracy, by a configuration value.
 
-    The runs without dropout may all have one value, where it acts on dropout alone.
+    If the value acts only on dropout, the runs without dropout all have one value. Then all of them
+    are compared with each value.
     """
     differences = {}
     accuracy = "final/test/accuracy"

@@ -1,6 +1,6 @@
-"""What early dropout gains, as a picture: its difference to no dropout in each training setting.
+"""The figure of the gain of early dropout: its difference to no dropout in each training setting.
 
-The rows stand in ``conf/claims/gain.yaml``.
+The rows are in ``conf/claims/gain.yaml``.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from matplotlib.figure import Figure
 
 from earlydrop.analysis.plots import LOOK
 from earlydrop.analysis.styles import styles
-from earlydrop.claims.answer import counting_verdicts
+from earlydrop.claims.answer import WORDS, counting_verdicts
 from earlydrop.claims.declare import Declaration
 from earlydrop.claims.verdict import Verdict
 from earlydrop.training.compose import conf_folder
 
-_KINDS = {  # the two forms of early dropout: its words, and the arm whose look it has
+_KINDS = {  # by form of early dropout: its name in the legend, and the arm whose style it takes
     "dropout": ("early dropout", "early-0.1-20%"),
     "depth": ("early stochastic depth", "early-0.1-20%-path"),
 }
-_JUDGED = ("reproduced", "opposite", "absent", "not resolved")
 
 
 def draw_gain(
@@ -46,7 +45,7 @@ def draw_gain(
     for declaration in declarations:
         if declaration.main_study == content["study"]:
             by_claim |= counting_verdicts(declaration, verdicts)
-    judged = {name: v for name, v in by_claim.items() if v.verdict in _JUDGED}
+    judged = {name: verdict for name, verdict in by_claim.items() if verdict.verdict in WORDS}
     rows = [row for row in content["rows"] if any(row.get(kind) in judged for kind in _KINDS)]
     if not rows:
         return []
@@ -74,7 +73,10 @@ def draw_gain(
         axes.grid(alpha=0.25, axis="x")
         figure.suptitle(content["title"], fontsize=11, x=0.01, ha="left")
         figure.savefig(path, dpi=130)
-    return sorted({print_ for verdict in shown for print_ in verdict.fingerprints})
+    fingerprints: set[str] = set()
+    for verdict in shown:
+        fingerprints.update(verdict.fingerprints)
+    return sorted(fingerprints)
 
 
 def _draw_row(axes: Axes, verdict: Verdict, kind: str, line: float) -> None:

@@ -69,7 +69,10 @@ BOOTSTRAP_FROM = 20
 
 
 class _Tests(NamedTuple):
-    """The test of a claim's difference, and its test of equivalence; None for the t test."""
+    """The test of a claim's difference, and its test of equivalence.
+
+    ``within`` is None for the t test: there ``paired`` gives both.
+    """
 
     paired: Paired | None
     within: Within | None
@@ -117,7 +120,8 @@ def _judge_looks(
 ) -> list[Verdict]:
     """For each claim, the verdict at the first look that decides it.
 
-    If none does: at the last look whose seeds have all finished, or else at the first look.
+    If no look decides it: the verdict at the last look whose seeds have all finished, or at the
+    first look if there is none.
     """
     p_values_so_far: dict[str, tuple[list[float], list[float]]] = {}
     for claim in declaration.claims:
@@ -304,7 +308,8 @@ def _with_decision(
     word, p = _word_and_p(verdict.claim, tested, first, second)
     cost = None
     scatters = tested.spread > 0 and verdict.claim.test is None
-    # The price is that of the effect that was seen, or of none where it is not significant.
+    # For a claim of equivalence, the price assumes the observed effect, or 0 if that is not
+    # significant.
     assumed_effect = tested.effect if tested.p < LEVEL else 0.0
     if word == OPEN and scatters and verdict.smallest is not None:
         cost = price(
@@ -344,7 +349,10 @@ def _compare(claim: Claim, measured: Differences) -> _Tests:
 
 
 def _p_values(verdict: Verdict, tests: _Tests) -> tuple[float, float]:
-    """p-values of a claim's two tests; 1 where it is not tested, since every claim counts."""
+    """p-values of a claim's two tests.
+
+    Both are 1 for a claim that is not tested, so that Holm's procedure counts it too.
+    """
     tested, smallest = tests.paired, verdict.smallest
     if tested is None or smallest is None:
         return 1.0, 1.0

@@ -37,7 +37,7 @@ class Next:
 
 
 def next_look(declaration: Declaration, claims: Iterable[Claim], summaries: Summaries) -> Next:
-    """The cheapest runs that may decide some claims of a file with looks.
+    """The runs of the next look at some claims of a file.
 
     Args:
         declaration: A file that declares looks.
@@ -48,7 +48,7 @@ def next_look(declaration: Declaration, claims: Iterable[Claim], summaries: Summ
         ValueError: The file declares no looks.
     """
     if declaration.looks is None:
-        reason = "its rounds are judged when they are whole"
+        reason = "its rounds are judged once, when all their seeds have finished"
         raise ValueError(f"{declaration.name}.yaml declares no looks: {reason}")
     study = declaration.studies[declaration.main_study]
     runs = summaries.of(study.name)

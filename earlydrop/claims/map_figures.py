@@ -34,7 +34,7 @@ def draw_maps(
     Args:
         summaries: The runs.
         folder: Where the pictures are written.
-        title: Says what was run: given the study and its runs.
+        title: Makes the title of a map from the study's name and its runs.
 
     Returns:
         The files, with the fingerprints of the runs in each.
@@ -85,7 +85,7 @@ def _regime_map(summaries: Summaries) -> Cells:
 
 
 def rate_cells(runs: pd.DataFrame) -> Cells:
-    """What early dropout does to the final training loss, by learning rate and warm-up.
+    """The effect of early dropout on the final training loss, by learning rate and warm-up.
 
     Args:
         runs: The runs of one study of `RATES`; may be empty. Only finished runs count.

@@ -24,13 +24,15 @@ def value_of(run: Any, claim: Claim, metric: str) -> float:
         metric: The metric to read.
 
     Returns:
-        The mean in the window or the last value; for a share 0 or 1; for a time the step.
+        The mean in the window, or the last value. For the test ``share above``, 1 if that is above
+        the bound and else 0. For the test ``steps to``, the step.
 
     Raises:
         WindowError: The window is one of losses, and the run's loss does not fall through it.
     """
     stopped_early = run.step != run.total_steps
-    if claim.window is not None and stopped_early:  # its windows are not those of the other runs
+    # a window is a share of the run, so windows of a shorter run do not match those of the others
+    if claim.window is not None and stopped_early:
         return math.nan
     try:
         if claim.test is not None and claim.test.kind == "steps to":
@@ -104,8 +106,10 @@ def _at_losses(history: pd.DataFrame, metric: str, window: LossWindow) -> float:
         ends = f"from {window.high:g} to {window.low:g}"
         raise ValueError(f"{fall}, not through the window {ends}")
     levels = np.linspace(window.high, window.low, _LEVELS)
+    # The first measurement at or below each level, and the one before it.
     first = np.array([int(np.argmax(best <= level)) for level in levels])
     before = np.maximum(first - 1, 0)
+    # The share of the way between the two at which the loss reaches the level.
     drop = best[before] - best[first]
     share = np.divide(best[before] - levels, drop, out=np.ones(_LEVELS), where=drop > 0)
     reached = steps[before] + share * (steps[first] - steps[before])

@@ -39,9 +39,9 @@ def needed_seeds(
 ) -> int | None:
     """The number of seeds that resolve a claim with a power of 90%.
 
-    That is the power where its effect is the smallest that matters, and where it is none. For a
-    claim of equivalence it is the power where its effect is ``seen``: to show that it is within
-    the smallest that matters, or beyond it.
+    The power holds if the true effect is the smallest that matters, and if it is 0. For a claim of
+    equivalence it holds if the true effect is ``seen``: the power to show that this effect is
+    smaller than the smallest that matters, or that it is larger.
 
     Args:
         claim: The claim.
@@ -54,11 +54,11 @@ def needed_seeds(
         The number; None for more than `MOST`.
 
     Raises:
-        ValueError: The differences do not scatter, so their scatter cannot size a round.
+        ValueError: The spread is not more than 0.
     """
     if spread <= 0:
         deviation = f"the paired differences have a standard deviation of {spread:g}"
-        raise ValueError(f"{deviation}: their scatter cannot size a round")
+        raise ValueError(f"{deviation}: expected more than 0, to find a number of seeds")
     sides = 1 if claim.direction == NOT_LOWER else 2
 
     def shows_equivalence(n: int) -> bool:
@@ -90,12 +90,12 @@ def price(
     """The seeds and time that resolve a claim.
 
     Args:
-        claim: The claim; it and the other arguments are those of `needed_seeds`.
-        spread: See there.
-        smallest: See there.
-        level: See there.
+        claim: The claim.
+        spread: Standard deviation of its paired differences, in the metric's units.
+        smallest: The smallest effect that matters, in the metric's units.
+        level: The level of its tests.
         seconds: The time of a run of each of its arms.
-        seen: See there.
+        seen: The true effect of a claim of equivalence, in the metric's units.
     """
     seeds = needed_seeds(claim, spread, smallest, level, seen=seen)
     return Price(seeds, (seeds or MOST) * sum(seconds) / 3600)

@@ -48,14 +48,14 @@ def load_declarations(folder: Path) -> list[Declaration]:
         folder: A folder below ``conf/claims``.
 
     Raises:
-        ValueError: A key is missing or unknown, a value is not as it has to be, a claim is in two
-            families, or a seed is in two rounds.
+        ValueError: A key is missing or unknown, a value is not valid, a claim is in two families,
+            or a seed is in two rounds.
     """
     return [_declaration(path) for path in sorted(folder.glob("*.yaml"))]
 
 
 def _not_expected(name: str, value: Any, expected: str) -> ValueError:
-    """The error for a value that is not as it has to be."""
+    """The error for a value that is not valid."""
     return ValueError(f"{name} is {value!r}: expected {expected}")
 
 
@@ -193,7 +193,7 @@ def _settings(where: str, value: Any) -> Settings:
     if not isinstance(value, Mapping):
         example = "{schedule.name: constant, schedule.rate: 0.1}"
         expected = f"configuration keys and values, such as {example}"
-        raise _not_expected(where, value, f"{expected}; a label does not say what was run")
+        raise _not_expected(where, value, f"{expected}; the name of an arm is not enough")
     return dict(value)
 
 
@@ -268,9 +268,9 @@ def _sensitivity(where: str, value: Any, test: Comparison | None) -> Sensitivity
         raise ValueError(f"{where}: sensitivity has a value twice in {settings}: {expected}")
     if not _is_number(value["at most"]):
         at_most = value["at most"]
-        raise ValueError(f"{where}: sensitivity counts at most {at_most!r}: expected a number")
+        raise ValueError(f"{where}: sensitivity, at most is {at_most!r}: expected a number")
     if test is not None:
-        reason = "a sensitivity is compared by the paired t test, expected none"
+        reason = "a sensitivity is compared by the paired t test: leave test out"
         raise ValueError(f"{where}: test is {test.kind}: {reason}")
     return Sensitivity(str(value["key"]), tuple(map(float, settings)), float(value["at most"]))
 

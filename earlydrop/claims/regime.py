@@ -1,4 +1,4 @@
-"""The regime of a study: does its model generalise better with standard dropout or without it."""
+"""The regime of a study: whether its model generalises better with standard dropout or without."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def regime(
         seeds: The label seeds.
 
     Returns:
-        ``underfit`` if the model generalises better without standard dropout, ``overfit`` if
-        better with it, ``unclear`` if the interval of the difference in test accuracy holds 0; and
-        that difference, standard minus none.
+        The label, and the difference in test accuracy, standard minus none. The label is
+        ``underfit`` if the model generalises better without standard dropout, ``overfit`` if it
+        generalises better with it, and ``unclear`` if the interval of the difference contains 0.
+        Without two seeds the label is ``unclear`` and the difference is None.
     """
     seeds = list(seeds)
     if not seeds:

@@ -106,7 +106,7 @@ def claims_of(
         study: The name of a study; None for the main study of each file.
 
     Raises:
-        ValueError: No claim has this finding, or no file that has it has this study.
+        ValueError: No claim belongs to this finding, or no file with such a claim has this study.
     """
     declarations = list(declarations)
     tested = []
@@ -173,7 +173,7 @@ def _check_cadence(study: Study, claim: Claim) -> None:
 
 
 def _train(config: Config) -> None:
-    """Train one run; print the error of one that fails, so that the others go on."""
+    """Train one run. If it fails, print its error, so that the other runs go on."""
     from earlydrop.training.endings import TrainingFailed
     from earlydrop.training.run import run
 
@@ -190,7 +190,7 @@ def repeat(
     seeds: list[int],
     out: Path,
 ) -> list[Verdict]:
-    """Train the arms of some claims on some seeds, one run a core, and judge the claims.
+    """Train the arms of some claims on some seeds, one run per core, and judge the claims.
 
     p-values are adjusted over the families of the file, as in other rounds.
 

@@ -1,4 +1,4 @@
-"""The figure of a sensitivity, such as the loss against the learning rate: a curve an arm."""
+"""The figure of a sensitivity, such as the loss against the learning rate: one curve per arm."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def draw_sensitivity(declaration: Declaration, summaries: Summaries, path: Path)
 
 
 Curve = dict[float, list[float]]
-"""Values of the metric, one a seed, by the value of the setting."""
+"""By the value of the setting, the values of the metric, one per seed."""
 
 
 def _curves(claim: Claim, study: Study, summaries: Summaries) -> dict[str, Curve]:
@@ -100,7 +100,7 @@ def _draw_panel(axes: Axes, claim: Claim, curves: dict[str, Curve]) -> None:
     ticks = sorted(set().union(*curves.values()))
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axes.set_xlabel(key)
-    beside = []  # the settings of the arm beside its schedule
+    beside = []  # the settings of the arm that are not part of its schedule
     for name, value in claim.arm.items():
         if not name.startswith("schedule."):
             beside.append(f"{name}={value:g}")

@@ -16,8 +16,8 @@ from earlydrop.claims.verdict import Verdict
 def shown(runs: pd.DataFrame) -> list[str]:
     """Sentences on each claim about the studies of some runs.
 
-    A round of seeds that has not run is left out. Where the declaration says what to expect, that
-    follows.
+    A round of seeds that has not run is left out. If the note of a study says what to expect, it
+    comes last.
 
     Args:
         runs: From `earlydrop.analysis.load_runs`, with their measured steps in ``history``.
@@ -59,7 +59,7 @@ def _verdicts(declarations: Iterable[Declaration], runs: pd.DataFrame) -> Iterat
 
 _SENTENCES = {
     "reproduced": "Confirmed: {claim}.",
-    "opposite": 'The opposite of "{claim}".',
+    "opposite": 'Opposite: the runs show the reverse of "{claim}".',
     "absent": 'No effect that matters: "{claim}".',
     "incomplete": 'Not all seeds have run: "{claim}".',
 }

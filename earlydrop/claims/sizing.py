@@ -25,15 +25,15 @@ _COLUMNS = ["claim", "study", "metric", "n", "spread", "smallest", "seeds", "hou
 def power_table(declarations: Iterable[Declaration], summaries: Summaries) -> pd.DataFrame:
     """One row per claim and study whose two arms have run on two or more label seeds.
 
-    Claims with another test than the paired t test are left out, and claims of which a run has no
-    value in the window.
+    Claims with a test other than the paired t test are left out. So are claims for which a run has
+    no value in the window.
 
     Returns:
         A table with the columns ``claim``, ``study``, ``metric``, ``n`` (the number of label
         seeds), ``spread`` (the standard deviation of the paired differences), ``smallest`` (the
         effect to show or to exclude), ``seeds`` and ``hours`` of one core. The seeds give a power
-        of 90% at the level that Holm gives the smallest p-value of a family. Both are empty where
-        the differences do not scatter.
+        of 90% at the level that Holm gives the smallest p-value of a family. ``seeds`` and
+        ``hours`` are empty where all differences are equal; ``seeds`` also above 10,000.
     """
     rows = []
     for declaration in declarations:

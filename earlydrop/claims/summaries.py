@@ -1,4 +1,4 @@
-"""Summaries of runs, small enough to commit: one row a run, and the measured steps.
+"""Summaries of runs, small enough to commit: one row per run, and the measured steps.
 
 All tables and figures are made from them.
 """
@@ -34,13 +34,14 @@ class Summaries:
     """Runs and their measured steps.
 
     Attributes:
-        runs: One row a run: ``study``, ``arm`` (its name), ``settings`` (the arm itself; made anew
-            when read), ``seed``, ``fingerprint``, ``state``, ``step``, ``total_steps``,
-            ``seconds``, ``torch``, ``hardware`` and ``commit``; every configuration value
-            (``config/<key>``) but those of one machine; the last value of every metric
-            (``final/<metric>``) and its mean over the early window (``early/<metric>``).
-        history: One row a run and measured step: ``study``, ``fingerprint``, ``arm``, ``seed``,
-            ``step`` and a column a metric.
+        runs: One row per run: ``study``, ``arm`` (its name), ``settings`` (the arm itself, which is
+            not written to the file), ``seed``, ``fingerprint``, ``state``, ``step``,
+            ``total_steps``, ``seconds``, ``torch``, ``hardware``, ``commit``, ``modified`` (whether
+            the code had uncommitted changes) and ``began``; ``config/<key>`` for every key with the
+            role ``numbers`` or ``cadence``; the last value of every metric (``final/<metric>``) and
+            its mean over the early window (``early/<metric>``).
+        history: One row per run and measured step: ``study``, ``fingerprint``, ``arm``, ``seed``,
+            ``step`` and one column per metric.
         left_out: A line for each run that was left out, with the file that is damaged or was
             changed after the run finished.
     """
@@ -87,14 +88,15 @@ def read_summaries(folder: Path) -> Summaries:
     for row in runs.to_dict("records"):
         values = {key: row[column] for key, column in columns.items()}
         arms.append(Arm.of({key: value for key, value in values.items() if said(key, value)}))
-    runs = runs.copy()  # one block of memory: pandas warns of a column added to many
+    runs = runs.copy()  # pandas warns when a column is added to a fragmented frame
     return Summaries(runs.assign(settings=arms), pd.read_csv(folder / HISTORY, dtype=text))
 
 
 def said(key: str, value: object) -> bool:
     """Whether a cell holds a value of its key.
 
-    An empty cell is null. For a key that cannot be null, it is a run from before the key existed.
+    An empty cell means null. If the key cannot be null, the run is older than the key, and the cell
+    holds no value.
     """
     known = key_of(key)
     return value == value or (known is not None and type(None) in known.kinds)
@@ -111,7 +113,7 @@ def collect(folder: Path, studies: set[str]) -> Summaries:
     runs = load_runs(folder)
     left_out = [*runs.attrs[DAMAGED]]
     for row in runs[runs["changed"] != ""].itertuples():
-        reason = f"{row.changed} changed after the run finished, by the digest in its {STATUS}"
+        reason = f"{row.changed} changed after the run finished, as its {STATUS} shows"
         left_out.append(f"{row.folder}: {reason}")
     for line in left_out:
         log.warning("left out: %s", line)
@@ -174,7 +176,7 @@ def merged(before: Summaries, more: Summaries) -> Summaries:
 
 
 def _with_names_of(before: Summaries, more: Summaries) -> Summaries:
-    """The second summaries, whose arms have the names of the same arms in the first."""
+    """``more``, with each arm called as the same arm is in ``before``."""
     rows = zip(before.runs["study"], before.runs["settings"], before.runs["arm"], strict=True)
     names = {(study, settings): name for study, settings, name in rows}
     rows = zip(more.runs["study"], more.runs["settings"], more.runs["arm"], strict=True)

@@ -65,7 +65,7 @@ def _signed(value: float) -> str:
 
 
 def verdict_table(verdicts: list[Verdict], summaries: Summaries) -> pd.DataFrame:
-    """One row a claim, study and round, in text."""
+    """One row per claim, study and round, in text."""
     rows = []
     for verdict in verdicts:
         claim = verdict.claim
@@ -115,7 +115,8 @@ def _verdict(verdict: Verdict) -> str:
 def _look_or_price(verdict: Verdict) -> str:
     """The look of a verdict, or the price of a claim that is not resolved; empty for neither.
 
-    Prices are those of the t test. A claim that is not resolved by another test has its name.
+    A price is known only for the t test. If a claim with another test is not resolved, the name of
+    the test is given instead.
     """
     if verdict.look and (verdict.verdict in DECIDED or verdict.look < verdict.looks):
         return f"look {verdict.look} of {verdict.looks}"
@@ -145,7 +146,7 @@ def _count(verdict: Verdict) -> str:
 
 
 def short_table(declarations: list[Declaration], verdicts: list[Verdict]) -> pd.DataFrame:
-    """One row a claim of each file's main study, in text.
+    """One row per claim of each file's main study, in text.
 
     A row has the measurement, the verdict, and the verdicts of other rounds and studies.
     """

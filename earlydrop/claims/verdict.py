@@ -1,4 +1,4 @@
-"""Verdicts: the words for what the runs say of a claim, and the numbers behind them."""
+"""The verdict of some runs on a claim: a word, and the numbers that it rests on."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ class Verdict:
         expected: The number of declared seeds.
         paired: The paired difference; None without two seeds.
         smallest: The smallest effect that matters, in the metric's units; None without two seeds.
-        p: p-value of the test that decided, after Holm; where none did, that of the difference.
+        p: p-value of the test that decided, after Holm. If none did, that of the test that would
+            confirm the claim.
         price: The seeds and time that would resolve a claim that is not resolved; None also where
             its differences do not scatter.
         verdict: ``reproduced``, ``opposite``, ``absent``, ``not resolved``, ``incomplete`` or
             ``not run``.
         bootstrap: 95% interval by bootstrap (BCa), from 20 seeds on.
         fingerprints: The fingerprints of its runs.
-        remark: The settings in which the runs differ from the declaration; empty for none.
+        remark: The settings in which the runs differ from the declaration, or the reason why a run
+            has no value; empty for none.
         seconds: The time of a run of each of its two arms.
         look: The look at which it was judged, from 1; 0 where no looks are declared.
         looks: The number of declared looks.

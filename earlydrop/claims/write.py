@@ -62,8 +62,8 @@ def write_findings(
     """Judge a set of claims, and write its summaries, tables, figures and page.
 
     The files are ``table.md``, ``table.csv``, ``short.md``, ``studies.md``, ``fingerprints.csv``,
-    ``findings.html``, ``figures/`` and, of the findings, ``answer.md``; where ``folder`` holds
-    runs, also their summaries.
+    ``findings.html`` and ``figures/``. The set ``findings`` also has ``answer.md``. If ``folder``
+    holds runs, their summaries are written too.
 
     Args:
         folder: A folder of runs, or of summaries of runs.
@@ -120,8 +120,11 @@ def _summaries(
     if claims == "findings":
         studies.update(MAPS)
     further = collect(folder, studies) if has_runs else read_summaries(folder)
-    (merged(read_summaries(out), further) if add else further).write(out)
-    return read_summaries(out), further.left_out
+    left_out = further.left_out
+    if add:
+        further = merged(read_summaries(out), further)
+    further.write(out)
+    return read_summaries(out), left_out
 
 
 def _notes(declarations: list[Declaration], summaries: Summaries) -> list[str]:

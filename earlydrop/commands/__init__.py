@@ -11,8 +11,8 @@ from collections.abc import Callable
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Make a function a console command.
 
-    It prints on any terminal, ends quietly when its output is cut, and reports an error that the
-    user can correct in one line.
+    The command prints on any terminal and ends quietly when its output is closed. For an error that
+    the user can correct, it prints one line.
     """
 
     @functools.wraps(main)
@@ -35,10 +35,3 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             raise SystemExit(f"error: {error}") from None
 
     return run
-
-
-def duration(seconds: float) -> str:
-    """A time in words."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -81,8 +81,8 @@ def citation(run: Path) -> str:
     """
     for name in changed_files(run):
         if name in MADE_FROM:
-            digest = f"the digest in its {STATUS}: one of them was changed"
-            raise DamagedFileError(f"{run / name} is not what the run wrote, by {digest}")
+            digest = f"its digest in {STATUS}: one of the two was changed after the run"
+            raise DamagedFileError(f"{run / name} does not match {digest}")
     provenance = read_provenance(run)
     config = read_config(run)
     version, commit = provenance["earlydrop"], provenance["commit"]

@@ -50,8 +50,8 @@ def main() -> None:
     elif arguments.power:
         _print_power(folder, claims)
     else:
-        own = folder if (folder / RUNS).is_file() else folder / claims
-        out = arguments.out or own
+        default_out = folder if (folder / RUNS).is_file() else folder / claims
+        out = arguments.out or default_out
         if arguments.add and not (out / RUNS).is_file():
             remedy = "give the folder of earlier summaries with --out"
             parser.error(f"--add: {out} has no {RUNS} to add to; {remedy}")
@@ -141,7 +141,7 @@ def _print_power(folder: Path, claims: str) -> None:
     if len(table):
         print(table.to_string(index=False, float_format="%.4g"))
     else:
-        print("no claim has both its arms on label seeds here")
+        print(f"{folder}: no claim has two label seeds that finished in both of its arms")
 
 
 def _write(folder: Path, out: Path, claims: str, add: bool) -> None:
@@ -160,7 +160,7 @@ def _print_next(finding: str, folder: Path, claims: str) -> None:
     tested = claims_of(declarations, finding, study=None)
     with_looks = [place for place in tested if place.declaration.looks is not None]
     if not with_looks:
-        reason = "its rounds are judged when they are whole"
+        reason = "its rounds are judged once, when all their seeds have finished"
         raise SystemExit(f"error: no file that claims {finding} declares looks: {reason}")
     try:
         summaries = summaries_in(folder, declarations)
@@ -196,15 +196,15 @@ def _sweep(config: Config, seeds: tuple[int, ...]) -> str:
 
 
 def _repeat(finding: str, study: str | None, seeds: int | None, out: Path, claims: str) -> None:
-    """Repeat a finding where it is claimed, and print each verdict below the published one.
+    """Repeat a finding in each study that claims it; print the verdicts below the published ones.
 
     Raises:
-        SystemExit: Some runs failed, with code 1; the same command tries them again.
+        SystemExit: With code 1 if some runs failed. The same command tries them again.
     """
     declarations = load_declarations(claims_folder(claims))
     results = results_folder()
     published = results / claims if results is not None else None
-    whole = True
+    all_judged = True
     for place in claims_of(declarations, finding, study):
         rounds = place.study.rounds
         count = seeds or len(rounds.get(FIRST) or next(iter(rounds.values())))
@@ -215,7 +215,7 @@ def _repeat(finding: str, study: str | None, seeds: int | None, out: Path, claim
         begin(notes, fresh)
         verdicts = repeat(place.declaration, place.study, place.claims, seeds=fresh, out=out)
         if any(verdict.verdict in UNJUDGED for verdict in verdicts):
-            whole = False
+            all_judged = False
         else:
             notes.unlink()
         if published is not None and (published / RUNS).is_file():
@@ -224,7 +224,7 @@ def _repeat(finding: str, study: str | None, seeds: int | None, out: Path, claim
         table = verdict_table(verdicts, summaries_in(out, declarations, published))
         with pd.option_context(*_WIDE):
             print(table.drop(columns=["compared", "model"]).to_string())
-    if not whole:
+    if not all_judged:
         raise SystemExit(1)
 
 

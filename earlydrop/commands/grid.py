@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earlydrop.commands import duration
+from earlydrop.training.names import format_duration
 
 if TYPE_CHECKING:
     from earlydrop.training.cost import Cost
@@ -50,7 +50,9 @@ def plan_grid(config: Any) -> int:
         try:
             flat_values, settings = _composed(overrides, joblib=_at_once(config) > 1)
             plan = make_plan(settings)
-            _measured(plan, flat_values, costs)
+            key = _key(plan, flat_values)
+            if key not in costs:
+                costs[key] = _estimated(plan)
         except (ConfigError, OSError) as error:
             refused.setdefault(str(error), []).append(" ".join(overrides))
             continue
@@ -76,7 +78,8 @@ def _jobs(config: Any) -> list[list[str]]:
     if not target.endswith("BasicSweeper"):
         sweeper = target.rpartition(".")[2]
         instead = "plan one of them, without -m"
-        raise ConfigError(f"mode is 'plan': {sweeper} chooses its jobs as it goes; {instead}")
+        chooses = f"{sweeper} chooses each job from the results of earlier ones"
+        raise ConfigError(f"mode is 'plan': {chooses}; {instead}")
     params = [f"{key}={value}" for key, value in dict(config.hydra.sweeper.params or {}).items()]
     words = [*params, *config.hydra.overrides.task]
     try:
@@ -130,24 +133,22 @@ def _like(values: Mapping[str, Any]) -> str:
 
 
 def _key(plan: Plan, values: Mapping[str, Any]) -> str:
-    """What runs of one cost share: whether anything drops, of which kind, and other values."""
+    """A text that is equal for runs of equal cost: whether they drop, their kind, and `_like`."""
     return f"{plan.schedule.peak > 0} {plan.config.schedule.kind} {_like(values)}"
 
 
-def _measured(plan: Plan, values: Mapping[str, Any], costs: dict[str, Cost]) -> None:
-    """Time one run of each cost; refuse a model that cannot do what its run says."""
+def _estimated(plan: Plan) -> Cost:
+    """Time a few steps of a run; raise if its model cannot run a forward."""
     import torch
 
     from earlydrop.training.cost import estimate
     from earlydrop.training.prepare import scheduled_model, try_forward
 
-    if _key(plan, values) in costs:
-        return
     if plan.config.threads is not None:
         torch.set_num_threads(plan.config.threads)
     model, _ = scheduled_model(plan)
     try_forward(model, plan)
-    costs[_key(plan, values)] = estimate(plan)
+    return estimate(plan)
 
 
 def _print(
@@ -198,16 +199,21 @@ def _print_total(
         took = cost.training + cost.evaluation + cost.probes
         seconds += took
         hours += took * workers_of(plan) / 3600
-        disk += cost.checkpoint * (3 if plan.config.trainer.stop_metric is not None else 2)
+        keeps_best = plan.config.trainer.stop_metric is not None
+        disk += cost.checkpoint * (2 + keeps_best)
     first = jobs[0][0]
     free = shutil.disk_usage(existing(Path(first.config.out).expanduser())).free
     finished = len(jobs) - len(left)
     before = f" ({finished} more are finished)" if finished else ""
     side = min(at_once, len(left))
-    how = f" with {side} side by side, {duration(seconds)} one after another" if side > 1 else ""
+    how = (
+        f" with {side} side by side, {format_duration(seconds)} one after another"
+        if side > 1
+        else ""
+    )
     unit = "GPU hours" if first.device.type == "cuda" else "hours"
     print(
-        f"total        {len(left)} runs{before}, {duration(seconds / max(side, 1))}{how}, "
+        f"total        {len(left)} runs{before}, {format_duration(seconds / max(side, 1))}{how}, "
         f"{hours:.3g} {unit}; {in_bytes(disk)} of disk, {in_bytes(free)} free"
     )
 

@@ -22,8 +22,8 @@ def show_help(arguments: list[str]) -> None:
     """Print the meaning of configuration keys.
 
     Args:
-        arguments: Those of the command: ``--help-key`` and names of keys or groups; all keys
-            without any.
+        arguments: Those of the command: ``--help-key`` and names of keys or groups. Without a name,
+            all keys are printed.
 
     Raises:
         SystemExit: A name is neither a key nor a group.

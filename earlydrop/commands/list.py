@@ -1,4 +1,4 @@
-"""``earlydrop list``: the studies, how long each takes, and how many of its runs are here."""
+"""``earlydrop list``: the studies, how long each takes, and how many of its runs exist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from earlydrop.training.names import study_folder
 from earlydrop.training.record.folder import STATUS, read_status
 
 TIMES = "times.yaml"
-"""In a folder of configurations: how long each of its studies takes, by the study's name."""
+"""The file in a folder of configurations that says how long each study takes, by its name."""
 
 
 class Listed(NamedTuple):
@@ -25,8 +25,8 @@ class Listed(NamedTuple):
 
     Attributes:
         name: What ``experiment=`` takes.
-        time: How long it takes; empty if nobody said.
-        done: How many of its runs are here, by their state; empty if there are none.
+        time: How long it takes; empty if its folder does not say.
+        done: How many of its runs are below ``out``, by their state; empty if there are none.
         what: The first sentence of its header.
     """
 
@@ -59,7 +59,7 @@ def _times(folder: Path) -> dict[str, str]:
     """How long the studies of a folder take, by name.
 
     Raises:
-        ValueError: The file of times is not names with texts.
+        ValueError: The file does not map names to texts.
     """
     file = folder / TIMES
     times = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -70,7 +70,7 @@ def _times(folder: Path) -> dict[str, str]:
 
 
 def _done(out: str, study: str | None) -> str:
-    """How many runs of a study are here, by their state."""
+    """How many runs of a study are below ``out``, by their state."""
     if not study:
         return ""
     folders = [status.parent for status in sorted(study_folder(out, study).glob(f"*/{STATUS}"))]

@@ -35,14 +35,14 @@ _MOST_POINTS = 16_000
 
 
 class Report(NamedTuple):
-    """What was written of a folder.
+    """The content of a report.
 
     Attributes:
-        table: Its arms.
+        table: One row per arm.
         trouble: A line for each run that is not finished or cannot be read.
         figures: The files of the figures.
         runs: The runs.
-        lines: What they show of the claims.
+        lines: The verdicts on the claims about the studies of these runs.
     """
 
     table: pd.DataFrame
@@ -84,9 +84,9 @@ def write_report(folder: Path) -> Report:
 
 
 def what_it_shows(runs: pd.DataFrame) -> list[str]:
-    """What the runs show of the claims that are declared for their studies.
+    """The verdicts on the claims that are declared for the studies of these runs, as lines.
 
-    Nothing where none are declared, or where they cannot be told apart.
+    Empty if no claim is declared. If the claims cannot be judged, the one line gives the error.
     """
     try:
         histories = [load_history(folder) for folder in runs["folder"]]
@@ -117,7 +117,7 @@ def _save(
 
 
 def _points(runs: pd.DataFrame, found: Mapping[str, Mapping[str, Paired]]) -> list[Markup]:
-    """The paired differences as parts of the page, a figure a metric."""
+    """The paired differences as parts of the page, one figure per metric."""
     figures = []
     for number, (heading, points) in enumerate(differences_by_metric(found).items()):
         figure = points_figure(

@@ -42,9 +42,10 @@ def first_difference(
     for old, new in zip(before, after, strict=False):
         if old != new:
             name = next(key for key in [*old, *new] if old.get(key) != new.get(key))
-            return f"step {old['step']:g}, {name}: {old.get(name)} there, {new.get(name)} here"
+            values = f"{old.get(name)} in the run, {new.get(name)} in its repetition"
+            return f"step {old['step']:g}, {name}: {values}"
     if len(before) != len(after):
-        return f"{len(before)} lines there, {len(after)} here"
+        return f"{len(before)} lines in the run, {len(after)} in its repetition"
     return None
 
 
@@ -95,11 +96,11 @@ def _check_finished(run: Path) -> None:
         instead = f"give one of them, such as {runs[0]}"
         raise ConfigError(f"{run} is a folder of {len(runs)} runs: {instead}")
     if read_status(run).get("state") != "finished":
-        state = f"is not a finished run, by its {STATUS}"
+        state = f"is not a finished run according to its {STATUS}"
         raise ConfigError(f"{run} {state}: there is nothing to compare with")
     for name in changed_files(run):
-        changed = f"{run / name} is not what the run wrote, by the digest in its {STATUS}"
-        print(f"warning: {changed}", file=sys.stderr)
+        changed = "was changed after the run: it does not match its digest in"
+        print(f"warning: {run / name} {changed} {STATUS}", file=sys.stderr)
 
 
 def _check_trusted(run: Path, config: Config, trust: bool) -> None:

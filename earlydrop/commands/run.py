@@ -42,7 +42,7 @@ def _job(config: DictConfig) -> dict[str, Any] | float:
     from earlydrop.training.endings import Interrupted
     from earlydrop.training.record.failures import forget_failures
 
-    terminal.print_on_any_terminal()  # a sweep's worker does not pass main()
+    terminal.print_on_any_terminal()  # a worker of a sweep does not run main()
     hydra = HydraConfig.get()
     multirun = str(hydra.mode).endswith("MULTIRUN")
     study: Path | None = None
@@ -76,12 +76,25 @@ def _job(config: DictConfig) -> dict[str, Any] | float:
             _note_failure(study, list(hydra.overrides.task), str(error))
         return math.nan if config.get("objective") else {"state": "failed"}
     finally:
-        reported = study is not None and (trains or failed)
-        done = sweep.Done(str(study) if reported else None, failed)
         if multirun and sweep.is_first_worker():
-            progress = sweep.note_done(hydra.job.num, done)
-            if progress is not None:
-                print(progress, flush=True)
+            reported = study if trains or failed else None
+            _note_end(hydra.job.num, reported, failed)
+
+
+def _note_end(job: int, study: Path | None, failed: bool) -> None:
+    """Note that a job of a sweep has ended, and print how far the sweep is.
+
+    Args:
+        job: Its number.
+        study: The folder of its study; None for a study that the sweep does not report.
+        failed: Whether it failed.
+    """
+    from earlydrop.commands import sweep
+
+    done = sweep.Done(None if study is None else str(study), failed)
+    progress = sweep.note_done(job, done)
+    if progress is not None:
+        print(progress, flush=True)
 
 
 def _settings(config: DictConfig, job: int | None) -> tuple[Any, Path]:
@@ -127,7 +140,7 @@ def _run(settings: Any, multirun: bool, overrides: Iterable[str]) -> dict[str, A
 
 
 def _result_or_objective(result: dict[str, Any], objective: str | None) -> dict[str, Any] | float:
-    """What a job returns: its objective if it has one, for a sweeper that optimises."""
+    """The return value of a job: its objective if it has one, for a sweeper that optimises."""
     if objective is None:
         return result
     if objective not in result:
@@ -267,6 +280,29 @@ def _wait_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+def _for_hydra(arguments: list[str]) -> list[str]:
+    """The arguments of the command, as Hydra takes them.
+
+    Raises:
+        SystemExit: An argument has a mistake.
+    """
+    from earlydrop.training.overrides import config_dirs, mistake, with_own_keys
+
+    flags = [argument for argument in arguments if argument in ("-m", "--multirun")]
+    others = [argument for argument in arguments if argument not in flags]
+    arguments = flags + others  # argparse wants the flags in front
+    wrong = mistake(arguments)
+    if wrong is not None:
+        raise SystemExit(f"error: {wrong}")
+    arguments = with_own_keys(arguments)
+    if any(flag in arguments for flag in ("-sc", "--shell-completion")):
+        # The command line to complete may name a folder of configurations.
+        typed = config_dirs(os.environ.get("COMP_LINE", "").split())
+        if typed and typed[0].is_dir():
+            arguments += ["--config-dir", str(typed[0])]
+    return arguments
+
+
 def main() -> None:
     """Train, evaluate or plan a run; or, with ``-m``, sweep over many."""
     from earlydrop.commands import command, help_key, terminal
@@ -287,22 +323,10 @@ def main() -> None:
 
     from earlydrop.commands.hydra_parser import accept_lazy_help
     from earlydrop.training.compose import conf_folder, one_line, register_schema
-    from earlydrop.training.overrides import config_dirs, mistake, with_own_keys
 
     if sys.argv[1:2] == ["list"]:
         return _list(sys.argv[2:])
-    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
-    others = [argument for argument in sys.argv[1:] if argument not in flags]
-    sys.argv[1:] = flags + others  # argparse wants the flags in front
-    wrong = mistake(sys.argv[1:])
-    if wrong is not None:
-        raise SystemExit(f"error: {wrong}")
-    sys.argv[1:] = with_own_keys(sys.argv[1:])
-    if any(flag in sys.argv for flag in ("-sc", "--shell-completion")):
-        # The command line to complete may name a folder of configurations.
-        typed = config_dirs(os.environ.get("COMP_LINE", "").split())
-        if typed and typed[0].is_dir():
-            sys.argv += ["--config-dir", str(typed[0])]
+    sys.argv[1:] = _for_hydra(sys.argv[1:])
     register_schema()
     accept_lazy_help()
     conf = str(conf_folder())

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 
-from earlydrop.commands import duration
+from earlydrop.training.names import format_duration
 from earlydrop.training.record.failures import process_runs
 from earlydrop.training.record.files import replace, why
 
@@ -65,8 +65,8 @@ class SweepCallback(Callback):
         chooses = not str(config.hydra.sweeper.get("_target_", "")).endswith("BasicSweeper")
         if chooses and config.get("objective") is None:
             raise SystemExit(
-                "error: this sweeper chooses its runs by what earlier ones gave: say which metric "
-                "with objective=, such as objective=test/accuracy "
+                "error: this sweeper chooses its runs from the results of earlier ones: say which "
+                "metric with objective=, such as objective=test/accuracy "
                 "hydra.sweeper.direction=maximize"
             )
         folder = Path(config.hydra.sweep.dir)
@@ -113,7 +113,7 @@ def become_worker() -> None:
 
 
 def is_first_worker() -> bool:
-    """Whether this process notes the end of its job."""
+    """Whether this process is the first worker of its job, which notes the job's end."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -156,10 +156,10 @@ def note_done(job: int, done: Done) -> str | None:
     total, elapsed = sweep["jobs"], time.time() - sweep["start"]
     ended = len(list(notes.glob("*.json")))
     if total is None:
-        return f"sweep: {ended} jobs done in {duration(elapsed)}"
+        return f"sweep: {ended} jobs done in {format_duration(elapsed)}"
     seconds = elapsed / ended * (total - ended)
-    left = f", about {duration(seconds)} left" if ended < total else ""
-    return f"sweep: {ended} of {total} jobs done in {duration(elapsed)}{left}"
+    left = f", about {format_duration(seconds)} left" if ended < total else ""
+    return f"sweep: {ended} of {total} jobs done in {format_duration(elapsed)}{left}"
 
 
 def finish() -> list[Done] | None:
@@ -182,10 +182,11 @@ def finish() -> list[Done] | None:
 def end_workers(kill: bool) -> None:
     """End joblib's workers, without waiting for them.
 
-    Python's exit would wait: after a Ctrl-C that joblib does not see, until all runs are done.
+    At its exit Python would wait for them. After a Ctrl-C that joblib does not see, that would be
+    until all runs are done.
 
     Args:
-        kill: End them at once, or else each when it has nothing left to do.
+        kill: End them at once. Otherwise each ends when it has nothing left to do.
     """
     loky = sys.modules.get("joblib.externals.loky.reusable_executor")
     executor = getattr(loky, "_executor", None)
@@ -212,5 +213,5 @@ def end_with_parent() -> None:
         time.sleep(_GRACE)
         os._exit(143)
 
-    if os.getppid() == sweep["pid"]:  # not with launchers whose jobs are no children
+    if os.getppid() == sweep["pid"]:  # not if the launcher's jobs are no child processes
         threading.Thread(target=watch, name=name, daemon=True).start()

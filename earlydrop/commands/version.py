@@ -1,4 +1,4 @@
-"""``earlydrop --version --verbose``: what a report of a problem needs."""
+"""``earlydrop --version --verbose``: the version, the machine and the packages."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def write_weights(weights: dict[str, Tensor], file: Path) -> None:
 
     Args:
         weights: Tensors by name.
-        file: Where; its ending says which of the two.
+        file: The file to write; its ending selects the format.
 
     Raises:
         ConfigError: Its name has another ending.

@@ -1,6 +1,6 @@
 """Arguments of a user's function, from the keys of a configuration.
 
-They are typed by the function's annotations; unknown ones are refused by name.
+Values are converted to the types of the function's annotations. Unknown arguments are refused.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ def arguments(
         name: The function's name in the configuration.
         function: The function or class.
         given: ``<group>.args``.
-        offered: Further values that a parameter takes if it has this name.
+        offered: Further values by name, for parameters of that name that ``given`` lacks.
         positional: How many leading parameters the caller fills in itself.
 
     Raises:
-        ConfigError: An argument that it does not take, one of another type, or one that it needs
-            and nobody gave.
+        ConfigError: An argument is unknown, has the wrong type, or is required and missing.
     """
     first = _parameters(group, name, function)[:positional]
     in_front = [parameter for parameter in first if parameter.kind in _IN_FRONT]
@@ -115,10 +114,10 @@ def _takes(parameters: list[inspect.Parameter]) -> dict[str, inspect.Parameter]:
 def fit(value: Any, kind: Any, key: str) -> Any:
     """Convert a value to the type that an annotation asks for.
 
-    A value of any other than the plain types stays as it is.
+    If the annotation is not a plain type, the value stays as it is.
 
     Raises:
-        ConfigError: It is of another type.
+        ConfigError: The value has another type.
     """
     fitted = _fitted(value, kind)
     if fitted is _WRONG:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 class WeightAverage:
     """Averaged weights: a' = decay · a + (1 − decay) · w after every step, from the first on.
 
-    This is the average of timm's ``ModelEma`` without its warm-up, as the recipes of ConvNeXt take
+    This is the average of timm's ``ModelEma`` without its warm-up, as the recipes of ConvNeXt use
     it (Liu et al. 2022, arXiv:2201.03545, appendix A.1). Buffers in floating point, such as the
-    statistics of BatchNorm, are averaged too; others are copied.
+    statistics of BatchNorm, are averaged too; other buffers are copied.
 
     Args:
-        model: The model in training. It is never changed, but within `in_place`.
+        model: The model in training. Only `in_place` changes it.
         decay: In [0, 1).
     """
 
@@ -44,7 +44,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the model's present weights; nothing of it waits for the device."""
+        """Update the averages with the model's present weights, without waiting for the device."""
         averages: list[Tensor] = []
         weights: list[Tensor] = []
         for weight, average in self._pairs():
@@ -58,7 +58,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within it the model has the averaged weights; after it its own again, to the bit."""
+        """Context in which the model has the averaged weights. Its own are restored exactly."""
         self._exchange()
         try:
             yield
@@ -84,7 +84,7 @@ class WeightAverage:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a model's state by name; anything else in it is no weight."""
+    """The tensors of a model's state dict by name. Other entries are left out."""
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
             yield name, value

@@ -14,7 +14,7 @@ from earlydrop.training.keys import OPEN, keys
 from earlydrop.training.names import printable, slug
 from earlydrop.training.profile import profile_window
 from earlydrop.training.record.trackers import missing
-from earlydrop.training.schedule_config import drops, own_schedule, parse_schedule
+from earlydrop.training.schedule_config import drops, is_own_schedule, parse_schedule
 
 
 def check(config: Config) -> None:
@@ -31,8 +31,8 @@ def check(config: Config) -> None:
     check_extra(config.data)
     if config.checkpoint is not None and config.mode != "eval":
         raise ConfigError(
-            f"checkpoint is {config.checkpoint!r}: it says what mode=eval evaluates; a run goes on "
-            "from its own checkpoints"
+            f"checkpoint is {config.checkpoint!r}: expected mode=eval; otherwise leave "
+            "it null, since a run resumes from its own checkpoints"
         )
     if config.optim.min_lr > config.optim.lr:
         raise ConfigError(
@@ -46,8 +46,8 @@ def check(config: Config) -> None:
         )
     if config.probe.at and config.probe.curvature and config.optim.name != "adamw":
         raise ConfigError(
-            f"probe.curvature is true: optim.name is {config.optim.name}, expected adamw, whose "
-            "update and preconditioner it measures along"
+            f"probe.curvature is true: optim.name is {config.optim.name}, expected adamw; the "
+            "curvature is measured along AdamW's update"
         )
     _check_splits(config)
     _check_objective(config)
@@ -56,7 +56,7 @@ def check(config: Config) -> None:
     if config.probe.compare and config.probe.at and config.schedule.rate <= 0 and not drops(config):
         raise ConfigError(
             f"probe.compare is true: schedule.rate is {config.schedule.rate:g}, expected the rate "
-            "to compare with"
+            "to compare with, above 0"
         )
     _check_trainer(config)
 
@@ -65,7 +65,7 @@ def _check_values(config: Config) -> None:
     """Every value is one of its choices, inside its bounds, finite, and UTF-8."""
     for name, key in keys().items():
         value = key.of(config)
-        takes_any = name == "schedule.name"  # a user's own schedule is looked at with the plan
+        takes_any = name == "schedule.name"  # a user's schedule is checked when the plan is made
         if key.choices and value not in key.choices and not takes_any:
             choices = ", ".join(str(choice) for choice in key.choices if choice is not None)
             raise ConfigError(f"{name} is {value!r}: expected one of {choices}")
@@ -117,7 +117,7 @@ def _check_trainer(config: Config) -> None:
 
 
 def _check_objective(config: Config) -> None:
-    """The metric that a sweeper optimises has to be measured in every run."""
+    """Refuse an objective that is not measured in every run."""
     name = config.objective
     if name is None or name.removeprefix("ema/") in metrics_of(config.data):
         return
@@ -141,7 +141,7 @@ def _check_objective(config: Config) -> None:
 
 
 def _check_tracking(config: Config) -> None:
-    """A tracker is installed, and sends only where it can."""
+    """Refuse a tracker that is not installed, or ``tracking=online`` where it cannot send."""
     mode, backend = config.tracking.mode, config.tracking.backend
     if mode == "off" or backend == "wandb":
         return
@@ -154,14 +154,14 @@ def _check_tracking(config: Config) -> None:
         )
     if mode == "online" and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise ConfigError(
-            f"{said}, tracking is online: MLFLOW_TRACKING_URI does not say where to; set it, or "
-            "use tracking=offline"
+            f"{said}, tracking is online: MLFLOW_TRACKING_URI is not set; set it to the server's "
+            "address, or use tracking=offline"
         )
 
 
 def _check_schedule(config: Config) -> None:
-    """A schedule of ours refuses its own values; a user's is looked at with the plan."""
-    if not own_schedule(config):
+    """Check the values of a built-in schedule. A user's is checked when the plan is made."""
+    if not is_own_schedule(config):
         try:
             parse_schedule(config.schedule)
         except ValueError as error:
@@ -169,20 +169,19 @@ def _check_schedule(config: Config) -> None:
 
 
 def _check_path_rate(config: Config) -> None:
-    """A second peak needs two kinds of sites, and a schedule whose peak is one number."""
+    """Refuse ``schedule.path_rate`` unless it sets a second peak beside ``schedule.rate``."""
     schedule = config.schedule
     if schedule.path_rate is None:
         return
     given = f"schedule.path_rate is {schedule.path_rate:g}"
     if schedule.kind != "all":
         raise ConfigError(
-            f"{given}: it is the peak of the path sites beside schedule.rate, the peak of the unit "
-            "sites, and needs schedule.kind=all; "
+            f"{given}: as a second peak, for the path sites, it needs schedule.kind=all; "
             f"schedule.kind is {schedule.kind!r}, so leave it null"
         )
     if drops(config) and not keys()["schedule.rate"].used(config):
         raise ConfigError(
-            f"{given}: schedule={schedule.name} has no schedule.rate beside which it could stand; "
+            f"{given}: schedule={schedule.name} has no schedule.rate, so it takes no second peak; "
             "leave it null"
         )
     if schedule.path_rate == 0:
@@ -197,8 +196,10 @@ def _check_path_rate(config: Config) -> None:
 
 
 def _check_arguments(config: Config) -> None:
-    """The arguments of a user's code are plain values under plain names."""
-    for key in (key for key in OPEN if key.endswith(".args")):
+    """Refuse an argument of a user's code with an invalid name or a nested value."""
+    for key in OPEN:
+        if not key.endswith(".args"):
+            continue
         for name, value in keys()[key].of(config).items():
             if not str(name).isidentifier():
                 raise ConfigError(
@@ -215,17 +216,17 @@ _NOT_IN_PROJECTS = "/\\#?%:"  # characters that W&B refuses in the name of a pro
 
 
 def _check_names(config: Config) -> None:
-    """Names become folders and titles on the dashboard: each is one plain word or phrase."""
+    """Check the names that become folders or titles on the dashboard."""
     for key, name in (("study", config.study), ("label", config.label)):
-        if name is not None and (
-            not name.strip(" .") or any(c in "/\\" or not c.isprintable() for c in name)
-        ):
+        if name is None:
+            continue
+        has_bad_character = any(c in "/\\" or not c.isprintable() for c in name)
+        if has_bad_character or not name.strip(" ."):
             raise ConfigError(
                 f"{key} is {name!r}: expected one plain name for a folder, without / and not only "
                 "dots"
             )
-        if name is not None:
-            slug(name, key)
+        slug(name, key)
     refused = [c for c in config.project if c in _NOT_IN_PROJECTS or not c.isprintable()]
     if not 0 < len(config.project) <= 128 or refused:
         raise ConfigError(

@@ -19,7 +19,7 @@ def _one_line(x: Tensor) -> Tensor:
 
 
 def compiled(model: nn.Module, options: TrainerConfig) -> nn.Module:
-    """Compile a model in the mode of its run; its weights are the model's own."""
+    """Compile a model in the mode of its run. The compiled model shares the model's weights."""
     more: dict[str, Any] = (
         {} if options.compile_mode == "default" else {"mode": options.compile_mode}
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from earlydrop.training.config import Config
 from earlydrop.training.fields import ConfigError
-from earlydrop.training.keys import as_now, expected, keys
+from earlydrop.training.keys import expected, keys, upgraded
 from earlydrop.training.plugins import installed
 from earlydrop.training.schedule_config import schedule_options
 
@@ -35,7 +35,7 @@ def results_folder() -> Path | None:
 
 
 def register_schema() -> None:
-    """Give Hydra the schema, and an option for every registered schedule without a file."""
+    """Give Hydra the schema, and options for schedules and installed names without a file."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
@@ -55,12 +55,12 @@ def register_schema() -> None:
 
 
 def _study_folder(out: str, study: str) -> str:
-    """The folder of a sweep's own files: the study's."""
+    """The folder of a sweep's files, which is the study's folder."""
     from earlydrop.training.names import study_folder
 
     try:
         return str(study_folder(out, study))
-    except ConfigError:  # each job says so
+    except ConfigError:  # each job reports the error
         return str(Path(out).expanduser())
 
 
@@ -70,11 +70,10 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def compose_one(overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Compose one run; errors of a command line, and sweeps, are refused.
+    """Compose the configuration of one run. Sweeps are refused.
 
     Raises:
-        ConfigError: A key or an option that there is not, a value that cannot be, several values of
-            a key.
+        ConfigError: An unknown key or option, an impossible value, or several values for one key.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -150,7 +149,7 @@ def _literal(value: Any) -> Any:
 
 
 def literal(text: str) -> str:
-    """A text in which ``${`` means itself to OmegaConf."""
+    """Escape ``${`` so that OmegaConf reads it literally."""
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
@@ -165,7 +164,7 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
 
     try:
         config = OmegaConf.to_object(
-            OmegaConf.merge(OmegaConf.structured(Config), _literal(as_now(values)))
+            OmegaConf.merge(OmegaConf.structured(Config), _literal(upgraded(values)))
         )
     except OmegaConfBaseException as error:
         raise ConfigError(

@@ -17,7 +17,7 @@ from earlydrop.training.schedule_config import ScheduleConfig, drops
 IMAGE_FOLDERS = ("imagefolder", "shards", "huggingface")
 """Datasets that are read image by image, with the released augmentation."""
 DRAWN = ("glyphs", "text")
-"""Datasets that are not shifted and flipped: endless images, with maps of their own, and text."""
+"""Datasets that are not shifted or flipped: glyphs, which are drawn distorted, and text."""
 
 
 def _folder(config: Config) -> bool:
@@ -63,7 +63,7 @@ class ModelConfig:
     args: dict[str, Any] = _key({})
     """Arguments of a model of timm, torchvision or your own, such as ``+model.args.width=64``."""
     pretrained: str | None = _key()
-    """A file of weights to begin with; a head for another number of classes is made new."""
+    """A file of initial weights. A head for another number of classes is newly initialised."""
 
 
 @dataclass
@@ -76,8 +76,8 @@ class DataConfig:
     root: str | None = _key(None, MACHINE, cited=True)
     """Folder of the data; null is the embedded copy, or ``~/.cache/earlydrop/data``."""
     train_images: int | None = _key(bounds="positive", used=lambda config: not _folder(config))
-    """Number of training images to keep: a stratified subset; of a text, its first contexts; of
-    endless images, the size of the fixed set that stands for them. Null is all."""
+    """Number of training images to keep: a stratified subset; for a text, its first contexts; for
+    glyphs, the size of the fixed set that replaces endless images. Null is all."""
     image_size: int | None = _key(bounds="positive")
     """Side of the images in pixels; null is the dataset's or the model's own."""
     workers: int = _key(0, MACHINE, bounds="not negative", cited=True)
@@ -86,8 +86,8 @@ class DataConfig:
     """Read every image of a folder once and leave out those that cannot be decoded, instead of
     ending the run at the first."""
     decoder: str = _key("pil", choices=("pil", "torchcodec"), used=_folder)
-    """What decodes and crops images of a folder: Pillow, as in the released code (``pil``), or
-    torchcodec and torchvision, faster and rounded otherwise (``torchcodec``)."""
+    """Libraries that decode and crop images of a folder: Pillow, as in the released code (``pil``),
+    or torchcodec and torchvision, which are faster and round differently (``torchcodec``)."""
     download: bool = _key(False, MACHINE)
     """Fetch a public dataset that is not on this machine into ``data.root``."""
     image: str = _key("image", used=_huggingface)
@@ -119,7 +119,8 @@ class OptimConfig:
     warmup: str = _key("10%")
     """Length of the linear warm-up: steps, epochs (``5ep``) or a share of training (``10%``)."""
     weight_decay: float = _key(0.05, bounds="not negative")
-    """Decoupled weight decay of matrices; biases and norms are not decayed."""
+    """Weight decay of matrices, decoupled for AdamW and added to the gradient for SGD and RMSprop.
+    Biases and norms are not decayed."""
     beta1: float = _key(0.9, bounds="below one", used=_optimizer("adamw"))
     """AdamW's decay rate of the mean gradient."""
     beta2: float = _key(0.999, bounds="below one", used=_optimizer("adamw"))
@@ -132,9 +133,9 @@ class OptimConfig:
     """Largest norm of the whole gradient; a longer one is scaled down to it. Null is no clipping.
     """
     l1: float | None = _key(bounds="positive")
-    """Adds l1 · Σ|w| over the decayed weights to what is minimised, not to the logged loss."""
+    """Adds l1 · Σ|w| over the decayed weights to the minimised loss, not to the logged one."""
     l2: float | None = _key(bounds="positive")
-    """Adds l2 · Σw² over the decayed weights to what is minimised, not to the logged loss."""
+    """Adds l2 · Σw² over the decayed weights to the minimised loss, not to the logged one."""
     max_norm: float | None = _key(bounds="positive")
     """Largest norm of each unit's incoming weights, enforced after every step."""
 
@@ -194,7 +195,7 @@ class ProbeConfig:
     the run's own is 0) and off."""
     curvature: bool = _key(False, CADENCE, used=_probed)
     """Measure the critical sharpness along Adam's update, and the largest eigenvalue of the
-    preconditioned Hessian; some hundred forward and backward passes of one part a probe."""
+    preconditioned Hessian. A probe then needs about a hundred more passes of one part."""
     measures: list[str] = _key([], CADENCE, used=_probed)
     """Further measures of your own, each ``module:function``."""
 
@@ -207,13 +208,13 @@ class EvaluationConfig:
     """The splits that an evaluation reads, and their number of images."""
 
     splits: list[str] = _key(list(SPLITS), CADENCE)
-    """Of ``test``; ``train_eval``, the training objective (augmentation and mixing from one fixed
-    stream) without dropout; ``train_clean``, training images as they are."""
+    """One or more of ``test``; ``train_eval``, the training objective (augmentation and mixing from
+    one fixed stream) without dropout; ``train_clean``, training images without augmentation."""
     train_images: int | None = _key(None, CADENCE, bounds="positive")
     """Number of training images behind ``train_eval`` and ``train_clean``, a fixed subset; null is
     all up to 100,000, else 50,000."""
     interim_images: int | None = _key(None, CADENCE, bounds="positive")
-    """Number of images of every split before the last evaluation, which reads all."""
+    """Number of images of every split in all evaluations but the last. Null is all."""
     batch_size: int = _key(500, CADENCE, bounds="positive")
     """Images that are evaluated at once."""
 
@@ -243,7 +244,7 @@ class TrainerConfig:
     )
     """torch.compile's mode; ``reduce-overhead`` replays CUDA graphs."""
     channels_last: bool = _key(False)
-    """Lay out the weights of convolutions as tensor cores read them."""
+    """Use the channels-last memory format for convolutions, which tensor cores prefer."""
     deterministic: bool = _key(False)
     """Allow torch only algorithms that give the same bits twice, which a GPU does not promise
     otherwise."""
@@ -257,19 +258,19 @@ class TrainerConfig:
     checkpoint_seconds: float = _key(15.0, MACHINE, bounds="not negative", cited=True)
     """Seconds between two checkpoints."""
     stop_metric: str | None = _key(choices=(None, *WATCHED))
-    """Metric whose standstill ends a run early; null is never."""
+    """Metric that ends a run early when it stops improving; null is never."""
     stop_patience: int = _key(
         3, bounds="positive", used=lambda config: config.trainer.stop_metric is not None
     )
     """Evaluations without improvement of ``trainer.stop_metric`` after which a run ends."""
     mc_passes: int | None = _key(None, CADENCE, bounds="positive")
-    """Forwards of Monte Carlo dropout on the test set at the end; null is none."""
+    """Forward passes of Monte Carlo dropout on the test set at the end; null is none."""
     ema: float | None = _key(None, CADENCE, bounds="below one")
     """Decay of an exponential moving average of the weights, such as 0.9999, which is evaluated as
-    ``ema/...``; null is none. It changes nothing of training."""
+    ``ema/...``; null is none. It does not affect training."""
     profile: str | None = _key(None, MACHINE)
-    """Window of steps, such as ``10:20``, whose trace goes into the run's folder, for Perfetto;
-    null is none."""
+    """Steps to trace, such as ``10:20``. The trace is written into the run's folder; open it in
+    Perfetto. Null is none."""
 
 
 @dataclass
@@ -287,7 +288,7 @@ class PlanConfig:
     workers: int | None = _key(None, MACHINE, bounds="positive")
     """Number of workers; null is torchrun's."""
     images_per_second: float | None = _key(None, MACHINE, bounds="positive")
-    """Images that one worker trains a second; null is measured here, briefly."""
+    """Images that one worker trains per second; null measures it briefly on this machine."""
 
 
 def _with_wandb(config: Config) -> bool:
@@ -304,14 +305,14 @@ class TrackingConfig:
     backend: str = _key("wandb", MACHINE, choices=("wandb", "tensorboard", "csv", "mlflow"))
     """Weights & Biases (``wandb``), ``tensorboard``, ``csv`` files, or ``mlflow``."""
     console: bool = _key(False, MACHINE, used=_with_wandb)
-    """Keep in W&B what a run prints."""
+    """Record the console output of a run in W&B."""
     system: bool = _key(False, MACHINE, used=_with_wandb)
-    """Keep W&B's charts of the machine's load."""
+    """Record the load of the machine in W&B."""
 
 
 @dataclass
 class Config:
-    """A whole run."""
+    """The configuration of a run."""
 
     mode: str = _key("train", MACHINE, choices=("train", "eval", "plan"))
     """``train``, ``eval`` (evaluate a checkpoint), or ``plan`` (sites, memory and time, without
@@ -340,11 +341,11 @@ class Config:
     tags: list[str] = _key([], MACHINE)
     """Tags in W&B."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """What is trained."""
+    """The model."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Which images or text."""
+    """The images or text."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    """Which drop rate at which step."""
+    """The drop rate at each step."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and learning rate."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -352,9 +353,9 @@ class Config:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """When gradients are measured."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """What is evaluated."""
+    """The splits to evaluate, and their number of images."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where a run can be watched."""
+    """The dashboards of a run."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """Several workers for one run."""
     plan: PlanConfig = field(default_factory=PlanConfig)

@@ -19,7 +19,7 @@ from earlydrop.training.probes import dataset_images
 from earlydrop.training.record.folder import RunFolder
 from earlydrop.training.trainer import Trainer
 
-_SECONDS = 2.0  # that one timing may take, about
+_SECONDS = 2.0  # approximate longest time of one measurement
 _FORWARD = 1 / 3  # of a training pass: a backward pass takes about two forward ones
 
 
@@ -28,17 +28,17 @@ class Cost(NamedTuple):
 
     Attributes:
         images_per_second: Images that one worker trains per second.
-        measured: Whether it was timed on this machine; else it was given.
-        training: Seconds of training, of all workers side by side.
+        measured: Whether ``images_per_second`` was timed on this machine; else it was given.
+        training: Seconds of training, with all workers in parallel.
         evaluation: Seconds of all evaluations.
         probes: Seconds of all probes.
         weights: Bytes of weights, their average if one is kept, and gradients of a worker.
         optimizer: Bytes of the optimizer's state.
         activations: Bytes that a part of a batch keeps for its backward pass.
         checkpoint: Bytes of a checkpoint.
-        input: Images that one core reads and augments per second; None where none are read.
-        loaders: Processes that read and augment for a worker; with 0 it does so itself, before each
-            part that it trains.
+        input: Images that one core reads and augments per second; None if no files are read.
+        loaders: Loader processes of a worker. With 0, the worker itself reads each part before it
+            trains on it.
     """
 
     images_per_second: float
@@ -59,15 +59,14 @@ class Cost(NamedTuple):
         return self.input is not None and max(self.loaders, 1) * self.input < self.images_per_second
 
     def seconds(self, images: float, passes: float = 1.0) -> float:
-        """Seconds in which one worker gets through some images.
+        """Seconds that one worker needs for a number of images.
 
         Args:
-            images: How many.
-            passes: How many training passes the device's work on each is worth.
+            images: Number of images.
+            passes: Device time of an image, as a multiple of a training pass.
 
         Returns:
-            The time of the slower of device and input path; of both, if one process does the one
-            after the other.
+            The time of the slower of device and input path. Without loader processes, their sum.
         """
         computing = images * passes / self.images_per_second
         if self.input is None:
@@ -87,8 +86,7 @@ def workers_of(plan: Plan) -> int:
 def estimate(plan: Plan, like: Cost | None = None) -> Cost:
     """Time a few training passes and reads, and scale them to the whole run.
 
-    ``like`` is the cost of a run of the same model and data, whose timings are not taken
-    again.
+    ``like`` is the cost of a run with the same model and data. Its timings are reused.
     """
     config = plan.config
     workers, batch = workers_of(plan), config.trainer.batch_size
@@ -135,7 +133,7 @@ def _measure(plan: Plan) -> Cost:
 def _images_per_second(plan: Plan) -> float:
     """Images that this process trains per second, from whole optimizer steps.
 
-    Of a large batch only as many images are timed as two seconds allow.
+    Only as many images of a large batch are timed as fit in about two seconds.
     """
     batch = plan.config.trainer.batch_size // plan.config.trainer.accumulate
     rate, images = 0.0, min(batch, 4)
@@ -148,7 +146,7 @@ def _images_per_second(plan: Plan) -> float:
 
 
 def _timed(plan: Plan, images: int) -> float:
-    """Images per second: the median of three steps, after one that does not count."""
+    """Images per second: the median of three steps, after one warm-up step."""
     trainer_config = dataclasses.replace(plan.config.trainer, batch_size=images, accumulate=1)
     config = dataclasses.replace(plan.config, trainer=trainer_config)
     small = dataclasses.replace(plan, config=config, source=plan.source.serial(), total_steps=4)
@@ -187,7 +185,7 @@ def _activations(plan: Plan, model: nn.Module) -> float:
 def _input_rate(plan: Plan) -> float:
     """Images that one core reads and augments per second.
 
-    A few images before do not count: they open files and load modules.
+    A first small batch is not timed, because it opens files and loads modules.
     """
     count, reader = min(16, plan.source.sizes["train"]), plan.source.serial()
     keyed = [(0, torch.arange(min(count, 2))), (0, torch.arange(count))]

@@ -18,13 +18,29 @@ from earlydrop.sites import find_sites
 from earlydrop.sites.drive import driven_at_base, driven_off
 from earlydrop.sites.traceless import leave_no_trace
 from earlydrop.training.data.objective import Objective
+from earlydrop.training.distributed import Group
 from earlydrop.training.evaluate import autocast
 from earlydrop.training.plan import Plan
-from earlydrop.training.probes import first_part
+from earlydrop.training.probes import first_part, probe_gradients
 from earlydrop.training.streams import seed_device, stream_seed
 
 _ITERATIONS = 50
 _TOLERANCE = 0.01
+
+
+def probe_all(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    plan: Plan,
+    step: int,
+    group: Group,
+) -> dict[str, float]:
+    """Measure the gradients at a probe and, with ``probe.curvature``, the curvature too."""
+    metrics = probe_gradients(model, objective, plan=plan, step=step, group=group)
+    if plan.config.probe.curvature:
+        metrics |= probe_curvature(model, optimizer, objective=objective, plan=plan, step=step)
+    return metrics
 
 
 def probe_curvature(
@@ -48,8 +64,8 @@ def probe_curvature(
 
     Returns:
         ``probe/critical_sharpness`` along Adam's last update and
-        ``probe/preconditioned_sharpness``, without values that are not finite; nothing before the
-        first step.
+        ``probe/preconditioned_sharpness``. Values that are not finite are left out. The result
+        is empty before the first step.
     """
     if step == 0:
         return {}

@@ -21,7 +21,7 @@ from earlydrop.training.prepare import refuse_broken_compiler, scheduled_model, 
 
 
 def print_plan(plan: Plan) -> None:
-    """Print sites, resolved steps, rates, fingerprint and estimated cost, training nothing.
+    """Print sites, resolved steps, rates, fingerprint and estimated cost, without training.
 
     Raises:
         ConfigError: The workers cannot share a batch, or the model does not suit the run.
@@ -188,7 +188,10 @@ _KINDS = {"unit": "dropout", "path": "stochastic depth"}
 
 
 def _sites(sites: list[Site]) -> str:
-    """A line for each group of sites that differ in numbers alone: driven, or not and why."""
+    """A line for each group of sites whose names differ only in numbers.
+
+    A line says whether the sites are driven and, if not, why.
+    """
     groups: dict[tuple[str, str, bool], list[float]] = {}
     for site in sites:
         name = re.sub(r"\b\d+\b", "*", site.name) if not site.name.isdecimal() else site.name
@@ -228,7 +231,7 @@ def in_bytes(count: float) -> str:
 
 
 def existing(path: Path) -> Path:
-    """A folder, or the nearest one above it that is there."""
+    """The path itself, or its nearest parent that exists."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path if os.access(path, os.R_OK) else Path()

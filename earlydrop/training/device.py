@@ -18,7 +18,7 @@ _WORKSPACES = (":4096:8", ":16:8")
 
 @contextmanager
 def deterministic(required: bool) -> Iterator[None]:
-    """Within it torch uses only algorithms that give the same bits twice, and refuses others.
+    """Context in which torch uses only deterministic algorithms, and refuses others.
 
     Raises:
         ConfigError: The environment has a cuBLAS workspace under which matrix products differ from
@@ -40,7 +40,7 @@ def deterministic(required: bool) -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     flags = cudnn.deterministic, cudnn.benchmark
-    # Read when the first matrix product asks for its workspace.
+    # cuBLAS reads it at the first matrix product.
     os.environ[_WORKSPACE] = workspace or _WORKSPACES[0]
     torch.use_deterministic_algorithms(True)
     cudnn.deterministic, cudnn.benchmark = True, False
@@ -55,9 +55,9 @@ def deterministic(required: bool) -> Iterator[None]:
 
 @contextmanager
 def arithmetic(options: TrainerConfig, device: torch.device) -> Iterator[None]:
-    """Within it a device computes as ``trainer.deterministic`` and ``trainer.precision`` say.
+    """Context with the arithmetic of ``trainer.deterministic`` and ``trainer.precision``.
 
-    Torch's own default on a GPU multiplies in tf32 in convolutions, and not in matrix products.
+    By default, torch on a GPU uses tf32 in convolutions but not in matrix products.
     """
     with deterministic(options.deterministic):
         if device.type != "cuda":
@@ -73,27 +73,25 @@ def arithmetic(options: TrainerConfig, device: torch.device) -> Iterator[None]:
 
 
 def refuse_precision(precision: str, device: torch.device) -> None:
-    """Refuse ``trainer.precision=tf32`` where nothing computes in it.
+    """Refuse ``trainer.precision=tf32`` on a device that does not support it.
 
     Raises:
-        ConfigError: With the choices that there are.
+        ConfigError: The device does not support tf32. The message names the other choices.
     """
     if precision != "tf32":
         return
     if device.type != "cuda":
         raise ConfigError(
-            f"trainer.precision is 'tf32': {device.type} does not compute in it; give float32 or "
-            "bf16"
+            f"trainer.precision is 'tf32': {device.type} does not support it; give float32 or bf16"
         )
     if torch.cuda.get_device_capability(device) < (8, 0):
         raise ConfigError(
-            f"trainer.precision is 'tf32': {torch.cuda.get_device_name(device)} does not compute "
-            "in it, which NVIDIA's GPUs do from Ampere "
-            "on; give float32"
+            f"trainer.precision is 'tf32': {torch.cuda.get_device_name(device)} does not support "
+            "it; expected an NVIDIA GPU from Ampere on; give float32"
         )
 
 
-def in_force() -> dict[str, object]:
+def determinism_settings() -> dict[str, object]:
     """Torch's present settings of determinism, for the record."""
     return {
         "algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -104,17 +102,16 @@ def in_force() -> dict[str, object]:
 
 
 def device_problem(error: Exception, config: Config) -> str | None:
-    """An error of the device that a person can mend, in one line; None for any other error."""
+    """Describe a device error that the user can fix, in one line; None for any other error."""
     line = (str(error).splitlines() or [""])[0]
     if isinstance(error, torch.OutOfMemoryError):
         trainer = config.trainer
         part = trainer.batch_size // trainer.accumulate
         return (
-            f"the GPU has too little memory ({line}): raise trainer.accumulate, which is "
-            f"{trainer.accumulate} and so puts {part} images "
-            "through the model at once (the numbers change), lower evaluation.batch_size, which "
-            f"is {config.evaluation.batch_size}, or "
-            "take a GPU with more memory"
+            f"the GPU has too little memory ({line}): raise trainer.accumulate (now "
+            f"{trainer.accumulate}: {part} images go through the model at once; another value "
+            "changes the numbers), lower evaluation.batch_size (now "
+            f"{config.evaluation.batch_size}), or use a GPU with more memory"
         )
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in str(
         error
@@ -134,15 +131,15 @@ _GPU_WORDS = ("gpu", "nvidia", "geforce")
 def choose_device(name: str) -> torch.device:
     """Choose the device that a configuration names; ``auto`` is the accelerator, or the CPU.
 
-    A GPU with a number becomes this process's present one, so that nothing that names no device
-    lands on the first.
+    A GPU with a number becomes the current device of this process. Otherwise tensors without an
+    explicit device would be placed on the first GPU.
 
     Raises:
-        ConfigError: It is not a device, or not on this machine.
+        ConfigError: The name is not a device, or the device is not on this machine.
     """
     device_name = (_accelerator() or "cpu") if name == "auto" else name
     if device_name == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.device_count() != 1:
-        # of the workers on a node each has its own; one GPU in sight is a worker's own
+        # Each worker on a node has its own GPU. If only one is visible, it is this worker's.
         device_name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(device_name)
@@ -170,9 +167,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_of_job(name: str, job: int) -> str:
-    """The device of one of several runs side by side.
+    """The device of one of several runs in parallel.
 
-    They take the GPUs in turn where the configuration gives no number.
+    If the configuration gives no number, the runs take the GPUs in turn.
     """
     kind = _accelerator() if name == "auto" else name
     if kind not in ("cuda", "xpu") or kind != _accelerator():

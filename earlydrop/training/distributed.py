@@ -1,8 +1,8 @@
 """The workers of one run; a single process is a group of one.
 
-``torchrun`` starts the workers and says in the environment who they are.
-`earlydrop.training.reduce` sums their gradients. The host's decisions (to stop, save, or go on
-from a step) go through a gloo group of their own, so that none waits for a device.
+``torchrun`` starts the workers and sets their ranks in the environment.
+`earlydrop.training.reduce` sums their gradients. Decisions on the host (to stop, to save, to resume
+from a step) use a separate gloo group, so that they do not wait for a device.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Group:
     """This process among the workers of a run.
 
     Attributes:
-        rank: Which of them it is, from 0.
-        size: How many there are.
+        rank: The number of this worker, from 0.
+        size: The number of workers.
         timeout: Seconds after which a worker that does not answer counts as lost.
-        reductions: The group that tensors on the training device go through; None for a single
-            process.
-        decisions: The group that the host's decisions go through; None for a single process.
+        reductions: The process group that reduces tensors on the training device; None for a
+            single process.
+        decisions: The process group for decisions on the host; None for a single process.
     """
 
     rank: int = 0
@@ -58,11 +58,11 @@ class Group:
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """Every ``size``-th of some items, starting at the rank: this worker's."""
+        """This worker's items: every ``size``-th of them, starting at its rank."""
         return list(items[self.rank :: self.size])
 
     def block(self, count: int) -> range:
-        """This worker's consecutive share of ``count`` items; the group's size divides them."""
+        """This worker's consecutive share of ``count`` items. The group's size must divide it."""
         length = count // self.size
         return range(self.rank * length, (self.rank + 1) * length)
 
@@ -76,7 +76,7 @@ class Group:
     def ask_largest(self, values: Sequence[float]) -> Callable[[], list[float]]:
         """Ask for the largest of each value over the workers, without waiting for the others.
 
-        Every worker asks, and every worker reads the answer before the group ends.
+        Every worker must call this, and must call the returned function before the group ends.
 
         Args:
             values: The values of this worker.
@@ -107,7 +107,8 @@ class Group:
         """Call a function on rank 0 and give its result to all.
 
         Raises:
-            ConfigError: On every worker, for a ``ConfigError`` or an ``OSError`` of rank 0.
+            ConfigError: The function raised a ``ConfigError`` or an ``OSError`` on rank 0. Every
+                worker raises it.
         """
         if self.size == 1:
             return make()
@@ -126,7 +127,7 @@ class Group:
     def gradient_sum(self, model: nn.Module) -> GradientSum | None:
         """A sum of the model's gradients over the workers; None for a single process.
 
-        Every worker begins with the weights of the first.
+        It first copies the weights and buffers of the first worker to all workers.
         """
         if self.size == 1:
             return None
@@ -171,7 +172,7 @@ class Requests:
         return stop_now, save_now
 
     def read(self) -> tuple[bool, bool]:
-        """Whether any worker asked to stop, and to save, when they last asked; nothing is left."""
+        """Read and clear the last answer: whether any worker asked to stop, and to save."""
         answer, self._answer = self._answer, None
         stop, save = answer() if answer is not None else (0.0, 0.0)
         return bool(stop), bool(save)
@@ -179,7 +180,7 @@ class Requests:
 
 @contextmanager
 def answered(group: Group) -> Iterator[None]:
-    """Within it a collective call that a lost worker breaks raises an error of one line.
+    """Context that turns a failed collective call into a `WorkerLostError` if a worker is lost.
 
     Raises:
         WorkerLostError: Another worker is gone or did not answer in time.
@@ -192,16 +193,16 @@ def answered(group: Group) -> Iterator[None]:
         raise WorkerLostError(
             f"worker {group.rank} of {group.size}: another worker is gone, or did not answer "
             "within distributed.timeout="
-            f"{group.timeout:g} s; its own line says why, and the same command goes on from the "
-            "last checkpoint"
+            f"{group.timeout:g} s; see the message of that worker, then run the same command to "
+            "resume from the last checkpoint"
         ) from error
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    """Whether an error is one of the workers' communication.
+    """Whether an error comes from the communication between workers.
 
-    Torch has types for the errors of NCCL, of a store and of the network. Those of gloo are plain
-    ``RuntimeError``s, so they are known by the module that raised them: `torch.distributed`.
+    Torch has types for the errors of NCCL, of a store and of the network. Errors of gloo are plain
+    ``RuntimeError``s, so they are recognised by the module that raised them: `torch.distributed`.
     """
     if isinstance(error, dist.DistError):
         return True
@@ -219,14 +220,15 @@ def world_size() -> int:
 
 @functools.cache
 def join(timeout: float, device: torch.device) -> Group:
-    """Join the workers that the launcher started; once a process.
+    """Join the workers that the launcher started. A process joins only once.
 
     Args:
-        timeout: Seconds that each waits for the others.
-        device: Where this one trains: on GPUs they reduce through NCCL, elsewhere through gloo.
+        timeout: Seconds that each worker waits for the others.
+        device: The training device of this worker. GPUs reduce through NCCL, others through gloo.
 
     Raises:
-        ConfigError: They do not meet in time, or the launcher did not say where.
+        ConfigError: The workers do not connect in time, or the launcher's variables are missing
+            from the environment.
     """
     size = world_size()
     if size == 1:
@@ -274,8 +276,8 @@ def leave(lost: bool = False) -> None:
     """Leave the workers' group, if there is one.
 
     Args:
-        lost: Whether this worker leaves for an error: collective calls that are under way on GPUs,
-            which the others may never answer, are then given up instead of waited for.
+        lost: Whether this worker leaves because of an error. Pending collective calls on GPUs are
+            then aborted, because the other workers may never answer them.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
@@ -293,7 +295,7 @@ def check_parts(accumulate: int, batch_size: int, size: int) -> None:
     """Refuse a number of workers that cannot share the parts of a batch equally.
 
     Raises:
-        ConfigError: Saying which numbers can.
+        ConfigError: They cannot. The message names the numbers that can.
     """
     if accumulate % size == 0:
         return

@@ -1,4 +1,4 @@
-"""Evaluation: which splits, under which objective, further test sets, and Monte Carlo dropout."""
+"""Evaluation on the splits and on further test sets, and Monte Carlo dropout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from earlydrop.training.plan import Plan
 from earlydrop.training.streams import stream, stream_seed
 
 MOST_IMAGES = 50_000
-"""Training images that are read where there are more than 100,000 and none are asked for."""
+"""Training images to read if there are more than 100,000 and no number is configured."""
 EVERYONE = 0
 """The seed of streams that are the same for every run."""
 
@@ -33,12 +33,12 @@ def autocast(plan: Plan) -> torch.autocast:
 
 
 def no_autocast(plan: Plan) -> torch.autocast:
-    """No autocast, within `autocast` of the same plan; the weights that were cast stay cast."""
+    """Turn autocast off inside `autocast` of the same plan. Casts of weights stay in the cache."""
     return torch.autocast(plan.device.type, enabled=False)
 
 
 def fixed_subset(purpose: str, images: int, keep: int) -> Tensor:
-    """Sorted indices of ``keep`` of so many images, at most all; the same for every run."""
+    """Sorted indices of ``keep`` images, or of all if there are fewer; the same for every run."""
     if keep >= images:
         return torch.arange(images)
     return torch.randperm(images, generator=stream(EVERYONE, purpose))[:keep].sort().values
@@ -69,7 +69,7 @@ def _evaluate(
 ) -> tuple[float, float]:
     """Mean loss and accuracy over all workers' batches, in evaluation mode.
 
-    Of soft targets the heavier label counts.
+    For soft targets, the label with the largest weight is the true one.
     """
     totals = torch.zeros(3, dtype=torch.float64, device=home(plan.device))
     for images, targets in batches:
@@ -111,7 +111,7 @@ def _with_average(
     measure: Callable[[], dict[str, float]],
     average: WeightAverage | None,
 ) -> dict[str, float]:
-    """What is measured with the weights, and with their average as ``ema/...`` if there is one."""
+    """Measure with the weights and, if there is one, with their average, as ``ema/...``."""
     metrics = measure()
     if average is not None:
         with average.in_place():
@@ -162,9 +162,9 @@ def evaluate_extra(
 ) -> dict[str, float]:
     """Accuracy, and loss, on the further test sets (``data.extra``).
 
-    Of a set that has images of some classes only, such as ImageNet-A and ImageNet-R, prediction and
-    cross-entropy are among the logits of its classes. Of label lists, such as ReaL, a prediction
-    counts as right if it is in the list of its image; there is no loss. The batches are shared
+    If a set has images of only some classes, as ImageNet-A and ImageNet-R do, prediction and
+    cross-entropy use only the logits of these classes. With label lists, such as ReaL, a prediction
+    is right if it is in the list of its image, and there is no loss. The batches are shared
     among the workers, and the sums are exact. The model's mode is put back. An ``average`` of the
     weights is evaluated too.
     """
@@ -224,7 +224,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
 
     Guo et al. 2017, arXiv:1706.04599, equation 3.
 
-    Of probabilities, (N, K), against labels, (N,), in equal bins of the confidence.
+    The probabilities are (N, K), the labels (N,). The bins of the confidence have equal width.
     """
     confidence, predicted = exact(probabilities).max(1)
     gaps = (predicted == labels.to(predicted.device)).double() - confidence

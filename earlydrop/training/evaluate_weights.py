@@ -51,7 +51,7 @@ def _load_rates(scheduler: Driver | None, weights: dict[str, Any], title: str) -
         scheduler.load_state_dict(weights["scheduler"])
     except ValueError as error:
         raise ConfigError(
-            f"{title.splitlines()[0]}: {error}; give the schedule of the run that they are from"
+            f"{title.splitlines()[0]}: {error}; give the schedule of the run that saved them"
         ) from error
 
 

@@ -14,11 +14,11 @@ from earlydrop.training.names import printable
 
 
 def check_extra(config: DataConfig) -> None:
-    """Check the names and the places of ``data.extra``; nothing is read.
+    """Check the names and the paths of ``data.extra`` without reading the sets.
 
     Raises:
-        ConfigError: The data is no image folder, a name cannot be that of a metric, or there is
-            neither a folder nor a JSON file at a place.
+        ConfigError: The data is not an image folder, a name cannot begin the name of a metric, or
+            a path is neither a folder nor a JSON file.
     """
     if config.extra and config.name not in IMAGE_FOLDERS:
         names = ", ".join(IMAGE_FOLDERS)

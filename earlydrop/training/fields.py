@@ -1,13 +1,15 @@
 """The fields of the schema: default, role, bounds, and the configurations that use a key.
 
-A key's role says what it acts on, and everything else follows from it:
+The role of a key says what the key affects. It decides whether the key is hashed into the
+fingerprint and whether it tells arms apart:
 
 - ``numbers`` (the default): the trained weights. It is hashed into the fingerprint and tells arms
   apart.
 - ``cadence``: what is measured and when. It is hashed into the fingerprint, but tells no arms
   apart.
 - ``seed``: pairs runs. It is hashed, but is no part of an arm.
-- ``machine``: where and how it is computed; ``name``: what it is called. Neither is hashed.
+- ``machine``: where and how the run is computed. ``name``: what the run is called. Neither is
+  hashed.
 """
 
 from __future__ import annotations
@@ -49,12 +51,13 @@ def key(
     """A key of the schema, for the body of a dataclass.
 
     Args:
-        default: Its default; null where it is left out.
+        default: The default of the key; None if left out.
         role: The effect of the key, one of the roles above.
         bounds: A name in `BOUNDS`.
         choices: All its values, if they can be listed.
-        used: For which configurations it means anything; None for all.
-        cited: Whether a cited command repeats it; None: unless it is a machine's or a name.
+        used: A function that says whether a configuration uses the key; None if all do.
+        cited: Whether a cited command repeats the key. By default it repeats all keys except those
+            of the roles ``machine`` and ``name``.
 
     Returns:
         The dataclass field.

@@ -1,8 +1,8 @@
 """The fingerprint of a run, which hashes everything that determines its numbers.
 
 The fingerprint, and the settings that tell a run from others, follow from the roles of the keys in
-`earlydrop.training.config`. A new key is hashed only at another value than its default, so every
-fingerprint from before stays.
+`earlydrop.training.config`. A new key is hashed only if its value is not the default, so earlier
+fingerprints do not change.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ VERSIONS = {
 }
 """The numerics version of each part.
 
-Raise a part's version whenever the same configuration would give other numbers than before: it
-enters the fingerprint of the runs that use the part, and of no others, once it is above 1.
+Raise the version of a part whenever the same configuration would give other numbers than before.
+A version above 1 enters the fingerprint of the runs that use the part, and of no others.
 """
 
-# keys that were hashed before new ones were left out at their defaults: they are hashed at their
-# defaults too
+# The oldest keys: they are hashed even at their defaults. All newer keys are hashed only at other
+# values (see `_further`).
 _ALWAYS = {
     "model": (
         "name", "width", "depth", "heads", "patch", "hidden", "attention", "dropout", "profile",
@@ -86,40 +86,39 @@ EXPLICIT_MODELS = (
     "convnet_micro",
     "gpt_micro",
 )
-"""Beginnings of the names of models whose dropout `models.library` does not look for."""
+"""Prefixes of the names of models that `models.library` does not build."""
 
 
 def parts_used(config: Config) -> set[str]:
     """The parts of `VERSIONS` that a run computes with."""
+    name, trainer = config.model.name, config.trainer
     folder = config.data.name in IMAGE_FOLDERS
-    used = {"models", "optimizer", "evaluation", "folder" if folder else "data"}
-    name = config.model.name
-    used |= (
-        {"library_models"}
-        if config.model.pretrained or not (":" in name or name.startswith(EXPLICIT_MODELS))
-        else set()
-    )
-    used |= {"mixing"} if config.augment.mixup > 0 or config.augment.cutmix > 0 else set()
-    used |= {"swin"} if config.model.name.startswith("swin") else set()
-    used |= (
-        {"vit"}
-        if config.model.name.startswith("vit_") and config.model.name != "vit_micro"
-        else set()
-    )
-    used |= {"parts"} if config.trainer.accumulate > 1 else set()
-    used |= {"masks"} if drops(config) else set()
-    used |= (
-        {"compiled_masks"}
-        if drops(config) and config.trainer.compile and config.trainer.masks == "fast"
-        else set()
-    )
-    compiled = config.trainer.compile and config.trainer.masks != "fast"
-    if compiled and config.model.attention == "fused" and drops(config):
-        used.add("compiled_attention")
-    used |= {"probe"} if config.probe.at else set()
-    used |= {"probe_parts"} if config.probe.at and config.trainer.accumulate > 1 else set()
-    used |= {"torchcodec"} if folder and config.data.decoder == "torchcodec" else set()
-    return used | ({"monte_carlo"} if config.trainer.mc_passes is not None else set())
+    drop = drops(config)
+    in_parts = trainer.accumulate > 1
+    fast = trainer.masks == "fast"
+    known_model = ":" in name or name.startswith(EXPLICIT_MODELS)
+    uses = {
+        "models": True,
+        "optimizer": True,
+        "evaluation": True,
+        "data": not folder,
+        "folder": folder,
+        "torchcodec": folder and config.data.decoder == "torchcodec",
+        "library_models": bool(config.model.pretrained) or not known_model,
+        "swin": name.startswith("swin"),
+        "vit": name.startswith("vit_") and name != "vit_micro",
+        "mixing": config.augment.mixup > 0 or config.augment.cutmix > 0,
+        "parts": in_parts,
+        "masks": drop,
+        "compiled_masks": drop and trainer.compile and fast,
+        "compiled_attention": (
+            drop and trainer.compile and not fast and config.model.attention == "fused"
+        ),
+        "probe": bool(config.probe.at),
+        "probe_parts": bool(config.probe.at) and in_parts,
+        "monte_carlo": trainer.mc_passes is not None,
+    }
+    return {part for part, is_used in uses.items() if is_used}
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -150,10 +149,10 @@ def fingerprint(
     code: Mapping[str, str] | None = None,
     pretrained: str | None = None,
 ) -> str:
-    """Twelve hexadecimal digits that stand for everything that determines a run's numbers.
+    """Hash everything that determines a run's numbers, to twelve hexadecimal digits.
 
-    ``code`` holds the digests of the user's code, ``pretrained`` that of the weights that a
-    run begins with.
+    ``code`` holds the digests of the user's code, and ``pretrained`` the digest of the initial
+    weights from a file.
     """
     content = _content(
         config,

@@ -42,7 +42,7 @@ def bf16_peak(device: torch.device) -> float | None:
 
 
 def training_flops(model: nn.Module, plan: Plan) -> float | None:
-    """Operations of a forward and a backward pass per image, counted once; None if torch cannot.
+    """Operations of a forward and a backward pass per image; None if torch cannot count them.
 
     A multiplication and an addition count as two. The model, its gradients and all random state
     are left as they were.
@@ -63,3 +63,16 @@ def training_flops(model: nn.Module, plan: Plan) -> float | None:
         log.warning("timing.jsonl has no mfu: the model's operations cannot be counted (%s)", error)
         return None
     return float(counter.get_total_flops()) / _IMAGES
+
+
+def utilisation_per_image(model: nn.Module, plan: Plan, workers: int) -> float | None:
+    """The model FLOP utilisation at one image per second, over all workers.
+
+    None without bfloat16, on a device whose peak is not known, or where operations cannot be
+    counted.
+    """
+    peak = bf16_peak(plan.device) if plan.config.trainer.precision == "bf16" else None
+    if peak is None:
+        return None
+    operations = training_flops(model, plan)
+    return None if operations is None else operations / (peak * workers)

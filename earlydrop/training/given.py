@@ -3,7 +3,7 @@
 A model's digest is made of its code and, if it is a module, of its weights; a dataset's digest is
 made of its content. The code of a file is hashed as the whole file, as for ``module:function``. In
 a notebook or a script, the functions and everything that they use are hashed. An object that cannot
-be read is refused, since nobody would notice a change of it.
+be hashed is refused, because a change to it would go unnoticed.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def given_model(model: Any) -> Code:
     The function is called with the `Task`, or with nothing.
 
     Raises:
-        ConfigError: It is neither, is driven by a scheduler already, or holds an object that no
-            digest can be made of.
+        ConfigError: It is neither, a scheduler drives it already, or it holds an object that
+            cannot be hashed.
     """
     if isinstance(model, nn.Module):
         if any(site.driven for site in find_sites(model)):
@@ -94,7 +94,8 @@ def given_model(model: Any) -> Code:
 def reference_of(value: Any) -> str | None:
     """``module:function`` of a builder in a source file; None for any other object.
 
-    None too for a builder without parameters: one that is named is called with the `Task`.
+    Also None for a builder without parameters, because a builder that is named by its reference is
+    called with the `Task`.
     """
     module = getattr(value, "__module__", None) or ""
     name = getattr(value, "__qualname__", "")
@@ -113,8 +114,12 @@ def reference_of(value: Any) -> str | None:
 def given_data(data: Any) -> Code:
     """Name and hash data given as an object.
 
-    It is a training and a test set, as a pair or a mapping with ``train`` and ``test``, each a
-    dataset or (images, labels); a `Source`; or a function that makes one of these.
+    The data is one of:
+
+    - a pair (training, test), or a mapping with ``train`` and ``test``, each a dataset or (images,
+      labels);
+    - a `Source`;
+    - a function without arguments that returns one of these.
 
     Raises:
         ConfigError: It is none of these, it is a DataLoader, calling it raised an error, or images
@@ -149,7 +154,7 @@ def given_data(data: Any) -> Code:
 
 
 def _as_given(model: nn.Module, task: Task) -> nn.Module:
-    """Copy a module, and set the sites of each kind that its run does not schedule to rate 0."""
+    """Copy a module. Set all sites of a kind that the run does not schedule to rate 0."""
     built = copy.deepcopy(model)
     kinds: tuple[tuple[Kind, float], ...] = (("unit", task.unit), ("path", task.path))
     for kind, peak in kinds:
@@ -170,7 +175,7 @@ def _return_value(value: Any) -> Any:
 
 
 def _datasets(data: Any) -> Any:
-    """A pair in which (images, labels) has become a dataset."""
+    """Turn each (images, labels) of a pair into a dataset."""
     if isinstance(data, Mapping) and {"train", "test"} <= data.keys():
         data = (data["train"], data["test"])
     if not isinstance(data, (tuple, list)) or len(data) != 2:
@@ -215,7 +220,7 @@ def _make_code(
 
 
 def _name(label: str, digests: Mapping[str, str]) -> str:
-    """A name that no module has: the object's own, and digits of its digest."""
+    """Make a name that no module has: a prefix, the object's own name, digits of its digest."""
     plain = re.sub(r"[^A-Za-z0-9_]+", "", label) or "object"
     digits = _hash(digests)[:_SHORT]
     return f"{OBJECT}{plain}_{digits}"
@@ -274,7 +279,7 @@ class _Reader:
         """Add a value, and its parts.
 
         Raises:
-            ConfigError: Nothing can be read of it.
+            ConfigError: The value cannot be hashed.
         """
         if isinstance(value, _PLAIN):
             self.found[where] = repr(value)
@@ -314,10 +319,9 @@ class _Reader:
             content = pickle.dumps(value)
         except Exception as error:
             raise ConfigError(
-                f"{self.what} uses {where or 'an object'}, a {type(value).__name__}, of which no "
-                f"digest can be made ({error}): a change "
-                "of it would not be noticed; give it plain values, or name the model as "
-                "module:function"
+                f"{self.what} uses {where or 'an object'}, a {type(value).__name__}, which cannot "
+                f"be hashed ({error}), so a change to it would go unnoticed; use plain values "
+                "instead, or name the model as module:function"
             ) from error
         self.found[where] = hashlib.sha256(content).hexdigest()
         self.add(type(value))
@@ -339,7 +343,10 @@ class _Reader:
             self.found[file_module] = hashlib.sha256(path.read_bytes()).hexdigest()
 
     def _add_code(self, value: Any) -> None:
-        """Add a function or class: its whole file; of a notebook or script, its text and uses."""
+        """Add a function or class: its whole file or, in a notebook or script, its text and uses.
+
+        The defaults of a function and the variables that it captures are added too.
+        """
         module = getattr(value, "__module__", None) or "builtins"
         if is_installed(module):
             self.found[_qualified(value)] = "installed"
@@ -376,9 +383,8 @@ class _Reader:
             text = inspect.getsource(function)
         except (OSError, TypeError) as error:
             raise ConfigError(
-                f"{self.what} uses {_qualified(function)}, whose source cannot be found: a change "
-                "of it would not be noticed; write it "
-                "in a file or in a cell of a notebook"
+                f"{self.what} uses {_qualified(function)}, whose source cannot be found, so a "
+                "change to it would go unnoticed; write it in a file or in a cell of a notebook"
             ) from error
         self.found[_qualified(function)] = hashlib.sha256(text.encode()).hexdigest()
         for name in _globals(function.__code__):

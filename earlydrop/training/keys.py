@@ -61,7 +61,7 @@ def keys() -> dict[str, Key]:
     return {key.name: key for key in _walk(Config, "")}
 
 
-def as_now(values: Mapping[str, Any]) -> dict[str, Any]:
+def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
     """Bring nested values of an earlier version, with a one-word ``tracking``, up to date."""
     mode = values.get("tracking")
     if isinstance(mode, (str, bool)):
@@ -74,7 +74,7 @@ OPEN = ("model.args", "data.args", "schedule.args", "data.extra")
 
 
 def key_of(name: str) -> Key | None:
-    """The key of a dotted name; of a name below an open key, that key."""
+    """The key of a dotted name, or the open key that the name is below; None if there is none."""
     key = keys().get(name)
     return key or next((keys()[key] for key in OPEN if name.startswith(f"{key}.")), None)
 
@@ -122,7 +122,7 @@ def _argument_texts(maker: Any) -> dict[str, str]:
     texts: dict[str, str] = {}
     name = ""
     for line in itertools.takewhile(lambda line: line.startswith("    "), lines):
-        if line.startswith("     "):  # it goes on
+        if line.startswith("     "):  # a continuation line
             texts[name] += f" {line.strip()}"
         else:
             name, _, text = line.strip().partition(": ")

@@ -22,10 +22,10 @@ _STOPS = (signal.SIGINT, signal.SIGTERM, *_WARNINGS, *_CTRL_BREAK)
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Within it a signal stops the run after its present step, and a second Ctrl-C at once.
+    """Context in which a signal stops the run after the current step, a second Ctrl-C at once.
 
-    A handler that was there before, such as submitit's, which queues the job again, is called for
-    a warning once the run has saved.
+    If SLURM's warning has arrived, its previous handler is called when the context ends. An example
+    is submitit's handler, which requeues the job.
 
     Yields:
         A function that says whether a signal has come.

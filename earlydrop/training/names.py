@@ -1,4 +1,4 @@
-"""Names of folders, made from a user's names, and their largest length."""
+"""Names and texts: folders named by a user, names of files, and times."""
 
 from __future__ import annotations
 
@@ -22,10 +22,19 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def slug(text: str, key: str) -> str:
-    """Make a given name one plain component of a path, which every system takes.
+def format_duration(seconds: float) -> str:
+    """Seconds as text: in s below 100 s, in min below 100 min, else in h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
-    It is never cut, so that two long names with different ends stay two.
+
+def slug(text: str, key: str) -> str:
+    """Turn a name into one component of a path that every operating system accepts.
+
+    A name is never cut, so long names that differ only at the end stay different.
 
     Raises:
         ConfigError: Nothing is left of it, or it is too long. The message names the key.
@@ -44,7 +53,7 @@ def slug(text: str, key: str) -> str:
 def run_label(label: str | None, described: str, seed: int) -> str:
     """The beginning of a run's folder: its label, else its schedule in words and its seed.
 
-    Those words are cut where they are long: the fingerprint behind them tells runs apart.
+    A long schedule in words is cut, because the fingerprint that follows tells runs apart.
 
     Raises:
         ConfigError: The label cannot name a folder.

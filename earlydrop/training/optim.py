@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from earlydrop.training.config import OptimConfig
 
@@ -19,7 +19,7 @@ _RHO = 0.9  # RMSprop's smoothing constant, as in the Keras example
 def learning_rate(
     step: int, base: float, minimum: float, warmup_steps: int, total_steps: int
 ) -> float:
-    """The released schedule: a linear warm-up with both ends, then a cosine to the minimum.
+    """The released schedule: a linear warm-up from 0 to base, then a cosine to the minimum.
 
     The warm-up is numpy's ``linspace(0, base, warmup)``. With M = total − warmup and i = step −
     warmup, the cosine is min + ½ (base − min) (1 + cos(π i / M)). So base occurs twice.
@@ -50,8 +50,8 @@ def learning_rate(
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Make AdamW, SGD or RMSprop, without weight decay on biases, 1-D parameters and exceptions.
 
-    The exceptions are parameters that the model names: a ViT ``pos_embed`` and ``cls_token``, a
-    Swin its tables of relative position biases.
+    The exceptions are parameters that the model names, such as ``pos_embed`` and ``cls_token`` of a
+    ViT and the tables of relative position biases of a Swin.
 
     Args:
         model: The model.
@@ -75,6 +75,15 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(
         groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )
+
+
+def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
+    """Clip the gradient of a model to the norm ``largest`` if given; return its norm before."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if largest is not None:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    return norm
 
 
 @torch.no_grad()

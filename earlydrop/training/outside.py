@@ -18,7 +18,7 @@ def code_of(config: Config) -> dict[str, Code]:
     """The user's own code, by the key that names it. Imports it.
 
     Raises:
-        ConfigError: A name stands for nothing, or its import fails.
+        ConfigError: A name does not exist, or its import fails.
     """
     code = {
         "model.name": code_of_model(config.model.name),

@@ -210,7 +210,7 @@ def _mistaken_option(key: str, value: str, groups: Mapping[str, list[str]]) -> s
 def _unreadable(argument: str) -> str | None:
     """A message about an argument that is not UTF-8 or that Hydra cannot parse; else None.
 
-    It has a quoted form that works, if there is one.
+    The message gives a quoted form that works, if there is one.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Quote, QuotedString
@@ -274,7 +274,10 @@ _COMMON_NAMES = {  # a name used elsewhere: the key of earlydrop
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """A question with the nearest known word, by the whole word or its last part; may be empty."""
+    """A text such as ``: did you mean x?`` with the nearest known word; empty if none is near.
+
+    The whole word is compared first, then its last part.
+    """
     known = list(known)
     last_part = word.rpartition(".")[2]
     if _COMMON_NAMES.get(last_part) in known:

@@ -1,10 +1,10 @@
 """A user's gradient measures, each named as ``module:function`` in ``probe.measures``.
 
-A measure of one parameter is called with the probe's `earlydrop.gradients.measures.Moments`. One
-with parameters called ``model``, ``loss_fn`` or ``batches`` is called with these: the model at its
-weights of the moment and in training mode, the loss, and the probe's batches as a list, or their
-parts where a batch has several. Nothing that it does to the model's buffers, modes and gradients or
-to random state stays.
+A measure with parameters named ``model``, ``loss_fn`` or ``batches`` is called with these: the
+model at its current weights and in training mode, the loss, and the list of the probe's batches, or
+of their parts if a batch has several. A measure with one parameter of any other name is called with
+the probe's `earlydrop.gradients.measures.Moments`. The model's buffers, modes and gradients and the
+random state are restored after each measure.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ def own_measures(config: Config) -> dict[str, Code]:
     """The measures that a configuration names, by the name under which each is recorded.
 
     Raises:
-        ConfigError: There is no such measure, two have one name, or one takes something else.
+        ConfigError: There is no such measure, two have the same name, or one has parameters that
+            it cannot be called with.
     """
     measures: dict[str, Code] = {}
     for name in config.probe.measures if config.probe.at else ():
         if not is_own("measure", name):
             known = (
-                "all of earlydrop's are taken anyway"
+                "earlydrop's own measures are always recorded"
                 if name in MEASURES
                 else "expected module:function of your own"
             )
@@ -50,7 +51,8 @@ def own_measures(config: Config) -> dict[str, Code]:
             )
         needed = _needed(code)
         further = [parameter for parameter in needed if parameter not in _OFFERED]
-        if needs_model(code) if further else not needed:
+        mixes_both = bool(further) and needs_model(code)
+        if mixes_both or not needed:
             raise ConfigError(
                 f"probe.measures has {name!r}: it takes {', '.join(needed) or 'nothing'}; expected "
                 "one parameter (the moments of the "
@@ -88,7 +90,7 @@ def of_model(
     """The value of a measure of the model.
 
     Raises:
-        ValueError: It raised, or gave no number.
+        ValueError: The measure raised an error, or returned neither a finite number nor None.
     """
     takes = inspect.signature(code.value).parameters
     with leave_no_trace(model, loss_fn), torch.enable_grad():

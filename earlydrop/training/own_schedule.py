@@ -28,7 +28,7 @@ class OwnSchedule(Schedule):
 
     Attributes:
         code: The code that makes it.
-        arguments: The code's arguments, beside the length of the run.
+        arguments: The code's arguments, except the length of the run.
         rates: The rate at every step of the run, and at its end.
     """
 
@@ -83,9 +83,9 @@ class OwnSchedule(Schedule):
 def own_schedule(config: ScheduleConfig) -> OwnSchedule:
     """The schedule that a configuration names, if it is none of earlydrop's.
 
-    Its arguments are the keys of ``schedule.args``; a parameter called like another key of
-    ``schedule`` (``rate``, ``cutoff``) takes that one, and one called ``total_steps`` or
-    ``steps_per_epoch`` the length of the run.
+    Its arguments are the keys of ``schedule.args``. A parameter with the name of another key of
+    ``schedule`` (``rate``, ``cutoff``) takes that key. ``total_steps`` and ``steps_per_epoch`` take
+    the length of the run.
 
     Raises:
         ConfigError: There is no such schedule, or an argument does not fit.

@@ -35,7 +35,7 @@ class Pace:
         self._since, self._step, self._waited = time.perf_counter(), step, 0.0
 
     def waiting(self, batches: Iterator[T]) -> Iterator[T]:
-        """Give an iterator's items, and count the time that each takes to come."""
+        """Yield the items of an iterator, and add up the time spent waiting for them."""
         while True:
             asked = time.perf_counter()
             try:

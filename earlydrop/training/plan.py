@@ -37,7 +37,7 @@ class Plan:
 
     Attributes:
         config: The configuration.
-        source: The images.
+        source: The data.
         device: Where it runs.
         schedule: The drop schedule, in steps.
         steps_per_epoch: Optimizer steps in an epoch.
@@ -51,8 +51,8 @@ class Plan:
         path_schedule: The drop schedule of the path sites, in steps, where they have a peak of
             their own; else None.
         code: The user's own code that it computes with, by the key that names it.
-        configuration: The fingerprint without that code: the same for a run whose code was changed,
-            and nothing else.
+        configuration: The fingerprint without the user's own code. Runs that differ only in this
+            code share it.
     """
 
     config: Config
@@ -187,7 +187,7 @@ def _check_end(config: Config, schedule: Schedule, total: int) -> None:
     """Refuse keys that do not fit the end of the run.
 
     Raises:
-        ConfigError: Monte Carlo dropout at rate 0, or a profile behind the last step.
+        ConfigError: Monte Carlo dropout at rate 0, or a profile that begins after the last step.
     """
     passes, profile = config.trainer.mc_passes, config.trainer.profile
     if passes is not None and schedule(total) == 0:

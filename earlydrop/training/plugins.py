@@ -1,8 +1,8 @@
 """A user's code by name: ``module:function``, or a name that an installed package offers.
 
-`load` alone imports such code, and it is called only while a run is planned or built. What reads
-runs (report, cite, findings, list) calls nothing here that imports: a configuration that came from
-elsewhere never runs code.
+Only `load` imports such code, and it is called only while a run is planned or built. The commands
+that read runs (report, cite, findings, list) never call it, so a configuration from elsewhere never
+runs code.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def is_own(kind: str, name: str) -> bool:
 
 
 def load(key: str, kind: str, name: str) -> Code:
-    """Import code that the person at the keyboard named.
+    """Import code that the user named.
 
-    The module is looked for in the folder where the command runs, then on the Python path. One
-    whose source changed since it was imported is imported again.
+    The module is looked for in the folder where the command runs, then on the Python path. A module
+    whose source has changed since its import is imported again.
 
     Raises:
         ConfigError: There is no such module or name in it, or its import fails.
@@ -99,8 +99,8 @@ def load(key: str, kind: str, name: str) -> Code:
         return _given[name]
     if name.startswith(OBJECT):
         raise ConfigError(
-            f"{said}: it was given as an object in Python, which no name stands for; give it to "
-            "train() again"
+            f"{said}: it was given as an object in Python, which cannot be loaded by name; give it "
+            "to train() again"
         )
     reference = name if is_reference(name) else installed(kind).get(name, "")
     if not _REFERENCE.fullmatch(reference):
@@ -170,7 +170,7 @@ def registered(name: str, value: Callable[..., Any]) -> Code | None:
 
 @contextmanager
 def given(codes: Iterable[Code]) -> Iterator[None]:
-    """For as long as the context lasts, these objects stand for their names."""
+    """Context in which `load` returns these objects for their names."""
     before = dict(_given)
     _given.update({code.name: code for code in codes})
     try:
@@ -183,7 +183,7 @@ def given(codes: Iterable[Code]) -> Iterator[None]:
 def is_installed(module: str) -> bool:
     """Whether a module is part of Python, of earlydrop, or of an installed package."""
     top = module.partition(".")[0]
-    if top == "__main__":  # a notebook's is started from an installed file
+    if top == "__main__":  # in a notebook its file is that of an installed package
         return False
     if top in sys.stdlib_module_names:
         return True
@@ -200,10 +200,10 @@ def sources_from_here(module: str) -> dict[str, Path]:
 
 
 def source_files(module: str) -> dict[str, Path]:
-    """The sources of a module and of the modules beside it that it imports. Imports nothing.
+    """The sources of a module and of the local modules that it imports. Imports nothing.
 
-    Beside it: of the same package, or, where the module is in no folder of installed packages,
-    below the folder that holds it. Imports by a computed name are not seen.
+    A local module is in the same package or, if the module is not installed, below the folder that
+    holds the module. Imports by a computed name are not seen.
     """
     first = _spec(module.partition(".")[0])
     if first is None:
@@ -256,8 +256,8 @@ def _names(module: Any) -> list[str]:
 def _from_here() -> Iterator[None]:
     """Put the working folder first on the path while a module is looked for, and last afterwards.
 
-    No bytecode is written: a file that is changed twice within a second must not be mistaken for
-    its earlier self.
+    No bytecode is written, because Python would reuse it for a file that is changed again within
+    the same second.
     """
     here, writes_none = os.getcwd(), sys.dont_write_bytecode
     sys.path.insert(0, here)
@@ -291,7 +291,7 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def _root(spec: ModuleSpec) -> Path | None:
-    """The folder below which a module's own code is, from the place of its outermost package."""
+    """The folder or file that holds a module's own code, from the spec of its outermost package."""
     locations = list(spec.submodule_search_locations or [])
     if locations:
         folder = Path(locations[0]).resolve()
@@ -331,7 +331,7 @@ def _digest(files: Mapping[str, Path]) -> str:
 
 
 def _imported(said: str, name: str, files: Mapping[str, Path]) -> Any:
-    """Import a module, or take it as it was imported, if its source is still the same."""
+    """Import a module. A module imported before is reused if its source has not changed."""
     digest = _digest(files)
     there = getattr(sys.modules.get(name), "__file__", None)
     if there is not None and name not in _loaded and Path(there).resolve() != files[name]:
@@ -347,8 +347,8 @@ def _imported(said: str, name: str, files: Mapping[str, Path]) -> Any:
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise ConfigError(
-            f"{said}: importing {name} raised {raised(error, files.values())}; mend it, then give "
-            "the same command"
+            f"{said}: importing {name} raised {raised(error, files.values())}; fix it, then run "
+            "the same command again"
         ) from error
     _loaded[name] = digest
     return module

@@ -30,7 +30,7 @@ def scheduled_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
         ConfigError: The model has no site of the scheduled kind.
     """
     config, task = plan.config, task_of(plan)
-    kind = cast(Kind, config.schedule.kind)  # as the checks say
+    kind = cast(Kind, config.schedule.kind)  # `check` has refused other values
     model = build_model(config.model, task, config.seed)
     model = model.to(plan.device)
     if config.trainer.channels_last:
@@ -64,7 +64,7 @@ def task_of(plan: Plan) -> Task:
     """The task that the model is built for."""
     config, peak, source = plan.config, plan.schedule.peak, plan.source
     if peak == 0 and plan.compares:
-        # A schedule that never drops, at sites that a probe switches on.
+        # The schedule never drops, but a probe turns the sites on.
         peak = config.schedule.rate
     unit = peak if config.schedule.kind in ("unit", "all") else 0.0
     path = peak if config.schedule.kind in ("path", "all") else 0.0
@@ -81,10 +81,10 @@ def task_of(plan: Plan) -> Task:
 
 
 def try_forward(model: nn.Module, plan: Plan) -> None:
-    """Refuse a model that cannot take a blank image; the try leaves no trace.
+    """Refuse a model that cannot take a blank image. The model and random state stay unchanged.
 
     Raises:
-        ConfigError: The model cannot take images of this size, or gives something else than a score
+        ConfigError: The model cannot take images of this size, or does not return one finite score
             for each class.
     """
     source, name = plan.source, plan.config.model.name
@@ -97,7 +97,7 @@ def try_forward(model: nn.Module, plan: Plan) -> None:
         if own is not None:
             raise ConfigError(
                 f"model.name is {name!r}: an input of shape {tuple(image.shape)} raised "
-                f"{raised(error, own.paths)}; mend the model, or "
+                f"{raised(error, own.paths)}; fix the model, or "
                 "give it other data"
             ) from error
         refuse_device_problem(error, plan)
@@ -128,7 +128,7 @@ def try_forward(model: nn.Module, plan: Plan) -> None:
     if not scores.isfinite().all():
         raise ConfigError(
             f"model.name is {name!r}: it gives {scores[~scores.isfinite()][0]} for a blank "
-            "example; mend the model"
+            "example; fix the model"
         )
 
 
@@ -136,7 +136,7 @@ def refuse_device_problem(error: Exception, plan: Plan) -> None:
     """Turn a limit of the device, such as its memory, into an error of one line.
 
     Raises:
-        ConfigError: In one line.
+        ConfigError: The error is such a limit.
     """
     problem = device_problem(error, plan.config)
     if problem is not None:
@@ -147,7 +147,7 @@ def refuse_broken_compiler(plan: Plan) -> None:
     """Refuse ``trainer.compile`` on a machine where torch.compile does not work.
 
     Raises:
-        ConfigError: With the missing part and the command that installs it.
+        ConfigError: torch.compile does not work. The message names the problem.
     """
     problem = compiler_problem(plan.device.type) if plan.config.trainer.compile else None
     if problem is not None:
@@ -176,13 +176,13 @@ def refuse_batch_norm(model: nn.Module, plan: Plan, workers: int) -> None:
 
 
 def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
-    """Refuse a model in which anything still drops when its schedule is at rate 0.
+    """Refuse a model that still drops when its schedule is at rate 0.
 
-    Two blank images pass through it; they leave no trace.
+    Two blank images pass through the model. The model and random state stay unchanged. Input
+    dropout is allowed, because no schedule drives it.
 
     Raises:
-        ConfigError: Something does, beside the input dropout that no schedule drives; so no arm of
-            a study would be as declared.
+        ConfigError: Something else still drops, so the arms of a study would not be as declared.
     """
     source = plan.source
     images = source.blank(2, plan.device)
@@ -216,10 +216,11 @@ def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
         )
     if left:
         raise ConfigError(
-            f"model.name is {plan.config.model.name!r}: it drops what no schedule drives\n{audited}"
+            f"model.name is {plan.config.model.name!r}: it has drops that no schedule drives\n"
+            f"{audited}"
         )
 
 
 def _driven(name: str, module: nn.Module) -> bool:
-    """The sites of a model with input dropout that a schedule drives."""
+    """Whether a schedule drives a site of a model with input dropout."""
     return name != INPUT_DROPOUT and any(site.base_rate > 0 for site in find_sites(module))

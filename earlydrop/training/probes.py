@@ -34,7 +34,7 @@ def batch_key(step: int, batch: int) -> int:
 
     Args:
         step: The step of the probe.
-        batch: Which of its mini-batches, from 0 and below 100,000.
+        batch: Index of the mini-batch, from 0, below 100,000.
 
     >>> batch_key(step=3, batch=2)
     300002
@@ -43,10 +43,10 @@ def batch_key(step: int, batch: int) -> int:
 
 
 class _DatasetBatches:
-    """The images of the whole-dataset gradient, each once, from a fixed stream; iterable again.
+    """The images of the whole-dataset gradient, each once, from a fixed stream.
 
-    They come in batches of the size of a part: no more goes through the model at once than in
-    training.
+    It can be iterated several times. A batch has at most the size of a part, so that no more images
+    go through the model at once than in training.
     """
 
     def __init__(self, objective: Objective, plan: Plan, group: Group) -> None:

@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def profile_window(text: str) -> tuple[int, int]:
-    """The first step of a window such as ``10:20``, and the one behind its last.
+    """The first step of a window such as ``10:20``, and the step after its last.
 
     Raises:
-        ConfigError: It is no window of steps.
+        ConfigError: The text is not a window of steps.
     """
     first, colon, end = text.partition(":")
     if not (colon and first.isdecimal() and end.isdecimal() and int(first) < int(end)):
@@ -36,7 +36,7 @@ class Profiler:
 
     Args:
         window: Such as ``10:20``, or None for none.
-        folder: Where the trace goes; None on every worker but the first, which record nothing.
+        folder: The folder of the trace. None on every worker but the first; these record nothing.
     """
 
     def __init__(self, window: str | None, folder: Path | None) -> None:
@@ -47,7 +47,7 @@ class Profiler:
         self.profile: Any = None
 
     def around(self, items: Iterator[T], step: int) -> Iterator[T]:
-        """Give the items of each step from ``step`` on; work between two belongs to the step."""
+        """Yield the items of the steps from ``step`` on, and trace the steps in the window."""
         if step >= self.end:
             if self.end:
                 log.warning(

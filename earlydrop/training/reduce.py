@@ -1,9 +1,9 @@
-"""The sum of gradients over the workers, in an order that no history changes.
+"""The sum of gradients over the workers, in the same order in a new and in a resumed run.
 
 Every worker adds its gradients to flat buffers that hold the parameters in one fixed order, from
 the last to the first, as a backward pass reaches them. So a run that was stopped adds the same
-numbers in the same order as one that was not. DistributedDataParallel does not: it orders its
-buckets anew after its first step, which is another step in a run that goes on.
+numbers in the same order as one that was not. DistributedDataParallel does not ensure this: it
+reorders its buckets after its first step, which is a different step in a resumed run.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 BUCKET_BYTES = 25 * 2**20
-"""Bytes of a buffer, about.
+"""Approximate bytes of a buffer.
 
-Large enough that a sum is not all latency, small enough that the first starts early in a
+Large enough that latency does not dominate a sum, small enough that the first sum starts early in a
 backward pass.
 """
 
@@ -28,7 +28,7 @@ class Bucket:
     """A flat buffer for the gradients of some parameters of one device and type.
 
     Args:
-        parameters: Their parameters, in the order in which they lie in the buffer.
+        parameters: The parameters, in their order in the buffer.
     """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
@@ -40,7 +40,7 @@ class Bucket:
         pieces = self.flat.split([*sizes, count])
         self.views = [piece.view(p.shape) for piece, p in zip(pieces[:-1], parameters, strict=True)]
         self.counts = pieces[-1]  # how many workers have a gradient of each
-        # Of parameters whose gradient has not come yet, by their place.
+        # Places of the parameters whose gradient has not arrived yet.
         self.missing: set[int] = set()
         self.work: Any = None
 
@@ -57,7 +57,8 @@ class Bucket:
     def give_back(self) -> None:
         """Copy the sums back.
 
-        A parameter without a gradient here gets that of the others; without any, it stays so.
+        A parameter without a gradient on this worker gets the sum of the others. If no worker has
+        a gradient of it, it stays without one.
         """
         for place, (view, p) in enumerate(zip(self.views, self.parameters, strict=True)):
             if p.grad is not None:
@@ -116,7 +117,7 @@ class GradientSum:
 
     @contextmanager
     def summed(self) -> Iterator[None]:
-        """Within it a backward pass; after it every ``.grad`` is the sum over the workers."""
+        """Context for a backward pass, after which every ``.grad`` is the sum over the workers."""
         for bucket in self.buckets:
             bucket.missing = set(range(len(bucket.parameters)))
         self.next, self.at_work = 0, True

@@ -14,7 +14,7 @@ def check_shares(plan: Plan, workers: int) -> None:
     """Refuse a probe that has fewer batches than the run has workers.
 
     Raises:
-        ConfigError: It says how many batches there are.
+        ConfigError: There are fewer batches than workers.
     """
     batches = -(-dataset_images(plan) // plan.config.trainer.batch_size)
     if plan.probe_steps and min(plan.config.probe.batches, batches) < workers:
@@ -29,7 +29,7 @@ def check_measures(plan: Plan, workers: int) -> None:
     """Refuse a measure that needs the model itself where several workers share the gradients.
 
     Raises:
-        ConfigError: It names the measure.
+        ConfigError: There is such a measure, and there are several workers.
     """
     if workers == 1:
         return
@@ -42,10 +42,10 @@ def check_measures(plan: Plan, workers: int) -> None:
 
 
 def check_same_code(plan: Plan) -> None:
-    """Refuse to begin a run anew that was stopped before its user's code was changed.
+    """Refuse to train a run from the start if it was stopped and the user's code changed since.
 
     Raises:
-        ConfigError: It says how to go on.
+        ConfigError: There is such a run. The message says how to resume it.
     """
     if not plan.code or plan.config.resume == "never" or (plan.folder / STATUS).is_file():
         return
@@ -72,7 +72,7 @@ def check_same(plan: Plan, group: Group) -> None:
     """Refuse workers whose fingerprints differ, such as nodes with different copies of the data.
 
     Raises:
-        ConfigError: On every worker.
+        ConfigError: They differ. Every worker raises it.
     """
     first = group.decide(lambda: plan.fingerprint)
     (differs,) = group.largest([float(first != plan.fingerprint)])

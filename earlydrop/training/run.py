@@ -137,7 +137,7 @@ def _begin(config: Config, unused: Iterable[str]) -> bool:
     """Set the number of threads, and warn of unused overrides.
 
     Returns:
-        Whether this is the first worker, which speaks for all.
+        Whether this is the first worker, which prints for all.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)

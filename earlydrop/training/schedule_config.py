@@ -16,7 +16,7 @@ from earlydrop.training.fields import key as _key
 T = TypeVar("T")
 
 
-def own_schedule(config: Any) -> bool:
+def is_own_schedule(config: Any) -> bool:
     """Whether the schedule is the user's own: ``module:function``, or an installed name."""
     return config.schedule.name not in schedules.MAKERS
 
@@ -24,16 +24,16 @@ def own_schedule(config: Any) -> bool:
 def drops(config: Any) -> bool:
     """Whether the schedule ever drops anything.
 
-    A user's own is not imported to find out, and counts as one that does.
+    A user's schedule always counts as one that drops, because it is not imported here.
     """
-    return own_schedule(config) or parse_schedule(config.schedule).peak > 0
+    return is_own_schedule(config) or parse_schedule(config.schedule).peak > 0
 
 
 def _takes(parameter: str) -> Callable[[Any], bool]:
     """Whether the named schedule drops and has such a parameter; a user's own may have any."""
 
     def used(config: Any) -> bool:
-        return own_schedule(config) or (
+        return is_own_schedule(config) or (
             parameter in inspect.signature(schedules.MAKERS[config.schedule.name]).parameters
             and drops(config)
         )
@@ -47,7 +47,7 @@ def _two_kinds(config: Any) -> bool:
 
 
 def _with_parameters(cls: type[T]) -> type[T]:
-    """Add a key for each parameter of a schedule that has none; null is the schedule's default."""
+    """Add a key for each schedule parameter without one; null is the schedule's own default."""
     for maker in schedules.MAKERS.values():
         for name, annotation in typing.get_type_hints(maker).items():
             if name != "return" and name not in cls.__annotations__:
@@ -60,7 +60,7 @@ def _with_parameters(cls: type[T]) -> type[T]:
 @dataclass
 @_with_parameters
 class ScheduleConfig:
-    """The drop rate at each step. A schedule ignores keys that it does not take, so sweeps work."""
+    """The drop rate at each step. A schedule ignores keys that it does not take."""
 
     name: str = _key("early", choices=tuple(schedules.MAKERS))
     """One of ours (``none``, ``constant``, ``early``, ``late``, ...), or a function of your own,
@@ -77,15 +77,15 @@ class ScheduleConfig:
     shape: str | None = _key(used=_takes("shape"))
     """How ``early`` falls to 0 (``linear``, ``constant`` or ``cosine``); null is ``linear``."""
     points: str | None = _key(used=_takes("points"))
-    """Of ``piecewise``: times and rates, such as ``0,0@0.2,0.5@0.5,0``."""
+    """Times and rates of ``piecewise``, such as ``0,0@0.2,0.5@0.5,0``."""
     gamma: float | None = _key(bounds="positive", used=_takes("gamma"))
     """How fast ``curriculum`` rises, per step; null is 10 / the number of steps."""
-    args: dict[str, Any] = _key({}, used=own_schedule)
+    args: dict[str, Any] = _key({}, used=is_own_schedule)
     """Arguments of a schedule of your own, such as ``+schedule.args.period=100``."""
 
 
 def parse_path_schedule(config: ScheduleConfig) -> schedules.Schedule | None:
-    """The schedule of the path sites, where they have a peak of their own; durations as given.
+    """The unresolved schedule of the path sites; None if they have no peak of their own.
 
     Raises:
         ValueError: A value that the schedule refuses.
@@ -96,7 +96,7 @@ def parse_path_schedule(config: ScheduleConfig) -> schedules.Schedule | None:
 
 
 def parse_schedule(config: ScheduleConfig) -> schedules.Schedule:
-    """The schedule that a configuration names, made from the keys that it uses; durations as given.
+    """The schedule that a configuration names. Its durations are not resolved to steps yet.
 
     Raises:
         ValueError: An unknown name, or a value that the schedule refuses.
@@ -123,7 +123,7 @@ def parse_schedule(config: ScheduleConfig) -> schedules.Schedule:
 def describe_schedule(config: ScheduleConfig) -> str:
     """A schedule in words, for labels: its name and arguments, such as ``early-0.1-20%``.
 
-    A key that is null by default is said only where it differs from the schedule's own default.
+    A key that is null by default is included only if it differs from the schedule's own default.
     """
     if config.name not in schedules.MAKERS:
         values = [_in_words(value) for value in config.args.values()]

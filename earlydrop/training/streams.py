@@ -1,7 +1,7 @@
 """Random streams: a run's random numbers are functions of (seed, purpose, step or image) alone.
 
 So two runs that differ only in their schedule see the same initial weights, batches and
-augmentation, and a run can go on after any step without its past.
+augmentation, and a run can resume after any step without repeating the steps before.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def stream(seed: int, purpose: str, *index: int) -> torch.Generator:
 def seed_device(device: torch.device, seed: int) -> None:
     """Seed torch's default generators of a device and of the CPU, as ``torch.manual_seed`` does.
 
-    That takes up to a millisecond a call where torch was built for CUDA: until a GPU is used it
-    keeps the seed for later, together with a stack trace.
+    It is faster than ``torch.manual_seed``, which can take a millisecond if torch was built for
+    CUDA: until a GPU is used, that function stores the seed with a stack trace.
 
     Args:
         device: Where the random numbers will be drawn.
@@ -64,6 +64,6 @@ def seed_device(device: torch.device, seed: int) -> None:
         return
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.init()  # nothing, once it is done
+        torch.cuda.init()  # does nothing after the first call
         index = torch.cuda.current_device() if device.index is None else device.index
         torch.cuda.default_generators[index].manual_seed(seed)

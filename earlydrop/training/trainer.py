@@ -18,7 +18,7 @@ from earlydrop.distance import model_distance
 from earlydrop.sites import find_sites
 from earlydrop.training.average import WeightAverage
 from earlydrop.training.compiler import compiled
-from earlydrop.training.curvature import probe_curvature
+from earlydrop.training.curvature import probe_all
 from earlydrop.training.data.copies import on_their_own_stream
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.source import Batch
@@ -31,13 +31,17 @@ from earlydrop.training.evaluate import (
     evaluate_mc,
     no_autocast,
 )
-from earlydrop.training.flops import bf16_peak, training_flops
-from earlydrop.training.optim import add_penalties, learning_rate, make_optimizer
+from earlydrop.training.flops import utilisation_per_image
+from earlydrop.training.optim import (
+    add_penalties,
+    clip_gradients,
+    learning_rate,
+    make_optimizer,
+)
 from earlydrop.training.pace import Pace
 from earlydrop.training.parts import training_parts
 from earlydrop.training.peaks import Driver
 from earlydrop.training.plan import Plan
-from earlydrop.training.probes import probe_gradients
 from earlydrop.training.profile import Profiler
 from earlydrop.training.record.checkpoint import load_checkpoint, save_best, save_checkpoint
 from earlydrop.training.record.folder import RunFolder, read_metrics
@@ -50,7 +54,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One run.
+    """Trains one run.
 
     Args:
         plan: The plan of the run.
@@ -141,7 +145,7 @@ class Trainer:
         options = self.plan.config.optim
         self._set_learning_rate()
         loss = self._accumulate_gradients(parts)
-        norm = self._clip_gradients(options.clip)
+        norm = clip_gradients(self.model, options.clip)
         if options.l1 is not None or options.l2 is not None:
             add_penalties(self.optimizer, options.l1, options.l2)
         self.optimizer.step()
@@ -193,14 +197,6 @@ class Trainer:
         if last and self.reduction is not None:
             return self.reduction.summed()
         return nullcontext()
-
-    def _clip_gradients(self, largest: float | None) -> Tensor:
-        """Clip the gradient to ``largest`` if given. Return its norm before clipping."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if largest is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), largest, norm)
-        return norm
 
     def _set_next_rate(self) -> None:
         if self.scheduler is not None:
@@ -303,30 +299,25 @@ class Trainer:
 
     def _probe(self) -> dict[str, float]:
         try:
-            metrics = probe_gradients(
-                self.model, self.objective, plan=self.plan, step=self.step, group=self.group
+            return probe_all(
+                self.model,
+                self.optimizer,
+                objective=self.objective,
+                plan=self.plan,
+                step=self.step,
+                group=self.group,
             )
-            if self.plan.config.probe.curvature:
-                metrics |= probe_curvature(
-                    self.model,
-                    self.optimizer,
-                    objective=self.objective,
-                    plan=self.plan,
-                    step=self.step,
-                )
-            return metrics
         except ValueError as error:
             raise TrainingFailed(f"the probe at step {self.step}: {error}") from error
 
     def pace(self) -> Pace:
-        """Start the clock of the run. Operations are counted only where the GPU's peak is known."""
-        plan = self.plan
-        utilisation = None
-        peak = bf16_peak(plan.device) if plan.config.trainer.precision == "bf16" else None
-        if peak is not None:
-            flops = training_flops(self.model, plan)
-            utilisation = flops / (peak * self.group.size) if flops is not None else None
-        return Pace(plan.device, self.step, plan.config.trainer.batch_size, utilisation)
+        """Start the clock of the run."""
+        return Pace(
+            self.plan.device,
+            self.step,
+            self.plan.config.trainer.batch_size,
+            utilisation_per_image(self.model, self.plan, self.group.size),
+        )
 
     # The end of a run
 
@@ -402,7 +393,7 @@ class Trainer:
         }
 
     def resume(self) -> None:
-        """Go on from the folder's newest whole checkpoint, if there is one.
+        """Resume from the folder's newest complete checkpoint, if there is one.
 
         Raises:
             ConfigError: It was made on another device, thread count or torch, and ``resume`` is not

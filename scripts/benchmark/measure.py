@@ -131,7 +131,7 @@ def study_stepper(
 def peak_memory(act: Callable[[], object]) -> int:
     """Bytes that a call needs at its peak, beyond what was held before.
 
-    Of the device, or of the process's resident memory (Linux).
+    With CUDA it is the device's memory, else the process's resident memory (Linux).
     """
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

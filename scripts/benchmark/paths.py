@@ -1,11 +1,12 @@
 """Input paths: images per second in memory and from JPEG files, against a model's."""
 
+import itertools
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -75,9 +76,11 @@ def row_folder_input(quick: bool) -> list[Row]:
             source = make_source(config.data, config.augment, torch.device("cpu"))
             objective = Objective(source, config.augment)
 
-            def read(objective: Objective = objective, step: list[int] = [0]) -> None:  # noqa: B006
-                step[0] += 1
-                for images, _ in objective.batches([(step[0], torch.arange(count))], 0, "augment"):
+            keys = itertools.count(1)
+
+            def read(objective: Objective = objective, keys: Iterator[int] = keys) -> None:
+                batch = next(keys), torch.arange(count)
+                for images, _ in objective.batches([batch], 0, "augment"):
                     images.sum()
 
             read()
@@ -169,7 +172,10 @@ def _faster(name: str, reads: list[Callable[[], object]], count: int, repeats: i
 
 
 def row_loaders(quick: bool) -> list[Row]:
-    """The same files at 256 pixels, read by one and by two processes; and evaluations by processes that live on."""
+    """The same files at 256 pixels, read by one and by two processes.
+
+    Evaluations too, by processes that are kept and by processes that are started for each.
+    """
     rows, count = [], 40 if quick else 200
     with tempfile.TemporaryDirectory() as temporary:
         script = str(Path(__file__).parents[1] / "make_image_folder.py")

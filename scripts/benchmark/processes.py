@@ -56,7 +56,7 @@ print(time.perf_counter() - began)
 
 
 def side_by_side(copies: int, steps: int, what: str = "vit") -> float:
-    """Seconds of so many bare training loops of one thread side by side: the machine's limit."""
+    """Seconds of ``copies`` bare training loops side by side, with one thread each."""
     command = [sys.executable, "-c", _BARE, str(Path(__file__).parents[1]), str(steps), what]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -170,7 +170,7 @@ _SPIN = "while True: sum(range(100_000))"
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """Within it, so many other processes each keep a core busy."""
+    """Inside the ``with`` block, ``count`` other processes each keep a core busy."""
     spinning = [subprocess.Popen([sys.executable, "-c", _SPIN]) for _ in range(count)]
     try:
         yield

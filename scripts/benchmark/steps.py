@@ -361,7 +361,7 @@ _PRODUCTS = (
 
 
 def row_study_step(quick: bool) -> list[Row]:
-    """The limits of the underfitting study on one core: its step compiled, in bf16, products."""
+    """The step of the underfitting study on one core: in bfloat16, compiled, and its products."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -20,7 +20,7 @@ from earlydrop.training.trainer import Trainer
 
 
 class FailedError(Exception):
-    """A check found what it looks for; the message says what."""
+    """A check failed; the message says what is wrong."""
 
 
 class SkippedError(Exception):
@@ -32,7 +32,7 @@ class Check(NamedTuple):
 
     Attributes:
         run: Called with the device and an empty folder; returns what it found, in words.
-        cuda: Whether it means anything on a GPU alone.
+        cuda: Whether it needs a CUDA device.
         limit: Seconds after which it has failed.
     """
 
@@ -48,7 +48,10 @@ def want(condition: bool, message: str) -> None:
 
 
 def small(device: torch.device, folder: Path, **overrides: Any) -> Config:
-    """A small run: a ViT, 20 steps of 4 parts, dropout, mixing, a probe; __ in keys is a dot."""
+    """A small run: a ViT, 20 steps of 4 parts, dropout, mixing, a probe.
+
+    In the names of ``overrides``, ``__`` stands for a dot.
+    """
     values: dict[str, Any] = {
         "out": str(folder), "tracking": "off", "device": str(device),
         "threads": torch.get_num_threads(),

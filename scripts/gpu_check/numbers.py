@@ -1,4 +1,4 @@
-"""Checks of the numbers: of the environment, of masks, against the CPU, and twice."""
+"""Checks of the numbers: environment, masks, against the CPU, two equal runs, resuming, workers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check_masks(device: torch.device, folder: Path) -> str:
                 _check_mask(device, name, masks, compiles)
                 tried += 1
     return f"{tried} of layer, masks and mode" + (
-        "" if compiled else "; not compiled, for want of a compiler"
+        "" if compiled else "; not compiled: torch.compile does not work here"
     )
 
 
@@ -96,7 +96,7 @@ def _check_mask(device: torch.device, name: str, masks: str, compiles: bool) -> 
         "StochasticDepth": 8192,
         "DropBlock2d": 64,
     }.get(name, ones.numel())
-    # Whose blocks overlap.
+    # the blocks of DropBlock2d overlap, so its share varies more
     spread = 6 * math.sqrt(rate * (1 - rate) / units) + (0.05 if name == "DropBlock2d" else 0.0)
     want(
         abs(share - rate) <= spread,
@@ -115,7 +115,7 @@ def check_twice(device: torch.device, folder: Path) -> str:
         train(small(device, folder / name, trainer__deterministic=True))
         for name in ("one", "other")
     )
-    want(one[0] == other[0], "two runs recorded other metrics")
+    want(one[0] == other[0], "the two runs recorded different metrics")
     want(
         not differing(one[1], other[1]),
         f"{differing(one[1], other[1])} of {len(one[1])} tensors differ",
@@ -124,7 +124,7 @@ def check_twice(device: torch.device, folder: Path) -> str:
 
 
 def check_resume(device: torch.device, folder: Path) -> str:
-    """A run that is stopped at step 7 and goes on ends at the bits of one that was not."""
+    """A run that is stopped at step 7 and resumed ends with the bits of an uninterrupted run."""
     straight = train(small(device, folder / "straight", trainer__deterministic=True))
     stopped = small(device, folder / "stopped", trainer__deterministic=True)
     before, _ = train(stopped, stop_at=7)
@@ -155,7 +155,7 @@ def check_average(device: torch.device, folder: Path) -> str:
         torch.testing.assert_close(model.weight.detach().cpu(), expected)
     want(
         torch.equal(model.weight.detach().cpu(), past[-1]),
-        "the weights are others after an evaluation of the average",
+        "the weights have changed after an evaluation of the average",
     )
     return "as defined, and the weights are put back"
 
@@ -163,7 +163,7 @@ def check_average(device: torch.device, folder: Path) -> str:
 def check_workers(device: torch.device, folder: Path) -> str:
     """Two GPUs give the losses of one, up to rounding."""
     if torch.cuda.device_count() < 2:
-        raise SkippedError(f"{torch.cuda.device_count()} GPU is in sight; it takes two")
+        raise SkippedError(f"found {torch.cuda.device_count()} GPU: this check needs two")
     import subprocess
     import sys
 

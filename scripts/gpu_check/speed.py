@@ -1,4 +1,4 @@
-"""Checks of the hot path: what waits, what is compiled, how fast it is, and what it holds."""
+"""Checks of speed: waiting for the GPU, graphs, attention kernels, throughput, copies, memory."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _rate(step: Callable[[], object], images: int, repeats: int = 7) -> float:
 
 
 def check_trainer(device: torch.device, folder: Path) -> str:
-    """The trainer has .95 of a bare loop's speed; with images a second and the peak's share."""
+    """The trainer has at least 0.95 of a bare loop's speed, in images per second."""
     size, precision = 1024, "bf16"
     sizes = {
         "model__width": 192,
@@ -233,7 +233,7 @@ def check_copies(device: torch.device, folder: Path) -> str:
 
 
 def check_probe_memory(device: torch.device, folder: Path) -> str:
-    """The probe of ViT-T at the paper's batch, 4,096 images in 32 parts, holds less than 16 GB."""
+    """The probe of ViT-T at the paper's batch, 4,096 images in 32 parts, holds less than 16 GiB."""
     from earlydrop.gradients.probe import probe
 
     model = build_model(

@@ -1,10 +1,8 @@
 """Running the console commands from outside, in forks of this process or as processes.
 
-A fork saves the seconds of imports.
-
-A fork is as separate as a process that was started: it may be killed, may crash, and leaves nothing
-behind here. What it does not share with a real one is the import itself, so each part also starts
-real processes.
+A fork saves the seconds of imports. It is as separate as a process that was started: it may be
+killed or crash, and leaves nothing behind here. It does not test the imports themselves, so the
+parts mistakes and signals also start real processes.
 """
 
 from __future__ import annotations
@@ -118,7 +116,7 @@ def _be(
     outputs: tuple[int, int],
     before: Callable[[], None] | None,
 ) -> None:
-    """Be the command, in a fork: never returns."""
+    """Run the command in a forked child; never returns."""
     code = 1
     try:
         atexit._clear()  # the parent's temporary folders are the parent's to remove

@@ -1,6 +1,7 @@
 """Damage to the files of a finished study.
 
-A reader is not harmed, or names the file: never a traceback, never other numbers in silence.
+A command that reads the study must print what it printed before, or name the damaged file. It must
+never print a traceback, or other numbers without saying so.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ UNREAD = ("log.txt", ".lock")
 
 
 def flip(content: bytes, rng: random.Random) -> bytes:
-    """One bit of one byte turned."""
+    """The content with one bit flipped."""
     if not content:
         return b"\1"
     at = rng.randrange(len(content))
@@ -39,7 +40,7 @@ def flip(content: bytes, rng: random.Random) -> bytes:
 
 
 def digit(content: bytes, rng: random.Random) -> bytes:
-    """One digit made another, at equal size; a turned bit where there is none."""
+    """The content with one digit replaced by another; with one bit flipped if it has no digit."""
     places = [i for i, byte in enumerate(content) if chr(byte).isdigit()]
     if not places:
         return flip(content, rng)

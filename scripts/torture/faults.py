@@ -21,8 +21,8 @@ class Faults:
     Args:
         root: Only what happens below this folder counts.
         at: The number of the operation, from 0; None only counts.
-        what: ``"kill"``, or ``"full"``: half of what is written there is, and nothing is written
-            after it.
+        what: ``"kill"`` kills the process at the operation. ``"full"`` fills the disk: from the
+            operation on, a write stops after half of its content, and write and mkdir raise ENOSPC.
         log: Where the operations are listed, a line each, or None.
     """
 
@@ -36,14 +36,14 @@ class Faults:
         )
 
     def install(self) -> None:
-        """Replace the operations, for good: to be called in a process that is there for it."""
+        """Replace the operations for the rest of the process, which should be started for it."""
         for name in _CALLS:
             setattr(os, name, self._wrapped(name, getattr(os, name)))
         os.open = self._wrapped_os_open(os.open)
         builtins.open = io.open = self._wrapped_open(io.open)
 
     def due(self, operation: str, path: Any) -> bool:
-        """Count an operation; whether its fault is due."""
+        """Count an operation, and return whether its fault is due."""
         if self._log is not None:
             os.write(self._log, f"{operation} {os.path.basename(os.fspath(path))}\n".encode())
         self.count += 1
@@ -73,7 +73,7 @@ class Faults:
 
     def _wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(path: Any, *arguments: Any, **named: Any) -> Any:
-            # Shutil.rmtree works relative to open folders.
+            # shutil.rmtree passes paths relative to an open folder
             counted = self.below(path) or named.get("dir_fd") is not None
             if counted and self.due(name, path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))

@@ -22,7 +22,7 @@ NEVER = [*RUN, "resume=never"]
 
 
 class _Place:
-    """An undisturbed run, its file operations, and a folder a trial."""
+    """An undisturbed run, its file operations, and one folder per trial."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.reference, self._trials = root, root / "undisturbed", 0
@@ -95,7 +95,10 @@ def kills(tally: Tally) -> None:
 
 
 def disk(tally: Tally) -> None:
-    """A disk full from an operation on: one line, exit code 1; with room the same command ends."""
+    """Fill the disk from some operation on: the command must print one line and exit with 1.
+
+    With free space, the same command must finish the run.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         place = _Place(Path(temporary).resolve())
         grows = [

@@ -31,7 +31,10 @@ GRAMMAR = (
 
 @dataclass(frozen=True)
 class Mistake:
-    """Arguments with a mistake; ``certain`` if they have no right reading, else they are listed."""
+    """Arguments with a mistake.
+
+    If it is ``certain``, a command that accepts them has failed; else they are only listed.
+    """
 
     command: str
     arguments: tuple[str, ...]
@@ -120,7 +123,7 @@ def group_mistakes() -> list[Mistake]:
 
 
 def name_mistakes() -> list[Mistake]:
-    """Studies, labels, projects, tags and folders that cannot be one."""
+    """Names that a study, label, project, tag or folder cannot have."""
     long, tracked = "x" * 300, "tracking=offline"
     made = [mistake(f"{key}='{value}'") for key in ("study", "label") for value in PATHS]
     made += [
@@ -143,7 +146,7 @@ def name_mistakes() -> list[Mistake]:
 
 
 def meaning_mistakes() -> list[Mistake]:
-    """Values that are of their type and in their bounds, and yet cannot be."""
+    """Values of the right type and within their bounds that are still impossible."""
     single = (
         "threads=100000", "threads=-1", "trainer.accumulate=3", "trainer.batch_size=100000",
         "device=meta", "device=cuda:99", "model=mixer",
@@ -220,7 +223,7 @@ def all_mistakes(seed: int) -> list[Mistake]:
 
 
 def _left(root: Path, sweep: bool) -> list[str]:
-    """Files that a command left in its folder or beside it, but for a sweep's failures."""
+    """Files that a command left in its folder or beside it, except the failures of a sweep."""
     paths = [str(path.relative_to(root)) for path in root.rglob("*")]
     mine = {"deep", "deep/er", "deep/er/file", "deep/er/empty"}
     return [

@@ -27,7 +27,7 @@ def run_folders(out: Path) -> dict[str, Path]:
 
 
 def state_of(folder: Path) -> str:
-    """The content of the status; empty if it cannot be read."""
+    """The state in ``status.json``; empty if it cannot be read."""
     try:
         return str(json.loads((folder / "status.json").read_text())["state"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -20,7 +20,7 @@ from torture.runs import differences, run_folders, state_of
 from torture.tally import Tally
 
 PATIENCE = 10.0  # seconds for a process, and all that it started, to be gone
-MARK = "EARLYDROP_TORTURE"  # in the environment of what is started here, and so of what that starts
+MARK = "EARLYDROP_TORTURE"  # environment variable of the processes started here and their children
 LONG = [
     *TINY,
     "trainer.epochs=100",

@@ -46,7 +46,7 @@ class Tally:
         print(f"  {kind}: {command}\n      {seen}\n      again: {repeat}", flush=True)
 
     def crash(self, case: str, outcome: Outcome) -> bool:
-        """Note a traceback, a death by a signal, an endless command; whether it was one of them."""
+        """Note a traceback, a death by a signal or a timeout; return whether there was one."""
         if outcome.traceback:
             self.fail("traceback", case, outcome.shown, outcome.last_line)
         elif outcome.code is None:
@@ -58,7 +58,10 @@ class Tally:
         return True
 
     def chosen(self, items: list, few: int) -> list:
-        """All items; in the short form a seeded few in their order; all for a single case."""
+        """The items to try: all, or in the short form ``few`` of them, drawn with the seed.
+
+        For a single case it is all, so that the case is among them.
+        """
         if not self.short or self.only is not None or len(items) <= few:
             return items
         chosen = set(random.Random(self.seed).sample(range(len(items)), few))

@@ -33,7 +33,7 @@ def test_a_history_is_of_one_run(study):
     ):
         load_history(study)
     for nothing in ("nothing", "empty"):
-        with pytest.raises(FileNotFoundError, match=rf"{nothing} is no folder of a run"):
+        with pytest.raises(FileNotFoundError, match=rf"{nothing} is not a run's folder"):
             load_history(study / nothing)
         (study / "empty").mkdir(exist_ok=True)
     (run, *_) = (path.parent for path in study.glob("*/metrics.jsonl"))

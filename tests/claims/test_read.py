@@ -71,7 +71,7 @@ def test_claims_are_read(tmp_path):
         ({"metric": "test/los"}, "metric is 'test/los': no run measures it; expected one of"),
         (
             {"arm": "late-0.1-20%"},
-            "arm is 'late-0.1-20%': expected configuration keys and values.*a label does not say",
+            "arm is 'late-0.1-20%': expected configuration keys and values.*name of an arm is not",
         ),
         (
             {"arm": {"schedule.nme": "late"}},

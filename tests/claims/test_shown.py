@@ -31,7 +31,9 @@ def test_a_line_a_claim_with_its_answer_and_interval(declared):
         r"\(95% interval -0\.\d+ to -0\.\d+; lower in 6 of 6 seeds\)\.$",
         lower,
     )
-    assert higher.startswith('The opposite of "higher loss".\n  Measured -0.2')
+    assert higher.startswith(
+        'Opposite: the runs show the reverse of "higher loss".\n  Measured -0.2'
+    )
     assert shown(runs(effect=0.0))[0].startswith(
         'No effect that matters: "lower loss".\n  Measured '
     )

@@ -87,7 +87,7 @@ def test_a_changed_configuration_is_named_and_the_other_runs_are_cited(
     config = next(tmp_path.glob("none-seed0*")) / "config.yaml"
     config.write_text(config.read_text().replace("seed: 0", "seed: 7"))
     monkeypatch.setattr("sys.argv", ["earlydrop-cite", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"error: .*config\.yaml is not what the run wrote"):
+    with pytest.raises(SystemExit, match=r"error: .*config\.yaml does not match its digest"):
         main()
     out = capsys.readouterr().out
     assert "earlydrop-print1" in out

@@ -10,8 +10,9 @@ from tests.analysis.made_up import make_run
 def test_where_two_records_part():
     a = [{"step": 1, "x": 1.0}, {"step": 2, "x": 2.0}]
     assert first_difference(a, [dict(line) for line in a]) is None
-    assert first_difference(a, [a[0], {"step": 2, "x": 2.5}]) == "step 2, x: 2.0 there, 2.5 here"
-    assert first_difference(a, a[:1]) == "2 lines there, 1 here"
+    changed = first_difference(a, [a[0], {"step": 2, "x": 2.5}])
+    assert changed == "step 2, x: 2.0 in the run, 2.5 in its repetition"
+    assert first_difference(a, a[:1]) == "2 lines in the run, 1 in its repetition"
 
 
 def test_a_run_is_trained_elsewhere_and_a_changed_record_named(config, capsys, monkeypatch):
@@ -30,7 +31,7 @@ def test_a_run_is_trained_elsewhere_and_a_changed_record_named(config, capsys, m
     (folder / "metrics.jsonl").write_text(text.replace('"test/loss": ', '"test/loss": 1', 1))
     code, said = reproduce("--out", str(folder.parent / "elsewhere"))
     assert code
-    assert "metrics.jsonl is not what the run wrote" in said
+    assert "metrics.jsonl was changed after the run" in said
     assert "different: step" in said
     (folder / "metrics.jsonl").write_text(text)
     code, said = reproduce(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from earlydrop.training import flops
 from earlydrop.training import trainer as trainer_module
 from earlydrop.training.flops import bf16_peak, training_flops
 from earlydrop.training.plan import make_plan
@@ -59,7 +60,7 @@ def test_a_run_in_bf16_on_a_known_gpu_has_its_utilisation(config, monkeypatch, p
     plan = make_plan(config(trainer__precision=precision))
     trainer = Trainer(plan, *scheduled_model(plan), None, track=lambda step, metrics: None)
     paces = []
-    monkeypatch.setattr(trainer_module, "bf16_peak", lambda device: 1e9)
+    monkeypatch.setattr(flops, "bf16_peak", lambda device: 1e9)
     monkeypatch.setattr(trainer_module, "Pace", lambda *arguments: paces.append(arguments))
     trainer.pace()
     ((_, _, batch_size, utilisation),) = paces

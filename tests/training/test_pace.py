@@ -77,7 +77,7 @@ def test_on_a_gpu_there_are_utilisation_and_memory(clock, monkeypatch):
 
 def test_a_run_on_a_cpu_times_its_data_and_counts_no_operations(config, monkeypatch):
     monkeypatch.setattr(
-        "earlydrop.training.trainer.training_flops", lambda *_: pytest.fail("it costs time")
+        "earlydrop.training.flops.training_flops", lambda *_: pytest.fail("it costs time")
     )
     source = type(make_plan(config()).source)
     original = source.batches

@@ -198,7 +198,7 @@ LINES = [
     ),
     (
         {"probe__measures": ["gdv"], "probe__at": ["0%"]},
-        r"probe.measures has 'gdv': all of earlydrop's are taken anyway",
+        r"probe.measures has 'gdv': earlydrop's own measures are always recorded",
     ),
     (
         {"probe__measures": ["mydata:Faces"], "probe__at": ["0%"]},
@@ -213,7 +213,7 @@ MODULES = [
     ("mymodels", "def build():\n    return 3\n", r"takes no argument for the Task"),
     ("mymodels", "def build(task, depth):\n    return 3\n", r"it needs 'depth'; give it with \+model.args.depth="),
     ("mymodels", "def build(task):\n    return {}['a']\n", r"building it raised KeyError: 'a' \(mymodels.py, line 2\)"),
-    ("mymodels", MODELS.replace("nn.ReLU()", "nn.Threshold(0, float('nan'))"), r"it gives nan for a blank example; mend the model"),
+    ("mymodels", MODELS.replace("nn.ReLU()", "nn.Threshold(0, float('nan'))"), r"it gives nan for a blank example; fix the model"),
     ("mymodels", MODELS.replace("nn.Dropout(task.unit)", "nn.Dropout(0.0)"), r"sites of Sequential were built with rate 0"),
     ("mymodels", MODELS.replace("task.classes)]", "task.classes + 1)]"), r"gives scores of shape \(1, 4\) for one example, expected \(1, 3\)"),
     ("mymodels", MODELS.replace("nn.Linear(inputs,", "nn.Linear(inputs + 1,"), r"an input of shape \(1, 1, 8, 8\) raised RuntimeError"),

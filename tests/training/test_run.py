@@ -187,7 +187,7 @@ def test_a_record_changed_at_equal_size_is_not_gone_on_from(config, monkeypatch)
     path.write_bytes(path.read_bytes().replace(b"4", b"5", 1))
     with pytest.raises(
         TrainingFailed,
-        match=r"metrics\.jsonl is not what its checkpoint was written with.*resume=never",
+        match=r"metrics\.jsonl was changed after its checkpoint was written.*resume=never",
     ):
         run(settings)
     settings.resume = "never"

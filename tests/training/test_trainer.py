@@ -246,7 +246,7 @@ def test_a_model_that_still_drops_at_rate_0_is_refused(config, monkeypatch):
     for schedule in ("none", "early"):
         settings = config(model__name="leaky", model__hidden=None, schedule__name=schedule)
         with pytest.raises(
-            ConfigError, match=r"model.name is 'leaky': it drops what no schedule drives"
+            ConfigError, match=r"model.name is 'leaky': it has drops that no schedule drives"
         ):
             run(settings)
         assert not Path(settings.out).exists()

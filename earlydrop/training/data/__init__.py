@@ -1,7 +1,7 @@
 """Datasets by name.
 
 To add one: a file here with a class that meets `earlydrop.training.data.source.Source`, its line in
-`DATASETS`, and a file in ``conf/data/``. Data of somebody's own is named as ``module:function``
+`DATASETS`, and a file in ``conf/data/``. A user's own data is named as ``module:function``
 (`earlydrop.training.data.own`).
 """
 
@@ -37,10 +37,10 @@ DATASETS: dict[str, Callable[..., Source]] = {
     "glyphs": GlyphSource,
     "text": TextSource,
 }
-"""What opens each dataset: called with the keys of ``data`` and ``augment``, and the device.
+"""The function or class that opens each dataset.
 
-A subclass of `LoadedImages` is also given the splits to open, and what one of several workers does
-for all.
+It is called with the keys of ``data`` and ``augment``, and the device. A subclass of `LoadedImages`
+also gets the splits to open, and a `Once`.
 """
 
 
@@ -55,13 +55,14 @@ def make_source(
     """Open a dataset.
 
     Args:
-        config: Which one.
+        config: The keys of ``data``.
         options: How training images are augmented.
         device: Where batches are made.
-        splits: What is opened of images that are read one by one; the others need not be there.
-        planning: Whether nothing is to be fetched: published sizes then stand for a dataset that is
+        splits: The splits to open, for images that are read one by one. Other splits need not
+            exist.
+        planning: Whether to download nothing, and to use the published sizes of a dataset that is
             not on this machine.
-        once: Is given what one of several workers can do for all.
+        once: Runs the work that one of several workers can do for all.
 
     Returns:
         The dataset.
@@ -84,7 +85,7 @@ def make_source(
         and not Path(config.root).expanduser().is_dir()
     ):
         raise ConfigError(f"data.root is {config.root!r}: there is no such folder")
-    if _loaded(DATASETS[config.name]):
+    if _is_loaded_images(DATASETS[config.name]):
         source = DATASETS[config.name](config, options, device, splits, once)
         if isinstance(source, LoadedImages):
             add_extra(source, config, once)
@@ -98,11 +99,11 @@ def make_source(
 
 
 def code_of_data(name: str) -> Code | None:
-    """The code of somebody's own that opens a dataset; None if it is earlydrop's."""
+    """The user's code that opens a dataset; None if it is earlydrop's."""
     return _own(name) or registered(name, DATASETS[name])
 
 
-def _loaded(opener: object) -> bool:
+def _is_loaded_images(opener: object) -> bool:
     return isinstance(opener, type) and issubclass(opener, LoadedImages)
 
 

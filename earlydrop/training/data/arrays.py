@@ -87,8 +87,8 @@ def image_arrays(
     """A dataset from its arrays; images may lack the channel, labels may be of any integer type.
 
     Raises:
-        ConfigError: The arrays do not fit together: no square images, as many labels as images, or
-            labels of that many classes.
+        ConfigError: The images are not square or not bytes, the number of labels differs from the
+            number of images, or a label is not one of the classes.
     """
     splits = []
     for split, images, given in (("training", train, train_labels), ("test", test, test_labels)):
@@ -182,8 +182,8 @@ def _existing_root(config: DataConfig) -> Path:
 def _torchvision(config: DataConfig) -> ImageArrays:
     """MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 by torchvision.
 
-    They are read from ``data.root``, or from `DOWNLOADS`. Only with ``data.download`` are they
-    downloaded to it.
+    They are read from ``data.root``, or from `DOWNLOADS`. They are downloaded to this folder only
+    if ``data.download`` is true.
     """
     import torchvision.datasets
 
@@ -243,7 +243,7 @@ ARRAYS: dict[str, Callable[[DataConfig], ImageArrays]] = {
 
 
 def load_arrays(config: DataConfig) -> ImageArrays:
-    """Load a dataset; of the training images the first ``train_images`` by class, if that is given.
+    """Load a dataset, with only ``train_images`` of its training images if that is given.
 
     Raises:
         ConfigError: A missing root, a dataset that is not there, or more training images than it
@@ -269,7 +269,10 @@ def load_arrays(config: DataConfig) -> ImageArrays:
 
 
 def stratified(labels: Labels, count: int, classes: int) -> npt.NDArray[np.int64]:
-    """The first images of each class, as equally many as ``count`` allows, in their own order."""
+    """Indices of the first images of each class, ascending.
+
+    Each class gives ``count // classes`` images. A remainder is spread over the first classes.
+    """
     share, rest = divmod(count, classes)
     kept = []
     for label in range(classes):

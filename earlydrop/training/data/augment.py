@@ -1,7 +1,7 @@
-"""Augmentation as a handful of vectorised operations, drawn per sample from an explicit generator.
+"""Augmentation in a few vectorised operations, drawn per sample from an explicit generator.
 
-A crop shared by the whole batch would make its gradients agree more than they do; so every image
-has its own.
+Every image has its own crop. A crop shared by the whole batch would make the gradients of its
+images agree too much.
 
 Shape legend: N images in the dataset, B in the batch, C channels, H × W pixels, K classes.
 """
@@ -53,13 +53,13 @@ def erase(images: Tensor, probability: float, generator: torch.Generator) -> Ten
 
     With a probability, a box of an image becomes normal noise.
 
-    A box covers 1/50 to 1/3 of the image at an aspect of 0.3 to 3.3; of ten tries the first that
-    fits is taken.
+    A box covers 1/50 to 1/3 of the image at an aspect of 0.3 to 3.3. The first of ten tries that
+    fits is used.
 
     Args:
         images: (B, C, H, W), normalised.
-        probability: Of an image to be erased.
-        generator: Where everything is drawn from, on the CPU.
+        probability: Probability that an image is erased.
+        generator: Generator of all draws, on the CPU.
 
     Returns:
         (B, C, H, W).
@@ -98,8 +98,8 @@ def mix(
 
     The batch is mixed with itself reversed.
 
-    This is timm's ``batch`` mode with its arithmetic; the draws come from an explicit generator,
-    and a batch may be odd.
+    This is timm's ``batch`` mode with its arithmetic. The draws come from an explicit generator,
+    and a batch may have an odd number of images.
 
     Args:
         images: (B, C, H, W), floating point.

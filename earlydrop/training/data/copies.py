@@ -13,16 +13,16 @@ from earlydrop.training.data.source import Batch
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device.
 
-    From the host to a GPU it goes by way of pinned memory, and the host goes on at once.
+    A copy from the host to a GPU goes through pinned memory and does not block the host. Any other
+    copy is that of ``Tensor.to``.
 
     Args:
-        values: Of any shape; what is not on the host, or goes elsewhere than to a GPU, is moved as
-            usual.
-        device: Where it goes.
+        values: A tensor of any shape.
+        device: The target device.
 
     Returns:
-        The same values there. The caching allocator of pinned memory keeps the source until the
-        copy is done.
+        The same values on that device. The caching allocator of pinned memory keeps the source
+        until the copy is done.
     """
     if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)

@@ -1,9 +1,9 @@
 """Decoding by torchcodec, and crops of tensors: ``data.decoder=torchcodec``.
 
 The random draws are those of ``data.decoder=pil``: the same boxes, flips and operations of
-RandAugment. JPEG files have the same pixels where Pillow and torchcodec have one version of
-libjpeg-turbo. Crops are resized by torchvision, bicubic with antialiasing as Pillow's, but rounded
-otherwise, so runs have other numbers. What comes after the crop is Pillow's and timm's.
+RandAugment. JPEG files have the same pixels if Pillow and torchcodec use the same version of
+libjpeg-turbo. Crops are resized by torchvision. It is bicubic with antialiasing, as Pillow is, but
+rounds differently, so runs have other numbers. All steps after the crop are Pillow's and timm's.
 
 Shape legend: H x W pixels.
 """
@@ -24,14 +24,14 @@ from earlydrop.training.data.transforms import load_image
 from earlydrop.training.fields import ConfigError
 
 _JPEG, _EXIF = b"\xff\xd8\xff", b"Exif\0\0"
-_HEADER = 65_536  # bytes in which a file's EXIF data begin
+_HEADER = 65_536  # a file's EXIF data begin within these first bytes
 
 Decode = Callable[..., Any]
 """A function that reads an image from a path or a binary file, as `load_image` does."""
 
 
 def decoder_of(name: str) -> Decode:
-    """What decodes images: `load_image` for ``pil``, else `load_tensor`.
+    """The function that decodes images: `load_image` for ``pil``, else `load_tensor`.
 
     Raises:
         ConfigError: torchcodec does not work on this machine.
@@ -73,7 +73,7 @@ def load_tensor(file: Any, name: str | None = None) -> Tensor:
 
     Args:
         file: Its path, or its content as a binary file.
-        name: What an error calls it; its path where None.
+        name: The image's name in an error; by default its path.
 
     Raises:
         BrokenImageError: It cannot be read.
@@ -97,10 +97,10 @@ def load_tensor(file: Any, name: str | None = None) -> Tensor:
 
 
 def for_tensors(whole: Any) -> Any:
-    """One of `make_transforms` with its crop replaced by one that takes a tensor, (3, H, W), uint8.
+    """Make the crop of a transform take a tensor, (3, H, W), uint8.
 
     Args:
-        whole: The transform; it is changed.
+        whole: One of `make_transforms`. It is changed in place.
     """
     first, second = whole.transforms[:2]
     if type(first).__name__ == "RandomResizedCropAndInterpolation":

@@ -2,14 +2,14 @@
 
 - A folder with one folder a class: ImageNet-V2 (Recht et al. 2019, arXiv:1902.10811), -A
   (Hendrycks et al. 2021, arXiv:1907.07174), -R (Hendrycks et al. 2021, arXiv:2006.16241), -Sketch
-  (Wang et al. 2019, arXiv:1905.13549). Its folders are matched to the training classes by name.
-  Where all of them are numbers and the training classes are not, as in ImageNet-V2, a number is the
-  place of a class among the training classes, from 0. A folder may have images of some classes
-  only, as ImageNet-A and -R of 200 of 1,000. The logits of the others are then left out: prediction
-  and loss are among its classes, as Hendrycks et al. do it.
-- A JSON file of label lists for the images of the test set, in the order of their files' names, as
-  ReaL (Beyer et al. 2020, arXiv:2006.07159). A prediction counts as right if it is in the image's
-  list. Images with an empty list are left out, and there is no loss.
+  (Wang et al. 2019, arXiv:1905.13549). Its folders are matched to the training classes by name. If
+  all names are numbers and the training classes are not, as in ImageNet-V2, a number is the index
+  of a training class, from 0. The set may have images of only some classes: ImageNet-A and -R have
+  200 of 1,000. Prediction and loss then use only the logits of these classes, as in Hendrycks et
+  al.
+- A JSON file of label lists for the images of the test set, sorted by file name, such as ReaL
+  (Beyer et al. 2020, arXiv:2006.07159). A prediction is right if it is in the list of its image.
+  Images with an empty list are left out, and there is no loss.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def add_extra(source: LoadedImages, config: DataConfig, once: Once) -> None:
     Args:
         source: The data; its classes are those that the sets are matched to.
         config: Its configuration.
-        once: Is given what one of several workers can do for all.
+        once: Runs the work that one of several workers can do for all.
 
     Raises:
         ConfigError: A set cannot be read, is empty, or has a class or a label that the training
@@ -118,7 +118,7 @@ def _matched(said: str, names: Sequence[str], classes: Sequence[str]) -> tuple[l
     """The place of each class folder among the training classes, and how it was found.
 
     Raises:
-        ConfigError: A folder is no class of training, or two are the same one.
+        ConfigError: A folder is not a training class, or two folders are the same class.
     """
     known = f"the {len(classes):,} training classes, such as {printable(classes[0])!r}"
     if all(map(str.isdecimal, names)) and not all(map(str.isdecimal, classes)):
@@ -203,7 +203,7 @@ def _by_file_name(said: str, images: Images) -> list[int]:
     """The images in the order of their files' names.
 
     Raises:
-        ConfigError: Two have one name, so there is no such order.
+        ConfigError: Two images have the same file name, so the order is not defined.
     """
     names = images.file_names()
     twice = [name for name, times in Counter(names).items() if times > 1]
@@ -229,7 +229,7 @@ def in_provenance(extra: Mapping[str, ExtraSet]) -> dict[str, Any]:
 
 
 def scored(logits: Tensor, extra_set: ExtraSet) -> Tensor:
-    """The logits of the classes that count, (B, K), of all logits, (B, C)."""
+    """Select the logits of the classes that count, (B, K), from all logits, (B, C)."""
     if extra_set.columns is None:
         return logits
     return logits.index_select(1, extra_set.columns.to(logits.device))

@@ -28,8 +28,8 @@ _MOST_TYPES = 5
 class Samples(Sequence[tuple[str, int]]):
     """Paths and labels as three arrays.
 
-    A list of pairs would be 258 MB for ImageNet, and every worker of a loader would come to own a
-    copy of it, since Python writes the count of its references beside each object.
+    A list of pairs would take 258 MB for ImageNet. Every loader process would end up with a copy of
+    it, because Python stores a reference count in each object.
     """
 
     def __init__(self, samples: Iterable[tuple[str, int]] = ()) -> None:
@@ -83,10 +83,10 @@ class ImageFiles:
 def find_images(split: Path) -> ImageFiles:
     """The images of a folder with one folder a class, as torchvision's ``ImageFolder`` orders them.
 
-    What begins with a dot and ``__MACOSX`` are left out. A real folder is read once, so that no
-    link can lead in a circle: by its own path if it has one below the split, else by the first link
-    to it, in the order of the classes. A link to the split itself, or to a folder that holds it, is
-    not followed.
+    Names that begin with a dot, and ``__MACOSX``, are left out. A real folder is read only once, so
+    links cannot form a loop. It is read by its own path if it has one below the split, else by the
+    first link to it, in the order of the classes. A link to the split itself, or to a folder that
+    holds it, is not followed.
 
     Raises:
         ConfigError: There is no class folder, or one without an image.
@@ -130,7 +130,7 @@ class _Reader:
     def classes(self) -> list[str]:
         """List the names of the class folders, sorted.
 
-        A link to the folder of another class makes no second class of it.
+        A link to the folder of another class is not a class.
         """
         folders: list[str] = []
         links: list[str] = []
@@ -159,7 +159,7 @@ class _Reader:
             self._walk(name, os.path.join(self.split, name))
 
     def follow_links(self, classes: list[str]) -> None:
-        """Read what the links lead to, and the links in there."""
+        """Read the folders that the links lead to, and follow the links inside them."""
         for name in classes:
             links = self.links[name]  # grows while it is read
             for link in links:
@@ -198,7 +198,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _hidden(name: str) -> bool:
     """Whether a name is hidden, or one that macOS adds to archives.
 
-    Hidden are such as ``.ipynb_checkpoints`` and ``._1.jpg``.
+    Hidden names begin with a dot, such as ``.ipynb_checkpoints`` and ``._1.jpg``.
     """
     return name.startswith(".") or name == "__MACOSX"
 
@@ -212,7 +212,7 @@ def type_in_words(name: str) -> str:
 def counts_in_words(left_out: Mapping[str, int]) -> str:
     """The files left out in words, such as ``files that end in .avif: 2``.
 
-    Only the most frequent types of files have a line of their own.
+    Only the most frequent types of files are listed; the others are counted together.
     """
     counts = Counter(left_out)
     types = [

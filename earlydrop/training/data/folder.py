@@ -22,7 +22,7 @@ from earlydrop.training.names import printable
 
 
 class FolderImages:
-    """The images of one split, as `earlydrop.training.data.loading.Images` says."""
+    """The images of one split, with the interface `earlydrop.training.data.loading.Images`."""
 
     def __init__(self, files: ImageFiles) -> None:
         self.classes: list[str] = files.classes
@@ -75,7 +75,7 @@ def digest_of(splits: dict[str, FolderImages]) -> str:
 
     Their content is not hashed: to read every image of ImageNet would take an hour.
 
-    A file without content is refused before anything is trained: a copy that broke off leaves such.
+    An empty file is refused, because an interrupted copy leaves empty files.
     """
     digest = hashlib.sha256()
     for split, images in splits.items():
@@ -101,8 +101,8 @@ def _listed(config: DataConfig, folders: dict[str, Path]) -> tuple[dict[str, Fol
     """The images of each split, and the hash of all of them.
 
     Raises:
-        ConfigError: A split cannot be read, has no image of a class, an empty file, or other
-            classes than the other.
+        ConfigError: A split cannot be read, has a class without an image, or has an empty file; or
+            the classes of the splits differ.
     """
     try:
         splits = {split: FolderImages(find_images(folder)) for split, folder in folders.items()}

@@ -1,10 +1,10 @@
-"""Endless images of 1,000 characters, of which nothing can be overfitted.
+"""Endless images of 1,000 characters, which a model cannot overfit.
 
-They are drawn afresh for every step from the fonts that come with matplotlib.
+They are drawn anew for every step from the fonts that come with matplotlib.
 
-A class is a letter, an image one of its faces under a random affine map, in random contrast, with
-noise. Only the characters are stored; which images a batch holds follows from the stream that its
-key names, so a run sees no image twice and resumes like any other.
+A class is a letter. An image shows it in a random face, under a random affine map, in random
+contrast, with noise. Only the characters are stored. The images of a batch are drawn from the
+stream that its key names, so a run sees no image twice and resumes like any other.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FACES = (
 )
 CLASSES, SIDE = 1_000, 28
 FIXED = 5_000
-"""Size of the test set, and of the set that stands for the training set where one is needed.
+"""Size of the test set, and default size of the set that replaces the training set.
 
 Both are fixed, the same for every run.
 """
@@ -49,7 +49,7 @@ _SHEAR = 0.2  # tangent
 _SCALE = 0.15  # share
 _SHIFT = 0.15  # share of half the side
 _NOISE = 0.15  # standard deviation
-_MEAN, _SPREAD = 0.065, 0.237  # of the images, about; so that they are normalised
+_MEAN, _SPREAD = 0.065, 0.237  # approximate mean and standard deviation, to normalise the images
 
 
 def letters(charmaps: list[set[int]], shapes: Any, classes: int) -> list[int]:
@@ -57,11 +57,11 @@ def letters(charmaps: list[set[int]], shapes: Any, classes: int) -> list[int]:
 
     Args:
         charmaps: The code points of each face.
-        shapes: What a code point looks like in the first face, as bytes.
-        classes: How many are needed.
+        shapes: A function that draws a code point in the first face, as bytes.
+        classes: The number of letters needed.
 
     Raises:
-        ConfigError: There are not so many.
+        ConfigError: There are fewer letters.
     """
     by_shape: dict[bytes, int] = {}
     for code in sorted(set.intersection(*charmaps)):
@@ -153,11 +153,11 @@ def draw_glyphs(glyphs: Tensor, labels: Tensor, generator: torch.Generator) -> T
 class GlyphSource(Source):
     """The endless images.
 
-    Where a duration counts epochs, an epoch is as long as the set that stands for the training set.
+    An epoch is as long as the fixed set that replaces the training set.
 
-    Training draws labels and images from the stream of (seed, purpose, key) and does not look at
-    the indices; the fixed sets are the streams that no run's seed names. So ``train_eval`` is that
-    set under the objective, the same for every run.
+    Training draws labels and images from the stream of (seed, purpose, key) and ignores the
+    indices. The fixed sets are drawn from streams that are the same for every run. ``train_eval``
+    is drawn like training, from a stream that is the same for every run.
     """
 
     def __init__(self, config: DataConfig, options: AugmentConfig, device: torch.device) -> None:

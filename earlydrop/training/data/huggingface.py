@@ -1,7 +1,7 @@
 """Datasets of Hugging Face from a local copy, by the package ``datasets``. Nothing is downloaded.
 
-The files of the images are read as they are stored, and decoded and augmented as those of an image
-folder are: the same images in the same order give the same numbers.
+The image files are read as they are stored. They are decoded and augmented as in an image folder,
+so the same images in the same order give the same numbers.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _FORMS = (
 
 
 class HuggingFaceImages:
-    """The images of one split, as `earlydrop.training.data.loading.Images` says.
+    """The images of one split, with the interface `earlydrop.training.data.loading.Images`.
 
     Attributes:
         classes: Names of the classes; a label is an index into them.
         left_out: How many images are not used, by reason.
         labels: The label of every image, (N,).
-        split: What the dataset calls the split.
+        split: The dataset's own name of the split.
     """
 
     def __init__(self, rows: Any, split: str, image: str, label: str) -> None:
@@ -154,10 +154,10 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _load(root: Path) -> Any:
-    """Every split of a local copy, in whichever form it is.
+    """Load every split of a local copy, in any of the supported forms.
 
     Raises:
-        ConfigError: It is in none of them, or cannot be read.
+        ConfigError: The folder has none of these forms, or cannot be read.
     """
     import datasets
 

@@ -64,14 +64,15 @@ class Images(Protocol):
         ...
 
     def keep(self, indices: Sequence[int]) -> None:
-        """Forget the other images."""
+        """Keep only the images at these indices."""
         ...
 
 
 class _Item(NamedTuple):
     """An image to read.
 
-    Without a key it is clean. Else the key is part of the name of its random stream.
+    Without a key, the image is not augmented. Otherwise the key is part of the name of its random
+    stream.
     """
 
     split: str
@@ -106,8 +107,8 @@ class _Transformed(torch.utils.data.Dataset[tuple[Pixels, int]]):
 class LoadedImages(Source):
     """Images that are read one by one, with the released augmentation.
 
-    Augmentation is what the keys of `AugmentConfig` say, in timm's implementation. It is drawn for
-    each image from (seed, batch, index), so the number of workers changes nothing. Worker processes
+    Augmentation follows the keys of `AugmentConfig`, in timm's implementation. It is drawn for each
+    image from (seed, batch, index), so the number of workers changes nothing. Worker processes
     live as long as the source, or until `close`.
     """
 
@@ -123,9 +124,9 @@ class LoadedImages(Source):
         """Open the images.
 
         Args:
-            opened: Gives the images of each split and the hash of their content. It is called once
-                the options are known to be good: to list a large folder takes minutes.
-            config: Which images.
+            opened: A function that returns the images of each split and their hash. It is called
+                after the options are checked, because listing a large folder takes minutes.
+            config: The keys of ``data``.
             options: How training images are augmented.
             device: Where batches are made.
         """
@@ -161,7 +162,7 @@ class LoadedImages(Source):
         return self._dataset.splits[split]
 
     def add(self, split: str, images: Images) -> None:
-        """Add a split that `batches` then reads as the others; to be called before any is read."""
+        """Add a split for `batches` to read. Call it before the first batch is read."""
         self._dataset.splits = {**self._dataset.splits, split: images}
 
     def shared_memory(self, *batch_sizes: int) -> int:
@@ -201,7 +202,7 @@ def same_classes(root: str, splits: Mapping[str, Images], names: Mapping[str, st
     Args:
         root: ``data.root``.
         splits: The images.
-        names: What each split is called where it lies.
+        names: The name of each split in the data, for messages.
 
     Raises:
         ConfigError: One has a class that the other lacks.
@@ -234,7 +235,7 @@ def leave_out_corrupt(splits: Mapping[str, Images], workers: int) -> dict[str, l
     """Decode every image once, and take those that cannot be decoded out of the splits.
 
     Returns:
-        The indices of the others, by split.
+        The indices of the images that are kept, by split.
 
     Raises:
         ConfigError: A class has no image left in a split.
@@ -244,7 +245,7 @@ def leave_out_corrupt(splits: Mapping[str, Images], workers: int) -> dict[str, l
         count, classes = len(images), set(map(int, images.labels))
         with concurrent.futures.ThreadPoolExecutor(
             max(workers, 1)
-        ) as pool:  # decoding lets go of the interpreter
+        ) as pool:  # decoding releases the GIL
             readable = list(pool.map(_readable, [images] * count, range(count), chunksize=64))
         kept[split] = [index for index, good in enumerate(readable) if good]
         keep_readable(images, kept[split])
@@ -258,7 +259,7 @@ def leave_out_corrupt(splits: Mapping[str, Images], workers: int) -> dict[str, l
 
 
 def keep_readable(images: Images, indices: Sequence[int]) -> None:
-    """Forget the images that cannot be read, and count them."""
+    """Keep only the readable images, and count the others in ``left_out``."""
     unreadable = len(images) - len(indices)
     if unreadable:
         images.keep(indices)

@@ -63,9 +63,9 @@ class Objective:
         """Mean loss of a batch.
 
         Args:
-            logits: (B, K); of a text (B, T, K), and the mean is over all places of its contexts.
-            targets: Labels, (B,), or soft targets, (B, K); of a text (B, T).
-            clean: Plain cross-entropy, whatever the objective's smoothing.
+            logits: (B, K); for a text (B, T, K), with the mean over all positions.
+            targets: Labels, (B,), or soft targets, (B, K); for a text (B, T).
+            clean: Whether to leave out label smoothing.
         """
         if logits.dim() == 3:  # B T V
             logits, targets = logits.flatten(0, 1), targets.flatten()

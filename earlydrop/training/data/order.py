@@ -1,4 +1,4 @@
-"""Which images make up which batch."""
+"""The order of images in batches."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def split_batches(count: int, size: int) -> list[tuple[int, Tensor]]:
 def training_order(
     seed: int, images: int, batch_size: int, start: int, stop: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """Step and indices, (batch_size,), of the steps ``start`` to ``stop``.
+    """Step and indices, (batch_size,), of the steps ``start`` to ``stop - 1``.
 
-    Each epoch is a permutation of its own; its incomplete batch is left out.
+    Each epoch has its own permutation. An incomplete last batch is left out.
     """
     steps_per_epoch = images // batch_size
     epoch, order = -1, torch.empty(0, dtype=torch.int64)

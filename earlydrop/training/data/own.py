@@ -22,7 +22,7 @@ _EXPECTED = (
     "expected a pair of datasets, for training and for test, each with a length and (image, label) "
     "at every index; or a Source (earlydrop.training.data.source)"
 )
-# Keys of `data` that are not handed on.
+# Keys of `data` that are not passed to a parameter of their name.
 _SHARED = ("name", "args", "download", "workers", "image", "label", "extra", "decoder")
 
 
@@ -36,7 +36,8 @@ def own_source(
     group, ``options`` the group ``augment``, and ``device`` the device.
 
     Raises:
-        ConfigError: An argument that does not fit, an error in it, or something else than data.
+        ConfigError: An argument does not fit, the function raises an error, or it does not return
+            data.
     """
     said = f"data.name is {config.name!r}"
     known = takes("data", config.name, code.value)
@@ -111,7 +112,7 @@ def _check_source(said: str, source: Any) -> None:
                 )
             if images.is_floating_point() and not images.isfinite().all():
                 raise ConfigError(
-                    f"{said}: its first {split} images hold NaN or infinity; mend the data"
+                    f"{said}: its first {split} images hold NaN or infinity; fix the data"
                 )
             if labels.dtype != torch.int64 or (
                 labels.numel() and (labels.min() < 0 or labels.max() >= source.classes)
@@ -168,14 +169,15 @@ def read_images(said: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
         )
     if not stacked.float().isfinite().all():
         bad = next(i for i, image in enumerate(images) if not image.float().isfinite().all())
-        raise ConfigError(f"{said}: {split}[{bad}] holds NaN or infinity; mend the data")
+        raise ConfigError(f"{said}: {split}[{bad}] holds NaN or infinity; fix the data")
     return stacked, torch.tensor(labels)
 
 
 def _as_image(said: str, where: str, image: Any) -> Tensor:
     """An image as (C, H, W).
 
-    A tensor is in this order. An array or picture has its channels last, or none.
+    A tensor must have this order, or no channels. In an array or picture the channels may also come
+    last.
     """
     if isinstance(image, Tensor):
         tensor = image.detach().cpu()
@@ -256,7 +258,7 @@ class OwnImages(ImagesInMemory):
 
 
 def _first(count: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The first images of each class, as equally many as ``count`` allows, in their own order."""
+    """The first images of each class, as `stratified` chooses them."""
     classes = int(labels.max()) + 1
     if not classes <= count <= len(labels):
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""What is known of datasets without opening them.
+"""Published sizes of datasets, known without opening them.
 
-The published sizes of those that are not on this machine are enough for a plan, not for training.
+They are enough to plan a run on a dataset that is not on this machine, but not to train one.
 """
 
 from __future__ import annotations

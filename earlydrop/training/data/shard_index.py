@@ -1,4 +1,4 @@
-"""Where the samples of a shard lie: an index that is made once for every tar file."""
+"""The index of a shard: the positions of its samples, found once for every tar file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BLOCK = 512  # bytes: a tar file is made of such blocks, and ends with two of z
 
 
 class ShardIndex(NamedTuple):
-    """Where the samples of one shard lie.
+    """The positions of the samples in one shard.
 
     Attributes:
         names: The key and the ending of each image, such as ``00000012.jpg``, N of them.
@@ -46,7 +46,7 @@ class ShardIndex(NamedTuple):
 
 
 def read_index(path: Path) -> ShardIndex:
-    """Read where the samples of a shard lie.
+    """Find the positions of the samples in a shard.
 
     Raises:
         ConfigError: It is no tar file, is cut off, or has a sample that is no image with a label.
@@ -97,7 +97,7 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]
 
 
 def key_of_member(name: str) -> str:
-    """The key of a member: its name up to the first dot behind the last slash."""
+    """The key of a member: its name up to the first dot after the last slash."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.partition(".")[0]
 
@@ -146,7 +146,7 @@ def _label_of(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
 def _refuse_cut(path: Path, end: int) -> None:
     """Refuse a tar file without the zeros that end it.
 
-    One that was cut between two members reads as a whole one.
+    A file that was cut between two members would otherwise read as complete.
     """
     with path.open("rb") as file:
         file.seek(end)
@@ -158,9 +158,9 @@ def _refuse_cut(path: Path, end: int) -> None:
 
 
 def cached_index(path: Path) -> ShardIndex:
-    """Read the index of a shard, once for a file: it is kept in `INDEXES`.
+    """Read the index of a shard from `INDEXES`, or find it and keep it there.
 
-    Where that folder cannot be written to, nothing is kept.
+    If that folder cannot be written to, the index is not kept.
 
     Raises:
         ConfigError: As `read_index`.

@@ -5,12 +5,12 @@ the same key: ``00000012.jpg`` and ``00000012.cls``, whose text is the label's n
 at the first dot of the file's name. ``scripts/make_shards.py`` writes such files from an image
 folder.
 
-The package ``webdataset`` is not used. It reads a shard from its start to its end and shuffles what
-comes by, so the order depends on the number of workers and a stopped run cannot go on at its place.
-Here the samples of a split are ordered by key, an epoch is a permutation of them, and the random
-stream of each is named by its place in that order: as in an image folder, with the same numbers.
-That needs any sample at any time. Python's ``tarfile`` tells once where each one lies
-(`earlydrop.training.data.shard_index`); an image is then one read at a known place of an open file.
+The package ``webdataset`` is not used. It reads a shard from start to end and shuffles samples as
+they come, so the order depends on the number of workers and a stopped run cannot resume at the same
+sample. Here the samples of a split are sorted by key, an epoch is a permutation of them, and the
+random stream of a sample is named by its index. So shards and image folders give the same numbers.
+This needs random access. Python's ``tarfile`` finds the position of each sample once
+(`earlydrop.training.data.shard_index`). An image is then one read at a known offset.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _listed(folder: Path) -> dict[str, int]:
 
 
 def _gaps(stems: Sequence[str]) -> list[str]:
-    """The names that are missing within a numbering; its last ones cannot be known."""
+    """The files missing from a numbering. Files missing at its end cannot be found."""
     numbers: dict[tuple[str, int], set[int]] = {}
     for stem in stems:
         matched = re.fullmatch(r"(.*?)(\d+)", stem)
@@ -117,7 +117,7 @@ class _Open(threading.local):
 
 
 class ShardImages:
-    """The images of one split, as `earlydrop.training.data.loading.Images` says.
+    """The images of one split, with the interface `earlydrop.training.data.loading.Images`.
 
     Attributes:
         classes: Names of the classes; a label is an index into them.
@@ -188,7 +188,7 @@ class ShardImages:
 
 
 def _read_at(file: io.FileIO, offset: int, length: int) -> bytes:
-    if hasattr(os, "pread"):  # forked processes share the place in a file that they inherited open
+    if hasattr(os, "pread"):  # forked processes share the position of an inherited open file
         content: bytes = os.pread(file.fileno(), length, offset)
         return content
     file.seek(offset)
@@ -196,7 +196,7 @@ def _read_at(file: io.FileIO, offset: int, length: int) -> bytes:
 
 
 def _name_classes(root: Path, split: str, images: ShardImages, first: Mapping[int, Path]) -> None:
-    """Give the classes their names; labels that are no numbering of the classes are refused."""
+    """Set the names of the classes. Refuse labels that do not number the classes from 0."""
     listed = root / CLASS_LIST
     names: list[str] | None = None
     if listed.is_file():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
 KeyedIndices = Iterable[tuple[int, Tensor]]
-"""Batches to come: a number that names the batch's random stream, and its image indices, (B,)."""
+"""For each batch, a key that names its random stream, and its image indices, (B,)."""
 
 Once = Callable[[Callable[[], Any]], Any]
 """Calls a function on one of several workers.
@@ -28,10 +28,10 @@ class ExtraSet(NamedTuple):
         indices: The images of the split that count, (N,).
         classes: Number of classes that it has images of.
         matched: Words for how its classes were matched to those of training.
-        columns: The classes whose logits count, K of them, ascending; labels are places in it. None
-            where all classes count.
-        answers: Right labels of every image of the split, padded with -1, (M, L), of a file of
-            label lists; None where each image has the label of its folder.
+        columns: The classes whose logits count, K of them, ascending. A label is an index into
+            them. None if all classes count.
+        answers: The right labels of every image of the split, (M, L), padded with -1, from a file
+            of label lists. None if each image has the label of its folder.
         digest: Hash of the names, sizes and labels of its images, or of the file of label lists.
         left_out: How many files, folders and links of it are not used, by reason.
     """
@@ -47,7 +47,7 @@ class ExtraSet(NamedTuple):
 
 
 def alone(make: Callable[[], Any]) -> Any:
-    """Call a function, as a single process does what has to be done once."""
+    """Call a function in this process: the `Once` of a single process."""
     return make()
 
 
@@ -62,10 +62,10 @@ class Source(Protocol):
         image_size: Side of an image in pixels; 0 for a text.
         context: Tokens of a context; None for images.
         sizes: Number of images in the splits ``"train"`` and ``"test"``; 0 in one that was not
-            asked for. Endless data names the size of a fixed set that stands for them.
+            asked for. Endless data gives the size of a fixed set that replaces the split.
         digest: Hash of the content; part of the fingerprint.
-        reads_files: Whether every batch is read from files, so that the input path may be what
-            limits a run.
+        reads_files: Whether every batch is read from files, so that reading may limit the speed of
+            a run.
         left_out: How many files, folders and links of the data are not used, by reason.
         absent: Whether these are published sizes of a dataset that is not on this machine.
         extra: The further test sets (``data.extra``), by name.
@@ -108,10 +108,10 @@ class Source(Protocol):
         return
 
     def shared_memory(self, *batch_sizes: int) -> int:
-        """Bytes of shared memory that batches take which are read ahead.
+        """Bytes of shared memory for the batches that are read ahead.
 
         Args:
-            *batch_sizes: Images of a batch, for each of the passes that are under way at once.
+            *batch_sizes: Images of a batch, for each pass that runs at the same time.
         """
         return 0
 

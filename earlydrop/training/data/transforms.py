@@ -63,7 +63,7 @@ def make_transforms(image_size: int, options: AugmentConfig) -> tuple[Any, Any]:
 
 
 def _posterize(image: Any, bits_to_keep: int, **_: Any) -> Any:
-    """Timm's posterize, also for Pillow 13, which refuses to keep 0 bits: that image is black."""
+    """Timm's posterize. Pillow 13 refuses to keep 0 bits; here such an image becomes black."""
     from PIL import Image, ImageOps
 
     if bits_to_keep >= 8:
@@ -87,7 +87,7 @@ def load_image(file: Any, name: str | None = None) -> Any:
 
     Args:
         file: Its path, or its content as a binary file.
-        name: What an error calls it; its path where None.
+        name: The image's name in an error; by default its path.
 
     Returns:
         The PIL image.
@@ -122,7 +122,7 @@ class Pixels(NamedTuple):
     Attributes:
         values: (3, H, W), uint8.
         box: Top, left, height and width of the erased box; None without one.
-        noise: What fills the box, (3, height, width), float32, normalised; None without one.
+        noise: The values in the box, (3, height, width), float32, normalised; None without one.
     """
 
     values: Tensor
@@ -137,7 +137,7 @@ class PixelBatch(NamedTuple):
         values: (B, 3, H, W), uint8.
         labels: (B,), int64.
         boxes: Image, top, left, height and width of each erased box, (K, 5), int64.
-        noise: What fills the boxes, one after the other, (P,), float32.
+        noise: The values in the boxes, one box after the other, (P,), float32.
     """
 
     values: Tensor
@@ -163,17 +163,17 @@ def collate(samples: Sequence[tuple[Pixels, int]]) -> PixelBatch:
 
 
 class Transform:
-    """One of `make_transforms`, cut where its image becomes numbers.
+    """The first half of a transform from `make_transforms`: all steps on the image as bytes.
 
-    Calling it gives the image as bytes, and `table` holds what timm's own steps make of each of the
-    256 values in each channel. The device looks the numbers up and does not compute them, so no
-    device can round them otherwise.
+    A call returns the image as bytes. `table` holds the normalised number for each of the 256
+    values in each channel, computed by timm's own steps. The device looks the numbers up instead of
+    computing them, so every device gives the same numbers.
 
-    Random erasing comes after the normalisation. Its box and its noise do not depend on the image:
-    it is applied to an image of NaN, and the part that is no longer NaN is handed on.
+    Random erasing comes after the normalisation. Its box and its noise do not depend on the image.
+    So it is applied to an image of NaN, and the part that is no longer NaN is returned.
 
     Attributes:
-        table: What each value becomes, (3, 256), float32.
+        table: The number for each value in each channel, (3, 256), float32.
     """
 
     def __init__(self, whole: Any) -> None:
@@ -197,7 +197,7 @@ class Transform:
     def __call__(self, image: Any) -> Pixels:
         """Crop and augment an RGB image.
 
-        Random numbers are drawn from the own generators of Python, NumPy and torch.
+        Random numbers are drawn from the global generators of Python, NumPy and torch.
         """
         for step in self._to_image:
             image = step(image)
@@ -220,7 +220,7 @@ def normalised(batch: PixelBatch, table: Tensor) -> Tensor:
 
     Args:
         batch: The images, on the host.
-        table: What each value becomes, (3, 256), float32.
+        table: `Transform.table`.
     """
     device = table.device
     values, noise = sent(batch.values, device), sent(batch.noise, device)

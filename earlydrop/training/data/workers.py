@@ -1,4 +1,4 @@
-"""Processes that read batches of images ahead, and live on from pass to pass."""
+"""Processes that read batches of images ahead, and stay alive between passes."""
 
 from __future__ import annotations
 
@@ -135,9 +135,10 @@ class _Loader:
 
 
 class WorkerPool:
-    """Loaders whose workers live on: starting a loader takes seconds where Python spawns processes.
+    """Loaders whose workers stay alive between passes.
 
-    Training keeps one loader for the whole run. Evaluations and probes share a second loader.
+    Starting a loader takes seconds where Python spawns processes. Training keeps one loader for the
+    whole run. Evaluations and probes share a second loader.
     """
 
     def __init__(self, dataset: torch.utils.data.Dataset[Any], workers: int, pin: bool) -> None:

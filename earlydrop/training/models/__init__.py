@@ -3,9 +3,9 @@
 The scheduled kind of dropout has the schedule's peak; the other kind and the head have 0.
 
 A new model needs a builder, its line in `BUILDERS`, and a file in ``conf/model/``. The builder's
-first argument is the `Task`; its keyword arguments are the keys of ``model`` that it takes, and
-others are refused for it. A user's builder, named as ``module:function``, is called in the same
-way; its further arguments are the keys of ``model.args``.
+first argument is the `Task`. Its keyword arguments are the keys of ``model`` that it takes; other
+keys are refused. A user's builder, named as ``module:function``, is called in the same way. Its
+further arguments are the keys of ``model.args``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _EVERY_MODEL = (
 
 
 class WithInputDropout(nn.Module):
-    """A network behind a dropout of its inputs at a fixed rate, which no schedule drives.
+    """A network with dropout on its inputs, at a fixed rate that no schedule drives.
 
     Srivastava et al. 2014, appendix A.4.
     """

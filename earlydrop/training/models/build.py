@@ -12,16 +12,23 @@ from earlydrop.training.fields import ConfigError
 
 
 class Task(NamedTuple):
-    """The images or text, classes and drop rates that a model is built for."""
+    """The images or text, classes and drop rates that a model is built for.
+
+    Attributes:
+        channels: Channels of an image; 0 for a text.
+        classes: Number of classes; for a text, of tokens.
+        image_size: Side of an image in pixels; 0 for a text.
+        unit: Rate of every dropout layer except the classifier head's, which has none.
+        path: Rate of the last block's stochastic depth; the first block's is 0.
+        context: Tokens of a context; None for images.
+    """
 
     channels: int
     classes: int
     image_size: int
-    unit: float  # of every dropout but the classifier head's, which has none
-    path: float  # of the last block's stochastic depth; the first block's is 0
-    context: int | None = (
-        None  # tokens of a context, where the data is text; its channels and size are then 0
-    )
+    unit: float
+    path: float
+    context: int | None = None
 
 
 def choose_dropout(
@@ -30,7 +37,7 @@ def choose_dropout(
     """The class of dropout layer that ``model.dropout`` names; by default the first.
 
     Raises:
-        ConfigError: The model has no such sort.
+        ConfigError: The model has no such dropout layer.
     """
     name = name or next(iter(choices))
     if name not in choices:

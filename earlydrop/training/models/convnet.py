@@ -70,7 +70,7 @@ class ConvNet(nn.Module):
 
 
 def convnet_micro(task: Task, *, width: int | None, dropout: str | None) -> nn.Module:
-    """Build it, 32 channels wide unless ``model.width`` says otherwise."""
+    """Build a `ConvNet`, 32 channels wide unless ``model.width`` says otherwise."""
     make = choose_dropout(dropout, "convnet_micro", DROPOUTS)
     model = ConvNet(
         channels=task.channels,

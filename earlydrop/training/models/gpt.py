@@ -1,6 +1,6 @@
 """A small causal transformer on bytes, with dropout where GPT-2 has it.
 
-It is at the embeddings, the attention weights and both residual branches.
+The dropout is at the embeddings, the attention weights and both residual branches.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class GPT(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads, rate) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         for name, parameter in self.named_parameters():
-            # As in GPT-2: branches that end in a sum start smaller the more of them there are.
+            # As in GPT-2, the last layer of each residual branch starts smaller in a deeper model.
             if parameter.dim() > 1:
                 ends = name.endswith(("attn.proj.weight", "mlp.2.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if ends else 0.02)
@@ -96,7 +96,7 @@ class GPT(nn.Module):
 
 
 def gpt_micro(task: Task, *, width: int | None, depth: int | None, heads: int | None) -> nn.Module:
-    """Build it: width 64, depth 4, 2 heads."""
+    """Build a `GPT`, by default of width 64, depth 4 and 2 heads."""
     width, depth, heads = width or 64, depth or 4, heads or 2
     if width % heads:
         raise ConfigError(f"model.heads is {heads}: expected a divisor of model.width ({width})")

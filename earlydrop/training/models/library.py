@@ -1,10 +1,10 @@
-"""Any model of timm and torchvision by its name, its dropout found from its signature.
+"""Any model of timm and torchvision by its name. Its dropout is found from its signature.
 
-The architectures of `earlydrop.training.models.timm` have an explicit map of arguments, and the
-released profiles; this is for every other one. An argument of the class with ``drop`` or
-``stochastic_depth`` in its name takes a rate. Which sites it gives, and of which kind they are, is
-seen on a model built on the meta device, once a process. What only the classifier's head uses stays
-0.
+The architectures of `earlydrop.training.models.timm` have an explicit map of arguments and the
+released profiles. This module is for all other models. An argument of the class with ``drop`` or
+``stochastic_depth`` in its name takes a rate. To find the sites that an argument sets, and their
+kind, a model is built on the meta device, once per process. An argument that only the classifier's
+head uses stays 0.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Found(NamedTuple):
 
     Attributes:
         cls: Its class.
-        unit: The sites that each argument of a dropout rate gives.
-        path: The sites that each argument of a stochastic depth rate gives.
+        unit: The sites that each argument for a dropout rate sets.
+        path: The sites that each argument for a stochastic depth rate sets.
         head: Arguments that stay 0.
         fixed: Sites whose rate no argument sets.
         classifier: Sites of the classifier's head that an argument of other sites sets too.
@@ -83,7 +83,7 @@ def is_known(name: str) -> bool:
 
 
 def named(name: str) -> Callable[..., nn.Module]:
-    """A builder of the model of a name."""
+    """The builder of the model with this name."""
 
     def build(task: Task, **further: Any) -> nn.Module:
         dropout = look_at(name)
@@ -122,7 +122,7 @@ def in_words(name: str, task: Task) -> list[str]:
 
 @functools.cache
 def look_at(name: str) -> Found:
-    """Find a model's arguments of rates, and the sites that each gives."""
+    """Find the arguments of a model that set rates, and the sites that each sets."""
     with torch.random.fork_rng(devices=[]):
         cls = type(_look(name, {}))
     candidates = _candidates(cls)
@@ -191,7 +191,10 @@ def _may_be_rate(parameter: inspect.Parameter) -> bool:
 def _without_refused(
     name: str, asked: list[str], head: Iterable[str]
 ) -> tuple[nn.Module, set[str]]:
-    """The model with a mark at each argument, and those that its builder does not let through."""
+    """Build the model with a different rate at each argument.
+
+    Arguments that its builder refuses are left out. They are returned beside the model.
+    """
     refused: set[str] = set()
     while True:
         values = {argument: _mark(i) for i, argument in enumerate(asked)} | dict.fromkeys(head, 0.0)
@@ -283,7 +286,7 @@ def _adapt_channels(name: str, model: nn.Module, channels: int) -> None:
     """Give a torchvision model, which is for colour images, a first convolution for other channels.
 
     Raises:
-        ConfigError: It begins with something else.
+        ConfigError: The model has no convolution, or its first one does not take 3 channels.
     """
     modules = model.named_modules()
     convolutions = ((name, m) for name, m in modules if isinstance(m, nn.Conv2d))

@@ -43,7 +43,7 @@ def mlp(
 ) -> nn.Module:
     """Build an MLP, 784-512-256-128-10 unless ``model.hidden`` says otherwise.
 
-    ``model.profile`` gives its layers rates in proportion.
+    ``model.profile`` sets the proportions of its layers' rates.
     """
     widths = [512, 256, 128] if hidden is None else list(hidden)
     if not widths or min(widths) < 1:

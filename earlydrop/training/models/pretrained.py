@@ -1,4 +1,4 @@
-"""Weights to begin with, from a file on this machine: ``model.pretrained``."""
+"""Initial weights from a file on this machine: ``model.pretrained``."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def load_pretrained(path: str, name: str, model: nn.Module, classes: int) -> str
 
 
 def _unfit(loaded: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
-    """Why weights are not those of a model; None if they are."""
+    """The reason why weights do not fit a model; None if they fit."""
     for key in sorted(own.keys() - loaded.keys()):
         return f"it lacks {key}"
     for key in sorted(loaded.keys() - own.keys()):
@@ -137,7 +137,7 @@ def _renamed(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 def _for_channels(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sum a first convolution for colour images over the colours, for grey ones, as timm does."""
+    """Sum the first convolution over the colours if the model takes grey images, as timm does."""
     adapted = dict(weights)
     for key, value in own.items():
         there = weights.get(key)

@@ -1,8 +1,8 @@
 """timm models with the released places of dropout and profile of stochastic depth.
 
-timm 1.x names the rates of attention, projections, positions and head apart, and not every
-architecture takes all of them: the map of arguments here says which, so that the head never drops
-and nothing is passed that is ignored.
+timm 1.x has separate arguments for the rates of attention, projections, positions and head. Not
+every architecture takes all of them. `ARCHITECTURES` lists the arguments of each, so that the head
+never drops and no argument is ignored.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def swin_femto(task: Task) -> nn.Module:
 
 
 def named(name: str) -> Callable[[Task], nn.Module] | None:
-    """A builder of the timm model of a name; None for architectures outside `ARCHITECTURES`."""
+    """The builder of a timm model; None for architectures outside `ARCHITECTURES`."""
     architecture = next(
         (prefix for prefix in ARCHITECTURES if name.startswith(prefix + "_") or name == prefix),
         None,
@@ -139,7 +139,7 @@ def named(name: str) -> Callable[[Task], nn.Module] | None:
 
 
 def _start_class_token(model: nn.Module) -> None:
-    """The class token's initial values in the released ViT, of std 0.02; timm's are of std 1e-6.
+    """Initialise the class token with std 0.02, as in the released ViT; timm uses 1e-6.
 
     They are drawn last, so all other initial values are timm's. `vit_micro` keeps timm's class
     token, and so its numbers.

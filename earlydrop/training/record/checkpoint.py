@@ -39,7 +39,7 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int 
     write_atomically(path.with_suffix(".sha256"), hashlib.sha256(payload).hexdigest().encode())
     write_atomically(path, payload)
     for old in list_checkpoints(folder)[keep:]:
-        remove(old)  # a file that another process reads stays, and goes with the next one
+        remove(old)  # a file that another process has open stays until the next checkpoint
         remove(old.with_suffix(".sha256"))
     for stale in folder.glob("*.tmp"):
         remove(stale)

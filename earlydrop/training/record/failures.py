@@ -18,9 +18,8 @@ _FOLDER = "failures"
 def note_failure(study: Path, sweep: str, overrides: list[str], reason: str) -> None:
     """Note a failed job for the study's report.
 
-    Failures of sweeps that have ended are forgotten.
-
-    ``sweep`` begins with the number of the process that launched it.
+    ``sweep`` begins with the id of the process that launched it. `forget_failures` removes the
+    notes of sweeps that have ended.
     """
     digest = hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:12]
     path = study / _FOLDER / sweep / f"{digest}.json"
@@ -45,11 +44,10 @@ def process_runs(number: int) -> bool:
         kernel = ctypes.WinDLL("kernel32")
         handle = kernel.OpenProcess(0x1000, False, number)  # PROCESS_QUERY_LIMITED_INFORMATION
         code = ctypes.c_ulong()
-        # STILL_ACTIVE.
         runs = (
             bool(handle)
             and bool(kernel.GetExitCodeProcess(handle, ctypes.byref(code)))
-            and code.value == 259
+            and code.value == 259  # STILL_ACTIVE
         )
         kernel.CloseHandle(handle)
         return runs

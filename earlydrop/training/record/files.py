@@ -66,7 +66,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def why(error: OSError, path: Path | None = None) -> str:
-    """The reason why a file could not be written; on Windows, a path that is too long too.
+    """The reason why a file could not be written. It says if a path is too long for Windows.
 
     Args:
         error: The error.

@@ -19,7 +19,7 @@ import filelock
 
 from earlydrop.training.config import Config
 from earlydrop.training.fields import ConfigError
-from earlydrop.training.keys import as_now, keys
+from earlydrop.training.keys import keys, upgraded
 from earlydrop.training.record.files import remove, why, write_atomically
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ STATES = ("running", "finished", "interrupted", "failed")
 TIMING = "timing.jsonl"
 RECORDS = ("config.yaml", "provenance.json", "metrics.jsonl", TIMING)
 """The files whose digests a finished run's status holds."""
-_LONGEST_NAME = "checkpoints/step-000000000.sha256.tmp"  # of all that a run writes into its folder
+_LONGEST_NAME = "checkpoints/step-000000000.sha256.tmp"  # the longest of a run's file names
 
 
 class RunFolder:
@@ -68,7 +68,7 @@ class RunFolder:
         self._hash = hashlib.sha256()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close ``metrics.jsonl`` and release the lock."""
         if self._metrics is not None:
             try:
                 self._metrics.close()
@@ -113,18 +113,21 @@ class RunFolder:
         write_atomically(self.path / "config.yaml", text.encode())
 
     def start_over(self) -> None:
-        """Remove an earlier run's records, the status first, so that no half counts as finished."""
+        """Remove an earlier run's records.
+
+        The status goes first, so that a partly removed run does not count as finished.
+        """
         (self.path / STATUS).unlink(missing_ok=True)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         for name in RECORDS:
             (self.path / name).unlink(missing_ok=True)
 
     def open_metrics(self, keep: int, digest: str | None = None) -> None:
-        """Open ``metrics.jsonl`` behind its first ``keep`` bytes, and cut off the rest.
+        """Open ``metrics.jsonl`` after its first ``keep`` bytes, and cut off the rest.
 
         Raises:
-            ConfigError: These bytes are not the ones that the checkpoint was written with, by their
-                SHA-256.
+            ConfigError: The file is shorter, or the SHA-256 of these bytes is not ``digest``, which
+                the checkpoint holds.
         """
         path = self.path / "metrics.jsonl"
         path.touch()
@@ -132,7 +135,7 @@ class RunFolder:
         self._hash = hashlib.sha256(start)
         if len(start) < keep or digest not in (None, self._hash.hexdigest()):
             raise ConfigError(
-                f"{path} is not what its checkpoint was written with: it was changed; start over "
+                f"{path} was changed after its checkpoint was written: restore it, or start over "
                 "with resume=never"
             )
         os.truncate(path, keep)
@@ -151,7 +154,7 @@ class RunFolder:
         self._hash.update(line)
 
     def metrics_state(self) -> dict[str, Any]:
-        """Size and SHA-256 of ``metrics.jsonl``, all of it on the disk; for a checkpoint."""
+        """Flush ``metrics.jsonl`` to the disk, and return its size and SHA-256 for a checkpoint."""
         if self._metrics is None:
             return {"metrics_bytes": 0, "metrics_sha256": hashlib.sha256().hexdigest()}
         os.fsync(self._metrics.fileno())
@@ -175,7 +178,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file's mapping; empty if there is no such file.
 
     Raises:
-        DamagedFileError: It holds something else.
+        DamagedFileError: The file is not JSON, or holds something else than a mapping.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -218,7 +221,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise DamagedFileError(
             f"{path} is missing or damaged: {str(error).splitlines()[0]}"
         ) from error
-    content = as_now(content) if isinstance(content, dict) else content
+    content = upgraded(content) if isinstance(content, dict) else content
     groups = {key.split(".")[0] for key in keys() if "." in key}
     whole = isinstance(content, dict)
     if not whole or not all(isinstance(content.get(group, {}), dict) for group in groups):

@@ -1,10 +1,11 @@
-"""Weights from elsewhere, for evaluation: of other runs, and of the paper's released code."""
+"""Weights for evaluation, from other runs and from the paper's released code."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ _FILTERS = {
 
 
 def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
-    """The weights in a checkpoint, in words and under the names that the model has for them.
+    """The weights in a checkpoint, each with a title, under the names that the model uses.
 
     Args:
-        path: A file, or a folder with a run's checkpoints (the run's own, or its ``checkpoints``),
-            of which the newest counts. Ours hold ``model`` among others; the released code's hold
-            ``model``, perhaps ``model_ema``, and the arguments of its command line.
+        path: A file, a run's folder, or its folder ``checkpoints``. The newest checkpoint of a
+            folder is used. A checkpoint holds ``model`` and perhaps ``model_ema``; one of the
+            released code also holds the arguments of its command line.
         name: ``model.name``.
         model: The model that they are for; its own weights stay.
 
@@ -38,7 +39,7 @@ def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, d
         Averaged weights (``model_ema``), if there are any, then the plain ones.
 
     Raises:
-        ConfigError: There is no such file, it is no checkpoint, or one of another model.
+        ConfigError: There is no such file, it is not a checkpoint, or it is of another model.
     """
     file = _file(Path(path).expanduser(), path)
     try:
@@ -58,20 +59,17 @@ def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, d
         if isinstance(content.get(key), dict):
             weights = _named_as(content[key], name, model)
             _check(weights, model, f"checkpoint is {path!r}: {file.name}", name)
-            step = (
-                f", step {content['step']}"
-                if "step" in content
-                else f", epoch {content['epoch']}"
-                if "epoch" in content
-                else ""
-            )
-            titled.append(
-                (
-                    f"{words} of {file}{step}",
-                    {"model": weights, "scheduler": content.get("scheduler")},
-                )
-            )
+            title = f"{words} of {file}{_position(content)}"
+            titled.append((title, {"model": weights, "scheduler": content.get("scheduler")}))
     return titled
+
+
+def _position(content: Mapping[str, Any]) -> str:
+    """The step or epoch of a checkpoint, as the end of a title; empty if it holds neither."""
+    for key in ("step", "epoch"):
+        if key in content:
+            return f", {key} {content[key]}"
+    return ""
 
 
 def read_weights(file: Path) -> Any:
@@ -80,7 +78,7 @@ def read_weights(file: Path) -> Any:
         from safetensors.torch import load_file
 
         return load_file(file)
-    # The released files hold this class; no other is made.
+    # The released files hold this class. No other class is allowed.
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(file, map_location="cpu", weights_only=True)
 

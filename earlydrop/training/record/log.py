@@ -11,7 +11,7 @@ log = logging.getLogger("earlydrop")
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that fails in silence: the full disk behind it ends the run with one line."""
+    """A log file that ignores write errors. The run itself reports a full disk, in one line."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         pass
@@ -23,7 +23,7 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def log_to(path: Path | None) -> Iterator[None]:
-    """Within it the package's log goes to a file, and its warnings to the console too.
+    """Context in which the package's log goes to a file, and its warnings to the console too.
 
     Args:
         path: The file; None for the console alone.

@@ -19,7 +19,7 @@ import torch
 
 import earlydrop
 from earlydrop.training.data.extra import in_provenance as extra_in_provenance
-from earlydrop.training.device import in_force
+from earlydrop.training.device import determinism_settings
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.pretrained import pretrained_digest
 from earlydrop.training.outside import in_provenance
@@ -63,13 +63,10 @@ def processor(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     names = Path("/proc/cpuinfo")
     lines = names.read_text(encoding="utf-8").splitlines() if names.is_file() else []
-    return (
-        next(
-            (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
-            platform.processor(),
-        )
-        or platform.machine()
-    )
+    for line in lines:
+        if line.startswith("model name"):
+            return line.split(":")[1].strip() or platform.machine()
+    return platform.processor() or platform.machine()
 
 
 def environment(device: torch.device, workers: int = 1) -> dict[str, Any]:
@@ -81,8 +78,8 @@ def environment(device: torch.device, workers: int = 1) -> dict[str, Any]:
 
     Returns:
         Device, thread count and torch version; the number of workers, if there are several. On a
-        GPU, where the number of threads acts on no bit, the versions of what computes there
-        instead.
+        GPU, the versions of CUDA, cuDNN, NCCL and the driver instead of the thread count, which
+        does not affect the bits there.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     bits: dict[str, Any] = {"device": f"{device.type} {name}"}
@@ -97,7 +94,7 @@ def environment(device: torch.device, workers: int = 1) -> dict[str, Any]:
 def check_environment(
     folder: Path, recorded: Mapping[str, Any], present: Mapping[str, Any]
 ) -> None:
-    """Refuse to go on in another environment than a run was begun in.
+    """Refuse to resume a run in another environment than it was begun in.
 
     Args:
         folder: The run's folder.
@@ -118,7 +115,7 @@ def check_environment(
             differing.append(f"{key} {there} there, {here} here")
     raise ConfigError(
         f"{folder} was begun in another environment ({'; '.join(differing)}), so the last bits may "
-        "differ: go on there, or say resume=force, or start over with resume=never"
+        "differ: resume it there, resume it here with resume=force, or start over with resume=never"
     )
 
 
@@ -184,7 +181,7 @@ def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
             "steps_per_epoch": plan.steps_per_epoch,
         } | ({"extra": extra} if extra else {})
         if plan.config.trainer.deterministic:
-            content["deterministic"] = in_force()
+            content["deterministic"] = determinism_settings()
         if plan.code:
             content |= {"code": in_provenance(plan.code), "configuration": plan.configuration}
         if plan.config.model.pretrained is not None:

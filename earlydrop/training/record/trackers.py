@@ -1,8 +1,8 @@
 """Trackers beside Weights & Biases: CSV files, TensorBoard and MLflow.
 
-Each offers what `earlydrop.training.record.tracking.Tracker` needs of a run: ``log``,
-``summary.update`` and ``finish``. A run that goes on is written anew from its first step, since
-`Tracker.replay` gives it its past again.
+Each class has what `earlydrop.training.record.tracking.Tracker` calls on a run: ``log``,
+``summary.update`` and ``finish``. A resumed run is written again from its first step, because
+`Tracker.replay` logs the earlier steps again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def missing(backend: str) -> bool:
 
 
 class Summary:
-    """Final values, handed on as they come."""
+    """Passes the final values of a run on to a function."""
 
     def __init__(self, write: Callable[[Mapping[str, Any]], None]) -> None:
         self.update = write
@@ -121,7 +121,7 @@ class MlflowRun:
 
     With ``tracking=online`` it is on the server of MLFLOW_TRACKING_URI.
 
-    Its client is used, not its module, so that a user's active run is left alone.
+    MLflow's client is used, not its module ``mlflow``, so that a user's active run is left alone.
     """
 
     def __init__(self, opened: Opened) -> None:
@@ -182,4 +182,4 @@ BACKENDS: dict[str, type[CsvRun] | type[TensorBoardRun] | type[MlflowRun]] = {
     "tensorboard": TensorBoardRun,
     "mlflow": MlflowRun,
 }
-"""The class of a run of each backend but W&B's."""
+"""The class of each backend except W&B."""

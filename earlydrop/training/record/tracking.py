@@ -26,24 +26,24 @@ log = logging.getLogger(__name__)
 
 STEP = "trainer/step"
 TIMING = "timing/"
-"""The names of what ``timing.jsonl`` holds begin with it."""
+"""The prefix of the names of values from ``timing.jsonl``."""
 URL = "wandb/url.txt"
-"""In a run's folder: the address of its page at W&B, where it was tracked online."""
+"""The file in a run's folder that holds the address of its W&B page, if it was online."""
 _FINISH_TIMEOUT = 60  # seconds
 _LONGEST_ID = 60  # characters
 
 
 class Tracker:
-    """One run on a dashboard, or nothing; every metric on the training step's axis.
+    """One run on a dashboard, or nothing. Every metric is logged against the training step.
 
-    The dashboard never costs a run: whatever goes wrong in it is said once, and training goes on
-    without it.
+    An error of the dashboard never ends a run. It is logged once, and training continues without
+    the dashboard.
     """
 
     def __init__(self, run: Any) -> None:
         self._run = run
-        # W&B's charts are drawn against a metric of its own.
-        self._counts = type(run) not in BACKENDS.values()
+        # W&B draws its charts against a metric, so the step is logged as a metric too.
+        self._logs_step = type(run) not in BACKENDS.values()
         self._last: dict[str, float] = {}
         self._best: dict[str, float] = {}
         self._timing: dict[int, dict[str, float]] = {}
@@ -65,7 +65,7 @@ class Tracker:
             if name not in self._best or improved(name, value, self._best[name]):
                 self._best[name] = value
         on_server = getattr(self._run, "starting_step", 0)  # these steps are not sent again
-        axis = {STEP: step} if self._counts else {}
+        axis = {STEP: step} if self._logs_step else {}
         if step >= on_server:
             logged = axis | metrics | self._timing.pop(step, {})
             self._try(lambda: self._run.log(logged, step=step))
@@ -75,7 +75,7 @@ class Tracker:
 
         Args:
             lines: Those of ``metrics.jsonl``.
-            timing: Those of ``timing.jsonl``; of a step that was trained twice the last one counts.
+            timing: Those of ``timing.jsonl``. If a step was trained twice, its last line is used.
         """
         timed = {int(line["step"]): line for line in timing}
         for line in lines:
@@ -122,7 +122,7 @@ def _reachable(url: str) -> bool:
 def _has_key(url: str) -> bool:
     """Whether the environment or ~/.netrc holds a key.
 
-    `wandb.login` says so too, but beside an open run it only warns.
+    `wandb.login` would check this too, but while another run is open it only warns.
     """
     if os.environ.get("WANDB_API_KEY"):
         return True
@@ -143,8 +143,8 @@ def _usable_mode(mode: str) -> str:
         return mode
     import wandb
 
-    # silent: wandb.login would ask the server for the user's name; mode: under WANDB_MODE=offline
-    # it would not look for a key
+    # Without silent, wandb.login would ask the server for the user's name. Without mode, it would
+    # not look for a key under WANDB_MODE=offline.
     settings = wandb.setup(settings=wandb.Settings(silent=True, mode="online")).settings
     try:
         known = (
@@ -174,8 +174,8 @@ def run_id(study: str, fingerprint: str) -> str:
         fingerprint: The run's fingerprint.
 
     Returns:
-        Letters, digits and dashes, at most 60. One that would be longer begins with a digest of the
-        whole.
+        At most 60 letters, digits and dashes. A longer id is cut, and begins with a digest of the
+        whole id.
     """
     text = f"{study}-{fingerprint}"
     plain = re.sub(r"[^A-Za-z0-9-]+", "-", text).strip("-")
@@ -196,10 +196,10 @@ def tracking(
     tags: list[str],
     extra: dict[str, Any],
 ) -> Iterator[tuple[Tracker, Any]]:
-    """Open a run on the dashboard for as long as the context lasts.
+    """Context in which a run is open on the dashboard.
 
-    An exception in it marks the run failed, unless it was only asked to stop. ``extra`` stands
-    beside the configuration.
+    An exception marks the run as failed, except a `KeyboardInterrupt`, which only stops it.
+    ``extra`` is recorded with the configuration.
     """
     start = _start if config.tracking.backend == "wandb" else _start_other
     run = None

@@ -175,5 +175,5 @@ def test_what_is_no_checkpoint_of_this_model_is_refused(tmp_path):
 
 
 def test_a_checkpoint_is_for_evaluation(config):
-    with pytest.raises(ConfigError, match=r"checkpoint is 'x': it says what mode=eval evaluates"):
+    with pytest.raises(ConfigError, match=r"checkpoint is 'x': expected mode=eval"):
         run(config(checkpoint="x"))

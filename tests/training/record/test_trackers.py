@@ -148,7 +148,7 @@ def test_a_tracker_that_cannot_be_used_is_refused_before_a_folder_is_made(
         run(settings(config, "mlflow"))
     assert run(settings(config, "mlflow", tracking__mode="off"))["state"] == "finished"
     monkeypatch.setattr("earlydrop.training.checks.missing", lambda backend: False)
-    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI does not say where to"):
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI is not set"):
         run(settings(config, "mlflow", tracking__mode="online"))
 
 

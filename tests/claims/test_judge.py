@@ -247,7 +247,7 @@ def test_runs_of_one_other_configuration_are_judged_with_a_remark():
     assert found.remark == "optim.lr=0.5"
     with pytest.raises(
         ValueError,
-        match=r"claim L fits runs of several configurations, optim.lr=0.25 and 0.5: say which",
+        match=r"claim L fits runs of several configurations, optim.lr=0.25 and 0.5: name the one",
     ):
         verdict(LOSS, both(lower, higher))
     pinned = [study(config={"optim.lr": 0.25}, first=range(10, 16))]

@@ -244,7 +244,7 @@ def test_a_sensitivity_is_read_and_has_a_comparison_for_each_value(tmp_path):
         ({"sensitivity": RATES | {"values": [1, 1]}}, r"sensitivity has a value twice in \[1, 1\]"),
         (
             {"sensitivity": RATES | {"at most": "ln 256"}},
-            r"counts at most 'ln 256': expected a number",
+            r"sensitivity, at most is 'ln 256': expected a number",
         ),
         (
             {"sensitivity": RATES | {"key": "optim.rate"}},

@@ -149,7 +149,7 @@ def test_a_run_from_another_folder_then_cite_and_reproduce(tmp_path, earlydrop):
     (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(changed)]) + "\n")
     different = earlydrop(str(run), cwd=tmp_path, command="commands.reproduce")
     assert different.returncode == 1
-    assert "test/loss: 1.0 there" in different.stdout
+    assert "test/loss: 1.0 in the run" in different.stdout
 
 
 @pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])

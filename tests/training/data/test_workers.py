@@ -174,6 +174,7 @@ def test_a_run_ends_its_workers(tmp_path, config):
 def test_a_run_that_is_stopped_between_evaluations_goes_on_to_the_bit(tmp_path, config):
     """Against the same run undisturbed, read by its own process."""
     make_folder(tmp_path / "data")
+    before = set(multiprocessing.active_children())
     records = []
     for workers in (0, 1):
         data = {
@@ -199,4 +200,4 @@ def test_a_run_that_is_stopped_between_evaluations_goes_on_to_the_bit(tmp_path, 
         records.append((Path(run(settings)["folder"]) / "metrics.jsonl").read_bytes())
     assert records[0] == records[1]
     assert records[0].count(b"train/loss") == 8
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before

@@ -169,7 +169,10 @@ def _faster(name: str, reads: list[Callable[[], object]], count: int, repeats: i
 
 
 def row_loaders(quick: bool) -> list[Row]:
-    """The same files at 256 pixels, read by one and by two processes; and evaluations by processes that live on."""
+    """The same files at 256 pixels, read by one and by two processes.
+
+    Also evaluations by processes that stay alive.
+    """
     rows, count = [], 40 if quick else 200
     with tempfile.TemporaryDirectory() as temporary:
         script = str(Path(__file__).parents[1] / "make_image_folder.py")
@@ -203,7 +206,10 @@ def row_loaders(quick: bool) -> list[Row]:
 
             read()
             rates = sorted(count / synchronised(read) for _ in range(3 if quick else 7))
-            what = "images per second, decoded and augmented as in paper/vit_tiny, to the training process"
+            what = (
+                "images per second, decoded and augmented as in paper/vit_tiny, "
+                "to the training process"
+            )
             rows.append(
                 Row(
                     f"loader, {workers} processes",
@@ -229,7 +235,10 @@ def row_loaders(quick: bool) -> list[Row]:
                 evaluate()
 
             value, low, high, note = compare(evaluate, evaluate_anew, 3 if quick else 7, warm_up=1)
-            what = f"time of an evaluation of {count} images by processes that live on, against processes that it starts"
+            what = (
+                f"time of an evaluation of {count} images by processes that live on, "
+                "against processes that it starts"
+            )
             rows.append(
                 Row(
                     f"evaluation, {workers} processes",

@@ -24,18 +24,28 @@ from benchmark.measure import DEVICE, Row
 from earlydrop.training.record.provenance import processor
 
 ROWS = {
-    "scheduler": steps.row_scheduler, "off": steps.row_off, "cpu_step": steps.row_cpu_step,
+    "scheduler": steps.row_scheduler,
+    "off": steps.row_off,
+    "cpu_step": steps.row_cpu_step,
     "parts": steps.row_parts,
-    "seed": steps.row_seed, "trainer": steps.row_trainer, "probe": probes.row_probe,
-    "probe_memory": probes.row_probe_memory, "input": paths.row_input,
-    "folder_input": paths.row_folder_input, "loaders": paths.row_loaders, "decoder": paths.row_decoder,
+    "seed": steps.row_seed,
+    "trainer": steps.row_trainer,
+    "probe": probes.row_probe,
+    "probe_memory": probes.row_probe_memory,
+    "input": paths.row_input,
+    "folder_input": paths.row_folder_input,
+    "loaders": paths.row_loaders,
+    "decoder": paths.row_decoder,
     "start": processes.row_start,
     "two_cores": processes.row_two_cores,
-    "workers": processes.row_workers, "busy": processes.row_busy,
-    "compiled_step": steps.row_compiled_step, "compiled_naive": steps.row_compiled_naive,
-    "quickstart": processes.row_quickstart, "throughput": processes.row_throughput,
+    "workers": processes.row_workers,
+    "busy": processes.row_busy,
+    "compiled_step": steps.row_compiled_step,
+    "compiled_naive": steps.row_compiled_naive,
+    "quickstart": processes.row_quickstart,
+    "throughput": processes.row_throughput,
     "study_step": steps.row_study_step,
-}  # fmt: skip
+}
 LONG = ("compiled_step", "compiled_naive", "quickstart", "throughput", "study_step")
 """Rows that --quick leaves out."""
 

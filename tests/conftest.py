@@ -48,17 +48,25 @@ def study(tmp_path):
 
 @pytest.fixture
 def config(tmp_path):
-    """A configuration that trains in a second; keyword arguments with __ for the dot override it."""
+    """A configuration that trains in a second; arguments override it, with __ for the dot."""
 
     def make(**overrides):
         values = {
-            "out": str(tmp_path / "runs"), "tracking": "off", "device": "cpu",
+            "out": str(tmp_path / "runs"),
+            "tracking": "off",
+            "device": "cpu",
             "model": {"name": "mlp", "hidden": [16]},
             "data": {"train_images": 300},
             "schedule": {"cutoff": "50%", "rate": 0.3},
-            "trainer": {"epochs": 2, "batch_size": 32, "log_every": 4, "eval_every": "50%", "checkpoint_seconds": 1000.0},
+            "trainer": {
+                "epochs": 2,
+                "batch_size": 32,
+                "log_every": 4,
+                "eval_every": "50%",
+                "checkpoint_seconds": 1000.0,
+            },
             "probe": {"at": ["0%", "50%", "100%"], "batches": 3, "dataset_limit": 64},
-        }  # fmt: skip
+        }
         for key, value in overrides.items():
             node = values
             *parents, leaf = key.split("__")

@@ -1,7 +1,10 @@
-"""A pretend accelerator without float64, as Apple's is: its tensors live on the host, and say and do what a real one's would.
+"""A pretend accelerator without float64, as Apple's is.
 
-Within `Pretended`, `device="mps"` gives tensors of the class `OnDevice`. Any operation on them that would give a float64 is refused, and
-so is any that mixes them with tensors of the host; what is brought to the host is an ordinary tensor, with which everything may be done.
+Its tensors live on the host, but act as a real accelerator's would.
+
+Within `Pretended`, `device="mps"` gives tensors of the class `OnDevice`. Operations on them that
+would give a float64 are refused, and so are operations that mix them with tensors of the host. A
+tensor brought to the host is an ordinary tensor without these limits.
 """
 
 import torch
@@ -31,7 +34,7 @@ class OnDevice(torch.Tensor):
 
 
 class Pretended(TorchFunctionMode):
-    """Within it there is an accelerator of the kind ``mps``. `calls` counts the operations on it."""
+    """Within it ``mps`` is an accelerator. `calls` counts the operations on it."""
 
     calls = 0
 
@@ -86,7 +89,8 @@ class Pretended(TorchFunctionMode):
                 return value.as_subclass(torch.Tensor) if isinstance(value, OnDevice) else value
             if value.dtype in WIDE:
                 raise TypeError(
-                    f"{name}: cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64"
+                    f"{name}: cannot convert a MPS Tensor to float64 dtype as the MPS framework "
+                    "doesn't support float64"
                 )
             return value.as_subclass(OnDevice)
 

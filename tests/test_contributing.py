@@ -1,4 +1,7 @@
-"""What CONTRIBUTING.md says to write is all that there is to write: each addition, in a copy, appears where it should."""
+"""An addition needs only the places that CONTRIBUTING.md names.
+
+Each addition is made in a copy and appears where it should.
+"""
 
 import json
 import re

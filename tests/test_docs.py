@@ -1,4 +1,4 @@
-"""The pages under docs: their Python runs, and what they say of sweeps works with the tools that they name."""
+"""The pages under docs: their Python runs, and their sweeps work with the tools that they name."""
 
 import os
 import re
@@ -12,9 +12,15 @@ from earlydrop.analysis import load_runs
 
 DOCS = Path(__file__).parents[1] / "docs"
 SMALL = [
-    "tracking=off", "model=mlp", "model.hidden=[16]", "data.train_images=200", "trainer.epochs=1", "trainer.batch_size=50",
-    "probe=none", "device=cpu",
-]  # fmt: skip
+    "tracking=off",
+    "model=mlp",
+    "model.hidden=[16]",
+    "data.train_images=200",
+    "trainer.epochs=1",
+    "trainer.batch_size=50",
+    "probe=none",
+    "device=cpu",
+]
 
 
 def blocks(page, language):

@@ -1,4 +1,7 @@
-"""Sums in float64 on a device that has none, rehearsed on a pretend one (tests/no_float64.py), and held to those of the host."""
+"""Sums in float64 on a device that has none, held to those of the host.
+
+The device is a pretend one (tests/no_float64.py).
+"""
 
 import copy
 import json
@@ -186,10 +189,26 @@ def test_sixteen_bit_masks_of_every_device_have_their_rate():
 
 
 def test_a_run(config, tmp_path):
-    """The trainer, its evaluations, its probes with dropout on and off, Monte Carlo dropout; stopped nowhere, evaluated again."""
-    more = {"model__name": "vit_micro", "model__hidden": None, "model__width": 16, "model__depth": 1, "model__heads": 2,
-            "trainer__masks": "native", "schedule__name": "constant", "trainer__mc_passes": 2, "probe__compare": True,
-            "data__train_images": 128, "trainer__epochs": 1, "optim__clip": 1.0, "optim__l1": 1e-5, "augment__mixup": 0.8}  # fmt: skip
+    """The trainer, its evaluations, its probes with dropout on and off, Monte Carlo dropout.
+
+    The run stops nowhere and is evaluated again.
+    """
+    more = {
+        "model__name": "vit_micro",
+        "model__hidden": None,
+        "model__width": 16,
+        "model__depth": 1,
+        "model__heads": 2,
+        "trainer__masks": "native",
+        "schedule__name": "constant",
+        "trainer__mc_passes": 2,
+        "probe__compare": True,
+        "data__train_images": 128,
+        "trainer__epochs": 1,
+        "optim__clip": 1.0,
+        "optim__l1": 1e-5,
+        "augment__mixup": 0.8,
+    }
     expected = run(config(**more))
     with Pretended() as pretended:
         elsewhere = {"device": "mps", "out": str(tmp_path / "elsewhere")}

@@ -24,9 +24,17 @@ from earlydrop.training.record.folder import read_metrics
 from earlydrop.training.trainer import Trainer
 
 SMALL = [
-    "tracking=off", "model=mlp", "model.hidden=[16]", "data.train_images=200", "trainer.epochs=1", "trainer.batch_size=50",
-    "trainer.log_every=1", "probe=none", "device=cpu", "schedule.cutoff=50%",
-]  # fmt: skip
+    "tracking=off",
+    "model=mlp",
+    "model.hidden=[16]",
+    "data.train_images=200",
+    "trainer.epochs=1",
+    "trainer.batch_size=50",
+    "trainer.log_every=1",
+    "probe=none",
+    "device=cpu",
+    "schedule.cutoff=50%",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -342,12 +350,21 @@ def state():
     import logging
 
     return (
-        random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), torch.get_num_threads(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+        torch.get_num_threads(),
         [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)],
-        [(log.level, log.propagate, list(log.handlers)) for log in map(logging.getLogger, ("earlydrop", None))],
-        torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled(), torch.get_default_dtype(), os.getcwd(),
+        [
+            (log.level, log.propagate, list(log.handlers))
+            for log in map(logging.getLogger, ("earlydrop", None))
+        ],
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        os.getcwd(),
         list(sys.path),
-    )  # fmt: skip
+    )
 
 
 def test_two_runs_in_one_process_are_independent(capsys):
@@ -394,7 +411,10 @@ def test_runs_are_loaded_and_compared(study):
         assert "early-0.1-20% minus none" in text
     with pytest.raises(
         ValueError,
-        match=r"against is 'erly-0.1-20%': expected an arm of these runs: did you mean early-0.1-20%\?",
+        match=(
+            r"against is 'erly-0.1-20%': expected an arm of these runs: "
+            r"did you mean early-0.1-20%\?"
+        ),
     ):
         experiment.compare(runs, against="erly-0.1-20%")
 
@@ -417,7 +437,9 @@ def test_runs_in_a_list_are_compared():
 
 def test_a_run_from_elsewhere_imports_nothing_without_trust(here, monkeypatch):
     (here / "theirs.py").write_text(
-        "from torch import nn\ndef build(task):\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
+        "from torch import nn\n"
+        "def build(task):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
     )
     run = experiment.train(own("trainer.steps=1", "schedule=none", "model.name=theirs:build"))
     with pytest.raises(
@@ -484,6 +506,6 @@ def test_without_the_training_extra_it_says_what_to_install():
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
     )
     assert (
-        "hydra missing: earlydrop.experiment needs more than the library; pip install 'earlydrop[train]'"
-        in done.stderr
-    )
+        "hydra missing: earlydrop.experiment needs more than the library; "
+        "pip install 'earlydrop[train]'"
+    ) in done.stderr

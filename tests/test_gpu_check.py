@@ -1,4 +1,7 @@
-"""The checks of scripts/gpu_check.py: how they are run, those that need no GPU, and, marked ``gpu``, the others."""
+"""The checks of scripts/gpu_check.py: how they run, and the checks themselves.
+
+Those that need a GPU are marked ``gpu``.
+"""
 
 import json
 import os
@@ -60,8 +63,25 @@ def test_a_longer_check_that_needs_no_gpu(script, name, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["environment", "masks", "twice", "resume", "average", "graphs", "against_cpu", "waits", "attention",
-                                  "same_attention", "trainer", "copies", "probe_memory", "workers"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "environment",
+        "masks",
+        "twice",
+        "resume",
+        "average",
+        "graphs",
+        "against_cpu",
+        "waits",
+        "attention",
+        "same_attention",
+        "trainer",
+        "copies",
+        "probe_memory",
+        "workers",
+    ],
+)
 def test_on_a_gpu(script, name):
     limit = script["CHECKS"][name].limit
     state, words, _ = script["limited"](name, "cuda", limit)
@@ -124,7 +144,7 @@ def test_what_is_no_check_and_a_gpu_that_is_not_there_are_refused(script, monkey
 
 
 def test_a_mask_with_the_wrong_share_is_found(script, monkeypatch):
-    """A check of masks that cannot fail would say nothing: here a layer drops at half of its rate."""
+    """A check of masks that cannot fail says nothing: here a layer drops at half of its rate."""
     from gpu_check import numbers
     from gpu_check.base import FailedError
     from torch import nn

@@ -1,4 +1,8 @@
-"""The tree's rules: imports run one way, no two modules import each other, private names stay private, tests stand where their modules do."""
+"""The tree's rules.
+
+Imports run one way, no two modules import each other, private names stay private, and tests stand
+where their modules do.
+"""
 
 import ast
 import subprocess
@@ -10,9 +14,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "earlydrop"
 ORDER = [  # from the top: a module imports what stands below it
-    "commands", "experiment", "claims", "analysis", "training", "metrics", "integrations", "scheduler", "classic", "gradients", "distance", "sites",
-    "schedules", "exact", "display",
-]  # fmt: skip
+    "commands",
+    "experiment",
+    "claims",
+    "analysis",
+    "training",
+    "metrics",
+    "integrations",
+    "scheduler",
+    "classic",
+    "gradients",
+    "distance",
+    "sites",
+    "schedules",
+    "exact",
+    "display",
+]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 
@@ -25,7 +42,7 @@ NAMES = {dotted(path) for path in MODULES}
 
 
 def imports(path):
-    """The modules of earlydrop that a file imports, TYPE_CHECKING and imports inside functions included."""
+    """The modules of earlydrop that a file imports, under TYPE_CHECKING and in functions too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -112,7 +129,7 @@ def private_imports(tree):
 
 
 def private_reads(tree):
-    """The private attributes that a file takes from something else than ``self``, ``cls`` or ``super()``."""
+    """The private attributes that a file takes, but from ``self``, ``cls`` or ``super()``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr) and not is_ones_own(node):
             yield node.attr
@@ -148,7 +165,7 @@ OURS = set().union(*map(own_private_names, TREES.values())) - TORCHS - PYTHONS
 
 @pytest.mark.parametrize("path", TREES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_private_names_stay_private(path):
-    """Nothing imports a private name of another module of ours, or reads a private attribute that another file of ours owns."""
+    """No module imports a private name of another, or reads another's private attribute."""
     tree = TREES[path]
     others = OURS - own_private_names(tree)
     foreign = {*private_imports(tree), *(name for name in private_reads(tree) if name in others)}
@@ -215,7 +232,12 @@ def test_files_stay_short():
 def test_reading_drawing_and_printing_import_no_hydra():
     code = """
 import importlib, sys
-for module in ("earlydrop.analysis", "earlydrop.analysis.plots", "earlydrop.commands.report", "earlydrop.claims.write"):
+for module in (
+    "earlydrop.analysis",
+    "earlydrop.analysis.plots",
+    "earlydrop.commands.report",
+    "earlydrop.claims.write",
+):
     importlib.import_module(module)
     print(module, [name for name in ("hydra", "omegaconf", "wandb", "timm") if name in sys.modules])
 """
@@ -262,10 +284,17 @@ def test_nothing_opens_text_without_saying_its_encoding(path):
 @pytest.mark.parametrize(
     ("code", "wrong"),
     [
-        ("p.read_text()", True), ("p.read_text(encoding='utf-8')", False), ("open(p)", True), ("open(p, 'rb')", False),
-        ("p.open('wb')", False), ("p.open('w')", True), ("os.open(p, 0)", False), ("subprocess.run(x, text=True)", True),
-        ("subprocess.run(x)", False), ("logging.FileHandler(p)", True),
+        ("p.read_text()", True),
+        ("p.read_text(encoding='utf-8')", False),
+        ("open(p)", True),
+        ("open(p, 'rb')", False),
+        ("p.open('wb')", False),
+        ("p.open('w')", True),
+        ("os.open(p, 0)", False),
+        ("subprocess.run(x, text=True)", True),
+        ("subprocess.run(x)", False),
+        ("logging.FileHandler(p)", True),
     ],
-)  # fmt: skip
+)
 def test_what_opens_text(code, wrong):
     assert opens_text(ast.parse(code, mode="eval").body) is wrong

@@ -18,23 +18,44 @@ WIDTH = 8
 class Net(nn.Module):
     def __init__(self, task):
         super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, WIDTH), nn.Dropout(task.unit), nn.Linear(WIDTH, task.classes))
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(784, WIDTH),
+            nn.Dropout(task.unit),
+            nn.Linear(WIDTH, task.classes),
+        )
 
     def forward(self, x):
         return self.layers(x)
 
-overrides = ["data.train_images=200", "trainer.epochs=1", "trainer.batch_size=50", "trainer.log_every=1", "probe=none",
-             "tracking=off", "schedule.cutoff=50%", "device=cpu"]
+overrides = [
+    "data.train_images=200",
+    "trainer.epochs=1",
+    "trainer.batch_size=50",
+    "trainer.log_every=1",
+    "probe=none",
+    "tracking=off",
+    "schedule.cutoff=50%",
+    "device=cpu",
+]
 
 def press_stop(step, metrics):
     if step == 2:
         os.kill(os.getpid(), signal.SIGINT)  # what the button of a notebook does
 """,
     "experiment.train(overrides, model=Net, callbacks=[press_stop])",
-    "run = experiment.train(overrides, model=Net)\nprint(list(run.metrics['step']), run.state, run.folder.name)\nrun",
+    (
+        "run = experiment.train(overrides, model=Net)\n"
+        "print(list(run.metrics['step']), run.state, run.folder.name)\n"
+        "run"
+    ),
     "run.plot()",
     "earlydrop.early(0.1, '20%')",
-    "WIDTH = 9\nother = experiment.train(overrides, model=Net)\nprint('another run:', other.folder != run.folder)",
+    (
+        "WIDTH = 9\n"
+        "other = experiment.train(overrides, model=Net)\n"
+        "print('another run:', other.folder != run.folder)"
+    ),
     "experiment.compare([run, other])",
 ]
 

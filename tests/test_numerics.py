@@ -1,7 +1,8 @@
-"""A change of code that computes numbers is noticed: the digests of each part's code stand in numerics.json beside its version.
+"""A change of code that computes numbers is noticed.
 
-When this fails: raise the part's version in earlydrop/training/fingerprint.py, or show that the numbers are the same to the byte (see
-CONTRIBUTING.md). Then record the new digests: python tests/test_numerics.py
+The digests of each part's code stand in numerics.json beside its version. When this fails: raise
+the part's version in earlydrop/training/fingerprint.py, or show that the numbers are the same to
+the byte (see CONTRIBUTING.md). Then record the new digests: python tests/test_numerics.py
 """
 
 import ast

@@ -43,10 +43,13 @@ def test_the_library_works_with_torch_alone(tmp_path):
     """Every package that torch does not bring is refused."""
     code = """
 import importlib.abc, sys
+REFUSED = {
+    "numpy", "hydra", "omegaconf", "wandb", "timm", "torchvision", "pandas", "scipy", "matplotlib",
+    "transformers", "lightning", "filelock_", "tqdm", "yaml",
+}
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name.split(".")[0] in {"numpy", "hydra", "omegaconf", "wandb", "timm", "torchvision", "pandas", "scipy", "matplotlib",
-                                  "transformers", "lightning", "filelock_", "tqdm", "yaml"}:
+        if name.split(".")[0] in REFUSED:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
 import torch, earlydrop
@@ -54,7 +57,8 @@ from torch import nn
 model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2))
 scheduler = earlydrop.DropoutScheduler(model, earlydrop.early(0.5, 3), masks="fast")
 batches = [(torch.randn(8, 4), torch.randint(2, (8,))) for _ in range(4)]
-report = earlydrop.probe(model, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]), batches, dataset=batches)
+loss = lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])
+report = earlydrop.probe(model, loss, batches, dataset=batches)
 scheduler.step()
 print(report.gdv > 0, earlydrop.model_distance(model, model.state_dict()))
 """

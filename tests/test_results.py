@@ -1,4 +1,4 @@
-"""What is committed under results/ is what its own summaries give, and what the README shows is that."""
+"""The files under results/ are what their own summaries give; the README shows the same."""
 
 import re
 import shutil
@@ -57,7 +57,10 @@ def test_the_readmes_numbers_of_early_dropout_on_text_are_those_of_the_summaries
         f"by {100 * gain.mean() / loss['none'].mean():.1f}% ({gain.mean():.3f}, 95% interval "
         f"{gain.mean() - half:.3f} to {gain.mean() + half:.3f}; lower in {(gain > 0).sum()} of 60)",
         f"raises the test accuracy by {points:.1f} points",
-        f"{stuck['none']} of the 60 runs without dropout never leave their first plateau, {stuck['early-0.1-20%']} with early",
+        (
+            f"{stuck['none']} of the 60 runs without dropout never leave their first plateau, "
+            f"{stuck['early-0.1-20%']} with early"
+        ),
     ):
         assert text in readme, text
 
@@ -103,7 +106,10 @@ def test_every_cell_of_the_answer_has_one_of_four_words():
 
 
 def test_every_undecided_claim_has_its_price():
-    """No row of the table is undecided without the seeds that would decide it, but where its differences do not scatter."""
+    """Each undecided row of the table names the seeds that would decide it.
+
+    A row whose differences do not scatter is exempt.
+    """
     for line in (ROOT / "results" / "findings" / "table.md").read_text().splitlines():
         if "not resolved" in line and line.startswith("|"):
             assert "not resolved (" in line, line

@@ -1,4 +1,4 @@
-"""A scheduler that follows an optimizer, of torch's, timm's and wrapped; and two schedulers on one model."""
+"""A scheduler that follows torch's, timm's or a wrapped optimizer; two on one model."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""A student's tasks from an empty folder outside of the repository, each in under ten lines of the student's."""
+"""A student's tasks from an empty folder outside the repository, each in under ten lines."""
 
 import os
 import shlex
@@ -9,14 +9,15 @@ import pytest
 
 from earlydrop.analysis import load_runs
 
-SHORT = "tracking=off trainer.steps=2 trainer.batch_size=8 probe=none device=cpu"  # what makes a test of it
+# Added to a student's command, so that a test is quick.
+SHORT = "tracking=off trainer.steps=2 trainer.batch_size=8 probe=none device=cpu"
 MODEL = """
 from torch import nn
 
 def build(task, width: int = 16):
     inputs = task.channels * task.image_size**2
-    layers = nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(task.unit), nn.Linear(width, task.classes)
-    return nn.Sequential(nn.Flatten(), *layers)
+    hidden = nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(task.unit)
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, task.classes))
 """
 DATA = """
 import torch
@@ -31,13 +32,13 @@ def falling(peak: float, total_steps: int):
     return lambda step: peak * (1 - step / total_steps)
 """
 LIGHTNING = """
-import lightning, torch
+import lightning, torch, torch.nn as nn, torch.utils.data as data
 from earlydrop.integrations.lightning import ProbeCallback
 class Module(lightning.LightningModule):
-    training_step = lambda self, batch: torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+    training_step = lambda self, batch: nn.functional.cross_entropy(self.net(batch[0]), batch[1])
     configure_optimizers = lambda self: torch.optim.AdamW(self.parameters())
-module, loader = Module(), torch.utils.data.DataLoader([(torch.rand(1, 8, 8), i % 3) for i in range(64)], 8)
-module.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.Dropout(0.1), torch.nn.Linear(8, 3))
+module, loader = Module(), data.DataLoader([(torch.rand(1, 8, 8), i % 3) for i in range(64)], 8)
+module.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.1), nn.Linear(8, 3))
 lightning.Trainer(max_epochs=2, callbacks=[ProbeCallback(every=2, batches=3)]).fit(module, loader)
 """
 NOTEBOOK = """
@@ -127,7 +128,8 @@ def test_a_students_tasks(tmp_path, warm):
     here.task()
 
     tuned = here.type(
-        f"earlydrop -m study=tuned {own} hydra/sweeper=optuna hydra.sweeper.n_trials=2 objective=test/loss "
+        f"earlydrop -m study=tuned {own} hydra/sweeper=optuna hydra.sweeper.n_trials=2 "
+        "objective=test/loss "
         "'schedule.rate=interval(0.1,0.5)' 'schedule.cutoff=choice(50%,100%)'",
         SHORT,
     )

@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def check(folder, code):
-    """mypy's lines on some code, with earlydrop installed as a package is: found on the path, typed by its py.typed."""
+    """The lines of mypy on some code, with earlydrop installed as a package.
+
+    It is found on the path and typed by its py.typed.
+    """
     site = folder / "site"
     shutil.copytree(
         ROOT / "earlydrop", site / "earlydrop", ignore=shutil.ignore_patterns("__pycache__", "*.xz")
@@ -27,9 +30,12 @@ def check(folder, code):
     (folder / "code.py").write_text(textwrap.dedent(code))
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(folder / "cache"), "code.py"],
-        cwd=folder, env={k: v for k, v in os.environ.items() if k != "MYPYPATH"} | {"PYTHONPATH": str(site)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        env={k: v for k, v in os.environ.items() if k != "MYPYPATH"} | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.stdout + done.stderr
 
 
@@ -43,7 +49,8 @@ def test_mypy_sees_the_installed_package(tmp_path):
         import earlydrop
 
         model = nn.Sequential(nn.Dropout(0.1))
-        scheduler = earlydrop.DropoutScheduler(model, earlydrop.early(0.1, 10), kind="path", masks="fast")
+        schedule = earlydrop.early(0.1, 10)
+        scheduler = earlydrop.DropoutScheduler(model, schedule, kind="path", masks="fast")
         earlydrop.DropoutScheduler(model, earlydrop.early(0.1, 10), kind="paths")
         earlydrop.audit(model, torch.ones(1), kind="unit")
 

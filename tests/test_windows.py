@@ -1,4 +1,4 @@
-"""A rehearsal of Windows: what it lacks and refuses is taken away, and a person's commands run nevertheless (tests/windows.py)."""
+"""A rehearsal of Windows (tests/windows.py): commands run without what it lacks and refuses."""
 
 import json
 import os
@@ -42,10 +42,31 @@ if __name__ == "__main__":  # workers, which are spawned, import this file
 
     assert not hasattr(signal, "SIGUSR1")
     small = ["trainer.batch_size=4", "trainer.eval_every=100%", "evaluation.splits=[test]"]
-    assert typed(run.main, "experiment=quickstart", "schedule=none,early", "seed=0", "trainer.steps=4", "data.train_images=50",
-                 "probe.batches=2", "probe.dataset_limit=8", "probe.at=[100%]", *small) == 0
-    folder = ["data=imagefolder", "data.root=images", "data.image_size=16", "data.workers=2", "model=mlp", "model.hidden=[4]",
-              "study='folder: <aux>?'", "augment=paper", "probe=none", "trainer.steps=3", *small]
+    quickstart = [
+        "experiment=quickstart",
+        "schedule=none,early",
+        "seed=0",
+        "trainer.steps=4",
+        "data.train_images=50",
+        "probe.batches=2",
+        "probe.dataset_limit=8",
+        "probe.at=[100%]",
+        *small,
+    ]
+    assert typed(run.main, *quickstart) == 0
+    folder = [
+        "data=imagefolder",
+        "data.root=images",
+        "data.image_size=16",
+        "data.workers=2",
+        "model=mlp",
+        "model.hidden=[4]",
+        "study='folder: <aux>?'",
+        "augment=paper",
+        "probe=none",
+        "trainer.steps=3",
+        *small,
+    ]
     stop_after_one_step()
     assert typed(run.main, *folder) == 130
     assert typed(run.main, *folder) == 0

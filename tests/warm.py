@@ -1,7 +1,9 @@
-"""Commands in processes that start warm: forks of a process that has imported torch and the package, and has done nothing else with them.
+"""Commands in processes that start warm.
 
-A command is a process of its own, with its folder, environment, signals and exit code, without the seconds that its imports take. Where
-the start is the point (what is imported, what is read as torch is loaded), a test starts Python itself.
+They are forks of a process that has only imported torch and the package. A command is a process of
+its own, with its folder, environment, signals and exit code, without the seconds that its imports
+take. Where a test is about the start (what is imported, what is read as torch is loaded), it starts
+Python itself.
 """
 
 import atexit
@@ -35,7 +37,10 @@ LOADED = [
 
 
 class Warm:
-    """The process that waits; ``start`` and ``run`` are like ``Popen`` and ``run`` of subprocess with texts."""
+    """The process that waits.
+
+    ``start`` and ``run`` are like subprocess's ``Popen`` and ``run`` with text.
+    """
 
     def __init__(self, **environment):
         self.server = subprocess.Popen(
@@ -52,7 +57,8 @@ class Warm:
 
         Its environment is this process's, with what the waiting one was given, and ``env``.
         """
-        outputs = [tempfile.NamedTemporaryFile() for _ in ("output", "error")]  # noqa: SIM115 (closed when they are read)
+        # They are closed when they are read.
+        outputs = [tempfile.NamedTemporaryFile() for _ in ("output", "error")]  # noqa: SIM115
         request = {
             "program": program,
             "arguments": [str(each) for each in arguments],
@@ -72,7 +78,10 @@ class Warm:
         return subprocess.CompletedProcess(arguments, started.returncode, output, error)
 
     def listen(self, seconds):
-        """What the server says next: the process that it started, or one that has ended; nothing within the time: an empty dictionary."""
+        """What the server says next: a process that it started, or one that has ended.
+
+        An empty dictionary, if it says nothing in time.
+        """
         if not select.select([self.server.stdout], [], [], seconds)[0]:
             return {}
         line = self.server.stdout.readline()
@@ -156,9 +165,10 @@ def run_to_its_end(program):
 
 
 def leave(code):
-    """End a fork after its threads and exit handlers, but without the teardown of what the server has loaded.
+    """End a fork after its threads and exit handlers, but without the server's teardown.
 
-    Triton (of torch 2.15) prints there that its bindings leak, which a command that starts by itself does not load.
+    In the teardown of what the server has loaded, Triton (of torch 2.15) prints that its bindings
+    leak. A command that starts by itself does not load Triton.
     """
     threading._shutdown()
     atexit._run_exitfuncs()
@@ -168,7 +178,10 @@ def leave(code):
 
 
 def serve():
-    """Fork for each line of the standard input; the request in a fork, nothing in the server once its input ends."""
+    """Fork for each line of the standard input: the fork handles the request.
+
+    The server ends with its input.
+    """
     running = set()
     while True:
         ready = select.select([0], [], [], 0.01 if running else None)[0]

@@ -1,6 +1,7 @@
-"""What Windows does not have or refuses, taken away from this process: a rehearsal, on any system, of what runs there.
+"""Take from this process what Windows lacks or refuses: a rehearsal on any system.
 
-A ``sitecustomize`` that calls `rehearse` makes every Python process of a command so, the workers of loaders and sweeps too.
+A ``sitecustomize`` that calls `rehearse` does so in every Python process of a command, also in the
+workers of loaders and sweeps.
 """
 
 import builtins
@@ -72,7 +73,10 @@ def _no_folder(path, *_, **__):
 
 
 def _not_open(*paths, **__):
-    """Refuse to move, replace or remove a file that this process has open, but to packages that know Windows and do otherwise there."""
+    """Refuse to move, replace or remove a file that this process has open.
+
+    Packages that know Windows and act otherwise there are exempt.
+    """
     frame = sys._getframe(2)
     while frame is not None:
         if frame.f_globals.get("__name__", "").split(".")[0] in ("tempfile", "filelock"):

@@ -37,10 +37,12 @@ short = "trainer.steps=40 data.train_images=500 trainer.batch_size=50 probe=none
 # A sweep over a width of the model, with a schedule of ours and one of our own:
 
 # %%
-# !earlydrop -m model.name=mine:net +model.args.width=16,32 schedule=none,early study=widths {short} 2>&1 | tail -n 12
+# !earlydrop -m model.name=mine:net +model.args.width=16,32 schedule=none,early study=widths \
+#     {short} 2>&1 | tail -n 12
 
 # %%
-# !earlydrop model.name=mine:net schedule.name=mine:cosine +schedule.args.period=10 study=cosine {short} 2>&1 | tail -n 4
+# !earlydrop model.name=mine:net schedule.name=mine:cosine +schedule.args.period=10 \
+#     study=cosine {short} 2>&1 | tail -n 4
 
 # %% [markdown]
 # The source of `mine.py` is part of the run's fingerprint: change the code, and the run is trained

@@ -8,7 +8,10 @@ import os
 import tempfile
 
 os.chdir(tempfile.mkdtemp())
-short = "model=mlp trainer.steps=60 data.train_images=1000 trainer.batch_size=50 probe=none tracking=off"
+short = (
+    "model=mlp trainer.steps=60 data.train_images=1000 trainer.batch_size=50 "
+    "probe=none tracking=off"
+)
 
 # %% [markdown]
 # ```bash

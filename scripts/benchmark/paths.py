@@ -209,7 +209,10 @@ def row_loaders(quick: bool) -> list[Row]:
 
             read()
             rates = sorted(count / synchronised(read) for _ in range(3 if quick else 7))
-            what = "images per second, decoded and augmented as in paper/vit_tiny, to the training process"
+            what = (
+                "images per second, decoded and augmented as in paper/vit_tiny, "
+                "to the training process"
+            )
             rows.append(
                 Row(
                     f"loader, {workers} processes",
@@ -235,7 +238,10 @@ def row_loaders(quick: bool) -> list[Row]:
                 evaluate()
 
             value, low, high, note = compare(evaluate, evaluate_anew, 3 if quick else 7, warm_up=1)
-            what = f"time of an evaluation of {count} images by processes that live on, against processes that it starts"
+            what = (
+                f"time of an evaluation of {count} images by processes that live on, "
+                "against processes that it starts"
+            )
             rows.append(
                 Row(
                     f"evaluation, {workers} processes",

@@ -17,7 +17,11 @@ SCHEDULES = {
 def make_run(
     study: Path, arm: str, seed: int, loss: float, state: str = "finished", **config
 ) -> None:
-    """A run's folder, its configuration the defaults but for the schedule and nested values such as ``optim={"lr": 0.1}``."""
+    """Write a run's folder.
+
+    Its configuration holds the defaults, but for the schedule and nested values such as
+    ``optim={"lr": 0.1}``.
+    """
     name = "-".join(
         [
             arm,
@@ -47,7 +51,8 @@ def make_run(
         json.dumps({"state": state, "step": 100, "total_steps": 100} | reason)
     )
     (folder / "timing.jsonl").write_text(
-        '{"step": 50, "images_per_second": 10, "seconds": 1}\n{"step": 100, "images_per_second": 30, "seconds": 2}\n'
+        '{"step": 50, "images_per_second": 10, "seconds": 1}\n'
+        '{"step": 100, "images_per_second": 30, "seconds": 2}\n'
     )
     lines = [
         {"step": 0, "probe/gdv": 9.0},

@@ -1,4 +1,7 @@
-"""The report page in a real browser: nothing overflows on a phone or a desk, in light or dark, and no server is asked."""
+"""The report page in a real browser, on a phone and a desk, in light and dark.
+
+Nothing overflows, and no server is asked.
+"""
 
 import json
 import re
@@ -20,17 +23,36 @@ def browse(page, width, tmp_path, script):
     report = f"<script>window.onload=()=>{{document.title=JSON.stringify(({script})())}}</script>"
     wrapped.write_text(page.read_text().replace("</html>", report + "</html>"))
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
-         "--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000", "--dump-dom", wrapped.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},900",
+            "--enable-logging=stderr",
+            "--v=0",
+            "--virtual-time-budget=5000",
+            "--dump-dom",
+            wrapped.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     title = done.stdout.partition("<title>")[2].partition("</title>")[0]
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return json.loads(title.replace("&quot;", '"').replace("&amp;", "&")), console
 
 
-OVERFLOW = """() => [...document.querySelectorAll('body *')].filter(e => !e.closest('table') || e.tagName == 'TABLE')
+OVERFLOW = """() => [...document.querySelectorAll('body *')]
+  .filter(e => !e.closest('table') || e.tagName == 'TABLE')
   .filter(e => e.getBoundingClientRect().right > window.innerWidth + 1).map(e => e.tagName)"""
 
 
@@ -84,22 +106,34 @@ def test_the_page_opens_with_the_answer_and_has_tables_last(study):
 
 
 SEEN = """() => {
-  const figure = [...document.querySelectorAll('figure.chart')].find(f => f.querySelector('[aria-label=gdv]'));
-  const svg = figure.querySelector('svg'), panel = JSON.parse(figure.querySelector('script').textContent)[0];
+  const figures = [...document.querySelectorAll('figure.chart')];
+  const figure = figures.find(f => f.querySelector('[aria-label=gdv]'));
+  const svg = figure.querySelector('svg');
+  const panel = JSON.parse(figure.querySelector('script').textContent)[0];
   const at = (x, y) => new DOMPoint(x, y).matrixTransform(svg.getScreenCTM());
-  const send = (type, x, y) => { const p = at(x, y); svg.setPointerCapture = () => 0; svg.dispatchEvent(
-    new PointerEvent(type, {clientX: p.x, clientY: p.y, pointerType: 'mouse', button: 0, pointerId: 1})); };
+  const mouse = {pointerType: 'mouse', button: 0, pointerId: 1};
+  const send = (type, x, y) => {
+    const p = at(x, y);
+    svg.setPointerCapture = () => 0;
+    svg.dispatchEvent(new PointerEvent(type, {clientX: p.x, clientY: p.y, ...mouse}));
+  };
   const [left, top, right, bottom] = panel.box, tip = figure.querySelector('.tip');
   send('pointermove', left + 0.12 * (right - left), (top + bottom) / 2);
   const said = tip.innerText, shown = !tip.hidden;
   send('pointerdown', left + 5, top + 5); send('pointerup', (left + right) / 2, bottom - 5);
   const ticks = [...svg.querySelectorAll(':scope > g:last-of-type text')].map(t => t.textContent);
-  const hidden = [...svg.querySelectorAll('[id*=tick_]')].filter(t => t.style.display == 'none').length;
+  const hiding = () =>
+    [...svg.querySelectorAll('[id*=tick_]')].filter(t => t.style.display == 'none').length;
+  const hidden = hiding() > 0;
   figure.querySelector('button').click();
-  const left_over = [...svg.querySelectorAll('[id*=tick_]')].filter(t => t.style.display == 'none').length;
-  const table = document.querySelector('table.sortable'), column = () => [...table.rows].slice(1).map(r => r.cells[0].innerText);
-  const before = column(); table.rows[0].cells[0].click(); const up = column(); table.rows[0].cells[0].click();
-  return {said, shown, ticks: ticks.length, hidden: hidden > 0, left_over, before, up, down: column()};
+  const left_over = hiding();
+  const table = document.querySelector('table.sortable');
+  const column = () => [...table.rows].slice(1).map(r => r.cells[0].innerText);
+  const before = column();
+  table.rows[0].cells[0].click();
+  const up = column();
+  table.rows[0].cells[0].click();
+  return {said, shown, ticks: ticks.length, hidden, left_over, before, up, down: column()};
 }"""
 
 

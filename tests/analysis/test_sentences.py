@@ -21,10 +21,12 @@ def test_the_answer_names_the_difference_its_interval_and_the_seeds(tmp_path):
         make_run(tmp_path / "study", "early-0.1-20%", seed, early)
     said = answered(tmp_path)
     assert said.first == (
-        "Early dropout ended with a lower training loss than no dropout in 3 of 3 seeds (-0.110, 95% interval -0.135 to -0.085)."
+        "Early dropout ended with a lower training loss than no dropout in 3 of 3 seeds (-0.110, "
+        "95% interval -0.135 to -0.085)."
     )
     assert said.more == (
-        "Undecided: with early dropout the final test accuracy differs from that without dropout by "
+        "Undecided: with early dropout the final test accuracy differs from that "
+        "without dropout by "
         "+0.00000 (95% interval +0.00000 to +0.00000; higher in 0 of 3 seeds).",
     )
 

@@ -24,7 +24,7 @@ def test_standard_dropout_masks_in_training_and_scales_at_test():
 
 
 def test_standard_dropout_is_inverted_dropout_times_the_keep_probability():
-    """Same mask: non-inverted = (1 - p) x inverted, in training and at test, in value and gradient."""
+    """Same mask: non-inverted = (1 - p) x inverted, in training and test, in value and gradient."""
     x = torch.randn(64, 32)
     torch.manual_seed(0)
     standard = StandardDropout(0.4)(x)
@@ -123,7 +123,10 @@ def test_layers_refuse_bad_rates(layer):
 
 @pytest.mark.parametrize("driven", [True, False])
 def test_the_whole_dataset_gradient_of_standard_dropout_is_of_the_network_used_at_test(driven):
-    """Standard dropout before weights w is inverted dropout before (1 - p) w: the same function, so the same measures of direction."""
+    """Standard dropout before weights w is inverted dropout before (1 - p) w.
+
+    It is the same function, so the measures of direction are the same.
+    """
     torch.manual_seed(0)
     first, last = nn.Linear(6, 64), nn.Linear(64, 3, bias=False)
     standard = nn.Sequential(first, nn.ReLU(), StandardDropout(0.5), last)

@@ -31,7 +31,7 @@ def test_the_command_that_reproduces_a_run():
     "seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 40))]
 )
 def test_any_text_comes_back_through_the_command_line(seed):
-    """Random text over everything that means something to a shell, to Hydra's grammar or to its interpolation."""
+    """Random text of characters that mean something to a shell, to Hydra or to interpolation."""
     draw = random.Random(seed)
     text = "".join(
         draw.choice("ab1 ~é#&'!;:,=()[]{}$\\\"%@+-*?|<>\t./_`^") for _ in range(draw.randint(1, 12))

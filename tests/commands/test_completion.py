@@ -34,7 +34,10 @@ def needs(shell):
 def test_bash(typed, completed):
     needs("bash")
     line = f"earlydrop {typed}"
-    ask = f"COMP_LINE='{line}' COMP_POINT={len(line)} COMP_CWORD=1; hydra_bash_completion; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    ask = (
+        f"COMP_LINE='{line}' COMP_POINT={len(line)} COMP_CWORD=1; hydra_bash_completion; "
+        f"printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    )
     done = subprocess.run(
         ["bash", "-c", f"{printed('bash')}; {ask}"],
         capture_output=True,
@@ -59,7 +62,7 @@ def test_fish(tmp_path):
 
 
 def test_zsh(tmp_path):
-    """Completion takes a terminal in zsh: one is made, and read until the completed word stands in it."""
+    """Open a terminal, which zsh needs, and read it until it shows the completed word."""
     needs("zsh")
     child, terminal = pty.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""``mode=plan``, of a sweep and of data that is not here: nothing runs, nothing is fetched, nothing is written."""
+"""``mode=plan`` of a sweep and of data that is not here: it runs, fetches and writes nothing."""
 
 import socket
 
@@ -6,8 +6,16 @@ import pytest
 
 from earlydrop.commands.run import main
 
-SMALL = ["model=mlp", "model.hidden=[16]", "data.train_images=200", "trainer.epochs=1", "trainer.batch_size=50", "probe=none",
-         "plan.images_per_second=100", "device=cpu"]  # fmt: skip
+SMALL = [
+    "model=mlp",
+    "model.hidden=[16]",
+    "data.train_images=200",
+    "trainer.epochs=1",
+    "trainer.batch_size=50",
+    "probe=none",
+    "plan.images_per_second=100",
+    "device=cpu",
+]
 
 
 @pytest.fixture
@@ -45,7 +53,8 @@ def test_a_sweep_is_planned_as_one(earlydrop, tmp_path):
     assert "schedule.name: none, late" in out
     assert said["arms"] == "none: 3 runs"
     assert "late-0.1-20%: 3 runs" in out
-    # 200 training images, and after each of 4 steps 2,900 to evaluate, a third as long: at 100 images a second
+    # 200 training images, and 2,900 to evaluate after each of 4 steps, at 100 images a second. An
+    # image to evaluate takes a third as long.
     hours = 6 * (200 + 4 * 2_900 / 3) / 100 / 3600
     assert float(said["total"].split(", ")[2].split()[0]) == pytest.approx(hours, rel=0.01)
     assert said["total"].startswith("6 runs, ")
@@ -94,8 +103,9 @@ OWN = """
 from torch import nn
 
 def build(task, width: int = 8):
-    layers = [nn.Linear(task.channels * task.image_size**2, width), nn.Dropout(task.unit), nn.Linear(width, task.classes)]
-    return nn.Sequential(nn.Flatten(), *layers)
+    first = nn.Linear(task.channels * task.image_size**2, width)
+    last = nn.Linear(width, task.classes)
+    return nn.Sequential(nn.Flatten(), first, nn.Dropout(task.unit), last)
 """
 
 

@@ -19,7 +19,8 @@ def test_each_key_is_described_in_a_sentence_or_two(name):
 def test_a_key_is_shown_with_its_default_its_values_and_its_effect():
     text = " ".join(describe(keys()["optim.beta1"]).split())
     assert text == (
-        "optim.beta1 = 0.9 AdamW's decay rate of the mean gradient. A number in [0, 1); changes what is trained."
+        "optim.beta1 = 0.9 AdamW's decay rate of the mean gradient. A number in [0, 1); "
+        "changes what is trained."
     )
 
 

@@ -147,5 +147,5 @@ def test_a_changed_record_of_a_finished_run_is_named(study):
         (folder / "metrics.jsonl").read_bytes().replace(b"0.5", b"0.4")
     )
     assert write_report(study)[1] == [
-        "changed after the run finished, as its status.json shows: metrics.jsonl of none-seed0"
+        ("changed after the run finished, as its status.json shows: metrics.jsonl of none-seed0")
     ]

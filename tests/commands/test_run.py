@@ -20,9 +20,15 @@ from earlydrop.training.plan import make_plan
 from earlydrop.training.record.failures import failures, forget_failures, note_failure
 
 SMALL = [
-    "tracking=off", "model=mlp", "model.hidden=[16]", "data.train_images=200", "trainer.epochs=1", "trainer.batch_size=50",
-    "probe.batches=2", "probe.dataset_limit=50",
-]  # fmt: skip
+    "tracking=off",
+    "model=mlp",
+    "model.hidden=[16]",
+    "data.train_images=200",
+    "trainer.epochs=1",
+    "trainer.batch_size=50",
+    "probe.batches=2",
+    "probe.dataset_limit=50",
+]
 
 
 def cold(*arguments, cwd, **environment):
@@ -77,9 +83,16 @@ def test_the_papers_recipe_plans_on_a_folder_of_images(tmp_path, earlydrop):
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("RGB", (40, 40)).save(tmp_path / split / name / "0.png")
     done = earlydrop(
-        "experiment=paper/vit_tiny", "mode=plan", f"data.root={tmp_path}", "trainer.batch_size=2", "trainer.accumulate=2",
-        "data.image_size=32", "data.workers=0", "device=cpu", cwd=tmp_path,
-    )  # fmt: skip
+        "experiment=paper/vit_tiny",
+        "mode=plan",
+        f"data.root={tmp_path}",
+        "trainer.batch_size=2",
+        "trainer.accumulate=2",
+        "data.image_size=32",
+        "data.workers=0",
+        "device=cpu",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "length       300 steps (1 an epoch), warm-up 50 steps" in done.stdout
     assert "cutoff=50" in done.stdout
@@ -119,8 +132,13 @@ def test_a_comment_stands_at_the_top_of_every_config():
 
 
 def test_help_says_what_there_is_without_importing_torch(tmp_path):
-    code = "import sys; sys.argv = ['earlydrop', '--help']\nimport earlydrop.commands.run\ntry: earlydrop.commands.run.main()\nexcept SystemExit: pass\n" \
-           "print('torch' in sys.modules)"  # fmt: skip
+    code = (
+        "import sys; sys.argv = ['earlydrop', '--help']\n"
+        "import earlydrop.commands.run\n"
+        "try: earlydrop.commands.run.main()\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
@@ -185,8 +203,18 @@ def test_a_sweep_goes_on_past_a_failing_job_shows_it_and_ends_with_1(tmp_path, l
 
 @pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_and_repeated_gives_the_same_table(tmp_path):
-    arguments = [sys.executable, "-m", "earlydrop", "-m", *SMALL, "trainer.epochs=60", "trainer.checkpoint_seconds=0.2",
-                 "schedule=none,early", "seed=0,1", "study=s"]  # fmt: skip
+    arguments = [
+        sys.executable,
+        "-m",
+        "earlydrop",
+        "-m",
+        *SMALL,
+        "trainer.epochs=60",
+        "trainer.checkpoint_seconds=0.2",
+        "schedule=none,early",
+        "seed=0,1",
+        "study=s",
+    ]
     tables = {}
     for name, kill in (("whole", False), ("killed", True)):
         process = subprocess.Popen(
@@ -291,8 +319,20 @@ def test_a_mistyped_key_or_option_is_answered_with_the_right_one(arguments, says
 
 
 def test_what_hydra_understands_is_left_to_it():
-    fine = ["hydra/launcher=joblib", "hydra.sweep.dir=x", "schedule={name:none}", "schedule=none,early", "experiment=null", "seed=range(3)",
-            "model.width=16,32", "experiment=findings/smoke", "schedule.points='0,0@0.2,0.1'", "--cfg", "job", "model=vit_micro"]  # fmt: skip
+    fine = [
+        "hydra/launcher=joblib",
+        "hydra.sweep.dir=x",
+        "schedule={name:none}",
+        "schedule=none,early",
+        "experiment=null",
+        "seed=range(3)",
+        "model.width=16,32",
+        "experiment=findings/smoke",
+        "schedule.points='0,0@0.2,0.1'",
+        "--cfg",
+        "job",
+        "model=vit_micro",
+    ]
     assert mistake(fine) is None
 
 

@@ -1,4 +1,7 @@
-"""SLURM's launcher in submitit's local mode: a process a run, warned as SLURM warns, and queued again."""
+"""SLURM's launcher in submitit's local mode.
+
+Each run is a process, warned as by SLURM and queued again.
+"""
 
 import json
 import os
@@ -13,8 +16,20 @@ from earlydrop.commands import sweep
 from earlydrop.training.overrides import mistake
 
 pytest.importorskip("submitit")
-LOCAL = ["-m", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "tracking=off", "threads=1", "device=cpu", "model=mlp",
-         "data.train_images=300", "trainer.batch_size=50", "probe=none", "trainer.checkpoint_seconds=1000", "study=s"]  # fmt: skip
+LOCAL = [
+    "-m",
+    "hydra/launcher=submitit_local",
+    "hydra.launcher.timeout_min=10",
+    "tracking=off",
+    "threads=1",
+    "device=cpu",
+    "model=mlp",
+    "data.train_images=300",
+    "trainer.batch_size=50",
+    "probe=none",
+    "trainer.checkpoint_seconds=1000",
+    "study=s",
+]
 
 
 def start(tmp_path, *overrides):
@@ -94,8 +109,17 @@ def test_a_launcher_that_is_not_installed_says_what_to_install(monkeypatch):
     assert "pip install 'earlydrop[slurm]'" in mistake(["hydra/launcher=slurm"])
 
 
-TASK = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "8", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "1", "SLURM_PROCID": "5",
-        "SLURM_LOCALID": "1", "SLURM_JOB_NODELIST": "gpu-3", "SLURM_ARRAY_JOB_ID": "76", "SLURM_ARRAY_TASK_ID": "0"}  # fmt: skip
+TASK = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_NTASKS": "8",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_NODEID": "1",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_NODELIST": "gpu-3",
+    "SLURM_ARRAY_JOB_ID": "76",
+    "SLURM_ARRAY_TASK_ID": "0",
+}
 SAID = {
     "RANK": "5",
     "WORLD_SIZE": "8",

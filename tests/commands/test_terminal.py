@@ -15,9 +15,17 @@ from earlydrop.commands.run import main
 main()
 """
 SMALL = [
-    "-m", "seed=0,1", "study=plain", "model=mlp", "model.hidden=[16]", "data.train_images=100", "trainer.steps=2",
-    "trainer.batch_size=50", "probe=none", "evaluation.splits=[test]",
-]  # fmt: skip
+    "-m",
+    "seed=0,1",
+    "study=plain",
+    "model=mlp",
+    "model.hidden=[16]",
+    "data.train_images=100",
+    "trainer.steps=2",
+    "trainer.batch_size=50",
+    "probe=none",
+    "evaluation.splits=[test]",
+]
 
 
 @pytest.mark.parametrize(
@@ -55,9 +63,14 @@ def test_a_sweep_on_an_old_terminal_without_a_home(tmp_path):
         "WANDB_MODE": "offline",
     }
     done = subprocess.run(
-        [sys.executable, "-c", RUN, *SMALL], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="ascii",
-        env={name: value for name, value in os.environ.items() if name not in gone} | machine, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", RUN, *SMALL],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="ascii",
+        env={name: value for name, value in os.environ.items() if name not in gone} | machine,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
     assert "+-" in done.stdout
     assert done.stdout.count("the home folder cannot be written") == 1

@@ -8,8 +8,16 @@ from earlydrop.commands.weights import main
 from earlydrop.training.run import run
 from tests.training.states import final_state
 
-TINY = {"model__name": "test_resnet", "model__hidden": None, "model__input_dropout": 0.1, "trainer__steps": 2,
-        "trainer__eval_every": "100%", "probe__at": [], "evaluation__splits": ["test"], "schedule__name": "none"}  # fmt: skip
+TINY = {
+    "model__name": "test_resnet",
+    "model__hidden": None,
+    "model__input_dropout": 0.1,
+    "trainer__steps": 2,
+    "trainer__eval_every": "100%",
+    "probe__at": [],
+    "evaluation__splits": ["test"],
+    "schedule__name": "none",
+}
 
 
 @pytest.fixture

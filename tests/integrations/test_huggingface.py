@@ -75,7 +75,9 @@ def test_an_epoch_of_a_loader_without_a_length_is_refused_by_name(tmp_path):
     trainer = make_trainer(tmp_path, Net(), callback(early(0.5, "1ep")), data=Stream(), max_steps=8)
     with pytest.raises(
         ValueError,
-        match=r"'1ep'.*duration in epochs, but the trainer's loader has no length.*give it in steps",
+        match=(
+            r"'1ep'.*duration in epochs, but the trainer's loader has no length.*give it in steps"
+        ),
     ):
         trainer.train()
     for schedule in (early(0.5, "50%"), early(0.5, 4)):

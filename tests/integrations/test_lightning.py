@@ -52,7 +52,7 @@ class Module(lightning.LightningModule):
 
 
 class Manual(Module):
-    """Manual optimization with as many optimizers, each of which steps at the batches that it is given."""
+    """Manual optimization with several optimizers; each steps at the batches given for it."""
 
     def __init__(self, *every, **net):
         super().__init__(**net)
@@ -85,9 +85,14 @@ def fit(folder, module, *callbacks, data=None, resume=None, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = lightning.Trainer(
-            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-            callbacks=list(callbacks), **options,
-        )  # fmt: skip
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+            callbacks=list(callbacks),
+            **options,
+        )
         trainer.fit(module, loader() if data is None else data, ckpt_path=resume)
     return trainer
 
@@ -228,9 +233,15 @@ def test_a_manual_optimization_that_skips_batches_takes_steps_only(tmp_path, eve
 def test_a_manual_optimization_that_skips_a_later_batch_is_warned_of_once(tmp_path):
     module = Manual(2)  # every batch but the third of an epoch
     trainer = lightning.Trainer(
-        max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=tmp_path, enable_checkpointing=False, callbacks=[first("1ep")],
-    )  # fmt: skip
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
+        callbacks=[first("1ep")],
+    )
     with pytest.warns(UserWarning, match="in this batch there were 0 steps") as caught:
         trainer.fit(module, loader())
     assert sum("in this batch" in str(each.message) for each in caught) == 1
@@ -312,7 +323,7 @@ class Noted(lightning.pytorch.loggers.logger.DummyLogger):
 
 
 class Random(lightning.LightningModule):
-    """Everything that a measurement could disturb: shuffled data, dropout, BatchNorm, a metric, a log."""
+    """All that a measurement could disturb: shuffling, dropout, BatchNorm, a metric, a log."""
 
     def __init__(self):
         super().__init__()
@@ -343,9 +354,17 @@ def train_random(tmp_path, *callbacks, **options):
     module, noted = Random(), Noted()
     data = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=8, shuffle=True)
     trainer = lightning.Trainer(
-        max_epochs=3, accelerator="cpu", logger=noted, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
-        default_root_dir=tmp_path, enable_checkpointing=False, callbacks=list(callbacks), **options,
-    )  # fmt: skip
+        max_epochs=3,
+        accelerator="cpu",
+        logger=noted,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
+        callbacks=list(callbacks),
+        **options,
+    )
     trainer.fit(module, data)
     return module, noted.lines, trainer
 
@@ -420,9 +439,15 @@ def test_what_cannot_be_measured_is_refused(tmp_path, options, message):
 
 def test_data_without_an_index_and_manual_optimization_say_what_to_give(tmp_path):
     trainer = lightning.Trainer(
-        max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=tmp_path, enable_checkpointing=False, callbacks=[ProbeCallback(every=1, batches=2)],
-    )  # fmt: skip
+        max_steps=2,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
+        callbacks=[ProbeCallback(every=1, batches=2)],
+    )
     with pytest.raises(
         ValueError, match=r"\(Stream\) has no index to take them by; give batches= as a list"
     ):

@@ -5,7 +5,7 @@ import pytest
 
 CODE = """
 import sys
-sys.modules |= dict.fromkeys({refused!r})  # which is what a package that is not installed looks like
+sys.modules |= dict.fromkeys({refused!r})  # as if the package were not installed
 import earlydrop.integrations.{module} as module
 print(module.DropoutCallback.__name__, module.ProbeCallback(every=5, batches=2).measuring.every)
 """

@@ -1,8 +1,10 @@
-"""Other people's training loops over lengths, accumulation, resuming, optimizers and exceptions: at every forward the kernels
-are given the schedule's rate of the optimizer step that it belongs to.
+"""Other people's training loops over lengths, accumulation, resuming, optimizers and exceptions.
 
-timm's is the order of calls of its ``train.py``, with timm's own optimizers, scaler, saver and resuming; transformers' and
-Lightning's trainers are the real ones.
+At every forward the kernels are given the schedule's rate of the optimizer step that the forward
+belongs to.
+
+For timm, the calls come in the order of its ``train.py``, with timm's own optimizers, scaler, saver
+and resuming. The trainers of transformers and Lightning are the real ones.
 """
 
 import itertools
@@ -29,7 +31,7 @@ CUTOFFS = (3, "1ep", "1.5ep", "50%")
 
 
 def steps_of_forwards(accumulate, epochs=100):
-    """To which optimizer step each forward belongs, when the last parts of an epoch are a step too."""
+    """The optimizer step of each forward, when the last parts of an epoch are a step too."""
     an_epoch = math.ceil(BATCHES / accumulate)
     return [
         epoch * an_epoch + batch // accumulate
@@ -53,7 +55,10 @@ def cutoff_in_steps(cutoff, accumulate, total):
 
 
 def timm_epoch(epoch, model, optimizer, lr_scheduler, scaler, accumulate, overflows, updated):
-    """One epoch in the order of calls of timm's train.py; notes before each forward how often the weights were updated."""
+    """Train one epoch in the order of calls of timm's train.py.
+
+    Before each forward, note how often the weights were updated.
+    """
     batches = list(zip(*[iter(DATA)] * 8, strict=True))
     updates_per_epoch = math.ceil(len(batches) / accumulate)
     num_updates = epoch * updates_per_epoch
@@ -252,7 +257,8 @@ def test_lightning(length, optimizers, accumulate, cutoff, tmp_path):
     assert module.net.kernels == at_kernels(schedule, forwards)
     resumed = make()
     fit(resumed, resume=tmp_path / "epoch=0.ckpt")
-    # Where accumulation is resumed with max_steps, Lightning divides the batches otherwise: its optimizer says the steps.
+    # Where accumulation is resumed with max_steps, Lightning divides the batches otherwise. The
+    # steps are then those of its optimizer.
     assert resumed.net.kernels == at_kernels(
         schedule, [an_epoch + before for before in resumed.before]
     )
@@ -268,7 +274,7 @@ def test_lightning(length, optimizers, accumulate, cutoff, tmp_path):
 
 
 class Until(lightning_.lightning.Callback):
-    """Ends a fit that nothing else would end, after so many batches in which an optimizer stepped."""
+    """End a fit that nothing else would end, after so many batches with an optimizer step."""
 
     def __init__(self, steps):
         self.steps = steps

@@ -1,4 +1,4 @@
-"""A small model that notes its rate at each training forward, and the rates that early dropout gives it."""
+"""A small model that notes its rate at each training forward, and the rates of early dropout."""
 
 import torch
 from torch import nn

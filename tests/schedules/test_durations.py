@@ -73,7 +73,9 @@ def test_the_end_of_the_run_is_the_last_cutoff():
     for past in (11, "2.2ep"):
         with pytest.raises(
             ValueError,
-            match=r"duration is .* \(11 steps\): past the end of the run of 10 steps; give at most 10",
+            match=(
+                r"duration is .* \(11 steps\): past the end of the run of 10 steps; give at most 10"
+            ),
         ):
             duration_to_steps(past, 10, 5)
     assert duration_to_steps("2.1ep", 10, 5) == 10  # 10.5 steps, rounded down

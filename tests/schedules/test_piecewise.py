@@ -80,7 +80,10 @@ def test_points_at_the_ends_and_in_epochs():
         ),  # at once, though the epochs are not known yet
         (
             "0,0.1@0.5,0@1",
-            "the first and last rates stand at the start and end of the run, so '0@1' takes no position",
+            (
+                "the first and last rates stand at the start and end of the run, "
+                "so '0@1' takes no position"
+            ),
         ),
         ("0,0.1@120%,0", "past the end of the run"),
         ("0,-0.1@0.5,0", "a rate in points '0,-0.1@0.5,0' is -0.1"),

@@ -1,4 +1,7 @@
-"""Layers as other libraries write them, by what they do: fairseq, torchtune, vit-pytorch, DINOv2, x-transformers, nanoGPT."""
+"""Layers as other libraries write them, by what they do.
+
+They follow fairseq, torchtune, vit-pytorch, DINOv2, x-transformers and nanoGPT.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +136,7 @@ class DropPath(nn.Module):
 
 
 class DinoBlock(nn.Module):
-    """DINOv2: above a rate of 0.1 a subset of the batch goes through the branch, and the DropPath is not called."""
+    """DINOv2: above a rate of 0.1 the branch takes a subset of the batch, without the DropPath."""
 
     def __init__(self, drop_path=0.3):
         super().__init__()

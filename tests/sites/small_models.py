@@ -1,4 +1,4 @@
-"""Small models of the three libraries with every rate on, and inputs for them: for the sweeps and the laws."""
+"""Small models of the three libraries with every rate on, and their inputs, for sweeps and laws."""
 
 from __future__ import annotations
 
@@ -18,14 +18,25 @@ RATE = 0.1
 
 _SIZES = {
     r"vocab_size$|.*vocab_size_or_config_json_file": 99,
-    r"(num|n)_(hidden_)?layers?|.*_layers$|n_layers?|num_.*_(layers|blocks)|.*num_hidden_layers|num_blocks|depth": 2,
+    (
+        r"(num|n)_(hidden_)?layers?|.*_layers$|n_layers?|num_.*_(layers|blocks)|"
+        r".*num_hidden_layers|num_blocks|depth"
+    ): 2,
     r".*num_key_value_heads|.*num_kv_heads": 2,
     r".*num_attention_heads|n_heads?|num_heads|.*_attention_heads|.*num_heads|.*_heads$": 2,
-    r"hidden_size|d_model|n_embd|dim|embed_dim|emb_dim|.*_hidden_size|hidden_dim|.*_embed_dim|embedding_size|.*_embedding_size|"
-    r"d_embed|width|model_dim|projection_dim|.*projection_dim|encoder_width|qk_channels|v_channels|d_latents|conv_dim|.*hidden_dim|.*_dim_model": 32,
-    r"intermediate_size|.*ffn_dim|d_ff|d_inner|n_inner|ffn_hidden_size|.*intermediate_size|.*mlp_dim|.*_ffn_size|dim_feedforward|hidden_dim_ff": 64,
+    r"hidden_size|d_model|n_embd|dim|embed_dim|emb_dim|.*_hidden_size|hidden_dim|.*_embed_dim|"
+    r"embedding_size|.*_embedding_size|"
+    r"d_embed|width|model_dim|projection_dim|.*projection_dim|encoder_width|qk_channels|v_channels|"
+    r"d_latents|conv_dim|.*hidden_dim|.*_dim_model": 32,
+    (
+        r"intermediate_size|.*ffn_dim|d_ff|d_inner|n_inner|ffn_hidden_size|.*intermediate_size|"
+        r".*mlp_dim|.*_ffn_size|dim_feedforward|hidden_dim_ff"
+    ): 64,
     r"head_dim|d_kv|d_head|attention_head_size|kv_channels|.*_head_dim|key_value_proj_dim": 16,
-    r"max_position_embeddings|n_positions|max_source_positions|max_target_positions|max_seq_len|n_ctx": 128,
+    (
+        r"max_position_embeddings|n_positions|max_source_positions|max_target_positions|"
+        r"max_seq_len|n_ctx"
+    ): 128,
     r"image_size|img_size": 32,
     r"num_(local_|routed_)?experts|n_routed_experts|moe_num_experts|.*num_experts": 4,
     r"num_experts_per_tok|moe_topk|moe_k|experts_per_token": 2,
@@ -84,7 +95,10 @@ def _shrink(config, vocabulary=99):
     for name in ("rope_parameters", "rope_scaling"):
         rope = getattr(config, name, None)
         many = re.match(
-            r"qwen2_vl|qwen2_5_vl|qwen2_5_omni|glm4v(?!_moe)|glm46v|glm_image|glm_ocr|glmga|paddleocr_vl",
+            (
+                r"qwen2_vl|qwen2_5_vl|qwen2_5_omni|glm4v(?!_moe)|glm46v|glm_image|glm_ocr|"
+                r"glmga|paddleocr_vl"
+            ),
             str(config.model_type),
         )
         if isinstance(rope, dict) and ("mrope_section" in rope or many) and isinstance(heads, int):
@@ -280,30 +294,43 @@ def _inputs(model, config):
 # timm: the smallest model of each module, with every rate that it takes.
 
 _TIMM_RATES = (
-    "drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate", "drop_block_rate",
-    "head_drop_rate", "mlp_drop_rate", "block_drop_rate", "dropout",
-)  # fmt: skip
+    "drop_rate",
+    "drop_path_rate",
+    "attn_drop_rate",
+    "proj_drop_rate",
+    "pos_drop_rate",
+    "patch_drop_rate",
+    "drop_block_rate",
+    "head_drop_rate",
+    "mlp_drop_rate",
+    "block_drop_rate",
+    "dropout",
+)
 
 
 _TIMM_SMALLEST = """
-    beit_base_patch16_224 cait_xxs24_224 coat_tiny convit_tiny convmixer_768_32 cpubone_nano crossvit_tiny_240
-    cs3darknet_focus_s csatv2 cspnext_tiny davit_tiny deepseek_vit_412m deit_tiny_patch16_224 densenet121 dla46x_c dpn48b
-    edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientvim_m1 efficientvit_b0 efficientvit_m0
-    ese_vovnet19b_slim_dw eva02_tiny_patch14_224 fasternet_t0 fastvit_t8 focalnet_tiny_srf gcvit_xxtiny gemma4_vit_167m
-    ghostnet_050 gmlp_ti16_224 halonet_h1 hardcorenas_b hgnetv2_b0 hiera_tiny_224 hieradet_small hrnet_w18_small iformer_t
-    inception_next_atto inception_resnet_v2 inception_v3 inception_v4 lcnetv2_small legacy_seresnet18 legacy_xception levit_128s
-    lowformer_b0 mobilenetv3_small_050 mobilenetv5_base mobilevit_xxs mvitv2_tiny naflexvit_base_patch16_parfac_gap nasnetalarge
-    nest_tiny nextvit_small pit_ti_224 pnasnet5large poolformerv2_s12 pvt_v2_b0 qwen3_vit_88m rdnet_tiny regnetx_002
-    repghostnet_050 repvit_m1 res2next50 resnest14d resnetv2_18 rexnet_100 samvit_base_patch16_224 selecsls42 sequencer2d_s
-    shvit_s1 skresnet18 starnet_s050 swiftformer_xs swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 swinv2_tiny_window8_256
-    test_byobnet test_coatnet test_convnext test_mambaout test_nfnet test_resnet test_vit test_vit_relpos tiny_vit_5m_224
-    tinynet_e tnt_s_legacy_patch16_224 tresnet_m twins_svt_small vgg11 visformer_tiny vit_tiny_r_s16_p8_224 vitamin_small_224
-    volo_d1_224 xception41p xcit_nano_12_p8_224
+    beit_base_patch16_224 cait_xxs24_224 coat_tiny convit_tiny convmixer_768_32 cpubone_nano
+    crossvit_tiny_240 cs3darknet_focus_s csatv2 cspnext_tiny davit_tiny deepseek_vit_412m
+    deit_tiny_patch16_224 densenet121 dla46x_c dpn48b edgenext_xx_small efficientformer_l1
+    efficientformerv2_s0 efficientvim_m1 efficientvit_b0 efficientvit_m0 ese_vovnet19b_slim_dw
+    eva02_tiny_patch14_224 fasternet_t0 fastvit_t8 focalnet_tiny_srf gcvit_xxtiny gemma4_vit_167m
+    ghostnet_050 gmlp_ti16_224 halonet_h1 hardcorenas_b hgnetv2_b0 hiera_tiny_224 hieradet_small
+    hrnet_w18_small iformer_t inception_next_atto inception_resnet_v2 inception_v3 inception_v4
+    lcnetv2_small legacy_seresnet18 legacy_xception levit_128s lowformer_b0 mobilenetv3_small_050
+    mobilenetv5_base mobilevit_xxs mvitv2_tiny naflexvit_base_patch16_parfac_gap nasnetalarge
+    nest_tiny nextvit_small pit_ti_224 pnasnet5large poolformerv2_s12 pvt_v2_b0 qwen3_vit_88m
+    rdnet_tiny regnetx_002 repghostnet_050 repvit_m1 res2next50 resnest14d resnetv2_18 rexnet_100
+    samvit_base_patch16_224 selecsls42 sequencer2d_s shvit_s1 skresnet18 starnet_s050 swiftformer_xs
+    swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 swinv2_tiny_window8_256 test_byobnet
+    test_coatnet test_convnext test_mambaout test_nfnet test_resnet test_vit test_vit_relpos
+    tiny_vit_5m_224 tinynet_e tnt_s_legacy_patch16_224 tresnet_m twins_svt_small vgg11
+    visformer_tiny vit_tiny_r_s16_p8_224 vitamin_small_224 volo_d1_224 xception41p
+    xcit_nano_12_p8_224
 """
 
 
 def timm_smallest(module, names):
-    """The smallest model of a module: as measured, or, for a module that is new, the first that is called small."""
+    """The smallest model of a module: as measured, or, for a new module, the first called small."""
     measured = [name for name in names if name in _TIMM_SMALLEST.split()]
     small = [
         name
@@ -367,7 +394,10 @@ def torchvision_names():
 
 
 def torchvision_model(name):
-    """A model with every rate that its builder takes, on the meta device if it is large, and what it takes."""
+    """A model with every rate that its builder takes, and what it takes.
+
+    A large model is on the meta device.
+    """
     import torchvision
 
     rates = dict.fromkeys(_TORCHVISION_RATES, RATE)
@@ -476,8 +506,14 @@ def vit(cls="ViTModel"):
     import transformers
 
     config = transformers.ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=16,
-        hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2,
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=16,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.2,
+    )
     torch.manual_seed(0)
     return getattr(transformers, cls)(config).train()

@@ -37,9 +37,17 @@ def one(function, x=None, rate=0.2):
         (lambda x, p: torch.dropout(x, p, True), [("bernoulli", 0.2)]),
         (lambda x, p: torch.ops.aten.native_dropout(x, p, True)[0], [("native_dropout", 0.2)]),
         (lambda x, p: nn.functional.alpha_dropout(x, p, True), [("alpha_dropout", 0.2)]),
-        (lambda x, p: nn.functional.feature_alpha_dropout(x[..., None], p, True), [("feature_alpha_dropout", 0.2)]),
+        (
+            lambda x, p: nn.functional.feature_alpha_dropout(x[..., None], p, True),
+            [("feature_alpha_dropout", 0.2)],
+        ),
         (lambda x, p: nn.functional.dropout2d(x[None, :, :, None], p), [("dropout2d", 0.2)]),
-        (lambda x, p: nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=p), [("bernoulli", 0.2)]),
+        (
+            lambda x, p: nn.functional.scaled_dot_product_attention(
+                x[None], x[None], x[None], dropout_p=p
+            ),
+            [("bernoulli", 0.2)],
+        ),
         (lambda x, p: x * torch.bernoulli(torch.full_like(x, 1 - p)), [("bernoulli", None)]),
         (lambda x, p: x * torch.empty_like(x).bernoulli_(1 - p), [("bernoulli", 0.2)]),
         (lambda x, p: x * (torch.rand_like(x) >= p), [("rand_like", None)]),
@@ -57,11 +65,14 @@ def one(function, x=None, rate=0.2):
         (lambda x, p: x if torch.rand(1).item() < p else 2 * x, [("rand", None)]),
         (lambda x, p: x if random.random() < p else 2 * x, [("random.random", None)]),
         (lambda x, p: x if random.uniform(0, 1) < p else 2 * x, [("random.uniform", None)]),
-        (lambda x, p: x if np.random.uniform(0, 1) < p else 2 * x, [("numpy.random.uniform", None)]),
+        (
+            lambda x, p: x if np.random.uniform(0, 1) < p else 2 * x,
+            [("numpy.random.uniform", None)],
+        ),
         (lambda x, p: x * float(np.random.rand(1).item() < p), [("numpy.random.rand", None)]),
         (lambda x, p: x[random.sample(range(64), 10)], [("random.sample", None)]),
     ],
-)  # fmt: skip
+)
 def test_whatever_drops_is_seen(function, found):
     assert one(function) == found
 
@@ -91,7 +102,7 @@ def test_random_numbers_without_effect_do_not_count(function):
 
 
 def test_layerdrop_of_omniasr_draws_at_rate_0_and_drops_nothing():
-    """``torch.rand([]) < layerdrop``: the numbers that torch draws are followed (sites/audit/watch.py)."""
+    """``torch.rand([]) < layerdrop``: torch's numbers are followed (sites/audit/watch.py)."""
     pytest.importorskip("transformers.models.omniasr")  # not in older versions
     from transformers.models.omniasr.configuration_omniasr import OmniASRAudioConfig
     from transformers.models.omniasr.modeling_omniasr import OmniASRAudioModel
@@ -119,7 +130,10 @@ def test_layerdrop_of_omniasr_draws_at_rate_0_and_drops_nothing():
 
 
 def test_layerdrop_of_the_text_encoder_of_vits_draws_at_rate_0_and_drops_nothing():
-    """``np.random.uniform(0, 1) < layerdrop``: NumPy's numbers are followed (sites/audit/python_draws.py)."""
+    """``np.random.uniform(0, 1) < layerdrop``: NumPy's numbers are followed.
+
+    See sites/audit/python_draws.py.
+    """
     transformers = pytest.importorskip("transformers")
     from transformers.models.vits.modeling_vits import VitsEncoder
 
@@ -356,7 +370,10 @@ def test_a_model_on_the_meta_device_costs_nothing():
 
 
 def test_it_imports_nothing_heavy():
-    code = "import sys, torch, earlydrop; earlydrop.audit(torch.nn.Dropout(0.5), torch.ones(3)); print('torch._dynamo' in sys.modules)"
+    code = (
+        "import sys, torch, earlydrop; earlydrop.audit(torch.nn.Dropout(0.5), torch.ones(3)); "
+        "print('torch._dynamo' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

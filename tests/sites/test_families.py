@@ -1,4 +1,4 @@
-"""Layers of other people's: driven where their name and their code say what they do, named in a warning where they do not."""
+"""Other people's layers: driven where name and code say what they do, else named in a warning."""
 
 import copy
 import random
@@ -129,7 +129,10 @@ def test_rates_in_a_tuple_are_named():
     model = nn.Sequential(others.Layers())
     with pytest.warns(
         UserWarning,
-        match=r"rates in a tuple or a list cannot be driven: 0\.layer_dropouts=\(0\.3, 0\.3, 0\.3, 0\.3\)",
+        match=(
+            r"rates in a tuple or a list cannot be driven: "
+            r"0\.layer_dropouts=\(0\.3, 0\.3, 0\.3, 0\.3\)"
+        ),
     ):
         DropoutScheduler(model, constant(0.1), kind="all")
     earlydrop.restore(model)

@@ -16,25 +16,30 @@ from tests.sites import small_models
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 QUICK = (
-    "transformers:vit", "transformers:bart", "transformers:gpt_neox", "transformers:t5", "transformers:swin", "transformers:beit",
-    "transformers:falcon", "transformers:deit", "transformers:dinov2", "transformers:segformer", "timm:tinynet_e", "timm:test_vit", "timm:test_convnext", "timm:test_byobnet", "torchvision:mobilenet_v3_small",
+    "transformers:vit", "transformers:bart", "transformers:gpt_neox", "transformers:t5",
+    "transformers:swin", "transformers:beit", "transformers:falcon", "transformers:deit",
+    "transformers:dinov2", "transformers:segformer", "timm:tinynet_e", "timm:test_vit",
+    "timm:test_convnext", "timm:test_byobnet", "torchvision:mobilenet_v3_small",
     "torchvision:densenet121",
 )  # fmt: skip
 TRANSFORMERS = """
-bart big_bird blenderbot-small canary clipseg conditional_detr ctrl data2vec-vision dinov2 ernie falcon flaubert fsmt gpt_neo gte lasr_ctc led
-llava longformer markuplm mbart mobilevit modernvbert mpnet mvp openai-gpt owlvit pegasus persimmon phi plbart prophetnet rembert roformer
-seamless_m4t segformer squeezebert swin t5gemma timesformer umt5 videomae vit_msn xlm
+bart big_bird blenderbot-small canary clipseg conditional_detr ctrl data2vec-vision dinov2 ernie
+falcon flaubert fsmt gpt_neo gte lasr_ctc led llava longformer markuplm mbart mobilevit modernvbert
+mpnet mvp openai-gpt owlvit pegasus persimmon phi plbart prophetnet rembert roformer seamless_m4t
+segformer squeezebert swin t5gemma timesformer umt5 videomae vit_msn xlm
 """
 TIMM = """
-test_vit deit_tiny_patch16_224 visformer_tiny convit_tiny crossvit_tiny_240 pit_ti_224 xcit_nano_12_p8_224 cait_xxs24_224 twins_svt_small
-test_vit_relpos pvt_v2_b0 gcvit_xxtiny test_byobnet test_resnet mobilevit_xxs skresnet18 hiera_tiny_224 cpubone_nano swiftformer_xs
-efficientformerv2_s0 lowformer_b0 gmlp_ti16_224 fastvit_t8 tiny_vit_5m_224 rdnet_tiny test_mambaout test_convnext cspnext_tiny tinynet_e
-fasternet_t0 test_coatnet mobilenetv3_small_050 test_nfnet regnetx_002 starnet_s050 hgnetv2_b0 iformer_t inception_next_atto levit_128s
-resnetv2_18 rexnet_100 davit_tiny mvitv2_tiny densenet121 efficientvit_b0 efficientvit_m0 ghostnet_050 shvit_s1
+test_vit deit_tiny_patch16_224 visformer_tiny convit_tiny crossvit_tiny_240 pit_ti_224
+xcit_nano_12_p8_224 cait_xxs24_224 twins_svt_small test_vit_relpos pvt_v2_b0 gcvit_xxtiny
+test_byobnet test_resnet mobilevit_xxs skresnet18 hiera_tiny_224 cpubone_nano swiftformer_xs
+efficientformerv2_s0 lowformer_b0 gmlp_ti16_224 fastvit_t8 tiny_vit_5m_224 rdnet_tiny test_mambaout
+test_convnext cspnext_tiny tinynet_e fasternet_t0 test_coatnet mobilenetv3_small_050 test_nfnet
+regnetx_002 starnet_s050 hgnetv2_b0 iformer_t inception_next_atto levit_128s resnetv2_18 rexnet_100
+davit_tiny mvitv2_tiny densenet121 efficientvit_b0 efficientvit_m0 ghostnet_050 shvit_s1
 """
 TORCHVISION = """
-convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5 mobilenet_v2
-mobilenet_v3_small squeezenet1_1 swin_t swin_v2_t swin3d_t
+convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t
+mnasnet0_5 mobilenet_v2 mobilenet_v3_small squeezenet1_1 swin_t swin_v2_t swin3d_t
 """
 MANY = [
     f"{library}:{name}"

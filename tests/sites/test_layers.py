@@ -245,7 +245,7 @@ class AlwaysOn(nn.Dropout):
 
 
 def run_compiled(model, schedule, inputs, sites=None, kind="unit", steps=6):
-    """The outputs of two forwards a step of a compiled model, by step, and how many graphs they took."""
+    """The outputs by step of a compiled model, two forwards a step, and its graph count."""
     torch._dynamo.reset()
     graphs = []
 
@@ -308,7 +308,7 @@ def test_what_hands_its_rate_to_a_kernel_runs_outside_of_the_graph_while_it_chan
 
 @pytest.mark.oldest
 def test_the_rate_outside_of_the_graph_is_the_one_that_is_set():
-    """Only the kernel's rate is driven, so a compiled run is to the bit what setting it by hand gives."""
+    """Only the kernel's rate is driven, so a compiled run equals setting it by hand, to the bit."""
     x, schedule = torch.randn(4, 9, 8), early(0.5, 4)
     model = nn.Sequential(*(others_layers.CausalSelfAttention() for _ in range(3)))
     by_hand = copy.deepcopy(model)
@@ -324,7 +324,10 @@ def test_the_rate_outside_of_the_graph_is_the_one_that_is_set():
 
 
 def test_a_layer_that_the_compiler_left_to_python_drops_at_the_present_rate():
-    """A break in a loop of the model's own makes torch run that forward in Python, and compile what it calls by itself."""
+    """A graph break in a loop of the model's own: torch runs that forward in Python.
+
+    Each function that the forward calls is compiled on its own.
+    """
 
     class Breaks(nn.Module):
         def __init__(self):
@@ -378,7 +381,9 @@ def test_a_rate_that_is_read_out_of_sight_is_refused_at_the_first_compiled_step(
     DropoutScheduler(model, schedule)
     with pytest.raises(
         RuntimeError,
-        match=r"'inner.0' cannot have a changing rate under torch\.compile.*torch\.compiler\.disable",
+        match=(
+            r"'inner.0' cannot have a changing rate under torch\.compile.*torch\.compiler\.disable"
+        ),
     ):
         torch.compile(model, backend="eager")(torch.ones(4))
 

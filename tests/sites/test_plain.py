@@ -111,7 +111,12 @@ def test_code_without_source_is_taken_to_read_all_its_names():
 
 def test_a_file_that_was_changed_after_its_import_is_not_trusted(tmp_path, monkeypatch):
     file = tmp_path / "changing_model.py"
-    text = "from torch import nn\n\n\nclass Changing(nn.Module):\n    def forward(self, x):\n        return x * self.dropout\n"
+    text = (
+        "from torch import nn\n\n\n"
+        "class Changing(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x * self.dropout\n"
+    )
     file.write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     import changing_model

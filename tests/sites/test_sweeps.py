@@ -1,6 +1,8 @@
-"""No model of the three libraries drops silently at rate 0: every one is audited, and what is left is known, with the reason.
+"""No model of the three libraries drops silently at rate 0.
 
-A model that draws at random for another purpose than dropout (a list entry) still shows in its audit: it is named, not silent.
+Every model is audited. The drops that are left are known, with the reason. A model that draws at
+random for another purpose than dropout (a list entry) still shows in its audit: it is named, not
+silent.
 """
 
 import collections
@@ -20,7 +22,16 @@ pytestmark = [pytest.mark.sweep, pytest.mark.filterwarnings("ignore")]
 SPEC_AUGMENT = "SpecAugment: masks of the input, not of units (config.apply_spec_augment)"
 TRANSFORMERS = dict.fromkeys(
     (
-        "data2vec-audio", "hubert", "sew", "sew-d", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "wavlm",
+        "data2vec-audio",
+        "hubert",
+        "sew",
+        "sew-d",
+        "unispeech",
+        "unispeech-sat",
+        "wav2vec2",
+        "wav2vec2-bert",
+        "wav2vec2-conformer",
+        "wavlm",
     ),
     SPEC_AUGMENT,
 ) | {
@@ -33,15 +44,20 @@ TRANSFORMERS = dict.fromkeys(
     "vilt": "chooses patches at random (config.max_image_length)",
     "vit_mae": "masks patches, its training task (config.mask_ratio)",
     "vits": "a variational model: samples its latents and durations (config.noise_scale)",
-}  # fmt: skip
+}
 PROPOSALS = "samples proposals for the loss of a detector"
 TORCHVISION = dict.fromkeys(
     (
-        "fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2",
-        "keypointrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2",
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "fasterrcnn_mobilenet_v3_large_fpn",
+        "fasterrcnn_resnet50_fpn",
+        "fasterrcnn_resnet50_fpn_v2",
+        "keypointrcnn_resnet50_fpn",
+        "maskrcnn_resnet50_fpn",
+        "maskrcnn_resnet50_fpn_v2",
     ),
     PROPOSALS,
-)  # fmt: skip
+)
 
 
 @contextmanager
@@ -97,7 +113,8 @@ def sweep(names, build, known, at_least):
                 failed[name] = said
     reasons = collections.Counter(text.partition(":")[0] for text in unbuilt.values())
     print(
-        f"\n{len(clean)} clean, {len(left)} known, {len(unbuilt)} not built {dict(reasons)}, {time.time() - start:.0f} s"
+        f"\n{len(clean)} clean, {len(left)} known, {len(unbuilt)} not built {dict(reasons)}, "
+        f"{time.time() - start:.0f} s"
     )
     assert not failed
     unknown = {name: str(report) for name, report in left.items() if name not in known}

@@ -1,4 +1,7 @@
-"""A worker of a run to which something happens: ``python misfortune.py stop|warn|die RANK STEP [overrides]``."""
+"""A worker of a run to which something happens.
+
+Usage: ``python misfortune.py stop|warn|die RANK STEP [overrides]``.
+"""
 
 import os
 import signal

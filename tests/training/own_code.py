@@ -7,7 +7,8 @@ from torch import nn
 
 def build(task, width: int = 8):
     inputs = task.channels * task.image_size**2
-    layers = [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(task.unit), nn.Linear(width, task.classes)]
+    hidden = [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(task.unit)]
+    layers = [*hidden, nn.Linear(width, task.classes)]
     return nn.Sequential(nn.Flatten(), *layers)
 
 def plain(task):

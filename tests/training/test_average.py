@@ -24,7 +24,10 @@ class Tied(nn.Module):
 
 
 def test_it_is_the_sum_of_the_past_weights():
-    """Against Σ (1 − d) dᵏ w: of parameters, of the statistics of BatchNorm, and once of a weight with two names."""
+    """Against Σ (1 − d) dᵏ w: of parameters and of BatchNorm's statistics.
+
+    A weight with two names counts once.
+    """
     model, decay = Tied(), 0.75
     average = WeightAverage(model, decay)
     past = [{name: value.clone() for name, value in model.state_dict().items()}]

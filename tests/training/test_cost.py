@@ -47,7 +47,10 @@ def test_the_plan_says_what_each_worker_gets(config, capsys):
     out = capsys.readouterr().out
     assert "batch        32 in 8 parts of 4, 2 for each of 4 workers" in out
     assert re.search(
-        r"memory\s+\S+ kB for each worker \(.* weights and gradients, .* optimizer, .* activations of a part",
+        (
+            r"memory\s+\S+ kB for each worker \(.* weights and gradients, .* optimizer, "
+            r".* activations of a part"
+        ),
         out,
     )
     assert "two kept and one being written" in out
@@ -96,12 +99,18 @@ def test_a_plan_of_an_image_folder_says_what_bounds_it(config, tmp_path, capsys)
     }
     run(config(mode="plan", plan__images_per_second=1e9, **folder))
     assert re.search(
-        r"bound by its input of \d+ images/s from 1 core like those here; compute bound it would be",
+        (
+            r"bound by its input of \d+ images/s from 1 core like those here; "
+            r"compute bound it would be"
+        ),
         capsys.readouterr().out,
     )
     run(config(mode="plan", plan__images_per_second=1e-3, data__workers=2, **folder))
     assert re.search(
-        r"compute bound, at 0 images/s a worker as given, with an input of \d+ images/s from 2 cores",
+        (
+            r"compute bound, at 0 images/s a worker as given, "
+            r"with an input of \d+ images/s from 2 cores"
+        ),
         capsys.readouterr().out,
     )
 

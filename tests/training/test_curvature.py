@@ -34,7 +34,7 @@ def test_curvature_changes_no_weights_and_no_other_measure(config):
 
 
 def test_the_measured_sharpness_is_that_of_the_dense_problem(config, monkeypatch):
-    """Against power iteration written out with autograd's Hessian-vector product, on the last probe's weights."""
+    """Against power iteration with autograd's Hessian-vector product, at the last probe."""
     from earlydrop.training import curvature
 
     seen = {}

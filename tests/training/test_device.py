@@ -86,7 +86,9 @@ def test_more_workers_than_gpus_are_refused(gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     with pytest.raises(
         ConfigError,
-        match=r"device=cuda is not available on this machine for worker 3 of it; .*cuda:0 to cuda:1",
+        match=(
+            r"device=cuda is not available on this machine for worker 3 of it; .*cuda:0 to cuda:1"
+        ),
     ):
         choose_device("cuda")
 
@@ -154,7 +156,10 @@ UNDETERMINED = RuntimeError(
     [
         (
             OUT_OF_MEMORY,
-            r"too little memory \(CUDA out of memory. Tried to allocate 2.00 GiB\): raise trainer.accumulate \(now 2: 16 i",
+            (
+                r"too little memory \(CUDA out of memory. Tried to allocate 2.00 GiB\): "
+                r"raise trainer.accumulate \(now 2: 16 i"
+            ),
         ),
         (
             UNDETERMINED,

@@ -1,4 +1,7 @@
-"""Several workers of one run give the numbers of one: gloo processes on this machine, started as torchrun starts them."""
+"""Several workers of one run give the numbers of one.
+
+The workers are gloo processes on this machine, started as torchrun starts them.
+"""
 
 import json
 import socket
@@ -14,9 +17,12 @@ from earlydrop.training.fields import ConfigError
 from earlydrop.training.reduce import Bucket, GradientSum
 from tests.training.states import assert_same
 
-SMALL = ["tracking=off", "device=cpu", "threads=1", "data.train_images=330", "trainer.batch_size=64", "trainer.accumulate=4",
-         "trainer.steps=8", "trainer.log_every=2", "trainer.eval_every=50%", "model.width=16", "model.depth=2", "model.heads=2",
-         "evaluation.batch_size=90", "probe.at=[0%,50%]", "probe.batches=6", "probe.dataset_limit=300"]  # fmt: skip
+SMALL = [
+    "tracking=off", "device=cpu", "threads=1", "data.train_images=330", "trainer.batch_size=64",
+    "trainer.accumulate=4", "trainer.steps=8", "trainer.log_every=2", "trainer.eval_every=50%",
+    "model.width=16", "model.depth=2", "model.heads=2", "evaluation.batch_size=90",
+    "probe.at=[0%,50%]", "probe.batches=6", "probe.dataset_limit=300",
+]  # fmt: skip
 MIXED = ["augment=paper", "schedule=constant", "schedule.kind=all", "schedule.rate=0.2"]
 
 
@@ -28,7 +34,11 @@ def port():
 
 @pytest.fixture(scope="module")
 def start(warm):
-    """Starts workers; ``happens`` is what happens to which of them before which step, ``each`` the overrides that one has alone."""
+    """Start workers.
+
+    ``happens`` says which event hits which worker before which step; ``each`` gives one worker's
+    own overrides.
+    """
 
     def workers(size, out, *overrides, ranks=None, happens=None, each=lambda rank: []):
         program = "earlydrop" if happens is None else str(Path(__file__).with_name("misfortune.py"))
@@ -81,7 +91,7 @@ def alone(tmp_path_factory, train):
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_numbers_do_not_depend_on_the_number_of_workers(size, alone, tmp_path, train):
-    """With mixing, accumulation, dropout and stochastic depth, uneven evaluation batches, and probes."""
+    """With mixing, accumulation, dropout, stochastic depth, uneven batches and probes."""
     folder = train(size, tmp_path, *MIXED)
     assert folder.name == alone.name  # the same fingerprint
     one, other = lines(alone), lines(folder)
@@ -90,8 +100,19 @@ def test_the_numbers_do_not_depend_on_the_number_of_workers(size, alone, tmp_pat
         for each in (one, other)
     ]
     assert_near(*training, rel=1e-5)
-    probes = [[{k: v for k, v in line.items() if k in ("probe/gdv", "probe/gde", "probe/gradient_norm")} | {"step": line["step"]}
-               for line in each if "probe/gdv" in line] for each in (one, other)]  # fmt: skip
+    probes = [
+        [
+            {
+                k: v
+                for k, v in line.items()
+                if k in ("probe/gdv", "probe/gde", "probe/gradient_norm")
+            }
+            | {"step": line["step"]}
+            for line in each
+            if "probe/gdv" in line
+        ]
+        for each in (one, other)
+    ]
     assert_near(*probes, rel=1e-4)
     weights = [
         torch.load(max((f / "checkpoints").glob("*.pt")), weights_only=True)
@@ -148,8 +169,19 @@ def test_a_run_goes_on_with_another_number_of_workers_when_told(
         "workers 4 there, 2 here" in err and "resume=force" in err for (_, err), _ in refused
     ), refused
     assert train(2, tmp_path, *MIXED, "resume=force") == folder
-    assert_near([{k: line[k] for k in ("step", "train/loss")} for line in lines(folder) if "train/loss" in line],
-                [{k: line[k] for k in ("step", "train/loss")} for line in lines(alone) if "train/loss" in line], rel=1e-5)  # fmt: skip
+    assert_near(
+        [
+            {k: line[k] for k in ("step", "train/loss")}
+            for line in lines(folder)
+            if "train/loss" in line
+        ],
+        [
+            {k: line[k] for k in ("step", "train/loss")}
+            for line in lines(alone)
+            if "train/loss" in line
+        ],
+        rel=1e-5,
+    )
 
 
 @pytest.mark.slow
@@ -171,14 +203,22 @@ def test_a_worker_that_dies_ends_the_others_and_the_run_goes_on_from_its_checkpo
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trainer.accumulate=3", "trainer.batch_size=63"],
-         r"2 workers cannot share the trainer.accumulate=3 parts of a batch equally: start 1 or 3 of them"),
+        (
+            ["trainer.accumulate=3", "trainer.batch_size=63"],
+            (
+                r"2 workers cannot share the trainer.accumulate=3 parts of a batch equally: "
+                r"start 1 or 3 of them"
+            ),
+        ),
         (["optim.lr=-1"], "optim.lr is -1"),
-        (["data=imagefolder", "data.root=/nowhere", "data.train_images=null"], "data.root is '/nowhere'"),
+        (
+            ["data=imagefolder", "data.root=/nowhere", "data.train_images=null"],
+            "data.root is '/nowhere'",
+        ),
         (["device=cuda"], "device=cuda is not available on this machine"),
         (["probe.dataset_limit=64"], "2 workers need 2 of each"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_on_every_worker(overrides, message, tmp_path, start):
     ended = finish(start(2, tmp_path, *overrides))
     for (_, error), code in ended:
@@ -310,18 +350,24 @@ def test_batch_norm_is_not_shared(tmp_path, start):
     for (_, error), code in finish(start(2, tmp_path, *small)):
         assert code == 1
         assert (
-            "stem.1 is a BatchNorm, whose statistics 2 workers cannot share; train it in one process"
-            in error
-        )
+            "stem.1 is a BatchNorm, whose statistics 2 workers cannot share; "
+            "train it in one process"
+        ) in error
     assert not list(tmp_path.iterdir())
 
 
-IMAGES = ["data=imagefolder", "data.workers=0", "data.train_images=null", "data.image_size=8", "augment.shift=2", "probe=none",
-          "trainer.batch_size=8", "trainer.steps=2", "model=mlp", "model.width=null", "model.depth=null", "model.heads=null", "model.hidden=[8]"]  # fmt: skip
+IMAGES = [
+    "data=imagefolder", "data.workers=0", "data.train_images=null", "data.image_size=8",
+    "augment.shift=2", "probe=none", "trainer.batch_size=8", "trainer.steps=2", "model=mlp",
+    "model.width=null", "model.depth=null", "model.heads=null", "model.hidden=[8]",
+]  # fmt: skip
 
 
 def test_an_image_folder_is_listed_by_the_first_worker_alone(tmp_path, start):
-    """The others have the list from it: here a second worker's folder has the splits, but no class in them."""
+    """The other workers have the list from it.
+
+    Here a second worker's folder has the splits, but no class in them.
+    """
     for split in ("train", "val"):
         for name in ("cat", "dog"):
             (tmp_path / "images" / split / name).mkdir(parents=True)

@@ -37,8 +37,17 @@ def test_mc_dropout_is_measured_at_the_end(config):
 
 
 def test_a_run_that_stops_before_its_late_dropout_leaves_monte_carlo_out(config):
-    more = {"trainer__stop_metric": "test/loss", "trainer__stop_patience": 1, "trainer__eval_every": "5%", "trainer__epochs": 20,
-            "optim__lr": 0.1, "probe__at": [], "schedule__name": "late", "schedule__cutoff": "95%", "trainer__mc_passes": 2}  # fmt: skip
+    more = {
+        "trainer__stop_metric": "test/loss",
+        "trainer__stop_patience": 1,
+        "trainer__eval_every": "5%",
+        "trainer__epochs": 20,
+        "optim__lr": 0.1,
+        "probe__at": [],
+        "schedule__name": "late",
+        "schedule__cutoff": "95%",
+        "trainer__mc_passes": 2,
+    }
     result = run(config(**more))
     assert result["state"] == "finished"
     assert "test/loss" in result
@@ -108,8 +117,13 @@ def test_a_watched_metric_has_to_be_measured(config):
 
 def test_text_counts_every_place(config):
     """The loss of a text's test set against the mean over all places, by hand."""
-    settings = {"model": {"name": "gpt_micro", "width": 16, "depth": 1}, "data": {"name": "text", "train_images": 64}, "probe__at": [],
-                "trainer__epochs": 1, "evaluation__batch_size": 300}  # fmt: skip
+    settings = {
+        "model": {"name": "gpt_micro", "width": 16, "depth": 1},
+        "data": {"name": "text", "train_images": 64},
+        "probe__at": [],
+        "trainer__epochs": 1,
+        "evaluation__batch_size": 300,
+    }
     result = run(config(**settings))
     plan = make_plan(config(**settings))
     model, _ = scheduled_model(plan)
@@ -127,8 +141,15 @@ def test_text_counts_every_place(config):
 
 
 def test_a_run_that_stops_early_ends_with_numbers_on_all_images(config):
-    more = {"trainer__stop_metric": "test/loss", "trainer__stop_patience": 1, "trainer__eval_every": "5%", "trainer__epochs": 20,
-            "optim__lr": 0.1, "probe__at": [], "evaluation__interim_images": 40}  # fmt: skip
+    more = {
+        "trainer__stop_metric": "test/loss",
+        "trainer__stop_patience": 1,
+        "trainer__eval_every": "5%",
+        "trainer__epochs": 20,
+        "optim__lr": 0.1,
+        "probe__at": [],
+        "evaluation__interim_images": 40,
+    }
     result = run(config(**more))
     ended = lines(result)[-1]
     assert ended["step"] < make_plan(config(**more)).total_steps

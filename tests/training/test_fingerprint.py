@@ -50,29 +50,78 @@ def image_folder(tmp_path_factory):
 
 
 CHANGED = {  # a valid value beside the default, where the type alone does not give one
-    "model.name": "mlp", "model.hidden": [8], "model.profile": [1.0], "model.attention": "fused", "model.dropout": "shared",
-    "data.name": "fashion_mnist_mini", "data.train_images": 301, "data.image_size": 16, "schedule.name": "late", "schedule.kind": "all",
-    "schedule.cutoff": "30%", "schedule.shape": "cosine", "schedule.points": "0,0.2@0.5,0", "schedule.gamma": 0.5,
-    "optim.name": "sgd", "optim.warmup": "30%", "augment.randaugment": "rand-m5", "probe.at": ["50%"], "trainer.precision": "bf16",
-    "trainer.masks": "native", "trainer.eval_every": "10%", "trainer.stop_metric": "test/loss", "mode": "plan", "resume": "force",
-    "tracking.mode": "online", "tracking.backend": "csv", "tracking.console": True, "tracking.system": True,
-    "objective": "test/loss", "device": "cpu", "schedule.rate": 0.3, "optim.momentum": 0.5, "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.min_lr": 1e-4,
-    "trainer.profile": "1:2", "trainer.compile_mode": "reduce-overhead", "evaluation.splits": ["test"], "evaluation.batch_size": 4,
-    "trainer.batch_size": 4, "trainer.accumulate": 2, "trainer.steps": 7, "model.pretrained": "weights.pth",
-    "data.decoder": "torchcodec", "data.image": "picture", "data.label": "kind",
-    "model.args": {"size": 4}, "data.args": {"size": 14}, "schedule.args": {"top": 0.2}, "probe.measures": ["of_the_fingerprint:steepness"],
-}  # fmt: skip
+    "model.name": "mlp",
+    "model.hidden": [8],
+    "model.profile": [1.0],
+    "model.attention": "fused",
+    "model.dropout": "shared",
+    "data.name": "fashion_mnist_mini",
+    "data.train_images": 301,
+    "data.image_size": 16,
+    "schedule.name": "late",
+    "schedule.kind": "all",
+    "schedule.cutoff": "30%",
+    "schedule.shape": "cosine",
+    "schedule.points": "0,0.2@0.5,0",
+    "schedule.gamma": 0.5,
+    "optim.name": "sgd",
+    "optim.warmup": "30%",
+    "augment.randaugment": "rand-m5",
+    "probe.at": ["50%"],
+    "trainer.precision": "bf16",
+    "trainer.masks": "native",
+    "trainer.eval_every": "10%",
+    "trainer.stop_metric": "test/loss",
+    "mode": "plan",
+    "resume": "force",
+    "tracking.mode": "online",
+    "tracking.backend": "csv",
+    "tracking.console": True,
+    "tracking.system": True,
+    "objective": "test/loss",
+    "device": "cpu",
+    "schedule.rate": 0.3,
+    "optim.momentum": 0.5,
+    "optim.beta1": 0.5,
+    "optim.beta2": 0.5,
+    "optim.min_lr": 1e-4,
+    "trainer.profile": "1:2",
+    "trainer.compile_mode": "reduce-overhead",
+    "evaluation.splits": ["test"],
+    "evaluation.batch_size": 4,
+    "trainer.batch_size": 4,
+    "trainer.accumulate": 2,
+    "trainer.steps": 7,
+    "model.pretrained": "weights.pth",
+    "data.decoder": "torchcodec",
+    "data.image": "picture",
+    "data.label": "kind",
+    "model.args": {"size": 4},
+    "data.args": {"size": 14},
+    "schedule.args": {"top": 0.2},
+    "probe.measures": ["of_the_fingerprint:steepness"],
+}
 NEEDS = {  # what makes a key mean something
     "schedule.path_rate": {"schedule.kind": "all"},
-    "schedule.points": {"schedule.name": "piecewise", "schedule.points": "0,0.1@0.5,0"}, "schedule.gamma": {"schedule.name": "curriculum"},
-    "optim.momentum": {"optim.name": "sgd"}, "augment.switch": {"augment.mixup": 0.8, "augment.cutmix": 1.0},
-    "trainer.compile_mode": {"trainer.compile": True}, "trainer.stop_patience": {"trainer.stop_metric": "test/loss"}, "trainer.mc_passes": {"schedule.name": "constant"},
-    "model.dropout": {"model.name": "mlp"}, "model.profile": {"model.name": "mlp"}, "model.hidden": {"model.name": "mlp"},
-    **{f"probe.{name}": {"probe.at": ["0%"]} for name in ("batches", "dataset_limit", "clean", "compare", "curvature", "measures")},
-    "model.args": {"model.name": "of_the_fingerprint:build"}, "schedule.args": {"schedule.name": "of_the_fingerprint:rise"},
+    "schedule.points": {"schedule.name": "piecewise", "schedule.points": "0,0.1@0.5,0"},
+    "schedule.gamma": {"schedule.name": "curriculum"},
+    "optim.momentum": {"optim.name": "sgd"},
+    "augment.switch": {"augment.mixup": 0.8, "augment.cutmix": 1.0},
+    "trainer.compile_mode": {"trainer.compile": True},
+    "trainer.stop_patience": {"trainer.stop_metric": "test/loss"},
+    "trainer.mc_passes": {"schedule.name": "constant"},
+    "model.dropout": {"model.name": "mlp"},
+    "model.profile": {"model.name": "mlp"},
+    "model.hidden": {"model.name": "mlp"},
+    **{
+        f"probe.{name}": {"probe.at": ["0%"]}
+        for name in ("batches", "dataset_limit", "clean", "compare", "curvature", "measures")
+    },
+    "model.args": {"model.name": "of_the_fingerprint:build"},
+    "schedule.args": {"schedule.name": "of_the_fingerprint:rise"},
     "data.args": {"data.name": "of_the_fingerprint:data", "augment.shift": 0},
     **{name: {"data.train_images": 300} for name in ("data.train_images",)},
-}  # fmt: skip
+}
 
 
 def changed(key):
@@ -213,7 +262,7 @@ def test_a_part_of_some_models_is_for_them_alone():
 
 
 def test_committed_fingerprints_are_todays(request):
-    """Every configuration behind results/ still has the fingerprint that it was run with, where its data is at hand."""
+    """Every configuration behind results/ keeps its run's fingerprint, if its data is here."""
     for name in ("findings", "classic"):
         runs = read_summaries(request.config.rootpath / "results" / name).runs
         here = (
@@ -235,14 +284,38 @@ def test_the_fingerprint_is_of_what_determines_the_numbers(config):
         return make_plan(config(**options)).fingerprint
 
     base = fingerprint()
-    same = ({"out": "elsewhere"}, {"tracking": "offline"}, {"threads": 1}, {"study": "x"}, {"label": "x"}, {"data__workers": 3},
-            {"resume": "force"}, {"tags": ["a"]}, {"optim__momentum": 0.5}, {"schedule__points": "0,0"},
-            {"trainer__checkpoint_seconds": 3.0}, {"trainer__steps": 18}, {"schedule__cutoff": "9"})  # fmt: skip
+    same = (
+        {"out": "elsewhere"},
+        {"tracking": "offline"},
+        {"threads": 1},
+        {"study": "x"},
+        {"label": "x"},
+        {"data__workers": 3},
+        {"resume": "force"},
+        {"tags": ["a"]},
+        {"optim__momentum": 0.5},
+        {"schedule__points": "0,0"},
+        {"trainer__checkpoint_seconds": 3.0},
+        {"trainer__steps": 18},
+        {"schedule__cutoff": "9"},
+    )
     for options in same:
         assert fingerprint(**options) == base, options
-    other = ({"seed": 1}, {"schedule__rate": 0.2}, {"schedule__cutoff": "10"}, {"trainer__batch_size": 16}, {"trainer__log_every": 2},
-             {"probe__batches": 4}, {"augment__shift": 1}, {"trainer__precision": "bf16"}, {"trainer__masks": "native"},
-             {"model__attention": "fused"}, {"optim__lr": 1e-3}, {"data__train_images": 301}, {"trainer__compile": True})  # fmt: skip
+    other = (
+        {"seed": 1},
+        {"schedule__rate": 0.2},
+        {"schedule__cutoff": "10"},
+        {"trainer__batch_size": 16},
+        {"trainer__log_every": 2},
+        {"probe__batches": 4},
+        {"augment__shift": 1},
+        {"trainer__precision": "bf16"},
+        {"trainer__masks": "native"},
+        {"model__attention": "fused"},
+        {"optim__lr": 1e-3},
+        {"data__train_images": 301},
+        {"trainer__compile": True},
+    )
     assert len({fingerprint(**options) for options in other} | {base}) == len(other) + 1
     none = fingerprint(schedule__name="none")
     assert none == fingerprint(

@@ -71,7 +71,8 @@ def test_what_quotes_do_not_mend_is_said():
         "chekpoint is not a key of the configuration: did you mean checkpoint?"
     )
     assert mistake(["data.root=caf\udce9"]) == (
-        r"'data.root=caf\udce9' is not UTF-8: rename the file that it names, or use a link with another name"
+        r"'data.root=caf\udce9' is not UTF-8: "
+        r"rename the file that it names, or use a link with another name"
     )
     for argument in (
         "seed=0,1",

@@ -15,9 +15,16 @@ from earlydrop.training.trainer import Trainer
 from tests.training.states import assert_same, final_state
 
 TWO = {
-    "model__name": "vit_micro", "model__hidden": None, "model__width": 16, "model__depth": 3, "schedule__kind": "all", "schedule__rate": 0.1, "schedule__path_rate": 0.5,
-    "probe__at": [], "trainer__log_every": 1,
-}  # fmt: skip
+    "model__name": "vit_micro",
+    "model__hidden": None,
+    "model__width": 16,
+    "model__depth": 3,
+    "schedule__kind": "all",
+    "schedule__rate": 0.1,
+    "schedule__path_rate": 0.5,
+    "probe__at": [],
+    "trainer__log_every": 1,
+}
 
 
 def test_the_model_is_built_for_both_peaks(config):

@@ -51,8 +51,15 @@ def test_bad_constraints_are_refused(config, key, value):
 
 
 def stopping(config, **more):
-    settings = {"trainer__stop_metric": "test/loss", "trainer__stop_patience": 2, "trainer__eval_every": "5%", "trainer__epochs": 20,
-                "optim__lr": 0.05, "trainer__log_every": 3, "probe__at": []}  # fmt: skip
+    settings = {
+        "trainer__stop_metric": "test/loss",
+        "trainer__stop_patience": 2,
+        "trainer__eval_every": "5%",
+        "trainer__epochs": 20,
+        "optim__lr": 0.05,
+        "trainer__log_every": 3,
+        "probe__at": [],
+    }
     return config(**(settings | more))
 
 

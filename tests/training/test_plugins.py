@@ -1,4 +1,4 @@
-"""Somebody's own model, data, schedule and measures, named from outside the package; and what is refused of them."""
+"""Somebody's own model, data, schedule and measures, named from outside; and what is refused."""
 
 import functools
 import json
@@ -41,10 +41,19 @@ def here(tmp_path, monkeypatch):
 def own(config, here):
     """A configuration of own code that trains in a moment."""
     base = {
-        "model__name": "mymodels:build", "model__hidden": None, "data__name": "mydata:faces", "data__train_images": None,
-        "trainer__epochs": 1, "trainer__batch_size": 16, "trainer__log_every": 2, "augment__shift": 1, "augment__flip": False,
-        "probe__at": [], "schedule__name": "myschedules:falling", "schedule__args": {"peak": 0.25},
-    }  # fmt: skip
+        "model__name": "mymodels:build",
+        "model__hidden": None,
+        "data__name": "mydata:faces",
+        "data__train_images": None,
+        "trainer__epochs": 1,
+        "trainer__batch_size": 16,
+        "trainer__log_every": 2,
+        "augment__shift": 1,
+        "augment__flip": False,
+        "probe__at": [],
+        "schedule__name": "myschedules:falling",
+        "schedule__args": {"peak": 0.25},
+    }
     return lambda **overrides: config(**(base | overrides))
 
 
@@ -152,7 +161,10 @@ def test_code_changed_between_stop_and_resume_is_not_begun_anew_in_silence(own, 
     (here / "mymodels.py").write_text(MODELS.replace("nn.ReLU()", "nn.Tanh()"))
     with pytest.raises(
         ConfigError,
-        match=r"mymodels:build changed since .* was stopped at step 2: put the code back.*resume=never",
+        match=(
+            r"mymodels:build changed since .* was stopped at step 2: "
+            r"put the code back.*resume=never"
+        ),
     ):
         run(own())
     folders = list((Path(own().out) / "default").iterdir())
@@ -184,7 +196,10 @@ LINES = [
     ({"data__root": "."}, r"data.root is '.': data.name=mydata:faces has no such argument"),
     (
         {"schedule__args": {}},
-        r"schedule.name is 'myschedules:falling': it needs 'peak'; give it with \+schedule.args.peak=",
+        (
+            r"schedule.name is 'myschedules:falling': it needs 'peak'; "
+            r"give it with \+schedule.args.peak="
+        ),
     ),
     ({"schedule__args": {"peak": 1.5}}, r"at step 0 its rate is 1.5"),
     ({"schedule__args": {"peak": float("nan")}}, r"at step 0 its rate is nan"),
@@ -206,27 +221,90 @@ LINES = [
     ),
 ]
 MODULES = [
-    ("mymodels", "import not_there\n", r"importing mymodels raised ModuleNotFoundError: No module named 'not_there' \(mymodels.py, line 1\)"),
+    (
+        "mymodels",
+        "import not_there\n",
+        (
+            r"importing mymodels raised ModuleNotFoundError: "
+            r"No module named 'not_there' \(mymodels.py, line 1\)"
+        ),
+    ),
     ("mymodels", "def build(:\n", r"importing mymodels raised SyntaxError"),
     ("mymodels", "raise SystemExit(3)\n", r"importing mymodels raised SystemExit: 3"),
-    ("mymodels", "def build(task):\n    return 3\n", r"it returned a int, expected a torch.nn.Module"),
+    (
+        "mymodels",
+        "def build(task):\n    return 3\n",
+        r"it returned a int, expected a torch.nn.Module",
+    ),
     ("mymodels", "def build():\n    return 3\n", r"takes no argument for the Task"),
-    ("mymodels", "def build(task, depth):\n    return 3\n", r"it needs 'depth'; give it with \+model.args.depth="),
-    ("mymodels", "def build(task):\n    return {}['a']\n", r"building it raised KeyError: 'a' \(mymodels.py, line 2\)"),
-    ("mymodels", MODELS.replace("nn.ReLU()", "nn.Threshold(0, float('nan'))"), r"it gives nan for a blank example; fix the model"),
-    ("mymodels", MODELS.replace("nn.Dropout(task.unit)", "nn.Dropout(0.0)"), r"sites of Sequential were built with rate 0"),
-    ("mymodels", MODELS.replace("task.classes)]", "task.classes + 1)]"), r"gives scores of shape \(1, 4\) for one example, expected \(1, 3\)"),
-    ("mymodels", MODELS.replace("nn.Linear(inputs,", "nn.Linear(inputs + 1,"), r"an input of shape \(1, 1, 8, 8\) raised RuntimeError"),
+    (
+        "mymodels",
+        "def build(task, depth):\n    return 3\n",
+        r"it needs 'depth'; give it with \+model.args.depth=",
+    ),
+    (
+        "mymodels",
+        "def build(task):\n    return {}['a']\n",
+        r"building it raised KeyError: 'a' \(mymodels.py, line 2\)",
+    ),
+    (
+        "mymodels",
+        MODELS.replace("nn.ReLU()", "nn.Threshold(0, float('nan'))"),
+        r"it gives nan for a blank example; fix the model",
+    ),
+    (
+        "mymodels",
+        MODELS.replace("nn.Dropout(task.unit)", "nn.Dropout(0.0)"),
+        r"sites of Sequential were built with rate 0",
+    ),
+    (
+        "mymodels",
+        MODELS.replace("task.classes)]", "task.classes + 1)]"),
+        r"gives scores of shape \(1, 4\) for one example, expected \(1, 3\)",
+    ),
+    (
+        "mymodels",
+        MODELS.replace("nn.Linear(inputs,", "nn.Linear(inputs + 1,"),
+        r"an input of shape \(1, 1, 8, 8\) raised RuntimeError",
+    ),
     ("mydata", DATA.replace("def __len__", "def length"), r"its train set, a Faces, has no length"),
-    ("mydata", DATA.replace("index % 3", "index % 3 - 1"), r"the label of train\[0\] is -1, expected a class from 0 on"),
-    ("mydata", DATA.replace("self.images[index],", "self.images[index] / 0 * 0,"), r"train\[0\] holds NaN or infinity"),
-    ("mydata", DATA.replace("1, 8, 8,", "1, 8, 6,"), r"its train images have shape \(1, 8, 6\), expected square ones"),
+    (
+        "mydata",
+        DATA.replace("index % 3", "index % 3 - 1"),
+        r"the label of train\[0\] is -1, expected a class from 0 on",
+    ),
+    (
+        "mydata",
+        DATA.replace("self.images[index],", "self.images[index] / 0 * 0,"),
+        r"train\[0\] holds NaN or infinity",
+    ),
+    (
+        "mydata",
+        DATA.replace("1, 8, 8,", "1, 8, 6,"),
+        r"its train images have shape \(1, 8, 6\), expected square ones",
+    ),
     ("mydata", "def faces():\n    return 3\n", r"it returned a int; expected a pair of datasets"),
-    ("mydata", "def faces():\n    return open('/nowhere')\n", r"reading it raised FileNotFoundError.*\(mydata.py, line 2\)"),
-    ("myschedules", SCHEDULES.replace("lambda step: peak", "peak and (lambda: 3) and peak"), r"raised|expected a function of the step"),
-    ("myschedules", SCHEDULES.replace("lambda step: peak * (1 - step / total_steps)", "peak"), r"returned a float, expected a function of the step"),
-    ("myschedules", SCHEDULES.replace("(1 - step / total_steps)", "[][step]"), r"at step 0 it raised IndexError.*\(myschedules.py, line 5\)"),
-]  # fmt: skip
+    (
+        "mydata",
+        "def faces():\n    return open('/nowhere')\n",
+        r"reading it raised FileNotFoundError.*\(mydata.py, line 2\)",
+    ),
+    (
+        "myschedules",
+        SCHEDULES.replace("lambda step: peak", "peak and (lambda: 3) and peak"),
+        r"raised|expected a function of the step",
+    ),
+    (
+        "myschedules",
+        SCHEDULES.replace("lambda step: peak * (1 - step / total_steps)", "peak"),
+        r"returned a float, expected a function of the step",
+    ),
+    (
+        "myschedules",
+        SCHEDULES.replace("(1 - step / total_steps)", "[][step]"),
+        r"at step 0 it raised IndexError.*\(myschedules.py, line 5\)",
+    ),
+]
 
 
 @pytest.mark.parametrize(("options", "says"), LINES, ids=[says[:40] for _, says in LINES])
@@ -261,7 +339,10 @@ def test_a_measure_that_gives_nan_fails_the_run_by_its_name(own, here):
 def test_reading_a_folder_from_elsewhere_imports_nothing_that_it_names(
     own, here, monkeypatch, capsys
 ):
-    """A module that leaves a file when it is imported: reading and drawing runs leaves none, and reproducing asks first."""
+    """A module that leaves a file when it is imported.
+
+    Reading and drawing runs leaves no file, and reproducing asks first.
+    """
     mark = here / "imported"
     for name, text in {"mymodels": MODELS, "mydata": DATA, "myschedules": SCHEDULES}.items():
         (here / f"{name}.py").write_text(f"open({str(mark)!r}, 'w').close()\n" + text)
@@ -297,8 +378,14 @@ def test_an_installed_package_offers_names(own, here, monkeypatch):
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: faces\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(
-        "[earlydrop.models]\nfacenet = faces.nets:build\n[earlydrop.data]\nfaces = faces.sets:faces\n"
-        "[earlydrop.schedules]\nfalling = faces.rates:falling\n[earlydrop.measures]\nwidest = faces.more:widest\n"
+        "[earlydrop.models]\n"
+        "facenet = faces.nets:build\n"
+        "[earlydrop.data]\n"
+        "faces = faces.sets:faces\n"
+        "[earlydrop.schedules]\n"
+        "falling = faces.rates:falling\n"
+        "[earlydrop.measures]\n"
+        "widest = faces.more:widest\n"
     )
     monkeypatch.syspath_prepend(str(site))
     assert plugins.installed("model") == {"facenet": "faces.nets:build"}

@@ -60,7 +60,10 @@ def test_a_run_without_dropout_is_compared_at_the_schedules_rate_and_trains_as_b
 
 
 def test_at_one_set_of_weights_on_is_what_a_run_with_dropout_measures(config):
-    """At step 0 all runs have the same weights: the comparison of the run without dropout is the probe of the run with it."""
+    """At step 0 all runs have the same weights.
+
+    So the comparison of the run without dropout is the probe of the run with it.
+    """
     none = probes(run(config(schedule__name="none", probe__compare=True)))[0]
     constant = probes(run(config(schedule__name="constant")))[0]
     assert none["probe_on/gdv"] == constant["probe/gdv"]
@@ -76,7 +79,7 @@ def test_a_comparison_without_a_rate_is_refused(config):
 
 
 def dataset_indices(plan, step):
-    """The training images that the whole-dataset gradient is taken from, in the order in which they are asked for."""
+    """The training images of the whole-dataset gradient, in the order of the requests."""
     objective, asked = Objective(plan.source, plan.config.augment), []
     give = objective.batches
 
@@ -105,7 +108,10 @@ def test_the_whole_dataset_gradient_is_of_a_fixed_random_part_of_the_images(conf
 
 
 def test_a_batch_goes_through_the_model_in_the_parts_of_training(config):
-    """Against a loop over the parts, each with augmentation, mixing and masks drawn for it alone; no part is larger than training's."""
+    """Against a loop over the parts, each with its own augmentation, mixing and masks.
+
+    No part is larger than training's.
+    """
     mixed = {"augment__mixup": 0.8, "augment__cutmix": 1.0, "augment__smoothing": 0.1}
     settings = config(trainer__accumulate=4, probe__batches=2, schedule__name="constant", **mixed)
     plan = make_plan(settings)

@@ -1,4 +1,7 @@
-"""The paper's recipes against REFERENCE's constants: every cell of its tables, planned on a generated folder, and two steps of each."""
+"""The paper's recipes against REFERENCE's constants.
+
+Every cell of its tables is planned on a generated folder and trains for two steps.
+"""
 
 import math
 import re
@@ -42,8 +45,12 @@ RECIPES = {  # model, parameters at 1,000 classes, epochs, blocks, published top
     "vit_base": ("vit_base_patch16_224", 86_567_656, 300, 12, ["81.6", "82.3"]),
     "mixer_base": ("mixer_b16_224", 59_880_472, 300, 12, ["78.0", "78.6"]),
 }
-UNIT = {"vit": {"attn.attn_drop", "attn.proj_drop", "mlp.drop1", "mlp.drop2"}, "swin": {"attn.attn_drop", "attn.proj_drop", "mlp.drop1",
-        "mlp.drop2"}, "mixer": {"mlp_tokens.drop1", "mlp_tokens.drop2", "mlp_channels.drop1", "mlp_channels.drop2"}, "convnext": set()}  # fmt: skip
+UNIT = {
+    "vit": {"attn.attn_drop", "attn.proj_drop", "mlp.drop1", "mlp.drop2"},
+    "swin": {"attn.attn_drop", "attn.proj_drop", "mlp.drop1", "mlp.drop2"},
+    "mixer": {"mlp_tokens.drop1", "mlp_tokens.drop2", "mlp_channels.drop1", "mlp_channels.drop2"},
+    "convnext": set(),
+}
 
 
 def recipe(name, *overrides):
@@ -233,13 +240,15 @@ def released_initial_values(family, name, shape):
 
 
 def distance(values, sort, scale):
-    """Kolmogorov-Smirnov statistic of values against a distribution, times the square root of their number."""
+    """Kolmogorov-Smirnov statistic against a distribution, times the root of the sample size."""
     values = values.double().flatten()[:: max(1, values.numel() // 50_000)].sort().values
     if sort == "uniform":
         expected = ((values / scale + 1) / 2).clamp(0, 1)
     elif sort == "normal":
         expected = torch.special.ndtr(values / scale)
-    else:  # a normal distribution cut off at two of its standard deviations, with the standard deviation `scale` after that
+    else:
+        # A normal distribution cut off at two of its standard deviations; `scale` is the standard
+        # deviation after the cut.
         uncut = torch.special.ndtr(values / (scale / 0.87962566103423978))
         edge = torch.special.ndtr(torch.tensor(-2.0, dtype=torch.float64))
         expected = ((uncut - edge) / (1 - 2 * edge)).clamp(0, 1)
@@ -284,9 +293,12 @@ def test_schedules_and_learning_rate_per_step_are_the_released_arrays():
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains_two_steps(name, images, tmp_path):
-    small = ["trainer.steps=2", "trainer.batch_size=2", "trainer.accumulate=1", "schedule.cutoff=1", "optim.warmup=1", "data.workers=0",
-             "tracking=off", "device=cpu", "trainer.precision=float32", "trainer.log_every=1", "trainer.eval_every=2",
-             "evaluation.splits=[test]", f"out={tmp_path}", f"data.root={images}"]  # fmt: skip
+    small = [
+        "trainer.steps=2", "trainer.batch_size=2", "trainer.accumulate=1", "schedule.cutoff=1",
+        "optim.warmup=1", "data.workers=0", "tracking=off", "device=cpu",
+        "trainer.precision=float32", "trainer.log_every=1", "trainer.eval_every=2",
+        "evaluation.splits=[test]", f"out={tmp_path}", f"data.root={images}",
+    ]  # fmt: skip
     result = run(recipe(name, *small))
     assert result["state"] == "finished"
     assert 0 < result["test/loss"] < 10

@@ -37,7 +37,10 @@ class Branches(nn.Module):
 
 
 def test_gradients_are_summed_over_parts_and_workers(sent):
-    """Against three times autograd's own gradient of all parts; what has no gradient anywhere keeps none."""
+    """Against three times autograd's gradient of all parts.
+
+    A parameter without a gradient keeps none.
+    """
     torch.manual_seed(0)
     model = Branches()
     parts = torch.randn(2, 5, 3)
@@ -50,9 +53,9 @@ def test_gradients_are_summed_over_parts_and_workers(sent):
     assert sent == []  # only the last part of a step is sent
     with reduction.summed():
         model(parts[1]).square().sum().backward()
-        assert (
-            len(sent) == 1
-        )  # that of the last layer, before the backward pass has ended; then one waits for what never comes
+        # The bucket of the last layer is sent before the backward pass has ended. The next bucket
+        # waits for a gradient that never comes.
+        assert len(sent) == 1
     assert len(sent) == len(reduction.buckets) == 3
     found = [p.grad for p in [*model.first.parameters(), *model.last.parameters()]]
     for ours, theirs in zip(found, expected, strict=True):

@@ -75,8 +75,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(config, monkeypat
 
 def test_precision_compile_optimizer_and_clipping_act(config, monkeypatch):
     base = read_metrics(Path(run(config())["folder"]) / "metrics.jsonl")
-    for options in ({"trainer__precision": "bf16"}, {"optim__name": "sgd"}, {"optim__clip": 0.01}, {"augment__smoothing": 0.2},
-                    {"trainer__masks": "native"}, {"schedule__shape": "cosine"}):  # fmt: skip
+    for options in (
+        {"trainer__precision": "bf16"},
+        {"optim__name": "sgd"},
+        {"optim__clip": 0.01},
+        {"augment__smoothing": 0.2},
+        {"trainer__masks": "native"},
+        {"schedule__shape": "cosine"},
+    ):
         other = read_metrics(Path(run(config(**options))["folder"]) / "metrics.jsonl")
         assert other[-1]["train_eval/loss"] != base[-1]["train_eval/loss"], options
     compiled = []
@@ -151,8 +157,15 @@ def test_max_norm_holds_after_every_step(config, monkeypatch):
 
 
 def stopping(config, **more):
-    settings = {"trainer__stop_metric": "test/loss", "trainer__stop_patience": 2, "trainer__eval_every": "5%", "trainer__epochs": 20,
-                "optim__lr": 0.05, "trainer__log_every": 3, "probe__at": []}  # fmt: skip
+    settings = {
+        "trainer__stop_metric": "test/loss",
+        "trainer__stop_patience": 2,
+        "trainer__eval_every": "5%",
+        "trainer__epochs": 20,
+        "optim__lr": 0.05,
+        "trainer__log_every": 3,
+        "probe__at": [],
+    }
     return config(**(settings | more))
 
 

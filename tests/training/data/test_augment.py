@@ -92,7 +92,10 @@ def test_both_mixes_are_drawn_with_the_switch_probability():
 
 
 def test_erasing_has_timms_distribution():
-    """timm's RandomErasing against ours: the share of images, of pixels, and the place, over many draws; the box is noise, the rest kept."""
+    """Compare timm's RandomErasing with ours over many draws.
+
+    The share of images, of pixels, and the place agree. The box is noise, and the rest is kept.
+    """
     from timm.data.random_erasing import RandomErasing
 
     count, side = 4_000, 28

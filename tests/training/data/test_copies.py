@@ -30,7 +30,10 @@ def test_other_copies_are_as_usual(device):
 
 @pytest.mark.parametrize("name", ["arrays", "augment", "glyphs", "text"])
 def test_no_batch_waits_for_a_copy(name):
-    """Where batches are made, nothing is moved by ``.to`` but by a dtype; what is set up once may be."""
+    """Where batches are made, ``.to`` only changes a dtype and moves nothing.
+
+    What is set up once may be moved.
+    """
     tree = ast.parse((HERE / f"{name}.py").read_text())
     once = {
         node

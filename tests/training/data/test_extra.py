@@ -1,4 +1,4 @@
-"""Further test sets against a loop of their own over PIL images, timm's transform and the logits."""
+"""Further test sets against a loop of their own over PIL images, timm's transform and logits."""
 
 import json
 import shlex
@@ -212,9 +212,13 @@ def broken(folders):
     next((folders / "cut").rglob("*.png")).write_bytes(b"")
     lists = json.loads((folders / "real.json").read_text())
     for name, content in {
-        "short": lists[1:], "text": {"a": 1}, "large": [*lists[:-1], [4]], "none": [[]] * len(lists),
-        "float": [*lists[:-1], [1.5]], "turned": [[(label + 1) % 4 for label in one[:1]] for one in lists],
-    }.items():  # fmt: skip
+        "short": lists[1:],
+        "text": {"a": 1},
+        "large": [*lists[:-1], [4]],
+        "none": [[]] * len(lists),
+        "float": [*lists[:-1], [1.5]],
+        "turned": [[(label + 1) % 4 for label in one[:1]] for one in lists],
+    }.items():
         (folders / f"{name}.json").write_text(json.dumps(content))
     (folders / "broken.json").write_text("[[1]")
 
@@ -225,7 +229,11 @@ def broken(folders):
         ("v2", "nowhere", "there is no such folder"),
         ("real", "nowhere.json", "there is no such folder, and no such file"),
         ("v2", "unknown", "1 of its 2 folders, such as 'yak', are none of the 4 training classes"),
-        ("v2", "large", "its folders are numbers, up to '4'; expected each number once, from 0 to 3"),
+        (
+            "v2",
+            "large",
+            "its folders are numbers, up to '4'; expected each number once, from 0 to 3",
+        ),
         ("v2", "twice", "expected each number once"),
         ("v2", "empty", "holds no class folder"),
         ("v2", "hollow", "hollow/bee holds no image"),
@@ -242,7 +250,7 @@ def broken(folders):
         ("a b", "v2", "has the name 'a b'"),
         ("a/b", "v2", "has the name 'a/b'"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_measured_is_refused_before_any_work(config, folders, name, place, said):
     broken(folders)
     options = settings(folders)

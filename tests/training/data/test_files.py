@@ -31,7 +31,7 @@ def below(root, found):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_folders_without_surprises_are_read_as_torchvision_reads_them(tmp_path, seed):
-    """Same classes and images in the same order, links to folders and files elsewhere among them."""
+    """Same classes and images in the same order, with links to folders and files elsewhere."""
     draw = random.Random(seed)
     for name in ("b", "a", "a-b", "a b", "B", "10", "9"):
         make(tmp_path / "split", f"{name}/first.png")

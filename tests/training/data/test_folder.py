@@ -48,7 +48,10 @@ def test_an_empty_file_is_refused_at_once(tmp_path):
     victim.write_bytes(b"")
     with pytest.raises(
         ConfigError,
-        match=f"{victim.name} is empty: copy it again, or leave such images out with data.skip_corrupt=true",
+        match=(
+            f"{victim.name} is empty: "
+            "copy it again, or leave such images out with data.skip_corrupt=true"
+        ),
     ):
         make_source(
             DataConfig(name="imagefolder", root=str(tmp_path)), AugmentConfig(), torch.device("cpu")
@@ -60,7 +63,10 @@ def test_classes_that_differ_between_splits_are_named(tmp_path):
     shutil.copytree(next((tmp_path / "train").iterdir()), tmp_path / "train" / "zebra")
     with pytest.raises(
         ConfigError,
-        match=r"train/ has 1 classes that val/ lacks, such as 'zebra'; expected the same class folders in both",
+        match=(
+            r"train/ has 1 classes that val/ lacks, such as 'zebra'; "
+            r"expected the same class folders in both"
+        ),
     ):
         make_source(
             DataConfig(name="imagefolder", root=str(tmp_path)), AugmentConfig(), torch.device("cpu")
@@ -100,7 +106,10 @@ def test_what_is_left_out_changes_nothing_and_is_in_the_plan_and_the_log(tmp_pat
     shutil.copy(cat / "0.png", cat / "._0.png")
     shutil.copy(cat / "0.png", cat / "7.avif")
     (cat / "up").symlink_to("..")
-    words = "files that end in .avif: 1; hidden files and folders: 2; links to folders that are read already, or that hold the split: 1"
+    words = (
+        "files that end in .avif: 1; hidden files and folders: 2; "
+        "links to folders that are read already, or that hold the split: 1"
+    )
     assert run(config(mode="plan", **options))["state"] == "planned"
     assert f"left out     {words}\n" in capsys.readouterr().out
     assert make_plan(config(**options)).fingerprint == clean

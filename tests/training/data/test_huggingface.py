@@ -139,11 +139,17 @@ def test_a_selection_is_read_in_its_own_order(copies, datasets, tmp_path):
 
 def test_labels_that_are_none_are_refused(copies, datasets, tmp_path):
     loaded = datasets.load_from_disk(str(copies / "saved"))
-    for number, (kind, label, words) in enumerate((
-        ("string", "cat", "expected whole numbers; dataset.class_encode_column('label') numbers the classes"),
-        ("int64", -1, "the split 'train' has the label -1, expected 0 to"),
-        ("int64", None, "the split 'train' has an image without a label"),
-    )):  # fmt: skip
+    for number, (kind, label, words) in enumerate(
+        (
+            (
+                "string",
+                "cat",
+                "expected whole numbers; dataset.class_encode_column('label') numbers the classes",
+            ),
+            ("int64", -1, "the split 'train' has the label -1, expected 0 to"),
+            ("int64", None, "the split 'train' has an image without a label"),
+        )
+    ):
         changed = loaded.cast_column("label", datasets.Value(kind))
         changed = changed.map(
             lambda row, index, label=label: {"label": label if index == 3 else row["label"]},
@@ -155,9 +161,9 @@ def test_labels_that_are_none_are_refused(copies, datasets, tmp_path):
 
 def test_what_is_no_local_copy_is_refused(copies, datasets, tmp_path):
     assert (
-        "expected a folder written by save_to_disk, one with parquet files, or one with train/ and val/"
-        in refused(tmp_path)
-    )
+        "expected a folder written by save_to_disk, one with parquet files, "
+        "or one with train/ and val/"
+    ) in refused(tmp_path)
     loaded = datasets.load_from_disk(str(copies / "saved"))
     loaded["train"].save_to_disk(str(tmp_path / "one"))
     assert "it holds one split; save a DatasetDict with train and validation, or test" in refused(

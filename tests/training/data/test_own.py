@@ -21,9 +21,9 @@ def pictures():
     return [(image, i % 4) for i, image in enumerate(IMAGES)], [(image, 0) for image in IMAGES[:8]]
 
 def tensors():
-    return [(torch.from_numpy(image).permute(2, 0, 1) / 255, torch.tensor(i % 4)) for i, image in enumerate(IMAGES)], [
-        (torch.from_numpy(image).permute(2, 0, 1) / 255, 0) for image in IMAGES[:8]
-    ]
+    images = [torch.from_numpy(image).permute(2, 0, 1) / 255 for image in IMAGES]
+    train = [(image, torch.tensor(i % 4)) for i, image in enumerate(images)]
+    return train, [(image, 0) for image in images[:8]]
 
 class Whole(Source):
     def __init__(self, config, options, device, classes: int = 3):

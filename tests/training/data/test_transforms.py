@@ -16,7 +16,7 @@ from earlydrop.training.fields import ConfigError
 
 
 def test_clean_images_are_clean():
-    """Without augmentation the training transform is the evaluation's; each key adds its own part."""
+    """Without augmentation, training transforms as evaluation does; each key adds its part."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
     none = {"shift": 0, "flip": False}
     train, clean = make_transforms(32, AugmentConfig(**none))
@@ -35,7 +35,7 @@ def test_clean_images_are_clean():
 
 
 def test_randaugment_draws_on_this_pillow():
-    """Every operation, ten thousand draws; posterize to 0 bits is black, as on older releases of Pillow."""
+    """Every operation, ten thousand draws; posterize to 0 bits is black, as in older Pillow."""
     train, _ = make_transforms(8, AugmentConfig(crop=True, randaugment="rand-m9-mstd0.5-inc1"))
     (randaugment,) = (t for t in train.transforms if hasattr(t, "ops"))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8))

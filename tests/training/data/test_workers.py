@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(params=["fork", "forkserver", "spawn"])
 def start_method(request):
-    """Python's usual start method, which is forkserver from Python 3.14 on, and spawn on macOS and Windows."""
+    """Python's usual start method: forkserver from Python 3.14 on, spawn on macOS and Windows."""
     usual = multiprocessing.get_start_method()
     multiprocessing.set_start_method(request.param, force=True)
     yield request.param
@@ -31,7 +31,10 @@ def start_method(request):
 
 
 def test_workers_leave_signals_to_the_run(tmp_path, start_method):
-    """SLURM sends SIGTERM to the whole group, at any moment: the workers go on giving batches, so the run can save and stop."""
+    """SLURM sends SIGTERM to the whole group, at any moment.
+
+    The workers go on giving batches, so the run can save and stop.
+    """
     make_folder(tmp_path)
     if start_method == "forkserver":  # a server from before our workers, which holds no signal
         forkserver.ensure_running()
@@ -71,7 +74,7 @@ def test_the_run_has_its_own_mask_back(tmp_path):
 
 @contextmanager
 def each_started_worker(act):
-    """`act` is called with each process as soon as it is started, long before it has imported or set anything."""
+    """Call `act` with each process as soon as it starts, before it imports or sets anything."""
     start = BaseProcess.start
 
     def started(process):

@@ -79,14 +79,18 @@ def test_weights_are_the_same_for_every_rate():
 
 
 NOTHING_DROPS = (
-    "convmixer_768_32", "dla46x_c", "dpn48b", "efficientvit_b0", "efficientvit_m0", "ghostnet_050", "hrnet_w18_small",
-    "inception_resnet_v2", "inception_v3", "inception_v4", "lcnetv2_small", "legacy_seresnet18", "legacy_xception", "nasnetalarge",
-    "pnasnet5large", "repghostnet_050", "repvit_m1", "selecsls42", "shvit_s1", "vgg11",
+    "convmixer_768_32", "dla46x_c", "dpn48b", "efficientvit_b0", "efficientvit_m0", "ghostnet_050",
+    "hrnet_w18_small", "inception_resnet_v2", "inception_v3", "inception_v4", "lcnetv2_small",
+    "legacy_seresnet18", "legacy_xception", "nasnetalarge", "pnasnet5large", "repghostnet_050",
+    "repvit_m1", "selecsls42", "shvit_s1", "vgg11",
 )  # fmt: skip
 """Models without an argument that gives a site: they train under schedule=none alone."""
 NOT_BUILT = {
     "deepseek_vit_412m": "412 million parameters: two steps take 7 GB and minutes",
-    "tnt_s_legacy_patch16_224": "timm drops its attention in place, so that its own backward fails, with dropout set by hand too",
+    "tnt_s_legacy_patch16_224": (
+        "timm drops its attention in place, so that its own backward fails, "
+        "with dropout set by hand too"
+    ),
 }
 """Why a model does not train two steps here."""
 

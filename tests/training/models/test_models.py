@@ -31,9 +31,15 @@ def test_input_dropout_is_fixed_and_not_driven(config):
 
 @pytest.mark.parametrize(
     ("name", "dropout", "layer"),
-    [("mlp", "standard", "StandardDropout"), ("mlp", "shared", "SharedMaskDropout"), ("mlp", "gaussian", "GaussianDropout"),
-     ("convnet_micro", "element", "Dropout"), ("convnet_micro", "channel", "Dropout2d"), ("convnet_micro", "block", "DropBlock2d")],
-)  # fmt: skip
+    [
+        ("mlp", "standard", "StandardDropout"),
+        ("mlp", "shared", "SharedMaskDropout"),
+        ("mlp", "gaussian", "GaussianDropout"),
+        ("convnet_micro", "element", "Dropout"),
+        ("convnet_micro", "channel", "Dropout2d"),
+        ("convnet_micro", "block", "DropBlock2d"),
+    ],
+)
 def test_sorts_of_dropout_train(config, name, dropout, layer):
     sizes = {"model__hidden": None, "model__width": 4} if name != "mlp" else {}
     settings = config(model__name=name, model__dropout=dropout, **sizes)
@@ -45,7 +51,10 @@ def test_sorts_of_dropout_train(config, name, dropout, layer):
 def test_an_unknown_sort_of_dropout_is_refused(config):
     with pytest.raises(
         ConfigError,
-        match=r"model\.dropout is 'gausian': model.name=mlp takes inverted, standard, shared, gaussian",
+        match=(
+            r"model\.dropout is 'gausian': "
+            r"model.name=mlp takes inverted, standard, shared, gaussian"
+        ),
     ):
         scheduled_model(make_plan(config(model__dropout="gausian")))
     with pytest.raises(
@@ -80,7 +89,10 @@ def test_initial_weights_depend_on_the_seed_alone():
     [
         (
             {"name": "resnet5O"},
-            r"'resnet5O'.*vit_micro.*timm or torchvision.*module:function of your own: did you mean resnet50\?",
+            (
+                r"'resnet5O'.*vit_micro.*timm or torchvision.*module:function of your own: "
+                r"did you mean resnet50\?"
+            ),
         ),
         (
             {"name": "vit_micro", "args": {"widht": 3}},

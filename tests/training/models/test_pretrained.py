@@ -1,4 +1,7 @@
-"""Weights to begin with, from a file: everything but a classifier for other classes, and files that are refused."""
+"""Weights to begin with, from a file, and files that are refused.
+
+All weights are taken but those of a classifier for other classes.
+"""
 
 import pytest
 import safetensors.torch
@@ -92,7 +95,10 @@ def test_files_that_are_refused(tmp_path, weights):
         "none.pth": "No such file or directory; expected a file of weights",
         "text.pth": "it cannot be read as weights",
         "list.pth": "it has no weights by name",
-        "part.pth": "it holds another model than model.name=test_resnet on this data: it lacks conv1.0.weight",
+        "part.pth": (
+            "it holds another model than model.name=test_resnet on this data: "
+            "it lacks conv1.0.weight"
+        ),
     }.items():
         with pytest.raises(ConfigError, match=rf"model.pretrained is '.*{name}': {says}"):
             build(tmp_path / name)

@@ -35,7 +35,7 @@ def rates(model, kind):
 
 
 def test_which_sites_exist_in_each_architecture():
-    """As timm 0.4.12 had them: position, attention, projection, twice in the MLP, never the head."""
+    """As in timm 0.4.12: position, attention, projection, twice in the MLP, never the head."""
     vit = rates(build("vit_tiny_patch16_224", unit=0.1), "unit")
     block = ("attn.attn_drop", "attn.proj_drop", "mlp.drop1", "mlp.drop2")
     assert set(vit) == {"pos_drop"} | {f"blocks.{i}.{part}" for i in range(12) for part in block}

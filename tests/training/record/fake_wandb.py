@@ -1,4 +1,7 @@
-"""A W&B server on loopback, as much of one as an online run of wandb 0.31 needs: log, finish, resume, files and media."""
+"""A W&B server on loopback with all that an online run of wandb 0.31 needs.
+
+It takes logs, finishing, resuming, files and media.
+"""
 
 import json
 import threading
@@ -27,12 +30,27 @@ class FakeRun:
     def bucket(self):
         tail = json.dumps([json.dumps(line) for line in self.lines[-1:]])
         return {
-            "id": "run", "name": self.fields["name"], "displayName": self.fields["displayName"], "description": None,
-            "config": json.dumps(self.config), "wandbConfig": json.dumps({"t": 1}), "tags": self.fields.get("tags", []), "notes": None,
-            "summaryMetrics": "{}", "sweepName": None, "historyTail": tail, "eventsTail": "[]",
-            "historyLineCount": len(self.history), "eventsLineCount": 0, "logLineCount": 0,
-            "project": {"id": "project", "name": self.fields["project"], "entity": {"id": "entity", "name": "tester"}},
-        }  # fmt: skip
+            "id": "run",
+            "name": self.fields["name"],
+            "displayName": self.fields["displayName"],
+            "description": None,
+            "config": json.dumps(self.config),
+            "wandbConfig": json.dumps({"t": 1}),
+            "tags": self.fields.get("tags", []),
+            "notes": None,
+            "summaryMetrics": "{}",
+            "sweepName": None,
+            "historyTail": tail,
+            "eventsTail": "[]",
+            "historyLineCount": len(self.history),
+            "eventsLineCount": 0,
+            "logLineCount": 0,
+            "project": {
+                "id": "project",
+                "name": self.fields["project"],
+                "entity": {"id": "entity", "name": "tester"},
+            },
+        }
 
 
 class FakeWandb:

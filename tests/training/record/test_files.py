@@ -70,5 +70,8 @@ def test_a_folder_that_cannot_be_opened_is_not_synced(tmp_path, monkeypatch):
 def test_a_long_path_is_named_as_the_reason(length, number, long):
     path = "/" + "x" * (length - 1)
     words = files.why(OSError(number, "why not", path))
-    expected = f"why not; the path has {length} characters, and Windows allows 259: use a folder with a shorter path"
+    expected = (
+        f"why not; the path has {length} characters, and Windows allows 259: "
+        "use a folder with a shorter path"
+    )
     assert words == (expected if long else "why not")

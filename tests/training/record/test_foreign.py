@@ -67,7 +67,7 @@ def test_released_files_are_read_under_timms_names(name, tmp_path):
 
 
 def test_swins_of_before_timm_1_are_renamed(tmp_path):
-    """Downsampling stood behind its stage, the head had no fc, and buffers that follow from the sizes were kept."""
+    """Downsampling followed its stage, the head had no fc, buffers given by sizes were kept."""
     model = build_model(ModelConfig(name="swin_femto"), TASK, 0)
     old = {}
     for name, value in model.state_dict().items():
@@ -96,8 +96,11 @@ def test_a_run_evaluates_another_runs_folder_and_file(config):
     first = run(config())
     evaluated = run(config(seed=1, mode="eval", checkpoint=first["folder"]))
     assert evaluated["test/loss"] == first["test/loss"]
-    file = max(os.path.join(first["folder"], "checkpoints", f) for f in os.listdir(os.path.join(first["folder"], "checkpoints"))
-                if f.endswith(".pt"))  # fmt: skip
+    file = max(
+        os.path.join(first["folder"], "checkpoints", f)
+        for f in os.listdir(os.path.join(first["folder"], "checkpoints"))
+        if f.endswith(".pt")
+    )
     assert run(config(mode="eval", checkpoint=file))["test/loss"] == first["test/loss"]
 
 
@@ -131,7 +134,7 @@ def test_weights_are_evaluated_with_what_the_evaluation_reads_alone(config, tmp_
 
 
 def test_standard_dropout_is_evaluated_at_the_rate_of_its_step(config):
-    """Its weights are scaled by the rate at test, so the length of the run and the schedule count."""
+    """Its weights are scaled by the rate at test, so the run's length and the schedule count."""
     options = {"model__dropout": "standard", "schedule__name": "late"}
     trained = run(config(**options))
     weights = {"mode": "eval", "checkpoint": trained["folder"]}
@@ -165,7 +168,10 @@ def test_what_is_no_checkpoint_of_this_model_is_refused(tmp_path):
         (tmp_path / "text.pth", r"text.pth cannot be read as weights"),
         (
             released(tmp_path / "other.pth", other),
-            r"holds another model than model.name=vit_tiny_patch16_224 on this data: head.weight is \(5",
+            (
+                r"holds another model than model.name=vit_tiny_patch16_224 on this data: "
+                r"head.weight is \(5"
+            ),
         ),
         (released(tmp_path / "part.pth", {"a": torch.zeros(1)}), "it lacks"),
         (released(tmp_path / "list.pth", [1]), "has no 'model' with weights by name"),

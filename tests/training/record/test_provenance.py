@@ -9,9 +9,11 @@ from earlydrop.training.record import provenance
 from earlydrop.training.record.provenance import driver_version, environment
 from earlydrop.training.run import run
 
-KERNEL = """NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build  (dvs-builder)  Tue Mar  5
-GCC version:  gcc version 13.2.0 (Ubuntu 13.2.0-23ubuntu4)
-"""
+KERNEL = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  "
+    "Release Build  (dvs-builder)  Tue Mar  5\n"
+    "GCC version:  gcc version 13.2.0 (Ubuntu 13.2.0-23ubuntu4)\n"
+)
 
 
 def test_a_gpu_is_named_with_all_that_computes_there_and_without_the_threads(monkeypatch):
@@ -22,9 +24,14 @@ def test_a_gpu_is_named_with_all_that_computes_there_and_without_the_threads(mon
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 90100)
     monkeypatch.setattr(provenance, "driver_version", lambda: "550.54.15")
     assert environment(torch.device("cuda:1"), workers=2) == {
-        "device": "cuda NVIDIA H100", "torch": str(torch.__version__), "cuda": "12.4", "cudnn": 90100, "nccl": "2.21.5",
-        "driver": "550.54.15", "workers": 2,
-    }  # fmt: skip
+        "device": "cuda NVIDIA H100",
+        "torch": str(torch.__version__),
+        "cuda": "12.4",
+        "cudnn": 90100,
+        "nccl": "2.21.5",
+        "driver": "550.54.15",
+        "workers": 2,
+    }
 
 
 def test_a_cpu_is_named_as_before():

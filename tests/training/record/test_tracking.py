@@ -1,4 +1,7 @@
-"""Tracking: what W&B is told, offline and by a server on loopback, and that no server can hold up or change a run."""
+"""Tracking: what W&B is told, offline and by a server on loopback.
+
+No server can hold up or change a run.
+"""
 
 import json
 import logging
@@ -83,7 +86,7 @@ def records(file):
 
 
 def history(items, shifted=False):
-    """History lines as lines of metrics.jsonl; unless shifted, wandb's own count of steps is ours."""
+    """History lines as in metrics.jsonl; unless shifted, wandb's count of steps is ours."""
     if not shifted:
         assert [item["_step"] for item in items] == [item[STEP] for item in items]
     return [
@@ -234,8 +237,12 @@ def test_best_is_the_best_and_not_the_last():
         tracker.log(step, {"test/accuracy": accuracy, "test/loss": loss})
     tracker.summarise({"state": "finished"})
     assert Run.summary == {
-        "best/test/accuracy": 0.7, "best/test/loss": 1.0, "final/test/accuracy": 0.6, "final/test/loss": 1.5, "state": "finished",
-    }  # fmt: skip
+        "best/test/accuracy": 0.7,
+        "best/test/loss": 1.0,
+        "final/test/accuracy": 0.6,
+        "final/test/loss": 1.5,
+        "state": "finished",
+    }
 
 
 def test_runs_in_one_process_do_not_mix_and_a_failed_one_is_recorded_as_failed(config, monkeypatch):

@@ -97,14 +97,14 @@ def test_determinism_is_asked_for_and_taken_back(monkeypatch):
     monkeypatch.delenv(WORKSPACE, raising=False)
     with deterministic(True):
         assert torch.are_deterministic_algorithms_enabled()
-        assert devices.in_force() == {
+        assert devices.determinism_settings() == {
             "algorithms": True,
             "cudnn_deterministic": True,
             "cudnn_benchmark": False,
             "cublas_workspace": ":4096:8",
         }
     assert not torch.are_deterministic_algorithms_enabled()
-    assert devices.in_force()["cublas_workspace"] is None
+    assert devices.determinism_settings()["cublas_workspace"] is None
     monkeypatch.setenv(WORKSPACE, ":0:0")
     with deterministic(False):
         assert not torch.are_deterministic_algorithms_enabled()

@@ -52,13 +52,13 @@ def test_the_workspace_helps_and_names_what_is_missing():
 @pytest.mark.sweep
 def test_the_benchmark_measures_a_row_and_keeps_the_others(tmp_path):
     script = Path(__file__).parents[1] / "scripts" / "benchmark.py"
-    for rows in ("probe_memory", "input"):
+    for rows in ("seed", "input"):
         command = [sys.executable, str(script), "--quick", "--rows", rows, "--out", str(tmp_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert [
         row["name"] for row in json.loads((tmp_path / "benchmark.json").read_text())["rows"]
-    ] == ["probe memory", "input"]
+    ] == ["seed", "input"]
     done = subprocess.run(
         [sys.executable, str(script), "--rows", "inptu"],
         capture_output=True,

@@ -408,6 +408,8 @@ def torchvision_model(name):
     )
     if "attention" in name or "vit" in name or "swin" in name:
         options.pop("weights_backbone", None)
+    if any(word in name for word in ("rcnn", "retina", "fcos")):
+        options |= {"min_size": 96, "max_size": 128}  # else images are resized to 800 pixels
     device = (
         "cpu"
         if any(word in name for word in ("rcnn", "ssd", "retina", "fcos", "raft", "quantized"))

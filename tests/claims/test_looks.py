@@ -155,3 +155,18 @@ def test_looks_are_read(tmp_path):
         studies={"toy": {"first": [1, 2, 3, 4]}},
     )
     assert found.looks == ((2, 4), "pocock")
+
+
+def test_looks_are_of_the_first_round_of_the_main_study():
+    """Another round, or the first round of a further study, is judged at once."""
+    rounds = {"first": tuple(SEEDS), "more": tuple(range(40, 60))}
+    main = dataclasses.replace(study(first=SEEDS), rounds=rounds)
+    further = dataclasses.replace(study(first=SEEDS), name="further")
+    both = dataclasses.replace(declaration(LOSS, studies=[main, further]), looks=LOOKS)
+    summaries = made_up(effect=-0.3, noise=0.05, seeds=[*SEEDS, *range(40, 60)])
+    runs = summaries.of("toy")
+    looks = {
+        (name, round_name): judge(both, name, round_name, runs)[0].looks
+        for name, round_name in (("toy", "first"), ("toy", "more"), ("further", "first"))
+    }
+    assert [count is not None and count > 0 for count in looks.values()] == [True, False, False]

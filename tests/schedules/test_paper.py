@@ -45,3 +45,11 @@ def test_each_part_of_a_curve():
         assert earlydrop.early(0.6, 0, shape)(0) == 0.0
         assert earlydrop.early(0.6, 2, shape)(1) == (0.6 if shape == "constant" else 0.0)
     assert [earlydrop.late(0.6, 1)(step) for step in range(3)] == [0.0, 0.6, 0.6]
+
+
+@pytest.mark.parametrize("cutoff", [*range(2, 60), 1_001])
+def test_the_last_rate_of_early_dropout_is_zero_to_the_bit(cutoff):
+    """As numpy's linspace; the plain arithmetic leaves up to 1e-17 at some cutoffs."""
+    for rate in (0.1, 0.3, 0.7):
+        assert earlydrop.early(rate, cutoff)(cutoff - 1) == 0.0
+        assert earlydrop.early(rate, cutoff, "cosine")(cutoff - 1) == 0.0

@@ -153,3 +153,42 @@ def test_constant_images_and_bad_archives_are_refused(tmp_path, monkeypatch):
         (tmp_path / "x.gz").write_bytes(content)
         with pytest.raises(ConfigError, match="fetch the published file again"):
             read_idx(tmp_path / "x.gz")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00\x00\x08\x01",
+        b"\x00\x00\x08\x01\x00\x00\x00\x02\x01",
+        b"\x00\x00\x08\x01\x00\x00\x00\x02\x01\x02\x03",
+        b"\x00\x00\x09\x01\x00\x00\x00\x02\x01\x02",
+        b"\x00\x01\x08\x01\x00\x00\x00\x02\x01\x02",
+        b"\x00\x00\x08\x00\x01",
+    ],
+)
+def test_a_file_that_is_no_idx_file_is_refused(tmp_path, content):
+    file = tmp_path / "train-labels-idx1-ubyte"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match="not a complete IDX file"):
+        read_idx(file)
+    file.write_bytes(b"\x00\x00\x08\x01\x00\x00\x00\x02\x07\x08")
+    assert read_idx(file).tolist() == [7, 8]
+
+
+def test_only_augmented_images_are_erased():
+    indices = torch.arange(64)
+    plain = ArraySource(DataConfig(), AugmentConfig(), CPU)
+    erased = ArraySource(DataConfig(), AugmentConfig(erasing=1.0), CPU)
+    for augmented, expected in ((None, True), ((0, "augment"), False)):
+        ((first, _),) = plain.batches([(0, indices)], "train", augmented)
+        ((second, _),) = erased.batches([(0, indices)], "train", augmented)
+        assert torch.equal(first, second) == expected
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_debian_has_a_package_of_fashion_mnist_alone(monkeypatch, tmp_path, name):
+    config = DataConfig(name=name, root=str(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        make_source(config, AugmentConfig(), CPU)
+    assert ("Debian's package" in str(caught.value)) == (name == "fashion_mnist")

@@ -15,6 +15,7 @@ from earlydrop.analysis.compare import columns, summary_table
 from earlydrop.analysis.runs import load_runs
 from earlydrop.commands.cite import command_line
 from earlydrop.training.compose import compose
+from earlydrop.training.data import extra
 from earlydrop.training.data.extra import scored
 from earlydrop.training.distributed import Group
 from earlydrop.training.endings import Interrupted
@@ -361,3 +362,12 @@ def test_a_sweeper_may_optimise_one(config, folders):
     for name in ("few/accuracy", "real/loss"):
         with pytest.raises(ConfigError, match=f"objective is '{name}': expected a metric"):
             make_plan(config(**options, objective=name))
+
+
+def test_lists_of_the_first_class_alone_are_lists():
+    content = json.dumps([[0], [], [0]]).encode()
+    assert extra._parsed("data.extra", content, count=3, classes=2) == [[0], [], [0]]
+    with pytest.raises(ConfigError, match=r"it has the label 2; expected 0 to 1"):
+        extra._parsed("data.extra", json.dumps([[2], [], [0]]).encode(), count=3, classes=2)
+    with pytest.raises(ConfigError, match="every list in it is empty"):
+        extra._parsed("data.extra", json.dumps([[], []]).encode(), count=2, classes=2)

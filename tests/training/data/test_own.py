@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from earlydrop.training.config import AugmentConfig, DataConfig
-from earlydrop.training.data import make_source
+from earlydrop.training.data import make_source, own
 from earlydrop.training.fields import ConfigError
 
 MODULE = """
@@ -128,3 +128,28 @@ def test_a_dataset_of_ours_takes_no_arguments():
         make_source(
             DataConfig(name="mnist", args={"count": 3}), AugmentConfig(), torch.device("cpu")
         )
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((6, 6), (1, 6, 6)),
+        ((6, 6, 1), (1, 6, 6)),
+        ((6, 6, 3), (3, 6, 6)),
+        ((6, 6, 4), (4, 6, 6)),
+        ((1, 6, 6), (1, 6, 6)),
+        ((3, 6, 6), (3, 6, 6)),
+        ((4, 6, 6), (4, 6, 6)),
+        ((6, 6, 2), (6, 6, 2)),
+        ((3, 6, 3), (3, 6, 3)),
+    ],
+)
+def test_the_channels_of_an_array_come_first_or_last(shape, expected):
+    image = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    tensor = own._as_image("data", "train[0]", image)
+    assert tuple(tensor.shape) == expected
+    last = len(shape) == 3 and expected != shape
+    assert np.array_equal(
+        tensor.numpy(), image.transpose(2, 0, 1) if last else image.reshape(expected)
+    )
+    assert tuple(own._as_image("data", "train[0]", torch.ones(shape[:2])).shape) == (1, *shape[:2])

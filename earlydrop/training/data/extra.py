@@ -145,7 +145,7 @@ def _lists(said: str, place: str, source: LoadedImages) -> ExtraSet:
     """A file of label lists for the images of the test set."""
     content = Path(place).expanduser().read_bytes()
     images = source.images("test")
-    lists = _parsed(said, content, count=len(images), classes=source.classes)
+    lists = parsed_lists(said, content, count=len(images), classes=source.classes)
     order = _by_file_name(said, images)
     answers = np.full((len(lists), max(map(len, lists))), -1, dtype=np.int64)
     for image, labels in zip(order, lists, strict=True):
@@ -171,7 +171,7 @@ def _lists(said: str, place: str, source: LoadedImages) -> ExtraSet:
     )
 
 
-def _parsed(said: str, content: bytes, count: int, classes: int) -> list[list[int]]:
+def parsed_lists(said: str, content: bytes, count: int, classes: int) -> list[list[int]]:
     """The lists of a JSON file; each holds labels of training classes."""
     try:
         lists: Any = json.loads(content)

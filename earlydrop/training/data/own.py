@@ -153,7 +153,7 @@ def read_images(said: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
             raise ConfigError(
                 f"{said}: {split}[{index}] is a {type(item).__name__}, expected (image, label)"
             )
-        images.append(_as_image(said, f"{split}[{index}]", item[0]))
+        images.append(as_image(said, f"{split}[{index}]", item[0]))
         labels.append(_as_label(said, f"{split}[{index}]", item[1]))
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
@@ -173,7 +173,7 @@ def read_images(said: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
     return stacked, torch.tensor(labels)
 
 
-def _as_image(said: str, where: str, image: Any) -> Tensor:
+def as_image(said: str, where: str, image: Any) -> Tensor:
     """An image as (C, H, W).
 
     A tensor must have this order, or no channels. In an array or picture the channels may also come

@@ -366,8 +366,8 @@ def test_a_sweeper_may_optimise_one(config, folders):
 
 def test_lists_of_the_first_class_alone_are_lists():
     content = json.dumps([[0], [], [0]]).encode()
-    assert extra._parsed("data.extra", content, count=3, classes=2) == [[0], [], [0]]
+    assert extra.parsed_lists("data.extra", content, count=3, classes=2) == [[0], [], [0]]
     with pytest.raises(ConfigError, match=r"it has the label 2; expected 0 to 1"):
-        extra._parsed("data.extra", json.dumps([[2], [], [0]]).encode(), count=3, classes=2)
+        extra.parsed_lists("data.extra", json.dumps([[2], [], [0]]).encode(), count=3, classes=2)
     with pytest.raises(ConfigError, match="every list in it is empty"):
-        extra._parsed("data.extra", json.dumps([[], []]).encode(), count=2, classes=2)
+        extra.parsed_lists("data.extra", json.dumps([[], []]).encode(), count=2, classes=2)

@@ -146,10 +146,10 @@ def test_a_dataset_of_ours_takes_no_arguments():
 )
 def test_the_channels_of_an_array_come_first_or_last(shape, expected):
     image = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
-    tensor = own._as_image("data", "train[0]", image)
+    tensor = own.as_image("data", "train[0]", image)
     assert tuple(tensor.shape) == expected
     last = len(shape) == 3 and expected != shape
     assert np.array_equal(
         tensor.numpy(), image.transpose(2, 0, 1) if last else image.reshape(expected)
     )
-    assert tuple(own._as_image("data", "train[0]", torch.ones(shape[:2])).shape) == (1, *shape[:2])
+    assert tuple(own.as_image("data", "train[0]", torch.ones(shape[:2])).shape) == (1, *shape[:2])

@@ -27,7 +27,7 @@ class Metric:
             name, the first one that was measured is drawn. The two drop rates are an exception:
             the larger rate of each step is drawn.
         claimed: Whether the studies of claims draw its curve.
-        watched: Whether every evaluation measures it, so that early stopping can watch it.
+        watched: Whether early stopping can watch it. Every evaluation of its split measures it.
         summarised: Whether the dashboard shows its best value.
         printed: Whether the line that ends a run shows it.
         unit: Its unit, or the scale that it is read on; None for none.
@@ -81,7 +81,8 @@ _RATES = (
         "stochastic depth rate",
         figure="drop_rate",
         unit="probability",
-        meaning="The probability that a residual branch is dropped, at the deepest site.",
+        meaning="The probability that a residual branch is dropped, at the site with the largest "
+        "rate.",
     ),
 )
 _LOSSES = (
@@ -305,7 +306,7 @@ METRICS = {metric.name: metric for metric in _ALL}
 """Every metric by its name, in the order of tables."""
 
 WATCHED = tuple(name for name, metric in METRICS.items() if metric.watched)
-"""The metrics that every evaluation measures."""
+"""The metrics that early stopping can watch."""
 
 
 RESERVED = frozenset(
@@ -320,8 +321,8 @@ _EXTRA = re.compile(r"(?:ema/)?([A-Za-z][A-Za-z0-9_-]*)/(accuracy|loss)")
 def extra_metric(name: str) -> Metric | None:
     """The metric of a further test set (``data.extra``) by its name, such as ``v2/accuracy``.
 
-    None if the name is that of another metric. Only the accuracy of the trained weights has a
-    column in tables, as for the test set.
+    None if the name does not have this form, or begins with a reserved name. Only the accuracy of
+    the trained weights has a column in tables, as for the test set.
     """
     match = _EXTRA.fullmatch(name)
     if match is None or match[1] in RESERVED:
@@ -340,7 +341,7 @@ def extra_metric(name: str) -> Metric | None:
 
 
 def known_metric(name: str) -> Metric | None:
-    """The metric with a name; None for a measure of the user's own."""
+    """The metric of this name; None if earlydrop has none, as for a measure of the user's own."""
     return METRICS.get(name) or extra_metric(name)
 
 

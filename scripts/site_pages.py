@@ -137,8 +137,19 @@ def findings_page() -> str:
             if picture in there and f"figures/{picture}" not in "".join(lines):
                 lines += ["", f"![{metric}, {dataset_label(declaration)}](figures/{picture})"]
         lines.append("")
+    maps = sorted(picture for picture in there if picture.startswith("map-"))
+    if maps:
+        lines += [*_MAPS, *(f"![{Path(picture).stem}](figures/{picture})" for picture in maps), ""]
     return "\n".join(lines)
 
+
+_MAPS = (
+    "## Where early dropout helps: learning rate and warm-up",
+    "",
+    "Each cell is a learning rate and a warm-up, with two seeds: the difference of early dropout "
+    "to no dropout in the final training loss. The maps explore; no verdict uses their seeds.",
+    "",
+)
 
 _INTRODUCTION = (
     "Each row is a claim, each column a dataset at our small scale. Claims, metrics, windows and "

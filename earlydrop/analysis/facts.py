@@ -131,8 +131,8 @@ def _commit(record: dict[str, Any]) -> str:
 def commands(records: list[dict[str, Any]], folder: Path) -> list[str]:
     """The distinct command lines that started the runs.
 
-    If there are more than `_MAX_LISTED`, or a run was not started by the command ``earlydrop``: the
-    ``earlydrop-cite`` command that prints them.
+    If there are more than `_MAX_LISTED`, or a run was started in another way, the only line is the
+    ``earlydrop-cite`` command, which prints how to repeat each run.
     """
     lines = list(dict.fromkeys(_command(record) for record in records))
     if None in lines or len(lines) > _MAX_LISTED:

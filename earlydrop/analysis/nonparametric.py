@@ -71,7 +71,7 @@ def share_difference(
     """The difference of two shares over the same seeds, with McNemar's exact test.
 
     Args:
-        arm: By seed, 1 for a run that counts and 0 for any other.
+        arm: By seed, 1 for a run that has the property to compare, else 0.
         against: Those of the other arm, with the same seeds.
 
     Returns:

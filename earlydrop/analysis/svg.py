@@ -43,12 +43,12 @@ def curves_as_html(drawing: Drawing) -> str:
 
 
 def points_as_html(figure: Figure, name: str, words: Mapping[str, str]) -> str:
-    """A figure of points as one ``<figure>``; a point under the pointer says its numbers.
+    """A figure of points as one ``<figure>``; hovering over a point shows its numbers.
 
     Args:
         figure: From `earlydrop.analysis.points.points_figure`.
         name: A name that no other figure of the page has.
-        words: By the id of a point (``point-0``, ...), its numbers.
+        words: The numbers of each point as text, by its id (``point-0``, ...).
 
     Returns:
         The element.
@@ -82,7 +82,7 @@ def figure_as_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     # In a page of HTML, SVG needs no namespaces.
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    # Ids are unique on the page, and so are references to them.
+    # Ids must be unique on the page: prefix them, and the references to them.
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", svg)
     # The font, the colours and shorter numbers.

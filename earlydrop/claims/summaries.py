@@ -60,7 +60,7 @@ class Summaries:
         return runs
 
     def write(self, folder: Path) -> None:
-        """Write ``runs.csv`` and ``history.csv.xz``, with numbers to seven digits."""
+        """Write ``runs.csv`` and ``history.csv.xz``: settings exactly, other floats to 7 digits."""
         folder.mkdir(parents=True, exist_ok=True)
         runs = self.runs.drop(columns="settings")
         for column in runs:
@@ -176,7 +176,7 @@ def merged(before: Summaries, more: Summaries) -> Summaries:
 
 
 def _with_names_of(before: Summaries, more: Summaries) -> Summaries:
-    """``more``, with each arm called as the same arm is in ``before``."""
+    """``more``, in which arms that ``before`` has too take their names from ``before``."""
     rows = zip(before.runs["study"], before.runs["settings"], before.runs["arm"], strict=True)
     names = {(study, settings): name for study, settings, name in rows}
     rows = zip(more.runs["study"], more.runs["settings"], more.runs["arm"], strict=True)

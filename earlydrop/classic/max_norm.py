@@ -18,9 +18,9 @@ _LAYERS = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED_CONVOLUTIONS)
 def max_norm_(model: nn.Module, limit: float) -> None:
     """Scale the incoming weights of every unit to a norm of at most ``limit``, in place.
 
-    w ← w · min(1, limit / ‖w‖₂). A unit is an output of a linear layer (with the projections of
-    attention and Conv1D of transformers) or an output channel of a convolution. Biases are left
-    alone. Call it after each step of the optimizer.
+    w ← w · min(1, limit / ‖w‖₂). A unit is an output of a linear layer or an output channel of a
+    convolution. The projections of attention and the ``Conv1D`` of transformers are linear layers.
+    Biases are left alone. Call it after each step of the optimizer.
 
     Args:
         model: The model.

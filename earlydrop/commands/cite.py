@@ -32,7 +32,10 @@ PAPER = """@inproceedings{liu2023dropout,
 
 
 def command_line(config: dict[str, Any]) -> str:
-    """The command line that repeats a run: an override for every value not at its default."""
+    """The command line that repeats a run.
+
+    It sets every cited key (`Key.cited`) that is not at its default.
+    """
     default = flat(compose())
     overrides = []
     for key, value in flat(config).items():
@@ -115,7 +118,7 @@ def _repetition(config: dict[str, Any], own_code: bool) -> str:
         were = "was" if len(given) == 1 else "were"
         objects = f"its {' and '.join(given)} {were} given as an object in Python"
         return f"No command reproduces it: {objects}. Publish the script with it."
-    whose = "code of the run's author, which is named above and is not part of earlydrop"
+    whose = "the user code named above, which is not part of earlydrop"
     needed = f" (it needs {whose})" if own_code else ""
     return f"Reproduce it{needed}:\n\n  {command_line(config)}"
 

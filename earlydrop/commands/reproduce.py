@@ -61,8 +61,9 @@ def reproduce(run: Path, out: Path, trust: bool = False) -> str | None:
         The first difference of the metrics; None if they are identical.
 
     Raises:
-        ConfigError: The folder is not a finished run, the configuration no longer has its
-            fingerprint, or it names code from outside.
+        ConfigError: The folder is not a finished run, the repetition would go into the same folder,
+            the fingerprint of the configuration has changed, or the configuration names code from
+            outside earlydrop that is not trusted or was given as an object.
     """
     from earlydrop.training.compose import config_from_dict
     from earlydrop.training.plan import make_plan
@@ -81,9 +82,10 @@ def reproduce(run: Path, out: Path, trust: bool = False) -> str | None:
     if plan.fingerprint != provenance["fingerprint"]:
         commit = f", commit {provenance['commit']}" if provenance["commit"] else ""
         raise ConfigError(
-            f"the configuration's fingerprint is {plan.fingerprint} here, "
-            f"{provenance['fingerprint']} there: the data, the code that it names or the numerics "
-            f"of earlydrop changed; install version {provenance['earlydrop']}{commit}"
+            f"the configuration's fingerprint is {plan.fingerprint}, but "
+            f"{provenance['fingerprint']} in the run: the data, the code named in the "
+            "configuration or the numerics of earlydrop changed; install earlydrop "
+            f"{provenance['earlydrop']}{commit}"
         )
     repetition = Path(train(config)["folder"])
     return first_difference(*(read_metrics(folder / METRICS) for folder in (run, repetition)))

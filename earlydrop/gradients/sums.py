@@ -62,7 +62,8 @@ class MeanGradient:
             like: The parameters, for the shapes of missing gradients.
 
         Raises:
-            ValueError: The gradient differs from earlier ones in its number of entries.
+            ValueError: All tensors are None, one is None without ``like``, or a shape or the number
+                of entries differs.
         """
         pieces, total = checked(gradient, like, None if self._sum is None else self._sum.numel())
         if self._sum is None:
@@ -107,8 +108,8 @@ class GradientSums:
 
     Args:
         reference: The whole-dataset gradient, (P,), float32 or better. It is normalised in place
-            and kept. Without it there is no GDE and no bias, and the sums refer to the direction of
-            the first gradient.
+            and kept. Without it there is no GDE and no bias, and the sums refer to the first
+            gradient.
         reference_images: Number of images behind the reference, for the report.
 
     Raises:
@@ -161,8 +162,8 @@ class GradientSums:
             like: The parameters, for the shapes of missing gradients.
 
         Raises:
-            ValueError: The gradient is zero or not finite, or differs from earlier ones in its
-                number of entries.
+            ValueError: The gradient is zero or not finite, a tensor is None without ``like``, or a
+                shape or the number of entries differs.
         """
         expected = self._reference.numel() if self._reference is not None else None
         pieces, total = checked(gradient, like, expected)
@@ -223,26 +224,22 @@ class GradientSums:
             ValueError: The models differ in size, or only one of the two sums has a whole-dataset
                 gradient.
         """
-        if other.count == 0:
+        if other.count == 0 or other._reference is None:
             return
         if self.has_dataset != other.has_dataset:
             raise ValueError(
                 "only one of the two has a whole-dataset gradient: measure both with it, or both "
                 "without"
             )
+        if self._reference is None:
+            self._reference, self.reference_norm = other._reference, other.reference_norm
+        if self._reference.shape != other._reference.shape:
+            raise ValueError(
+                f"gradients have {other._reference.numel()} entries in one and "
+                f"{self._reference.numel()} in the other"
+            )
         if self._sums.numel() == 0:
             self._sums = torch.zeros_like(other._sums)
-            if self._reference is None:
-                self._reference, self.reference_norm = other._reference, other.reference_norm
-        if (
-            self._sums.shape != other._sums.shape
-            or self._reference is None
-            or other._reference is None
-        ):
-            raise ValueError(
-                f"gradients have {other._sums.shape[-1]} entries in one and "
-                f"{self._sums.shape[-1]} in the other"
-            )
         scales = ((0, self.reference_norm, other.reference_norm), (1, 1.0, 1.0))
         for row, scale, other_scale in scales:
             square = dot = 0.0  # the added deviations are from another reference: move them to ours

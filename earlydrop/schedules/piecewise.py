@@ -20,7 +20,7 @@ class _Piecewise(Schedule):
     def __post_init__(self) -> None:
         pairs = parse_points(self.points)
         if not any(position.endswith("ep") for _, position in pairs):
-            self._table(pairs, 1, None)  # checks the order, which needs no length
+            self._table(pairs, 1, None)  # checks the order; fractions do not depend on the length
         if self.total_steps is not None:
             object.__setattr__(self, "_resolved_table", self._table(pairs, self.total_steps, None))
 
@@ -93,7 +93,8 @@ def piecewise(points: str) -> Schedule:
         The schedule. Resolve it before you call it.
 
     Raises:
-        ValueError: The points are malformed, a rate is outside [0, 1), or positions do not rise.
+        ValueError: The points are malformed, a rate is outside [0, 1), or a position is below the
+            one before it. If a position is in epochs, ``resolve`` checks the order instead.
 
     >>> schedule = piecewise("0,0@0.20,0.5@0.50,0").resolve(total_steps=20)
     >>> [round(schedule(step), 3) for step in (0, 4, 7, 10, 15, 20, 99)]
@@ -165,22 +166,31 @@ def exact_position(
         points: The whole notation, for errors.
 
     Returns:
-        The fraction.
+        The fraction; above 1 for epochs past the end of the run.
 
     Raises:
-        ValueError: It is not in [0, 1], or in epochs without ``steps_per_epoch``.
+        ValueError: The position is malformed, negative or above 1 (100%), or it is in epochs and
+            ``steps_per_epoch`` is None.
     """
+    refused = (
+        f"points is {points!r}: position {position!r} should be a fraction of the run in [0, 1], "
+        "'20%' or '50ep'"
+    )
     if position.endswith(("ep", "%")):
+        if _number(position.removesuffix("ep").removesuffix("%")) is None:
+            raise ValueError(refused)
         what = f"a position in points {points!r}"
         duration = check_duration(position, what)
         return exact_steps(duration, total_steps, steps_per_epoch, what) / total_steps
-    try:
-        fraction = Fraction(position)
-    except (ValueError, ZeroDivisionError):
-        fraction = Fraction(-1)
-    if not 0 <= fraction <= 1:
-        raise ValueError(
-            f"points is {points!r}: position {position!r} should be a fraction of the run in "
-            "[0, 1], '20%' or '50ep'"
-        )
+    fraction = _number(position)
+    if fraction is None or not 0 <= fraction <= 1:
+        raise ValueError(refused)
     return fraction
+
+
+def _number(text: str) -> Fraction | None:
+    """A number as written; None for any other text."""
+    try:
+        return Fraction(text.strip())
+    except (ValueError, ZeroDivisionError):
+        return None

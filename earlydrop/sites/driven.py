@@ -181,7 +181,7 @@ def _rate_property(attribute: str) -> property:
                 reader = f"a module that reads {link.original.__name__}.{attribute}"
                 refuse(bank.names[index], parent, reader)
             return 0.0  # not used: in evaluation mode, or off
-        # A container has no forward of its own that checks.
+        # Check here too: a container has no forward that could check.
         if self.training and torch._C._current_graph_task_id() != -1:
             check_recomputation(bank, index)
         return bank.rate(index)

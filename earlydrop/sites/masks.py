@@ -1,8 +1,9 @@
 """Masks: every kind of dropout with its rate as a tensor, and 16-bit masks for CPUs.
 
-Each function named after a layer computes the training forward of that layer. The rate is a 0-d
+Each kind of dropout is a function that computes its forward in training mode. The rate is a 0-d
 float32 tensor instead of a Python float, so a compiled graph reads it at run time. Uniform numbers
-are drawn and scaled in float32, since bfloat16 is too coarse for small rates.
+are drawn and scaled in float32, since bfloat16 is too coarse for small rates. `fast_dropout` is the
+exception: it takes a Python float and draws 16 random bits an entry.
 
 Shapes: ``x`` is any floating-point tensor, ``rate`` is 0-d float32 on the device of ``x``. The
 result has the shape and dtype of ``x``.
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A float32 rate next to 1 rounds to 1: without the clamp its scale would be infinite.
+# A rate just below 1 can round to 1 in float32. Without the clamp its scale would be infinite.
 _SMALLEST_KEEP = 2.0**-24
 _SELU_ALPHA_PRIME = 1.7580993408473766  # lambda * alpha of SELU: alpha dropout drops to minus this
 
@@ -191,7 +192,7 @@ def fast_dropout(x: Tensor, rate: float) -> Tensor:
     try:
         bits = _draw_bits(x.shape, x.device)
     except RuntimeError:
-        # An input that all models of a vmap share is not batched itself.
+        # An input that all models of a vmap share is not batched, so the check above misses it.
         if torch._C._functorch.peek_interpreter_stack() is not None:
             _refuse_vmap()
         raise

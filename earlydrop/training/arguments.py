@@ -114,7 +114,8 @@ def _takes(parameters: list[inspect.Parameter]) -> dict[str, inspect.Parameter]:
 def fit(value: Any, kind: Any, key: str) -> Any:
     """Convert a value to the type that an annotation asks for.
 
-    If the annotation is not a plain type, the value stays as it is.
+    Conversion knows bool, int, float, str, Path, list, tuple, Literal, Annotated and unions of
+    them. With any other annotation the value stays as it is.
 
     Raises:
         ConfigError: The value has another type.

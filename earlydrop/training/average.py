@@ -13,9 +13,9 @@ from torch import Tensor, nn
 class WeightAverage:
     """Averaged weights: a' = decay · a + (1 − decay) · w after every step, from the first on.
 
-    This is the average of timm's ``ModelEma`` without its warm-up, as the recipes of ConvNeXt use
-    it (Liu et al. 2022, arXiv:2201.03545, appendix A.1). Buffers in floating point, such as the
-    statistics of BatchNorm, are averaged too; other buffers are copied.
+    This is the average of timm's ``ModelEma``, as the recipes of ConvNeXt use it (Liu et al. 2022,
+    arXiv:2201.03545, appendix A.1). There is no warm-up of the decay. Buffers in floating point,
+    such as the statistics of BatchNorm, are averaged too; other buffers are copied.
 
     Args:
         model: The model in training. Only `in_place` changes it.
@@ -24,14 +24,12 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
-        own: dict[
-            tuple[int, torch.Size], Tensor
-        ] = {}  # weights that have two names, such as tied ones, have one average
+        # Weights that have two names, such as tied ones, have one average.
+        by_memory: dict[tuple[int, torch.Size], Tensor] = {}
         self.averages: dict[str, Tensor] = {}
         for name, tensor in _tensors(model):
-            self.averages[name] = own.setdefault(
-                (tensor.data_ptr(), tensor.shape), tensor.detach().clone()
-            )
+            memory = tensor.data_ptr(), tensor.shape
+            self.averages[name] = by_memory.setdefault(memory, tensor.detach().clone())
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every weight once, with its average."""
@@ -78,7 +76,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def load_state_dict(self, averages: dict[str, Tensor]) -> None:
-        """Go on from saved averages."""
+        """Load saved averages."""
         for name, average in self.averages.items():
             average.copy_(averages[name])
 

@@ -117,27 +117,45 @@ def _check_trainer(config: Config) -> None:
 
 
 def _check_objective(config: Config) -> None:
-    """Refuse an objective that is not measured in every run."""
+    """Refuse an objective that is unknown, or that the chosen splits or probes leave out."""
     name = config.objective
-    if name is None or name.removeprefix("ema/") in metrics_of(config.data):
+    if name is None:
         return
-    if name not in METRICS and not is_own(name):
+    known = name in METRICS or name.removeprefix("ema/") in metrics_of(config.data)
+    if not known and not is_own(name):
         close = difflib.get_close_matches(name, METRICS, 1, 0.6)
         meant = f": did you mean {close[0]}?" if close else ""
         raise ConfigError(
             f"objective is {name!r}: expected a metric, such as test/accuracy or "
             f"train_eval/loss{meant}"
         )
-    split = name.partition("/")[0]
-    if split in SPLITS and split not in config.evaluation.splits:
-        raise ConfigError(
-            f"objective is {name!r}: evaluation.splits is {config.evaluation.splits}, which does "
-            "not measure it"
-        )
-    if split.startswith("probe") and not config.probe.at:
-        raise ConfigError(
-            f"objective is {name!r}: probe.at is empty, so it is not measured; give probe=few"
-        )
+    needed = _needed_for(name, config)
+    if needed is not None:
+        state, remedy = needed
+        raise ConfigError(f"objective is {name!r}: {state}, so it is not measured; give {remedy}")
+
+
+def _needed_for(name: str, config: Config) -> tuple[str, str] | None:
+    """The key that keeps a metric from being measured, and the setting that measures it.
+
+    None if the metric is measured.
+    """
+    metric = name.removeprefix("ema/")
+    split, _, quantity = metric.partition("/")
+    splits, trainer, probe = config.evaluation.splits, config.trainer, config.probe
+    if metric != name and trainer.ema is None:
+        return "trainer.ema is null", "trainer.ema=0.999"
+    if (split == "test_mc" or metric == "test/ece") and trainer.mc_passes is None:
+        return "trainer.mc_passes is null", "trainer.mc_passes=20"
+    if split in SPLITS and split not in splits:
+        return f"evaluation.splits is {splits}", f"evaluation.splits={[*splits, split]}"
+    if split.startswith("probe") and not probe.at:
+        return "probe.at is empty", "probe=few"
+    if split in ("probe_on", "probe_off") and not probe.compare:
+        return "probe.compare is false", "probe.compare=true"
+    if quantity.endswith("_sharpness") and not probe.curvature:
+        return "probe.curvature is false", "probe.curvature=true"
+    return None
 
 
 def _check_tracking(config: Config) -> None:
@@ -176,8 +194,8 @@ def _check_path_rate(config: Config) -> None:
     given = f"schedule.path_rate is {schedule.path_rate:g}"
     if schedule.kind != "all":
         raise ConfigError(
-            f"{given}: as a second peak, for the path sites, it needs schedule.kind=all; "
-            f"schedule.kind is {schedule.kind!r}, so leave it null"
+            f"{given}: a second peak, for the path sites, needs schedule.kind=all; schedule.kind "
+            f"is {schedule.kind!r}, so leave schedule.path_rate null"
         )
     if drops(config) and not keys()["schedule.rate"].used(config):
         raise ConfigError(

@@ -35,10 +35,10 @@ VERSIONS = {
     # fused attention in compiled graphs. 2: on a GPU it stays fused while attention drops
     "compiled_attention": 2,
     "models": 1,
-    # models that timm and torchvision build, found by their signature; weights to begin with
+    # models that `models.library` builds; files of initial weights
     "library_models": 1,
     "own_data": 1,  # pairs of a user's datasets, read into memory
-    # 3: its tables of position biases do not decay, as in the released code (in 2 they did)
+    # 3: no weight decay on the relative position bias tables, as in the released code (2 had it)
     "swin": 3,
     "vit": 2,  # timm's ViTs by name. 2: the class token begins as in the released code, at std 0.02
     "optimizer": 1,
@@ -125,16 +125,17 @@ def settings(config: Config) -> dict[str, Any]:
     """The settings that act on a run's weights, except its seed.
 
     They are the keys in use whose role is ``numbers``, null ones included. A run that never drops
-    has the schedule ``none``, whatever it is called.
+    has ``schedule.name`` ``none``, whatever the configuration says.
     """
     acting: dict[str, Any] = {}
     for name, key in keys().items():
-        if key.role == NUMBERS and key.used(config):
-            acting |= (
-                {f"{name}.{argument}": value for argument, value in key.of(config).items()}
-                if name in OPEN
-                else {name: key.of(config)}
-            )
+        if key.role != NUMBERS or not key.used(config):
+            continue
+        if name in OPEN:
+            for argument, value in key.of(config).items():
+                acting[f"{name}.{argument}"] = value
+        else:
+            acting[name] = key.of(config)
     return acting if drops(config) else acting | {"schedule.name": "none"}
 
 
@@ -183,6 +184,10 @@ def _content(
 ) -> dict[str, Any]:
     trainer = config.trainer
     second = {} if config.schedule.path_rate is None else {"path_rate": config.schedule.path_rate}
+    rates: dict[str, Any] = {"name": "none"}
+    if schedule.peak > 0:
+        sites = {"kind": config.schedule.kind, "masks": trainer.masks}
+        rates = {**schedule.to_config(), **sites, **second}
     content: dict[str, Any] = {
         "numerics": 1,
         "data": {
@@ -190,11 +195,7 @@ def _content(
             "digest": source.digest,
             "image_size": source.image_size,
         },
-        "schedule": schedule.to_config()
-        | {"kind": config.schedule.kind, "masks": trainer.masks}
-        | second
-        if schedule.peak > 0
-        else {"name": "none"},
+        "schedule": rates,
         "steps": total,
         "batch_size": trainer.batch_size,
         "accumulate": trainer.accumulate,

@@ -36,7 +36,7 @@ _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]
 _PACKAGES = {"site-packages", "dist-packages"}  # folders of installed packages
 
 OBJECT = "__main__:"
-"""The prefix of the name of an object given in Python; no module can be imported by it."""
+"""The prefix of the name of an object given in Python. `load` never imports such a name."""
 
 _loaded: dict[str, str] = {}
 """The modules that were imported here, each with the digest of its source at that moment."""
@@ -81,7 +81,7 @@ def is_reference(name: str) -> bool:
 
 
 def is_own(kind: str, name: str) -> bool:
-    """Whether a name that is none of earlydrop's stands for a user's code. Imports nothing."""
+    """Whether a name is ``module:function`` or offered by an installed package. Imports nothing."""
     return is_reference(name) or name in installed(kind)
 
 
@@ -238,7 +238,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def raised(error: BaseException, files: Iterable[str | Path] = ()) -> str:
-    """An error of a user's code in a line: its type, its text, and its place in their files."""
+    """An error of a user's code on one line: type, first line of the text, place in ``files``."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     ours = {str(file) for file in files}

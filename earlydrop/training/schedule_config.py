@@ -30,7 +30,10 @@ def drops(config: Any) -> bool:
 
 
 def _takes(parameter: str) -> Callable[[Any], bool]:
-    """Whether the named schedule drops and has such a parameter; a user's own may have any."""
+    """A function that tells whether the schedule of a configuration uses a parameter.
+
+    A built-in schedule uses it if it drops and has the parameter. A user's schedule may use any.
+    """
 
     def used(config: Any) -> bool:
         return is_own_schedule(config) or (
@@ -47,7 +50,7 @@ def _two_kinds(config: Any) -> bool:
 
 
 def _with_parameters(cls: type[T]) -> type[T]:
-    """Add a key for each schedule parameter without one; null is the schedule's own default."""
+    """Add the missing keys of schedule parameters; null is the schedule's own default."""
     for maker in schedules.MAKERS.values():
         for name, annotation in typing.get_type_hints(maker).items():
             if name != "return" and name not in cls.__annotations__:
@@ -99,7 +102,8 @@ def parse_schedule(config: ScheduleConfig) -> schedules.Schedule:
     """The schedule that a configuration names. Its durations are not resolved to steps yet.
 
     Raises:
-        ValueError: An unknown name, or a value that the schedule refuses.
+        ValueError: The name is unknown, a required parameter is null, or the schedule refuses a
+            value.
     """
     if config.name not in schedules.MAKERS:
         raise ConfigError(

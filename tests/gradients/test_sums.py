@@ -178,6 +178,14 @@ def infinite_mean():
             lambda: sums_of([torch.ones(9)] * 2).merge(sums_of([torch.ones(8)] * 2)),
             "8 entries in one and 9",
         ),
+        (  # sums that hold only the gradient of the dataset
+            lambda: GradientSums(torch.ones(8)).merge(sums_of([torch.ones(9)], torch.ones(9))),
+            "9 entries in one and 8",
+        ),
+        (
+            lambda: GradientSums(torch.ones(1)).merge(sums_of([torch.ones(9)], torch.ones(9))),
+            "9 entries in one and 1",
+        ),
     ],
 )
 def test_bad_input(act, says):

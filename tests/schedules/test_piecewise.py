@@ -71,6 +71,7 @@ def test_points_at_the_ends_and_in_epochs():
 @pytest.mark.parametrize(
     ("points", "says"),
     [
+        ("0,0.1@abcep,0", "position 'abcep' should be a fraction of the run"),
         ("0,0.1@1.5,0", "position '1.5' should be a fraction of the run"),
         ("0,0.1@-0.1,0", "position '-0.1' should be a fraction of the run"),
         ("0,0.1@1/0,0", "position '1/0' should be"),

@@ -92,13 +92,13 @@ class Audit:
 
 
 def audit(model: nn.Module, inputs: Any, kind: Kind = "all") -> Audit:
-    """List every drop of a model, and the drops left with every driven site off (ours).
+    """List every drop of a model, and mark those that remain with every driven site off (ours).
 
     torch's dispatcher is watched during two forwards in training mode. The first is at the base
     rates. In the second, the driven sites of this kind are off; if no site of the model is driven,
     the sites of this kind that a scheduler would drive by default are off. A drop of the second
-    forward is undriven. Random numbers without effect (LayerDrop draws at rate 0 too) do not count.
-    Other noise does.
+    forward is undriven. Random numbers without effect are left out (LayerDrop draws at rate 0 too).
+    Noise other than dropout is listed.
 
     Afterwards all is as before: random state, modes, buffers, ``.grad`` and the scheduler's rates.
     Call it before or after a scheduler is made.
@@ -109,7 +109,8 @@ def audit(model: nn.Module, inputs: Any, kind: Kind = "all") -> Audit:
         kind: ``"unit"``, ``"path"`` or ``"all"``. Drops of the other kind are listed as such.
 
     Returns:
-        The table. Its ``undriven`` is empty if a schedule at rate 0 means no dropout.
+        The table. If its ``undriven`` is empty, a schedule at rate 0 turns all drops of the kind
+        off.
 
     Raises:
         ValueError: The kind is unknown, or the model is not a module.
@@ -177,7 +178,7 @@ def _hold_base_rates(stack: ExitStack, model: nn.Module) -> None:
     for bank in banks_in(model):
         stack.enter_context(bank.at_base_rates())
     undriven = [site for site in find_sites(model) if not site.driven]
-    if undriven:  # a copy of a driven model has the rates of the moment
+    if undriven:  # a copy of a driven model holds the rates at which it was copied
         stack.enter_context(sites_at_base(model, undriven))
 
 
@@ -271,8 +272,9 @@ def _kind_of(draw: Draw, site: Site | None, asked: str) -> str:
 def _site_of(draw: Draw, by_module: dict[int, list[Site]]) -> Site | None:
     """The site behind a draw.
 
-    It is a site of the module that ran, or of a layer directly inside whose rate that module reads.
-    Of several, it is the one with the rate of the draw.
+    It is a site of the module that ran. If that module has none, it is a site of a layer directly
+    inside, because the module may read the rate of that layer. Among several sites, it is the one
+    whose base rate is the rate of the draw.
     """
     if draw.module is None:
         return None
@@ -290,7 +292,7 @@ def _site_of(draw: Draw, by_module: dict[int, list[Site]]) -> Site | None:
         if abs(site.base_rate - draw.rate) < 1e-6:
             return site
     if own and len(candidates) == 1 and not candidates[0].plain:
-        return candidates[0]  # a layer may compute another rate from its only one
+        return candidates[0]  # a layer with a single rate may compute its drop rate from it
     return None
 
 

@@ -1,6 +1,6 @@
-"""Further test sets (``data.extra``): other folders of images of the training classes.
+"""Further test sets (``data.extra``) for the training classes. There are two kinds.
 
-- A folder with one folder a class: ImageNet-V2 (Recht et al. 2019, arXiv:1902.10811), -A
+- A folder with one folder for each class: ImageNet-V2 (Recht et al. 2019, arXiv:1902.10811), -A
   (Hendrycks et al. 2021, arXiv:1907.07174), -R (Hendrycks et al. 2021, arXiv:2006.16241), -Sketch
   (Wang et al. 2019, arXiv:1905.13549). Its folders are matched to the training classes by name. If
   all names are numbers and the training classes are not, as in ImageNet-V2, a number is the index
@@ -36,12 +36,12 @@ from earlydrop.training.fields import ConfigError
 from earlydrop.training.names import printable
 
 _AGREEMENT = 0.5
-"""Least share of images whose own label is in their list; of ImageNet and ReaL it is about 0.9."""
+"""Minimum share of images whose label is in their list. ImageNet with ReaL has about 0.9."""
 _EXPECTED_LISTS = "expected a list of labels for every image, such as [[65], [970, 795], []]"
 
 
 def splits_needed(config: DataConfig) -> set[str]:
-    """The splits of the data that its further test sets read: label lists are of the test set."""
+    """The splits of the data that its further test sets need: label lists need the test split."""
     return {"test"} if any(map(holds_lists, map(str, config.extra.values()))) else set()
 
 
@@ -127,7 +127,7 @@ def _matched(said: str, names: Sequence[str], classes: Sequence[str]) -> tuple[l
             wrong = names[places.index(max(places))]
             raise ConfigError(
                 f"{said}: its folders are numbers, up to {wrong!r}; expected each number once, "
-                f"from 0 to {len(classes) - 1}, as places among {known}"
+                f"from 0 to {len(classes) - 1}: the index of one of {known}"
             )
         return places, "by index"
     place_of = {name: place for place, name in enumerate(classes)}
@@ -156,8 +156,8 @@ def _lists(said: str, place: str, source: LoadedImages) -> ExtraSet:
         raise ConfigError(
             f"{said}: only {agree:.0%} of the test images have their own class in their list; "
             "expected lists in the order of the file names of these images, and labels in the "
-            "order of the training classes; give the file of this test set, and data=imagefolder "
-            "where shards renamed the images"
+            "order of the training classes; give the file of this test set; if shards renamed the "
+            "images, use data=imagefolder"
         )
     return ExtraSet(
         split="test",
@@ -178,11 +178,11 @@ def parsed_lists(said: str, content: bytes, count: int, classes: int) -> list[li
     except ValueError as error:
         raise ConfigError(f"{said}: it is no JSON ({error}); {_EXPECTED_LISTS}") from error
     if not isinstance(lists, list) or not all(_is_labels(labels) for labels in lists):
-        raise ConfigError(f"{said}: it holds something else; {_EXPECTED_LISTS}")
+        raise ConfigError(f"{said}: it is not a list of label lists; {_EXPECTED_LISTS}")
     if len(lists) != count:
         raise ConfigError(
             f"{said}: it has {len(lists):,} lists and the test set {count:,} images; expected one "
-            "list an image"
+            "list for each image"
         )
     largest = max((max(labels, default=-1) for labels in lists), default=-1)
     if largest < 0:
@@ -209,8 +209,9 @@ def _by_file_name(said: str, images: Images) -> list[int]:
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise ConfigError(
-            f"{said}: {len(twice)} file names, such as {printable(twice[0])!r}, are of several "
-            "test images, so the lists have no order; expected a name of its own for each image"
+            f"{said}: {len(twice)} file names, such as {printable(twice[0])!r}, belong to several "
+            "test images, so the order of the lists is not defined; expected a different file name "
+            "for each image"
         )
     return sorted(range(len(names)), key=names.__getitem__)
 
@@ -229,7 +230,7 @@ def in_provenance(extra: Mapping[str, ExtraSet]) -> dict[str, Any]:
 
 
 def scored(logits: Tensor, extra_set: ExtraSet) -> Tensor:
-    """Select the logits of the classes that count, (B, K), from all logits, (B, C)."""
+    """Select the logits of the classes of a further test set, (B, K), from all logits, (B, C)."""
     if extra_set.columns is None:
         return logits
     return logits.index_select(1, extra_set.columns.to(logits.device))

@@ -20,7 +20,7 @@ DROPOUTS: dict[str, Callable[[float], nn.Module]] = {
 
 
 class _Residual(nn.Module):
-    """Two convolutions with dropout between, and stochastic depth, beside a shortcut."""
+    """A residual block: two convolutions with dropout between them, then stochastic depth."""
 
     def __init__(self, inputs: int, width: int, stride: int, drop: nn.Module) -> None:
         super().__init__()

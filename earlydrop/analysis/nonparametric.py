@@ -39,8 +39,8 @@ def median_difference(values: Mapping[int, float]) -> tuple[Paired, Within] | No
     comparison = Paired(
         seeds=tuple(values),
         effect=float(np.median(differences)),
-        low=_finite(interval.low, -math.inf),
-        high=_finite(interval.high, math.inf),
+        low=_or_else(interval.low, -math.inf),
+        high=_or_else(interval.high, math.inf),
         p=_signed_rank(differences, "two-sided"),
         spread=float(differences.std(ddof=1)),
     )
@@ -53,7 +53,7 @@ def median_difference(values: Mapping[int, float]) -> tuple[Paired, Within] | No
     return comparison, within
 
 
-def _finite(value: float, otherwise: float) -> float:
+def _or_else(value: float, otherwise: float) -> float:
     """A bound of an interval; ``otherwise`` if it is not finite, as with too few values."""
     return float(value) if math.isfinite(value) else otherwise
 

@@ -71,8 +71,8 @@ def figure_as_svg(figure: Figure, name: str) -> str:
         The element.
     """
     content = io.StringIO()
-    text = LOOK | {"svg.fonttype": "none", "svg.hashsalt": name}
-    with mpl.rc_context(text):
+    settings = LOOK | {"svg.fonttype": "none", "svg.hashsalt": name}
+    with mpl.rc_context(settings):
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
     svg = content.getvalue()
     svg = svg[svg.index("<svg") :].strip()

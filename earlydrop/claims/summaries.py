@@ -177,10 +177,11 @@ def merged(before: Summaries, more: Summaries) -> Summaries:
 
 def _with_names_of(before: Summaries, more: Summaries) -> Summaries:
     """``more``, in which arms that ``before`` has too take their names from ``before``."""
-    rows = zip(before.runs["study"], before.runs["settings"], before.runs["arm"], strict=True)
-    names = {(study, settings): name for study, settings, name in rows}
-    rows = zip(more.runs["study"], more.runs["settings"], more.runs["arm"], strict=True)
-    arms = [names.get((study, settings), name) for study, settings, name in rows]
+    columns = ["study", "settings", "arm"]
+    names = {(study, settings): name for study, settings, name in _rows(before.runs[columns])}
+    arms = [
+        names.get((study, settings), name) for study, settings, name in _rows(more.runs[columns])
+    ]
     runs = more.runs.assign(arm=arms)
     of_run = dict(zip(_rows(runs[["study", "fingerprint"]]), arms, strict=True))
     history = more.history.copy()

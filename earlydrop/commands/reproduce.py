@@ -73,7 +73,10 @@ def reproduce(run: Path, out: Path, trust: bool = False) -> str | None:
     provenance = read_provenance(run)
     config = config_from_dict(read_config(run))
     _check_trusted(run, config, trust)
-    config.out, config.tracking.mode, config.mode, config.resume = str(out), "off", "train", "never"
+    config.out = str(out)
+    config.mode = "train"
+    config.resume = "never"
+    config.tracking.mode = "off"
     config.threads = provenance["environment"].get("threads")
     plan = make_plan(config)
     if plan.folder.resolve() == run.resolve():

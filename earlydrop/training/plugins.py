@@ -316,7 +316,8 @@ def _imports(path: Path, module: str, is_package: bool) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            names += [base] * bool(base)
+            if base:
+                names.append(base)
             taken = [alias.name for alias in node.names if alias.name != "*"]
             names += [f"{base}.{name}" if base else name for name in taken]
     return names

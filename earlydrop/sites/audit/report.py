@@ -233,14 +233,17 @@ def _drops(
         site = _site_of(draw, sites)
         if site in off and key in still:
             site = None  # that site is off, so the draw has another origin
-        status = "driven" if site is None or site.driven else "drivable"
-        if key in still:
-            status = "undriven"
         of_kind = site
         if site is None and draw.rate is not None:
             of_kind = _site_of(draw, doubtful)
         if kind not in ("all", _kind_of(draw, of_kind, kind)):
             status = "other kind"
+        elif key in still:
+            status = "undriven"
+        elif site is None or site.driven:
+            status = "driven"
+        else:
+            status = "drivable"
         rate = site.base_rate if site is not None and draw.rate is None else draw.rate
         drops[key] = Drop(
             module=names.get(id(draw.module), ""),

@@ -51,14 +51,14 @@ def answer(runs: pd.DataFrame, found: Mapping[str, Mapping[str, Paired]]) -> Ans
         for arm in sorted(found, key=lambda arm: (not names[arm].startswith("early"), arm)):
             paired = found[arm].get(metric.heading or "")
             if paired is not None:
-                better = _better_seeds(runs, arm, metric)
-                sentences.append(sentence(names[arm], metric, paired, better))
+                better, equal = _better_and_equal_seeds(runs, arm, metric)
+                sentences.append(sentence(names[arm], metric, paired, better, equal))
     if sentences:
         return Answer(sentences[0], tuple(sentences[1:]))
     return Answer(_why_not(runs), ())
 
 
-def sentence(arm: str, metric: Metric, paired: Paired, better: int) -> str:
+def sentence(arm: str, metric: Metric, paired: Paired, better: int, equal: int = 0) -> str:
     """One comparison in words; it begins with "Undecided" where the interval holds 0.
 
     Args:
@@ -66,6 +66,7 @@ def sentence(arm: str, metric: Metric, paired: Paired, better: int) -> str:
         metric: A metric that has a better direction.
         paired: Arm minus no dropout.
         better: In how many seeds the arm is better.
+        equal: In how many seeds the two are equal.
 
     Returns:
         The sentence.
@@ -89,7 +90,7 @@ def sentence(arm: str, metric: Metric, paired: Paired, better: int) -> str:
             f"{effect} ({interval}; {metric.better} in {better} of {n} seeds)."
         )
     side = "higher" if paired.effect > 0 else "lower"
-    count = better if side == metric.better else n - better
+    count = better if side == metric.better else n - better - equal
     said = f"{arm} ended with a {side} {words} than no dropout in {count} of {n} seeds"
     return f"{said[:1].upper()}{said[1:]} ({effect}, {interval})."
 
@@ -99,11 +100,13 @@ def decided(paired: Paired) -> bool:
     return paired.low > 0 or paired.high < 0
 
 
-def _better_seeds(runs: pd.DataFrame, arm: str, metric: Metric) -> int:
-    """In how many seeds an arm ended better than the arm without dropout."""
+def _better_and_equal_seeds(runs: pd.DataFrame, arm: str, metric: Metric) -> tuple[int, int]:
+    """In how many seeds an arm ended better than the arm without dropout, and in how many equal."""
     by_seed = differences_by_seed(runs, arm, f"final/{metric.name}")
     sign = -1 if metric.better == "lower" else 1
-    return sum(sign * difference > 0 for difference in by_seed.values())
+    better = sum(sign * difference > 0 for difference in by_seed.values())
+    equal = sum(difference == 0 for difference in by_seed.values())
+    return better, equal
 
 
 def _names(runs: pd.DataFrame) -> dict[str, str]:
@@ -139,7 +142,7 @@ def in_numbers(found: Mapping[str, Mapping[str, Paired]], heading: str) -> dict[
         heading: The metric's heading.
 
     Returns:
-        By arm, its numbers in words.
+        By arm, a line such as ``early: -0.0260 (95% interval -0.0500 to -0.0020, 3 seeds)``.
     """
     metric = metric_of(heading)
     digits = metric.digits if metric is not None else 4

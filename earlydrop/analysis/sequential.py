@@ -1,9 +1,9 @@
 """Group-sequential designs: a study that is judged at declared looks and may stop at each of them.
 
-A claim is tested several times on a growing number of seeds. The boundaries keep the probability
-that any look is significant, where there is no effect, at the declared level. Sources: O'Brien and
-Fleming (1979), Pocock (1977), and Jennison and Turnbull (2000), *Group Sequential Methods*,
-chapters 2 and 19 (the recursion of Armitage, McPherson and Rowe).
+A claim is tested several times on a growing number of seeds. The boundaries are chosen such that,
+without an effect, some look is significant with a probability equal to the declared level. Sources:
+O'Brien and Fleming (1979), Pocock (1977), and Jennison and Turnbull (2000), *Group Sequential
+Methods*, chapters 2 and 19 (the recursion of Armitage, McPherson and Rowe).
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def sequential_p(
         The p-value.
 
     Raises:
-        ValueError: There are more p-values than looks.
+        ValueError: There are no p-values, or more p-values than looks.
     """
     if not 0 < len(p_values) <= len(looks):
         raise ValueError(

@@ -60,7 +60,8 @@ def answer_rows(path: Path | None = None) -> list[Row]:
         path: A file like ``conf/claims/answer.yaml``, which is the default.
 
     Raises:
-        ValueError: A row lacks its words or its claims, or a claim is in two rows.
+        ValueError: A row lacks its words or its claims, or has an unknown key, or a claim is in
+            two rows.
     """
     path = path or conf_folder() / "claims" / "answer.yaml"
     rows = []
@@ -69,7 +70,8 @@ def answer_rows(path: Path | None = None) -> list[Row]:
         complete = {"words", "claims"} <= keys
         known = keys <= {"words", "claims", "ours"}
         if not (complete and known and values["claims"]):
-            raise ValueError(f"{path.name}: a row is {values!r}: expected words and claims")
+            expected = "expected the keys words and claims, and optionally ours"
+            raise ValueError(f"{path.name}: a row is {values!r}: {expected}")
         ours = values.get("ours", False)
         rows.append(Row(values["words"], tuple(values["claims"]), ours=bool(ours)))
     counts = Counter(itertools.chain.from_iterable(row.claims for row in rows))
@@ -267,7 +269,7 @@ class Point(NamedTuple):
         claim: The claim in words.
         data: The dataset.
         verdict: The verdict in the words of the answer.
-        paired: The difference, with its sign such that more than 0 is towards the claim.
+        paired: The difference. It is positive if it has the direction that is claimed.
         smallest: The smallest effect that matters, in the same units.
     """
 
@@ -281,7 +283,8 @@ class Point(NamedTuple):
 def points(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> list[Point]:
     """The points of the answer's figure: one for each claim and dataset, in the order of the rows.
 
-    Claims of equivalence have no direction; they are left out.
+    Only claims that an arm is lower or higher have points, and only where the difference was
+    measured.
     """
     cells = _cells(declarations, verdicts)
     rows = [row.words for row in answer_rows()]

@@ -33,7 +33,8 @@ def power_table(declarations: Iterable[Declaration], summaries: Summaries) -> pd
         seeds), ``spread`` (the standard deviation of the paired differences), ``smallest`` (the
         effect to show or to exclude), ``seeds`` and ``hours`` of one core. The seeds give a power
         of 90% at the level that Holm gives the smallest p-value of a family. ``seeds`` and
-        ``hours`` are empty where all differences are equal; ``seeds`` also above 10,000.
+        ``hours`` are empty where all differences are equal. If more than 10,000 seeds are needed,
+        ``seeds`` is empty and ``hours`` is the time of 10,000.
     """
     rows = []
     for declaration in declarations:

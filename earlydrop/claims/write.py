@@ -62,8 +62,9 @@ def write_findings(
     """Judge a set of claims, and write its summaries, tables, figures and page.
 
     The files are ``table.md``, ``table.csv``, ``short.md``, ``studies.md``, ``fingerprints.csv``,
-    ``findings.html`` and ``figures/``. The set ``findings`` also has ``answer.md``. If ``folder``
-    holds runs, their summaries are written too.
+    ``findings.html`` and ``figures/``. The set ``findings`` also has ``answer.md``. The
+    summaries (``runs.csv``, ``history.csv.xz``) are written too if ``folder`` holds runs, or if
+    ``add`` is True and ``folder`` is not ``out``.
 
     Args:
         folder: A folder of runs, or of summaries of runs.
@@ -75,7 +76,8 @@ def write_findings(
         The table of verdicts, the regimes of the studies, and the files of the figures.
 
     Raises:
-        FileNotFoundError: There are neither runs nor summaries.
+        FileNotFoundError: There are neither runs nor summaries, or none of them has a declared
+            seed, or ``add`` is True and ``out`` holds no summaries.
     """
     declarations = load_declarations(claims_folder(claims))
     summaries, left_out = _summaries(folder, out, declarations, claims=claims, add=add)
@@ -109,7 +111,8 @@ def _summaries(
 ) -> tuple[Summaries, tuple[str, ...]]:
     """The summaries to judge, written to ``out`` if they are new, and the runs left out.
 
-    A folder may hold new runs beside the summaries of earlier runs: then the runs count.
+    If the folder holds both runs and summaries, the runs are summarised again, and the summaries
+    in the folder are used only if ``add`` is True and the folder is ``out``.
     """
     has_runs = any(find_runs(folder)) or not (folder / RUNS).is_file()
     if not has_runs and (not add or folder.samefile(out)):

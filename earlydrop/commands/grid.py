@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earlydrop.training.names import format_duration
+from earlydrop.training.names import first_line, format_duration
 
 if TYPE_CHECKING:
     from earlydrop.training.cost import Cost
@@ -86,7 +86,7 @@ def _jobs(config: Any) -> list[list[str]]:
         overrides = OverridesParser.create().parse_overrides(words)
         (jobs,) = BasicSweeper.split_arguments(overrides, None)
     except HydraException as error:
-        raise ConfigError(f"mode is 'plan': {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"mode is 'plan': {first_line(error)}") from error
     return [list(job) for job in jobs]
 
 
@@ -106,7 +106,7 @@ def _composed(overrides: list[str], joblib: bool) -> tuple[dict[str, Any], Any]:
         settings: Any = OmegaConf.to_object(composed)
         values: Any = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+        raise ConfigError(first_line(error)) from error
     wrong = unknown_keys(flat(values))
     if wrong is not None:
         raise ConfigError(wrong)

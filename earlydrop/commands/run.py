@@ -157,12 +157,13 @@ def _explain(error: Exception) -> str:
 
     from earlydrop.training.endings import TrainingFailed
     from earlydrop.training.fields import ConfigError
+    from earlydrop.training.names import first_line
 
     if isinstance(error, (ConfigError, TrainingFailed, OSError)):
         return f"error: {error}"
     if isinstance(error, OmegaConfBaseException):
         key = f"{error.full_key}: " if error.full_key else ""
-        return f"error: {key}{str(error).splitlines()[0]}"
+        return f"error: {key}{first_line(error)}"
     return traceback.format_exc()
 
 

@@ -89,7 +89,8 @@ class Schedule:
     def _rate(self, step: int) -> float:
         name = type(self).__name__
         raise TypeError(
-            f"{name} is not a schedule by itself: use earlydrop.early(...) or another maker"
+            f"{name} is not a schedule by itself: use earlydrop.early(...) or another function of "
+            "earlydrop.schedules"
         )
 
     @property
@@ -113,8 +114,8 @@ class Schedule:
             A schedule that can be called. Resolving twice changes nothing.
 
         Raises:
-            ValueError: A duration is past the end of the run, or it is in epochs and
-                ``steps_per_epoch`` is missing.
+            ValueError: ``total_steps`` is not a whole number of at least 1, a duration is past the
+                end of the run, or a duration is in epochs and ``steps_per_epoch`` is missing.
         """
         check_total_steps(total_steps)
         return self

@@ -97,8 +97,8 @@ def find_sites(model: nn.Module) -> SiteList:
       building. In models of transformers, timm and torchvision each such attribute is a site,
       elsewhere only if a drop layer directly inside the module has the same rate.
 
-    "Uses after building" means that a method reads the rate, other than those that build or print
-    the module.
+    "Uses after building" means that a method of the module or of its parent reads the rate.
+    Methods that build or print a module do not count.
 
     Scripted modules have no sites; `earlydrop.audit` names them.
 
@@ -177,7 +177,7 @@ def _layer_rates(name: str, module: nn.Module, parent: _Parent) -> Iterator[Site
 
 
 def _handed_on(module: nn.Module, rate: float) -> bool:
-    """Whether a site inside a module has its rate, so the module may only pass it on."""
+    """Whether a site inside a module has this rate. The module may then only pass it on."""
     for child in module.children():
         if any(site.base_rate == rate for site in all_rates(child)):
             return True
@@ -185,7 +185,7 @@ def _handed_on(module: nn.Module, rate: float) -> bool:
 
 
 def _plain_rates(name: str, module: nn.Module, known: set[str], parent: _Parent) -> Iterator[Site]:
-    """Plain float attributes that look like rates, of a module that may be no drop layer."""
+    """Plain float attributes that look like rates, besides those of the drop layer (``known``)."""
     own: Any = original_class(module)
     for attribute in (*module.__dict__, *_read_from_config(own)):
         if "drop" not in attribute or attribute in known or attribute[0] == "_":
@@ -212,8 +212,10 @@ def _plain_rates(name: str, module: nn.Module, known: set[str], parent: _Parent)
 def _kind_of_twin(site: Site) -> str | None:
     """The kind of a plain rate, if a drop layer directly inside its module has the same rate.
 
-    Such a module hands one number to its layers and to a function: nanoGPT's attention to
-    ``scaled_dot_product_attention``, DINOv2's block to stochastic depth over the batch.
+    None if there is no such layer, or if its kind contradicts the attribute's name.
+
+    Such a module passes one number to its layers and to a function: nanoGPT's attention passes it
+    to ``scaled_dot_product_attention``, DINOv2's block to stochastic depth over the batch.
     """
     kinds = set()
     for child in site.module.children():

@@ -1,12 +1,14 @@
 """The drivers: one mixin for each sort of drop layer (see `earlydrop.sites.driven`).
 
-In training, a driven layer returns its input while its scheduler is off. While it is on:
+In training, a driven drop layer returns its input while its scheduler is off. While the scheduler
+is on:
 
-- in eager mode it runs the module's own code with the rate as a Python float, so the result is bit
-  for bit that of the layer with its rate set by hand;
-- under torch.compile it runs the arithmetic of `earlydrop.sites.masks` with the rate as a tensor,
-  so a new rate needs no new graph. A layer that cannot take a tensor runs outside of the graph, or
-  raises with the remedy.
+- in eager mode the layer runs its own code with the rate as a Python float, so the result is bit
+  for bit that of the layer with its rate set by hand. Only nn.Dropout with fast masks runs other
+  code;
+- under torch.compile the layer runs the arithmetic of `earlydrop.sites.masks` with the rate as a
+  tensor, so a new rate needs no new graph. A layer that cannot take a tensor runs outside of the
+  graph, or raises an error that says what to do.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ from earlydrop.sites.guards import check_recomputation, compiler_watches, outsid
 
 
 def released(module: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run the own forward of a released module.
+    """Run a released module's own forward.
 
-    A caller may hold the forward of a driver past the release, as ``torch.compiler.disable`` does.
+    A driver's forward may still be called after the release, for example where
+    ``m.forward = torch.compiler.disable(m.forward)`` has stored it.
     """
     return original_class(module).forward(module, *args, **kwargs)
 
@@ -164,7 +167,7 @@ class StandardDropoutDriver(Scheduled):
         if torch.compiler.is_compiling():
             rate: Tensor = self.__dict__[RATE]
             if testing:
-                # It does not ask whether the bank is on, so one graph serves all evaluations.
+                # This branch does not read bank.on, so one graph serves all evaluations.
                 return (x * (1.0 - rate)).to(x.dtype)
             return masks.inverted(x, rate, x.shape, scale=False) if bank.on else x
         if compiler_watches():
@@ -192,9 +195,10 @@ class GaussianDropoutDriver(MaskDriver):
 class EagerOnlyDriver(Scheduled):
     """Driver of a module that hands rates to kernels as Python floats.
 
-    The rates are its own or those of modules inside. While they are on, or will be, the module runs
-    in eager mode under torch.compile: the graph breaks around it, since every new rate would
-    compile a new graph. Under ``fullgraph=True`` torch refuses the break and prints the reason.
+    The rates are its own or those of modules inside. While one of them is above 0, or will be, the
+    module runs in eager mode under torch.compile: the graph breaks around it, because every new
+    rate would compile a new graph. Under ``fullgraph=True`` torch refuses the break and prints the
+    reason.
     """
 
     training: bool

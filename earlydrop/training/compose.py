@@ -11,6 +11,7 @@ from typing import Any
 from earlydrop.training.config import Config
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.keys import expected, keys, upgraded
+from earlydrop.training.names import first_line
 from earlydrop.training.plugins import installed
 from earlydrop.training.schedule_config import schedule_options
 
@@ -35,7 +36,10 @@ def results_folder() -> Path | None:
 
 
 def register_schema() -> None:
-    """Give Hydra the schema, and options for schedules and installed names without a file."""
+    """Register the schema with Hydra.
+
+    Schedules and installed names that have no configuration file are registered as options.
+    """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
@@ -132,7 +136,11 @@ def one_line(error: Exception) -> str:
 
 
 def _group_is_no_value(match: re.Match[str]) -> str:
-    """A message for a file that gives a group of keys one value, as `tracking` once had."""
+    """The text that replaces Hydra's merge error where a group of keys has a single value.
+
+    An example is ``tracking: off``, which was valid in earlier versions. Hydra's text goes on with
+    the value, so the replacement ends with "not".
+    """
     name = match[1].lower()
     first = next(key for key in keys() if key.startswith(f"{name}."))
     key = first.partition(".")[2]
@@ -167,9 +175,7 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
             OmegaConf.merge(OmegaConf.structured(Config), _literal(upgraded(values)))
         )
     except OmegaConfBaseException as error:
-        raise ConfigError(
-            f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}"
-        ) from error
+        raise ConfigError(f"{error.full_key or 'configuration'}: {first_line(error)}") from error
     if not isinstance(config, Config):
         raise ConfigError("the configuration is not a mapping of the schema's keys")
     return dataclasses.replace(config)

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from earlydrop.training.fields import ConfigError
+from earlydrop.training.names import first_line
 from earlydrop.training.reduce import GradientSum, wait_for
 
 T = TypeVar("T")
@@ -261,7 +262,7 @@ def join(timeout: float, device: torch.device) -> Group:
         raise ConfigError(
             f"worker {rank} of {size} did not meet the others at {where} within "
             f"distributed.timeout={timeout:g} s "
-            f"({str(error).splitlines()[0]}): start all of them, with the same rendezvous"
+            f"({first_line(error)}): start all of them, with the same rendezvous"
         ) from error
     return Group(rank, size, timeout=timeout, reductions=dist.group.WORLD, decisions=decisions)
 

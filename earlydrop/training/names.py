@@ -22,6 +22,16 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def first_line(error: BaseException) -> str:
+    r"""The first line of an error's text, or the error's type if it has no text.
+
+    >>> first_line(EOFError()), first_line(ValueError("one\ntwo"))
+    ('EOFError', 'one')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def format_duration(seconds: float) -> str:
     """Seconds as text: in s below 100 s, in min below 100 min, else in h."""
     if seconds < 100:

@@ -16,7 +16,7 @@ from hydra.conf import HydraConf
 from earlydrop.training.compose import conf_folder
 from earlydrop.training.config import Config
 from earlydrop.training.keys import OPEN, key_of, keys
-from earlydrop.training.names import printable
+from earlydrop.training.names import first_line, printable
 from earlydrop.training.plugins import installed
 from earlydrop.training.schedule_config import schedule_options
 
@@ -225,7 +225,7 @@ def _unreadable(argument: str) -> str | None:
     try:
         parser.parse_override(argument)
     except HydraException as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
     else:
         return None
     match = _OVERRIDE.fullmatch(argument)

@@ -15,7 +15,7 @@ from earlydrop.training.keys import keys
 from earlydrop.training.plugins import Code, is_own, load, nearest, raised, registered
 from earlydrop.training.schedule_config import ScheduleConfig
 
-# Values that a function takes by the names of its parameters.
+# The length of the run, given to a function that has a parameter of this name.
 _OF_THE_RUN = (
     "total_steps",
     "steps_per_epoch",
@@ -84,8 +84,8 @@ def own_schedule(config: ScheduleConfig) -> OwnSchedule:
     """The schedule that a configuration names, if it is none of earlydrop's.
 
     Its arguments are the keys of ``schedule.args``. A parameter with the name of another key of
-    ``schedule`` (``rate``, ``cutoff``) takes that key. ``total_steps`` and ``steps_per_epoch`` take
-    the length of the run.
+    ``schedule`` (``rate``, ``cutoff``) takes the value of that key, if it is not null.
+    ``total_steps`` and ``steps_per_epoch`` take the length of the run.
 
     Raises:
         ConfigError: There is no such schedule, or an argument does not fit.

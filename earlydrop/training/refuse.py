@@ -36,8 +36,9 @@ def check_measures(plan: Plan, workers: int) -> None:
     for key, code in plan.code.items():
         if key.startswith("probe.measures") and needs_model(code):
             raise ConfigError(
-                f"probe.measures has {code.name!r}: it looks at the model and at batches, which "
-                f"{workers} workers share; train in one process, or give a measure of the moments"
+                f"probe.measures has {code.name!r}: it takes the model, the loss or the batches, "
+                f"and {workers} workers share the batches; train in one process, or give a measure "
+                "of the moments"
             )
 
 
@@ -77,8 +78,10 @@ def check_same(plan: Plan, group: Group) -> None:
     first = group.decide(lambda: plan.fingerprint)
     (differs,) = group.largest([float(first != plan.fingerprint)])
     if differs:
+        which = f"worker {group.rank} has the fingerprint {plan.fingerprint}, and worker 0 {first}"
+        if first == plan.fingerprint:
+            which = f"worker {group.rank} has the fingerprint {first}, and another worker does not"
         raise ConfigError(
-            f"worker {group.rank} of {group.size} has the fingerprint {plan.fingerprint} and the "
-            f"first one {first}: not all of them have the same configuration and data; give every "
-            "node the same"
+            f"{which}: not all of the {group.size} workers have the same configuration and data; "
+            "give every node the same"
         )

@@ -50,6 +50,15 @@ def test_a_worse_arm_is_counted_in_its_own_direction():
     )
 
 
+def test_seeds_that_are_equal_count_for_neither(tmp_path):
+    worse = (0.2, 0.22, 0.21, 0.0, 0.2, 0.2)
+    for seed, difference in enumerate(worse):
+        make_run(tmp_path / "study", "none", seed, 0.5)
+        make_run(tmp_path / "study", "early-0.1-20%", seed, 0.5 + difference)
+    said = answered(tmp_path).first
+    assert "higher training loss than no dropout in 5 of 6 seeds" in said
+
+
 def test_arms_of_one_schedule_are_told_apart(study):
     for seed, loss in enumerate((0.5, 0.6, 0.9)):
         make_run(

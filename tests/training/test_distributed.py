@@ -341,7 +341,7 @@ def test_workers_that_do_not_see_the_same_run_are_refused(tmp_path, start):
     )
     for (_, error), code in finish(processes):
         assert code == 1
-        assert "not all of them have the same configuration and data" in error
+        assert "not all of the 2 workers have the same configuration and data" in error
     assert not list(tmp_path.iterdir())
 
 

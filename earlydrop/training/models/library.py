@@ -24,6 +24,7 @@ from earlydrop.sites import Site, find_sites
 from earlydrop.training.arguments import typed
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.build import Task
+from earlydrop.training.names import first_line
 
 TORCHVISION = "torchvision/"
 """The prefix of the names of torchvision's models."""
@@ -208,7 +209,7 @@ def _without_refused(
             )
             if not words:
                 raise ConfigError(
-                    f"model.name is {name!r}: it cannot be built ({str(error).splitlines()[0]})"
+                    f"model.name is {name!r}: it cannot be built ({first_line(error)})"
                 ) from error
             refused |= words
 

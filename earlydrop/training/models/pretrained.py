@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
-import pickle
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from earlydrop.training.fields import ConfigError
-from earlydrop.training.record.foreign import read_weights
+from earlydrop.training.record.foreign import UnreadableWeightsError, read_weights
 
 # Where a checkpoint may keep its weights; averaged ones first.
 _HOLDS = (
@@ -97,10 +96,10 @@ def _weights(said: str, path: str) -> dict[str, Tensor]:
     file = Path(path).expanduser()
     try:
         content: Any = read_weights(file)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except UnreadableWeightsError as error:
         raise ConfigError(
-            f"{said}: it cannot be read as weights ({(str(error).splitlines() or ['?'])[0]}); "
-            "expected a .safetensors or a .pth file"
+            f"{said}: it cannot be read as weights ({error}); expected a .safetensors or a .pth "
+            "file"
         ) from error
     if isinstance(content, dict):
         content = next(

@@ -20,6 +20,7 @@ import filelock
 from earlydrop.training.config import Config
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.keys import keys, upgraded
+from earlydrop.training.names import first_line
 from earlydrop.training.record.files import remove, why, write_atomically
 
 log = logging.getLogger(__name__)
@@ -218,9 +219,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DamagedFileError(
-            f"{path} is missing or damaged: {str(error).splitlines()[0]}"
-        ) from error
+        raise DamagedFileError(f"{path} is missing or damaged: {first_line(error)}") from error
     content = upgraded(content) if isinstance(content, dict) else content
     groups = {key.split(".")[0] for key in keys() if "." in key}
     whole = isinstance(content, dict)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from earlydrop.training.fields import ConfigError
+from earlydrop.training.names import first_line
 from earlydrop.training.record.checkpoint import BEST, list_checkpoints
 
 # modules that translate old names into timm's present ones, by the beginning of a model's name
@@ -29,27 +29,31 @@ def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, d
     """The weights in a checkpoint, each with a title, under the names that the model uses.
 
     Args:
-        path: A file, a run's folder, or its folder ``checkpoints``. The newest checkpoint of a
-            folder is used. A checkpoint holds ``model`` and perhaps ``model_ema``; one of the
-            released code also holds the arguments of its command line.
+        path: A file, a run's folder, or its folder ``checkpoints``. The newest ``step-*.pt`` of a
+            folder is used, or else its only ``*.pt*`` file besides ``best.pt``. A checkpoint holds
+            ``model`` and perhaps ``model_ema``; one of the released code also holds the arguments
+            of its command line.
         name: ``model.name``.
-        model: The model that they are for; its own weights stay.
+        model: The model that the weights are for. It is not changed.
 
     Returns:
-        Averaged weights (``model_ema``), if there are any, then the plain ones.
+        Pairs of a title and a dictionary: ``model`` has the weights, ``scheduler`` the state of
+        the scheduler or None. The averaged weights (``model_ema``), if there are any, come first.
 
     Raises:
-        ConfigError: There is no such file, it is not a checkpoint, or it is of another model.
+        ConfigError: There is no such file, several files of a folder fit, the file is not a
+            checkpoint, or it is of another model.
     """
     file = _file(Path(path).expanduser(), path)
     try:
         content = read_weights(file)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except UnreadableWeightsError as error:
         raise ConfigError(
-            f"checkpoint is {path!r}: {file.name} cannot be read as weights "
-            f"({str(error).splitlines()[0]}); expected a run's checkpoint, "
-            "or one of the released code"
+            f"checkpoint is {path!r}: {file.name} cannot be read as weights ({error}); expected a "
+            "run's checkpoint, one of the released code, or a file of weights"
         ) from error
+    if _is_weights(content):
+        content = {"model": content}
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise ConfigError(
             f"checkpoint is {path!r}: {file.name} has no 'model' with weights by name"
@@ -64,6 +68,13 @@ def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, d
     return titled
 
 
+def _is_weights(content: object) -> bool:
+    """Whether a file holds weights by name and nothing else, as `earlydrop-weights` writes it."""
+    if not isinstance(content, dict) or not content:
+        return False
+    return all(isinstance(value, Tensor) for value in content.values())
+
+
 def _position(content: Mapping[str, Any]) -> str:
     """The step or epoch of a checkpoint, as the end of a title; empty if it holds neither."""
     for key in ("step", "epoch"):
@@ -72,15 +83,29 @@ def _position(content: Mapping[str, Any]) -> str:
     return ""
 
 
-def read_weights(file: Path) -> Any:
-    """The content of a file of weights, on the CPU. Nothing in it is run."""
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
+class UnreadableWeightsError(Exception):
+    """A file of weights cannot be read; the message is the reason, in one line."""
 
-        return load_file(file)
-    # The released files hold this class. No other class is allowed.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(file, map_location="cpu", weights_only=True)
+
+def read_weights(file: Path) -> Any:
+    """The content of a file of weights, on the CPU. Nothing in it is run.
+
+    Raises:
+        UnreadableWeightsError: It cannot be read.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        # The released files hold this class. No other class is allowed.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # pickle, zipfile, torch and safetensors have errors of their own for damaged files.
+        raise UnreadableWeightsError(first_line(error)) from error
 
 
 def _file(path: Path, given: str) -> Path:

@@ -20,6 +20,7 @@ from typing import Any
 from earlydrop.metrics import METRICS, improved
 from earlydrop.training.config import Config
 from earlydrop.training.keys import keys
+from earlydrop.training.names import first_line
 from earlydrop.training.record.trackers import BACKENDS, Opened
 
 log = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ def _usable_mode(mode: str) -> str:
         )
         reason = None if known else "there is no API key (wandb login)"
     except wandb.errors.AuthenticationError as error:
-        reason = f"the API key is not valid ({str(error).splitlines()[0]})"
+        reason = f"the API key is not valid ({first_line(error)})"
     if reason is None and not _reachable(settings.base_url):
         reason = f"{urllib.parse.urlsplit(settings.base_url).hostname} does not answer"
     if reason is not None:

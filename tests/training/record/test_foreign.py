@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 
@@ -162,10 +163,14 @@ def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
 def test_what_is_no_checkpoint_of_this_model_is_refused(tmp_path):
     model = build_model(ModelConfig(name="vit_tiny_patch16_224"), TASK, 0)
     (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "text.safetensors").write_text("no weights")
     other = timm.create_model("vit_tiny_patch16_224", num_classes=5).state_dict()
     for path, message in (
         (tmp_path / "none.pth", r"there is no such file, nor a folder with checkpoints"),
         (tmp_path / "text.pth", r"text.pth cannot be read as weights"),
+        (tmp_path / "empty.pth", r"empty.pth cannot be read as weights \(EOFError\)"),
+        (tmp_path / "text.safetensors", r"text.safetensors cannot be read as weights"),
         (
             released(tmp_path / "other.pth", other),
             (
@@ -183,3 +188,18 @@ def test_what_is_no_checkpoint_of_this_model_is_refused(tmp_path):
 def test_a_checkpoint_is_for_evaluation(config):
     with pytest.raises(ConfigError, match=r"checkpoint is 'x': expected mode=eval"):
         run(config(checkpoint="x"))
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_file_of_weights_alone_is_evaluated(tmp_path, name):
+    """As `earlydrop-weights` and timm write it."""
+    model = build_model(ModelConfig(name="vit_tiny_patch16_224"), TASK, 0)
+    weights = {key: value + 1 for key, value in model.state_dict().items()}
+    if name.endswith(".pth"):
+        torch.save(weights, tmp_path / name)
+    else:
+        safetensors.torch.save_file(weights, tmp_path / name)
+    ((title, content),) = foreign_weights(str(tmp_path / name), "vit_tiny_patch16_224", model)
+    assert title == f"weights of {tmp_path / name}"
+    assert content["scheduler"] is None
+    assert all(torch.equal(content["model"][key], value) for key, value in weights.items())

@@ -1,4 +1,4 @@
-"""Tables and self-contained pages, in Markdown and HTML."""
+"""Tables in Markdown and HTML, and pages in HTML."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def pictures(figures: list[Path], page: Path) -> str:
 
 
 def html_page(title: str, sections: list[str]) -> str:
-    """One self-contained page from a title and HTML sections."""
+    """A page from a title and HTML sections, with its style and script inside."""
     viewport = "<meta name='viewport' content='width=device-width,initial-scale=1'>"
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'>{viewport}"

@@ -97,11 +97,12 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
           and ``peak_memory``: its largest value; null where it was not recorded;
         - ``config/<key>``: every configuration value;
         - ``final/<metric>``: the last value of every metric;
-        - ``early/<metric>``: its mean over the early window, which are the steps above 0 and up to
-          a fifth of the run.
+        - ``early/<metric>``: its mean over the early window: all steps above 0, up to a fifth of
+          the run.
 
     Raises:
         FileNotFoundError: There is no such folder, or no run in it.
+        DamagedFileError: Every run has a damaged file.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -111,14 +112,18 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
 
 
 def runs_in(folders: Iterable[Path], name: str) -> pd.DataFrame:
-    """`load_runs` of some folders of runs.
+    """Load the runs in the given folders, as `load_runs` does.
 
     Args:
-        folders: The runs.
-        name: Their name in an error message.
+        folders: The folder of each run.
+        name: The name of the whole in an error message.
 
     Returns:
         One row per run.
+
+    Raises:
+        FileNotFoundError: There is no run.
+        DamagedFileError: Every run has a damaged file.
     """
     rows, damaged = [], []
     for path in folders:

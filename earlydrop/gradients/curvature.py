@@ -16,7 +16,7 @@ _DOUBLINGS = 40
 _HALVINGS = 16
 """Smaller steps than 2**-16 of the start change 32-bit weights by little more than rounding."""
 _BISECTIONS = 12
-"""After these the critical step is known to 0.03%."""
+"""After 12 bisections, the ends of the bracket differ by 0.02%."""
 
 
 @torch.no_grad()
@@ -161,7 +161,7 @@ def preconditioned_sharpness(
         )
 
     largest = _power_iteration(product, weights, 0.0, iterations, tolerance)
-    if largest < 0:  # it has the largest absolute value: shift it to 0 to find the largest one
+    if largest < 0:  # it is the smallest eigenvalue: shift it to 0 to find the largest
         largest += _power_iteration(product, weights, largest, iterations, tolerance)
     return largest
 
@@ -201,10 +201,11 @@ def adam_direction(
 
     Args:
         optimizer: ``torch.optim.Adam`` or ``AdamW`` that has taken a step.
-        parameters: The weights, in the order of the result. Weight decay is left out.
+        parameters: The weights, in the order of the result.
 
     Returns:
-        ``m / (sqrt(v) + eps)`` for each parameter, with bias-corrected m and v.
+        ``m / (sqrt(v) + eps)`` for each parameter, with bias-corrected m and v. The weight decay of
+        AdamW is not in it, and neither is the maximum of ``amsgrad``.
 
     Raises:
         ValueError: The optimizer is another, or has taken no step.

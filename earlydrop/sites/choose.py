@@ -34,8 +34,9 @@ def choose_sites(
         The chosen sites, at least one.
 
     Raises:
-        ValueError: The kind is unknown, there is no site, all sites have rate 0 by default, a
-            pattern matches nothing, or the choice mixes rates of 0 with others.
+        ValueError: The kind is unknown, the model is no module, there is no site, ``sites`` is None
+            and all sites have rate 0, ``sites`` chooses nothing, or the choice mixes rates of 0
+            with others.
     """
     if kind not in KINDS:
         expected = "expected 'unit' (dropout), 'path' (stochastic depth) or 'all'"
@@ -71,8 +72,8 @@ def undriven(model: nn.Module, kind: str, chosen: list[Site]) -> list[Site]:
         chosen: The sites that are driven.
 
     Returns:
-        The doubtful sites of the kind. Also those of the other kind in a module with a driven layer
-        directly inside, unless their name contains "dropout".
+        The doubtful sites of the kind. A site of the other kind is returned too if a layer
+        directly inside its module is driven and ``site.attribute`` does not contain "dropout".
     """
     driven = {(id(site.module), site.attribute) for site in chosen}
     driven_layers = {id(site.module) for site in chosen}
@@ -148,7 +149,7 @@ def _match(model: nn.Module, kind: str, sites: list[Site], patterns: list[str]) 
             )
         chosen |= {site.name: site for site in matches}
     if not chosen:
-        raise ValueError(f"sites is empty: name at least one of {_listed(sites)}")
+        raise ValueError(f"sites is empty: name at least one site; the sites are: {_listed(sites)}")
     return list(chosen.values())
 
 

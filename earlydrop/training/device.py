@@ -20,6 +20,8 @@ _WORKSPACES = (":4096:8", ":16:8")
 def deterministic(required: bool) -> Iterator[None]:
     """Context in which torch uses only deterministic algorithms, and refuses others.
 
+    If ``required`` is false, the context changes nothing.
+
     Raises:
         ConfigError: The environment has a cuBLAS workspace under which matrix products differ from
             run to run.
@@ -154,7 +156,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError):
         worker = (
-            f" for worker {device.index} of it"
+            f" (worker {device.index})"
             if device.index is not None and device_name != name and _accelerator()
             else ""
         )

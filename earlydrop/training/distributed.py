@@ -108,8 +108,8 @@ class Group:
         """Call a function on rank 0 and give its result to all.
 
         Raises:
-            ConfigError: The function raised a ``ConfigError`` or an ``OSError`` on rank 0. Every
-                worker raises it.
+            ConfigError: With several workers, the function raised a ``ConfigError`` or an
+                ``OSError`` on rank 0. Every worker raises this ``ConfigError``.
         """
         if self.size == 1:
             return make()
@@ -147,8 +147,8 @@ class Requests:
 
     A single process acts at once. Several workers ask each other after every step and read the
     answer after the next step, so that no step waits. All read the same answer. So all stop, or
-    save, one step after the request. A request that comes later than one step before the end stops
-    nothing: the run is complete.
+    save, one step after the request. An answer that is read after the last step stops nothing: the
+    run is complete.
 
     Args:
         group: The workers.
@@ -302,7 +302,7 @@ def check_parts(accumulate: int, batch_size: int, size: int) -> None:
         return
     counts = [n for n in range(1, accumulate + 1) if accumulate % n == 0]
     fits = [n for n in range(size, batch_size + 1, size) if batch_size % n == 0]
-    advice = f", or set trainer.accumulate={fits[0]}, which gives other numbers" if fits else ""
+    advice = f", or set trainer.accumulate={fits[0]}, which changes the results" if fits else ""
     raise ConfigError(
         f"{size} workers cannot share the trainer.accumulate={accumulate} parts of a batch "
         f"equally: start {_either(counts)} of them{advice}"

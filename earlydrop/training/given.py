@@ -1,23 +1,20 @@
 """Models and data that are given as Python objects: their names and digests.
 
 A model's digest is made of its code and, if it is a module, of its weights; a dataset's digest is
-made of its content. The code of a file is hashed as the whole file, as for ``module:function``. In
-a notebook or a script, the functions and everything that they use are hashed. An object that cannot
-be hashed is refused, because a change to it would go unnoticed.
+made of its content. For code from a source file, the whole file is hashed, as for
+``module:function``. In a notebook or a script, the functions and everything that they use are
+hashed. An object that cannot be hashed is refused, because a change to it would go unnoticed.
 """
 
 from __future__ import annotations
 
 import copy
-import dis
 import functools
-import hashlib
 import inspect
-import pickle
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +30,9 @@ from earlydrop.training.data.own import digest_of_images, pair_of, read_images
 from earlydrop.training.data.source import Source
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.build import Task
+from earlydrop.training.object_digest import Reader, digest_of, digest_of_tensor, qualified
 from earlydrop.training.plugins import OBJECT, Code, is_installed, raised, sources_from_here
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
-_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
 _SHORT = 6  # hexadecimal digits of a digest in a name
 
 
@@ -52,17 +48,17 @@ def given_model(model: Any) -> Code:
     if isinstance(model, nn.Module):
         if any(site.driven for site in find_sites(model)):
             raise ConfigError(
-                f"model is a {type(model).__name__} whose dropout is driven already: restore() its "
-                "scheduler first"
+                f"model is a {type(model).__name__} whose dropout is driven already: call "
+                "restore() of its scheduler first"
             )
-        reader = _Reader("model")
+        reader = Reader("model")
         reader.add_structure(model)
-        weights = {name: _digest_of_tensor(value) for name, value in model.state_dict().items()}
+        weights = {name: digest_of_tensor(value) for name, value in model.state_dict().items()}
         name = _name(type(model).__name__, reader.found)
         return _make_code(
             name,
             functools.partial(_as_given, model),
-            reader.found | {"weights": _hash(weights)},
+            reader.found | {"weights": digest_of(weights)},
             reader.paths,
         )
     if isinstance(model, str):
@@ -77,10 +73,10 @@ def given_model(model: Any) -> Code:
     takes_task = first in ([], ["task"])
     if is_installed(module) and not takes_task:
         raise ConfigError(
-            f"model is {_qualified(model)}: a builder is called with the Task, which this does not "
-            "take: pass lambda task: ..., or name the model with the override model.name="
+            f"model is {qualified(model)}, which does not take the Task as its only argument: "
+            "pass lambda task: ..., or name the model with the override model.name="
         )
-    reader = _Reader("model")
+    reader = Reader("model")
     reader.add(model)
     build = model if _parameters(model) else functools.partial(_without_task, model)
     return _make_code(
@@ -135,7 +131,7 @@ def given_data(data: Any) -> Code:
                 f"data is a {type(data).__name__}: calling it raised {raised(error)}"
             ) from error
     if Source in type(data).__mro__:
-        reader = _Reader("data")
+        reader = Reader("data")
         reader.add(type(data))
         digests = reader.found | {"content": str(getattr(data, "digest", ""))}
         name = _name(type(data).__name__, digests)
@@ -145,7 +141,7 @@ def given_data(data: Any) -> Code:
             "data is a DataLoader: expected a pair of datasets, for training and for test, such as "
             "(loader.dataset, ...)"
         )
-    splits = pair_of("data", _datasets(data))
+    splits = pair_of("data", _datasets(data), verb="it is")
     read = {split: read_images("data", split, dataset) for split, dataset in splits.items()}
     digests = {"content": digest_of_images(read)}
     pair = {split: TensorDataset(*tensors) for split, tensors in read.items()}
@@ -154,7 +150,7 @@ def given_data(data: Any) -> Code:
 
 
 def _as_given(model: nn.Module, task: Task) -> nn.Module:
-    """Copy a module. Set all sites of a kind that the run does not schedule to rate 0."""
+    """Copy a module. Sites of a kind that the run does not schedule get rate 0."""
     built = copy.deepcopy(model)
     kinds: tuple[tuple[Kind, float], ...] = (("unit", task.unit), ("path", task.path))
     for kind, peak in kinds:
@@ -214,7 +210,7 @@ def _make_code(
         name=name,
         value=value,
         files=dict(sorted(digests.items())),
-        digest=_hash(digests),
+        digest=digest_of(digests),
         paths=tuple(sorted(paths)),
     )
 
@@ -222,20 +218,8 @@ def _make_code(
 def _name(label: str, digests: Mapping[str, str]) -> str:
     """Make a name that no module has: a prefix, the object's own name, digits of its digest."""
     plain = re.sub(r"[^A-Za-z0-9_]+", "", label) or "object"
-    digits = _hash(digests)[:_SHORT]
+    digits = digest_of(digests)[:_SHORT]
     return f"{OBJECT}{plain}_{digits}"
-
-
-def _hash(digests: Mapping[str, str]) -> str:
-    return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
-
-
-def _digest_of_tensor(value: Tensor) -> str:
-    tensor = value.detach().cpu().contiguous()
-    content = b""
-    if tensor.numel():
-        content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-    return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + content).hexdigest()
 
 
 def _parameters(value: Callable[..., Any]) -> list[str]:
@@ -244,164 +228,3 @@ def _parameters(value: Callable[..., Any]) -> list[str]:
         return list(inspect.signature(value).parameters)
     except (TypeError, ValueError):
         return ["task"]
-
-
-class _Reader:
-    """Collects digests of everything that an object is made of, by name.
-
-    Args:
-        what: ``model`` or ``data``, for messages.
-
-    Attributes:
-        found: What was read, by name: a SHA-256, the ``repr`` of a plain value, the class of a
-            module, or ``installed`` for code of an installed package.
-        paths: The source files.
-    """
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.found: dict[str, str] = {}
-        self.paths: set[Path] = set()
-        self._seen: dict[
-            int, Any
-        ] = {}  # by id; holding the objects keeps their ids from being reused
-
-    def add_structure(self, model: nn.Module) -> None:
-        """Add a module without its registered weights: its classes and its public attributes."""
-        for name, module in model.named_modules():
-            self.found[f"module {name}"] = _qualified(type(module))
-            self.add(type(module))
-            for key, value in vars(module).items():
-                if not key.startswith("_") and key != "training":
-                    self.add(value, f"{name}.{key}")
-
-    def add(self, value: Any, where: str = "") -> None:
-        """Add a value, and its parts.
-
-        Raises:
-            ConfigError: The value cannot be hashed.
-        """
-        if isinstance(value, _PLAIN):
-            self.found[where] = repr(value)
-            return
-        if id(value) in self._seen:
-            return
-        self._seen[id(value)] = value
-        if isinstance(value, types.ModuleType):
-            self._add_module(value.__name__)
-        elif isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
-            self._add_code(value)
-        elif isinstance(value, functools.partial):
-            self._add_all([value.func, *value.args, *value.keywords.items()], f"{where}.partial")
-        elif isinstance(value, types.MethodType):
-            self._add_all([value.__func__, value.__self__], f"{where}.method")
-        elif isinstance(value, Mapping):
-            self._add_all(value.items(), where)
-        elif isinstance(value, (list, tuple)):
-            self._add_all(value, where)
-        elif isinstance(value, nn.Module):
-            self.add_structure(value)
-            self.found[f"{where} weights"] = _hash(
-                {name: _digest_of_tensor(each) for name, each in value.state_dict().items()}
-            )
-        elif isinstance(value, Tensor):
-            self.found[where] = _digest_of_tensor(value)
-        else:
-            self._add_instance(value, where)
-
-    def _add_all(self, values: Iterable[Any], where: str) -> None:
-        for index, value in enumerate(values):
-            self.add(value, f"{where}[{index}]")
-
-    def _add_instance(self, value: Any, where: str) -> None:
-        """Add any other object: its class, and its pickle."""
-        try:
-            content = pickle.dumps(value)
-        except Exception as error:
-            raise ConfigError(
-                f"{self.what} uses {where or 'an object'}, a {type(value).__name__}, which cannot "
-                f"be hashed ({error}), so a change to it would go unnoticed; use plain values "
-                "instead, or name the model as module:function"
-            ) from error
-        self.found[where] = hashlib.sha256(content).hexdigest()
-        self.add(type(value))
-
-    def _add_module(self, name: str) -> None:
-        if is_installed(name):
-            self.found[name] = "installed"
-            return
-        files = sources_from_here(name)
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if not files and file is not None:
-            files = {name: Path(file)}
-        if not files:
-            raise ConfigError(
-                f"{self.what} uses the module {name}, which has no source file: put it into one"
-            )
-        self.paths |= set(files.values())
-        for file_module, path in files.items():
-            self.found[file_module] = hashlib.sha256(path.read_bytes()).hexdigest()
-
-    def _add_code(self, value: Any) -> None:
-        """Add a function or class: its whole file or, in a notebook or script, its text and uses.
-
-        The defaults of a function and the variables that it captures are added too.
-        """
-        module = getattr(value, "__module__", None) or "builtins"
-        if is_installed(module):
-            self.found[_qualified(value)] = "installed"
-        elif module != "__main__":
-            self._add_module(module)
-        elif isinstance(value, type):
-            for base in value.__mro__[1:]:
-                self.add(base)
-            for name, member in sorted(vars(value).items()):
-                if callable(member) or not name.startswith("__"):
-                    self._add_member(member, f"{_qualified(value)}.{name}")
-        else:
-            self._add_text(value)
-        if isinstance(value, types.FunctionType) and not is_installed(module):
-            cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
-            for name, cell in cells.items():
-                self.add(cell.cell_contents, f"{value.__qualname__}: {name}")
-            self.add(value.__defaults__, f"{value.__qualname__}: defaults")
-            self.add(value.__kwdefaults__, f"{value.__qualname__}: keyword defaults")
-
-    def _add_member(self, member: Any, where: str) -> None:
-        """Add a member of a class, and the functions of a property."""
-        inner = getattr(member, "__func__", member)
-        functions = [inner]
-        if isinstance(inner, property):
-            functions = [inner.fget, inner.fset, inner.fdel]
-        for function in functions:
-            if not isinstance(function, _SLOTS):
-                self.add(function, where)
-
-    def _add_text(self, function: Any) -> None:
-        """Add the text of a function of a notebook or script, and the global names that it uses."""
-        try:
-            text = inspect.getsource(function)
-        except (OSError, TypeError) as error:
-            raise ConfigError(
-                f"{self.what} uses {_qualified(function)}, whose source cannot be found, so a "
-                "change to it would go unnoticed; write it in a file or in a cell of a notebook"
-            ) from error
-        self.found[_qualified(function)] = hashlib.sha256(text.encode()).hexdigest()
-        for name in _globals(function.__code__):
-            if name in function.__globals__:
-                self.add(function.__globals__[name], f"{function.__qualname__}: {name}")
-
-
-def _globals(code: types.CodeType) -> Iterator[str]:
-    """The global names that code reads, including those in functions inside it."""
-    reads = ("LOAD_GLOBAL", "LOAD_NAME")
-    yield from sorted({i.argval for i in dis.get_instructions(code) if i.opname in reads})
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _globals(constant)
-
-
-def _qualified(value: Any) -> str:
-    module = getattr(value, "__module__", None) or "builtins"
-    name = getattr(value, "__qualname__", type(value).__name__)
-    return f"{module}.{name}"

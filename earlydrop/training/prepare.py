@@ -24,10 +24,11 @@ from earlydrop.training.plugins import raised
 def scheduled_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
     """Make the model at its initial weights, and the driver of its dropout.
 
-    The driver is None for a schedule that never drops.
+    The driver is None for a schedule that never drops, unless a probe compares with dropout on.
 
     Raises:
-        ConfigError: The model has no site of the scheduled kind.
+        ConfigError: The model has no site of the scheduled kind, or no convolution with
+            ``trainer.channels_last``.
     """
     config, task = plan.config, task_of(plan)
     kind = cast(Kind, config.schedule.kind)  # `check` has refused other values

@@ -128,7 +128,8 @@ def probe_gradients(
         group: The workers.
 
     Returns:
-        The ``probe/`` metrics; one that is undefined here is left out.
+        The ``probe/`` metrics and, with ``probe.compare``, those of ``probe_on/`` and
+        ``probe_off/``. Undefined metrics are left out.
 
     Raises:
         ValueError: A gradient is zero or not finite.

@@ -59,7 +59,7 @@ class Trainer:
     Args:
         plan: The plan of the run.
         model: The model at its initial weights, from `earlydrop.training.prepare`.
-        scheduler: The driver of its dropout; None for a schedule that never drops.
+        scheduler: The driver of its dropout; None if nothing is driven.
         folder: Where it is recorded, held by this process; None on every worker but the first.
         track: Called with (step, metrics) for every line of ``metrics.jsonl``.
         stop: Called after each step; True asks to stop.
@@ -106,7 +106,7 @@ class Trainer:
 
         Raises:
             Interrupted: ``stop`` asked for it; a checkpoint was saved.
-            TrainingFailed: The loss is not finite.
+            TrainingFailed: A loss, a gradient norm or a metric is not finite, or a probe failed.
         """
         first = self.step
         self.model.train()
@@ -267,8 +267,8 @@ class Trainer:
     def _evaluate_at_the_end(self) -> dict[str, float]:
         """Measure what is measured only at the end.
 
-        After an early stop, evaluate on all images if earlier evaluations used some. Measure
-        further test sets, and Monte Carlo dropout if ``trainer.mc_passes`` is set.
+        After an early stop, evaluate on all images if earlier evaluations used only some.
+        Measure further test sets and Monte Carlo dropout if ``trainer.mc_passes`` is set.
         """
         metrics: dict[str, float] = {}
         stopped_early = self.patience.is_over
@@ -396,8 +396,8 @@ class Trainer:
         """Resume from the folder's newest complete checkpoint, if there is one.
 
         Raises:
-            ConfigError: It was made on another device, thread count or torch, and ``resume`` is not
-                ``force``.
+            ConfigError: The checkpoint was made on another device, thread count or torch, and
+                ``resume`` is not ``force``. Or ``metrics.jsonl`` was changed since then.
         """
         content, self.patience.values = self.group.decide(self._load)
         if content is None:

@@ -329,7 +329,7 @@ def test_the_counts_that_fit_are_named():
     check_parts(32, 4096, 8)
     with pytest.raises(
         ConfigError,
-        match=r"start 1, 2 or 4 of them, or set trainer.accumulate=8, which gives other numbers",
+        match=r"start 1, 2 or 4 of them, or set trainer.accumulate=8, which changes the results",
     ):
         check_parts(4, 64, 8)
 

@@ -123,12 +123,18 @@ def _check_source(said: str, source: Any) -> None:
                 )
 
 
-def pair_of(said: str, returned: Any) -> dict[str, Any]:
-    """The training and the test set."""
+def pair_of(said: str, returned: Any, verb: str = "it returned") -> dict[str, Any]:
+    """The training and the test set.
+
+    Args:
+        said: What names the data, for messages.
+        returned: The data.
+        verb: How the data was given, for messages.
+    """
     if isinstance(returned, Mapping) and {"train", "test"} <= returned.keys():
         returned = (returned["train"], returned["test"])
     if not isinstance(returned, (tuple, list)) or len(returned) != 2:
-        raise ConfigError(f"{said}: it returned a {type(returned).__name__}; {_EXPECTED}")
+        raise ConfigError(f"{said}: {verb} a {type(returned).__name__}; {_EXPECTED}")
     splits = {"train": returned[0], "test": returned[1]}
     for split, dataset in splits.items():
         if not hasattr(dataset, "__len__"):

@@ -50,9 +50,9 @@ _MOST_OPEN = 128  # files that a thread keeps open
 
 
 def shards_of(folder: Path) -> dict[Path, int | None]:
-    """The shards of a split, by name, with the number of samples that its list says.
+    """The shards of a split in the order of their names, each with its number of samples.
 
-    Without a list the number is None.
+    The number comes from the list of the split. Without a list it is None.
 
     Raises:
         ConfigError: There is none, one is missing, or they are compressed.
@@ -64,8 +64,7 @@ def shards_of(folder: Path) -> dict[Path, int | None]:
     )
     if missing:
         raise ConfigError(
-            f"{folder / missing[0]} is missing, beside {len(paths)} shards that are there: copy it "
-            "again"
+            f"{folder / missing[0]} is missing (shards that are there: {len(paths)}): copy it again"
         )
     if not paths:
         packed = next(
@@ -96,7 +95,7 @@ def _listed(folder: Path) -> dict[str, int]:
 
 
 def _gaps(stems: Sequence[str]) -> list[str]:
-    """The files missing from a numbering. Files missing at its end cannot be found."""
+    """The files missing from a numbering. Files missing at its start or end are not found."""
     numbers: dict[tuple[str, int], set[int]] = {}
     for stem in stems:
         matched = re.fullmatch(r"(.*?)(\d+)", stem)

@@ -212,10 +212,7 @@ def test_a_home_that_cannot_be_written_to_keeps_no_index(shards, home):
 def test_a_missing_shard_is_named(shards, number):
     """The first and the last by the list, one between also by the numbers."""
     (shards / "train" / f"train-00000{number}.tar").unlink()
-    said = (
-        f"{shards / 'train' / f'train-00000{number}.tar'} is missing, "
-        "beside 2 shards that are there"
-    )
+    said = f"{shards / 'train' / f'train-00000{number}.tar'} is missing (shards that are there: 2)"
     assert said in refused(shards)
     (shards / "train" / "shardindex.json").unlink()
     if number == 1:

@@ -26,6 +26,15 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 _OF_TORCH = frozenset(vars(nn.Module()))
 
 
+def _is_internal(module: nn.Module, key: str, value: Any) -> bool:
+    """Whether an attribute is private to a library and no plain value.
+
+    ``torch.nn.LSTM`` has weak references to its weights, for example.
+    """
+    is_private = key.startswith("_") and is_installed(type(module).__module__)
+    return is_private and not isinstance(value, (*_PLAIN, Tensor))
+
+
 def digest_of(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
 
@@ -66,25 +75,13 @@ class Reader:
             self.found[f"module {name}"] = qualified(type(module))
             self.add(type(module))
             for key, value in vars(module).items():
-                if key not in _OF_TORCH:
-                    self._add_attribute(module, f"{name}.{key}", value)
+                if key not in _OF_TORCH and not _is_internal(module, key, value):
+                    self.add(value, f"{name}.{key}")
             for key in sorted(module._non_persistent_buffers_set):
                 self.add(module._buffers[key], f"{name}.{key}")
             for hooks in _HOOKS:
                 for index, hook in enumerate(vars(module)[hooks].values()):
                     self.add(hook, f"{name}.{hooks}[{index}]")
-
-    def _add_attribute(self, module: nn.Module, where: str, value: Any) -> None:
-        """Add an attribute; pass over what a library keeps for itself and cannot be hashed."""
-        private = where.rpartition(".")[2].startswith("_")
-        if not (private and is_installed(type(module).__module__)):
-            self.add(value, where)
-            return
-        found, seen = dict(self.found), dict(self._seen)
-        try:
-            self.add(value, where)
-        except ConfigError:  # such as the weak references of torch.nn.LSTM to its weights
-            self.found, self._seen = found, seen
 
     def add(self, value: Any, where: str = "") -> None:
         """Add a value, and its parts.

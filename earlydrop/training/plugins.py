@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from earlydrop.training.fields import ConfigError
+from earlydrop.training.names import first_line
 
 GROUPS = {
     "model": "earlydrop.models",
@@ -239,8 +240,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def raised(error: BaseException, files: Iterable[str | Path] = ()) -> str:
     """An error of a user's code on one line: type, first line of the text, place in ``files``."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    name, line = type(error).__name__, first_line(error)
+    text = name if line == name else f"{name}: {line}"
     ours = {str(file) for file in files}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if str(Path(frame.filename).resolve()) in ours:

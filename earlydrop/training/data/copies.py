@@ -1,4 +1,4 @@
-"""Copies to the device that trains. Neither the host nor the computations wait for them."""
+"""Copies to the device that trains, for which the host does not wait."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def on_their_own_stream(
 ) -> Iterator[list[Batch]]:
     """Make the batches of each step on a CUDA stream of their own.
 
-    Their copies and their augmentation then run beside the computations of the step before. The
-    numbers are the same: every random number is drawn when the host asks for it, in the same order.
+    So the GPU may copy and augment them while it still computes the step before. Every random
+    number is drawn when the host asks for it, in the same order as without such a stream.
 
     Args:
         steps: The batches of each step.

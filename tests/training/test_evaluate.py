@@ -11,6 +11,7 @@ from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.checkpoint import load_checkpoint
 from earlydrop.training.run import run
+from tests.training.stopping import STOPPING
 
 
 def test_calibration_error_by_hand():
@@ -37,13 +38,7 @@ def test_mc_dropout_is_measured_at_the_end(config):
 
 
 def test_a_run_that_stops_before_its_late_dropout_leaves_monte_carlo_out(config):
-    more = {
-        "trainer__stop_metric": "test/loss",
-        "trainer__stop_patience": 1,
-        "trainer__eval_every": "5%",
-        "trainer__epochs": 20,
-        "optim__lr": 0.1,
-        "probe__at": [],
+    more = STOPPING | {
         "schedule__name": "late",
         "schedule__cutoff": "95%",
         "trainer__mc_passes": 2,
@@ -141,13 +136,7 @@ def test_text_counts_every_place(config):
 
 
 def test_a_run_that_stops_early_ends_with_numbers_on_all_images(config):
-    more = {
-        "trainer__stop_metric": "test/loss",
-        "trainer__stop_patience": 1,
-        "trainer__eval_every": "5%",
-        "trainer__epochs": 20,
-        "optim__lr": 0.1,
-        "probe__at": [],
+    more = STOPPING | {
         "evaluation__interim_images": 40,
     }
     result = run(config(**more))

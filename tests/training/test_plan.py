@@ -5,6 +5,7 @@ import pytest
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.run import run
+from tests.training.stopping import stopping
 
 
 @pytest.mark.parametrize(
@@ -48,19 +49,6 @@ def test_bad_input_is_refused_before_training(config, options, says):
 def test_bad_constraints_are_refused(config, key, value):
     with pytest.raises(ConfigError, match=rf"optim\.{key} is {value}: expected more than 0"):
         make_plan(config(**{f"optim__{key}": value}))
-
-
-def stopping(config, **more):
-    settings = {
-        "trainer__stop_metric": "test/loss",
-        "trainer__stop_patience": 2,
-        "trainer__eval_every": "5%",
-        "trainer__epochs": 20,
-        "optim__lr": 0.05,
-        "trainer__log_every": 3,
-        "probe__at": [],
-    }
-    return config(**(settings | more))
 
 
 def test_early_stopping_on_what_is_not_measured_is_refused(config):

@@ -20,6 +20,7 @@ from earlydrop.training.record.folder import RunFolder, read_metrics
 from earlydrop.training.run import run
 from earlydrop.training.trainer import Trainer
 from tests.training.states import assert_same, final_state
+from tests.training.stopping import stopping
 
 
 def test_two_runs_that_differ_only_in_schedule_see_the_same_data(config, monkeypatch):
@@ -154,19 +155,6 @@ def test_max_norm_holds_after_every_step(config, monkeypatch):
     run(config(optim__max_norm=0.5))
     assert len(norms) == 18
     assert max(norms) <= 0.5 + 1e-6
-
-
-def stopping(config, **more):
-    settings = {
-        "trainer__stop_metric": "test/loss",
-        "trainer__stop_patience": 2,
-        "trainer__eval_every": "5%",
-        "trainer__epochs": 20,
-        "optim__lr": 0.05,
-        "trainer__log_every": 3,
-        "probe__at": [],
-    }
-    return config(**(settings | more))
 
 
 def test_early_stopping_stops_when_the_metric_no_longer_improves(config):

@@ -138,7 +138,9 @@ def efficient_backward(
         causal,
         scale=scale,
     )
-    of_mask = grads[3].sum_to_size(mask.shape).contiguous() if mask_grad else query.new_empty(0)  # type: ignore[union-attr]
+    of_mask = query.new_empty(0)
+    if mask is not None and mask_grad:
+        of_mask = grads[3].sum_to_size(mask.shape).contiguous()
     return grads[0], grads[1], grads[2], of_mask
 
 

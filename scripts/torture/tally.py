@@ -58,7 +58,7 @@ class Tally:
         return True
 
     def chosen(self, items: list, few: int) -> list:
-        """The items to try: all, or in the short form ``few`` of them, drawn with the seed.
+        """The items to try. The short form tries only ``few``, drawn with the seed.
 
         For a single case it is all, so that the case is among them.
         """

@@ -62,7 +62,7 @@ def test_fish(tmp_path):
 
 
 def test_zsh(tmp_path):
-    """Open a terminal, which zsh needs, and read it until it shows the completed word."""
+    """Run zsh in a terminal, which it needs, and read its output up to the completed word."""
     needs("zsh")
     child, terminal = pty.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""Other people's training loops over lengths, accumulation, resuming, optimizers and exceptions.
+"""Training loops of other packages: length, accumulation, resuming, optimizers, exceptions.
 
 At every forward the kernels are given the schedule's rate of the optimizer step that the forward
 belongs to.

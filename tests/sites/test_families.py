@@ -1,4 +1,7 @@
-"""Other people's layers: driven where name and code say what they do, else named in a warning."""
+"""Drop layers of other packages.
+
+A layer is driven if its name and code show what it does. Otherwise a warning names it.
+"""
 
 import copy
 import random

@@ -97,7 +97,7 @@ def load_tensor(file: Any, name: str | None = None) -> Tensor:
 
 
 def for_tensors(whole: Any) -> Any:
-    """Make the crop of a transform take a tensor, (3, H, W), uint8.
+    """Replace the crop of a transform by one that takes a tensor, (3, H, W), uint8.
 
     Args:
         whole: One of `make_transforms`. It is changed in place.

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from earlydrop.training.fields import ConfigError
-from earlydrop.training.record.foreign import UnreadableWeightsError, read_weights
+from earlydrop.training.record.foreign import UnreadableWeightsError, is_weights, read_weights
 
 # Where a checkpoint may keep its weights; averaged ones first.
 _HOLDS = (
@@ -105,11 +105,7 @@ def _weights(said: str, path: str) -> dict[str, Tensor]:
         content = next(
             (content[key] for key in _HOLDS if isinstance(content.get(key), dict)), content
         )
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(isinstance(value, Tensor) for value in content.values())
-    ):
+    if not is_weights(content):
         raise ConfigError(
             f"{said}: it has no weights by name; expected a state_dict, by itself or under "
             f"{', '.join(_HOLDS)}"

@@ -52,7 +52,7 @@ def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, d
             f"checkpoint is {path!r}: {file.name} cannot be read as weights ({error}); expected a "
             "run's checkpoint, one of the released code, or a file of weights"
         ) from error
-    if _is_weights(content):
+    if is_weights(content):
         content = {"model": content}
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise ConfigError(
@@ -68,8 +68,8 @@ def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, d
     return titled
 
 
-def _is_weights(content: object) -> bool:
-    """Whether a file holds weights by name and nothing else, as `earlydrop-weights` writes it."""
+def is_weights(content: object) -> bool:
+    """Whether the content of a file is weights by name and nothing else."""
     if not isinstance(content, dict) or not content:
         return False
     return all(isinstance(value, Tensor) for value in content.values())

@@ -230,8 +230,8 @@ _GRADIENTS = (
         "critical sharpness",
         figure="critical_sharpness",
         unit="1 / learning rate",
-        meaning="2 over the smallest learning rate at which a step along Adam's update raises the "
-        "loss.",
+        meaning="2 over the smallest learning rate at which a step along Adam's next update raises "
+        "the loss.",
     ),
     Metric(
         "probe/preconditioned_sharpness",

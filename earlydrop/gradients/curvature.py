@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -195,26 +196,29 @@ def _normalised(vector: Sequence[Tensor]) -> list[Tensor]:
 
 
 def adam_direction(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """The last update of Adam or AdamW per unit of the learning rate.
+    """The next update of Adam or AdamW per unit of the learning rate. It changes no state.
 
     Args:
-        optimizer: ``torch.optim.Adam`` or ``AdamW`` that has taken a step.
+        optimizer: ``torch.optim.Adam`` or ``AdamW`` that has taken a step, without ``amsgrad``.
         parameters: The weights, in the order of the result.
+        gradients: The gradients of the next update: for each parameter, a tensor of its shape. None
+            for the update that the optimizer took last.
 
     Returns:
-        ``m / (sqrt(v) + eps)`` for each parameter, with bias-corrected m and v. The weight decay of
-        AdamW is not in it, and neither is the maximum of ``amsgrad``.
+        ``m / (sqrt(v) + eps)`` for each parameter, with bias-corrected m and v. The weight decay is
+        not in it.
 
     Raises:
-        ValueError: The optimizer is another, or has taken no step.
+        ValueError: The optimizer is another, has ``amsgrad`` or has taken no step.
     """
     moments = _adam_state(optimizer, parameters)
-    return [
-        m / (1 - beta1**step) / _root(v, beta2, step, eps)
-        for m, v, beta1, beta2, step, eps in moments
-    ]
+    if gradients is not None:
+        moments = [state.after(g) for state, g in zip(moments, gradients, strict=True)]
+    return [state.momentum / state.diagonal() for state in moments]
 
 
 def adam_preconditioner(
@@ -224,18 +228,34 @@ def adam_preconditioner(
 
     Args and errors are those of `adam_direction`. Source: Cohen et al. 2022, equation 2.
     """
-    moments = _adam_state(optimizer, parameters)
-    return [
-        (1 - beta1**step) * _root(v, beta2, step, eps) for _, v, beta1, beta2, step, eps in moments
-    ]
+    return [state.diagonal() for state in _adam_state(optimizer, parameters)]
 
 
-def _root(second: Tensor, beta2: float, step: float, eps: float) -> Tensor:
-    corrected: Tensor = second / (1 - beta2**step)
-    return corrected.sqrt() + eps
+@dataclass(frozen=True)
+class _Moments:
+    """Adam's state of one parameter, after ``steps`` steps."""
 
+    momentum: Tensor
+    second: Tensor
+    steps: float
+    beta1: float
+    beta2: float
+    eps: float
 
-_Moments = tuple[Tensor, Tensor, float, float, float, float]
+    def after(self, gradient: Tensor) -> _Moments:
+        """The state after one more step, with this gradient."""
+        return replace(
+            self,
+            momentum=self.beta1 * self.momentum + (1 - self.beta1) * gradient,
+            second=self.beta2 * self.second + (1 - self.beta2) * gradient.square(),
+            steps=self.steps + 1,
+        )
+
+    def diagonal(self) -> Tensor:
+        """The preconditioner: the momentum divided by it is the update, per learning rate."""
+        corrected = self.second / (1 - self.beta2**self.steps)
+        diagonal: Tensor = (1 - self.beta1**self.steps) * (corrected.sqrt() + self.eps)
+        return diagonal
 
 
 def _adam_state(
@@ -252,7 +272,17 @@ def _adam_state(
                 "the optimizer has taken no step with a parameter: call optimizer.step() first"
             )
         group = groups[id(parameter)]
+        if group["amsgrad"]:
+            raise ValueError("the optimizer has amsgrad=True: expected Adam or AdamW without it")
         beta1, beta2 = group["betas"]
-        step = float(state["step"])
-        moments.append((state["exp_avg"], state["exp_avg_sq"], beta1, beta2, step, group["eps"]))
+        moments.append(
+            _Moments(
+                momentum=state["exp_avg"],
+                second=state["exp_avg_sq"],
+                steps=float(state["step"]),
+                beta1=beta1,
+                beta2=beta2,
+                eps=group["eps"],
+            )
+        )
     return moments

@@ -194,7 +194,7 @@ class ProbeConfig:
     """Measure twice at the same weights and batches: with dropout on (at ``schedule.rate`` where
     the run's own is 0) and off."""
     curvature: bool = _key(False, CADENCE, used=_probed)
-    """Measure the critical sharpness along Adam's update, and the largest eigenvalue of the
+    """Measure the critical sharpness along Adam's next update, and the largest eigenvalue of the
     preconditioned Hessian. A probe then needs about a hundred more passes of one part."""
     measures: list[str] = _key([], CADENCE, used=_probed)
     """Further measures of your own, each ``module:function``."""

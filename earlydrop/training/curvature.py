@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,9 +64,9 @@ def probe_curvature(
         step: Optimizer steps done.
 
     Returns:
-        ``probe/critical_sharpness`` along Adam's last update and
-        ``probe/preconditioned_sharpness``. Values that are not finite are left out. The result
-        is empty before the first step.
+        ``probe/critical_sharpness`` along Adam's next update, whose gradient is that of this part
+        (clipped as in training), and ``probe/preconditioned_sharpness``. Values that are not finite
+        are left out. The result is empty before the first step.
     """
     if step == 0:
         return {}
@@ -100,11 +101,14 @@ def _measure(
 
     with leave_no_trace(model, objective), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         model.train()
+        gradients = torch.autograd.grad(loss(), parameters, materialize_grads=True)
         return {
             "critical_sharpness": critical_sharpness(
                 loss,
                 parameters,
-                direction=adam_direction(optimizer, parameters),
+                direction=adam_direction(
+                    optimizer, parameters, _clipped(gradients, plan.config.optim.clip)
+                ),
                 start=plan.config.optim.lr,
             ),
             "preconditioned_sharpness": preconditioned_sharpness(
@@ -115,3 +119,11 @@ def _measure(
                 tolerance=_TOLERANCE,
             ),
         }
+
+
+def _clipped(gradients: Sequence[Tensor], largest: float | None) -> Sequence[Tensor]:
+    """The gradients, scaled to the norm ``largest`` if theirs is larger, as in training."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if largest is None or norm <= largest:
+        return gradients
+    return [gradient * (largest / norm) for gradient in gradients]

@@ -126,9 +126,26 @@ def test_adams_direction_is_the_step_that_it_takes_and_its_preconditioner_divide
         before = weight.detach().clone()
         optimizer.step()
     (direction,) = adam_direction(optimizer, [weight])
+    assert not torch.equal(direction, adam_direction(optimizer, [weight], [weight.grad])[0])
     torch.testing.assert_close(before - 0.01 * direction, weight.detach())
     (diagonal,) = adam_preconditioner(optimizer, [weight])
     torch.testing.assert_close(optimizer.state[weight]["exp_avg"] / diagonal, direction)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_the_direction_with_gradients_is_the_next_step_and_changes_no_state(kind):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(5, dtype=torch.float64))
+    optimizer = kind([weight], lr=0.01, weight_decay=0.0, eps=1e-3, betas=(0.8, 0.95))
+    for _ in range(3):
+        weight.grad = torch.randn(5, dtype=torch.float64)
+        optimizer.step()
+    gradient = torch.randn(5, dtype=torch.float64)
+    (direction,) = adam_direction(optimizer, [weight], [gradient])
+    before = weight.detach().clone()
+    weight.grad = gradient
+    optimizer.step()
+    torch.testing.assert_close(before - 0.01 * direction, weight.detach())
 
 
 def test_what_cannot_be_measured_is_refused():
@@ -147,3 +164,8 @@ def test_what_cannot_be_measured_is_refused():
         adam_direction(torch.optim.SGD([weight], lr=0.1), [weight])
     with pytest.raises(ValueError, match="has taken no step with a parameter"):
         adam_direction(torch.optim.Adam([weight]), [weight])
+    amsgrad = torch.optim.Adam([weight], amsgrad=True)
+    weight.square().sum().backward()
+    amsgrad.step()
+    with pytest.raises(ValueError, match="amsgrad=True: expected Adam or AdamW without it"):
+        adam_direction(amsgrad, [weight])

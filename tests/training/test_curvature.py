@@ -66,3 +66,44 @@ def test_an_optimizer_without_adams_state_is_refused(config):
         ConfigError, match=r"probe.curvature is true: optim.name is sgd, expected adamw"
     ):
         run(config(probe__curvature=True, optim__name="sgd"))
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_the_direction_is_the_update_that_adam_would_take_next(config, monkeypatch, clip):
+    """Against a step of a copy of the optimizer, with the gradient of the measured part."""
+    from earlydrop.training import curvature
+
+    seen = []
+
+    def spy(loss, parameters, direction, start):
+        seen.append((loss, parameters, direction))
+        copies = [p.detach().clone().requires_grad_() for p in parameters]
+        settings = {name: optimizer.param_groups[0][name] for name in ("betas", "eps")}
+        again = torch.optim.AdamW(copies, lr=1.0, weight_decay=0.0, **settings)
+        for copy, parameter in zip(copies, parameters, strict=True):
+            state = optimizer.state[parameter]
+            again.state[copy] = {name: value.clone() for name, value in state.items()}
+        gradients = torch.autograd.grad(loss(), parameters)
+        for copy, gradient in zip(copies, gradients, strict=True):
+            copy.grad = gradient
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if clip is not None:
+            assert norm > clip
+            torch.nn.utils.clip_grad_norm_(copies, clip)
+        again.step()
+        for copy, parameter, step in zip(copies, parameters, direction, strict=True):
+            torch.testing.assert_close(parameter - copy, step, rtol=1e-3, atol=1e-4)
+        return 1.0
+
+    measure = curvature.probe_curvature
+
+    def with_optimizer(model, used, objective, plan, step):
+        nonlocal optimizer
+        optimizer = used
+        return measure(model, used, objective, plan=plan, step=step)
+
+    optimizer = None
+    monkeypatch.setattr(curvature, "critical_sharpness", spy)
+    monkeypatch.setattr(curvature, "probe_curvature", with_optimizer)
+    run(config(schedule__name="none", probe__curvature=True, probe__at=["100%"], optim__clip=clip))
+    assert seen

@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import pytest
 
@@ -22,6 +23,12 @@ def test_classic_schedules_follow_their_formulas():
 def test_a_gamma_that_does_not_rise_is_refused(gamma):
     with pytest.raises(ValueError, match=r"gamma is .*: expected more than 0"):
         earlydrop.curriculum(0.5, gamma)
+
+
+def test_a_curriculum_checks_its_rate():
+    with pytest.raises(ValueError, match=r"rate is 1\.5"):
+        earlydrop.curriculum(1.5)
+    assert type(earlydrop.curriculum(Fraction(1, 2)).rate) is float
 
 
 @pytest.mark.parametrize("make", [earlydrop.annealed, earlydrop.ramp])

@@ -127,6 +127,7 @@ def test_the_committed_claims_can_be_read_and_cover_every_finding():
         "F10",
         "F11",
         "F12",
+        "F13",
         "D5",
         "D6",
         "W",

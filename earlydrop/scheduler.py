@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 from torch import nn
 from torch.optim import Optimizer
 
-from earlydrop.schedules import Schedule, check_rate
+from earlydrop.schedules import Schedule, check_rate, check_step
 from earlydrop.sites.audit.first_forward import FirstForward
 from earlydrop.sites.bank import RateBank
 from earlydrop.sites.choose import Kind, SiteChoice, choose_sites, undrivable, undriven
@@ -42,11 +42,11 @@ class DropoutScheduler:
             the step to a rate in [0, 1).
         kind: ``"unit"`` (dropout), ``"path"`` (stochastic depth) or ``"all"``.
         sites: The sites of that kind to drive: None for those built with a rate above 0, or names,
-            globs or a predicate ``(name, module) -> bool``. With None, up to three warnings may
-            follow. The first names attributes that only look like a rate above 0 (see
-            `earlydrop.find_sites`); they are not driven. The second names rates in tuples and
-            lists, which cannot be driven. The third comes after the first training forward and
-            names drops beside the driven sites; a compiled model is not watched.
+            globs, sites of `earlydrop.find_sites` or a predicate ``(name, module) -> bool``. With
+            None, up to three warnings may follow. The first names attributes that only look like a
+            rate above 0 (see `earlydrop.find_sites`); they are not driven. The second names rates
+            in tuples and lists, which cannot be driven. The third comes after the first training
+            forward and names drops beside the driven sites; a compiled model is not watched.
             `earlydrop.audit` lists every drop.
         masks: ``"native"`` draws masks with torch's own kernels. ``"fast"`` draws the masks of
             nn.Dropout layers from 16-bit numbers, about three times as fast on a CPU. The
@@ -56,9 +56,10 @@ class DropoutScheduler:
             its dropout is on.
 
     Raises:
-        ValueError: The schedule is unresolved, a rate is outside [0, 1), the kind or the masks are
-            unknown, there is no site to drive, the sites mix base rates of 0 with others, or
-            another scheduler drives a site. The model is left as it was.
+        ValueError: The model is not a module, the schedule is unresolved or cannot be called, a
+            rate is outside [0, 1), the kind or the masks are unknown, there is no site to drive,
+            the sites mix base rates of 0 with others, or another scheduler drives a site. The model
+            is left as it was.
 
     >>> import earlydrop
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
@@ -88,6 +89,9 @@ class DropoutScheduler:
         first = check_rate(schedule(0), "the schedule's rate at step 0")
         self.schedule = schedule
         self.sites = choose_sites(model, kind, sites)
+        doubtful = undriven(model, kind, self.sites) if sites is None else []
+        _warn_of_doubtful(doubtful)  # before the model is changed: a warning may be an error
+        _warn_of_tuples(undrivable(model, kind) if sites is None else [])
         self._bank: RateBank | None = drive(model, self.sites, fast_masks=masks == "fast")
         self._bank.rises = first == 0 and _rises(schedule)
         self._model = model
@@ -96,9 +100,6 @@ class DropoutScheduler:
         self._bank.set(first)
         self._first_forward: FirstForward | None = None
         if sites is None:
-            doubtful = undriven(model, kind, self.sites)
-            _warn_of_doubtful(doubtful)
-            _warn_of_tuples(undrivable(model, kind))
             self._first_forward = FirstForward(
                 model, kind, already_warned=[site.module for site in doubtful]
             )
@@ -147,7 +148,8 @@ class DropoutScheduler:
 
         Raises:
             RuntimeError: After `restore`, or when an optimizer is attached already.
-            ValueError: It is not a torch optimizer, or it calls no hooks.
+            ValueError: ``optimizer`` is not a torch optimizer, or it calls no hooks and does not
+                hold exactly one optimizer.
 
         >>> import earlydrop, torch
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
@@ -196,9 +198,11 @@ class DropoutScheduler:
 
         Raises:
             RuntimeError: After `restore`.
-            ValueError: The schedule's rate is outside [0, 1). The rates stay as they were.
+            ValueError: The schedule's rate is outside [0, 1), or the schedule refuses the step (a
+                `Schedule` refuses a negative one). The rates stay as they were.
         """
         bank = self._active_bank()
+        step = check_step(step)
         bank.set(check_rate(self.schedule(step), f"the schedule's rate at step {step}"))
         self._step = step
 
@@ -208,7 +212,8 @@ class DropoutScheduler:
     def _active_bank(self) -> RateBank:
         if not self._drives():
             raise RuntimeError(
-                "this DropoutScheduler was restored and drives nothing: make a new one"
+                "this DropoutScheduler was restored, or is a copy, and drives nothing: "
+                "make a new one"
             )
         return cast(RateBank, self._bank)
 
@@ -222,6 +227,9 @@ class DropoutScheduler:
         Returns:
             Plain values, ``{"step": int, "base_rates": {name: rate}}``. The base rates of the sites
             identify the model.
+
+        Raises:
+            RuntimeError: After `restore`.
         """
         return {"step": self._step, "base_rates": self._base_rates()}
 
@@ -232,6 +240,7 @@ class DropoutScheduler:
             state: A state from `state_dict`.
 
         Raises:
+            RuntimeError: After `restore`.
             ValueError: The state is malformed, or was saved for other sites or base rates.
         """
         try:
@@ -271,6 +280,10 @@ class DropoutScheduler:
             self._first_forward.remove()
         bank, self._bank = self._bank, None
         release_all(self._model, bank)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state of a copy. A copy of a driven model is not driven, nor watched."""
+        return self.__dict__ | {"_first_forward": None}
 
     def __repr__(self) -> str:
         return f"DropoutScheduler({self.schedule!r}, {len(self.sites)} sites, step {self._step})"
@@ -371,8 +384,8 @@ def _with_attribute(site: Site) -> str:
 def _pattern(site: Site) -> str:
     """The pattern in ``sites=`` that drives a doubtful site.
 
-    For a plain rate below the model itself it matches every attribute of that name. For any other
-    site it is the name of the site.
+    For a plain rate of a submodule, the pattern matches every attribute of that name. For any other
+    site, the pattern is the name of the site.
     """
     if site.plain and "." in site.name:
         return f"*.{site.attribute}"

@@ -1,7 +1,9 @@
 import copy
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import earlydrop
 from earlydrop import DropoutScheduler, constant, early, late
+from earlydrop.classic.layers import StandardDropout
 from earlydrop.sites.driven import RATE
 
 LAYERS = {
@@ -285,6 +288,72 @@ def test_a_function_can_be_a_schedule_but_its_rates_are_checked():
         DropoutScheduler(small(), early(0.1, "20%"))
     with pytest.raises(ValueError, match=r"schedule is 0\.1"):
         DropoutScheduler(small(), 0.1)
+
+
+@pytest.mark.parametrize("schedule", [early(0.3, 10), lambda step: 0.01 * step])
+def test_a_step_of_numpy_or_torch_is_a_step(schedule):
+    scheduler = DropoutScheduler(small(), schedule)
+    for step in (np.int64(3), torch.tensor(3)):
+        scheduler.set_step(step)
+        assert type(scheduler.state_dict()["step"]) is int
+        scheduler.load_state_dict(scheduler.state_dict())
+    for bad in (-1, 1.5, "3", None):
+        with pytest.raises(ValueError, match=f"step is {bad!r}: expected"):
+            scheduler.set_step(bad)
+    assert scheduler.last_step == 3
+
+
+def test_a_warning_that_is_an_error_leaves_the_model_as_it_was():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.dropout_rate = nn.Dropout(0.1), 0.3
+
+        def forward(self, x):
+            return nn.functional.dropout(self.drop(x), self.dropout_rate, self.training)
+
+    model = Net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="dropout_rate"):
+            DropoutScheduler(model, early(0.1, 10))
+    assert type(model.drop) is nn.Dropout
+    with pytest.warns(UserWarning, match="dropout_rate"):
+        DropoutScheduler(model, early(0.1, 10))
+
+
+def test_a_copy_of_a_scheduler_drives_nothing():
+    scheduler = DropoutScheduler(small(), early(0.3, 10))
+    for again in (pickle.loads(pickle.dumps(scheduler)), copy.deepcopy(scheduler)):
+        with pytest.raises(RuntimeError, match="was restored, or is a copy, and drives nothing"):
+            again.step()
+    scheduler.step()
+    assert scheduler.last_step == 1
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    ("layer", "keyword"),
+    [
+        (nn.Dropout(0.5), "input"),
+        (DropPath(0.5), "x"),
+        (torchvision.ops.StochasticDepth(0.5, "row"), "input"),
+        (StandardDropout(0.5), "x"),
+    ],
+)
+def test_a_driven_layer_takes_its_own_keyword(layer, keyword, train):
+    layer = copy.deepcopy(layer).train(train)
+    x = torch.ones(64, 8)
+    torch.manual_seed(0)
+    expected = layer(x)
+    DropoutScheduler(layer, constant(0.5), kind="all")
+    torch.manual_seed(0)
+    assert torch.equal(layer(**{keyword: x}), expected)
+    for wrong in ((), (x, x)):
+        with pytest.raises(TypeError):
+            layer(*wrong)
+    with pytest.raises(TypeError, match=r"2 inputs: expected one|multiple values for argument"):
+        layer(x, **{keyword: x})
 
 
 def test_vmap_over_models_with_functional_call():

@@ -25,6 +25,7 @@ from typing import Any
 from earlydrop.schedules import classic, paper
 from earlydrop.schedules.base import Schedule as Schedule
 from earlydrop.schedules.base import check_rate as check_rate
+from earlydrop.schedules.base import check_step as check_step
 from earlydrop.schedules.classic import annealed as annealed
 from earlydrop.schedules.classic import curriculum as curriculum
 from earlydrop.schedules.classic import ramp as ramp
@@ -57,14 +58,17 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
         The schedule.
 
     Raises:
-        ValueError: The name is unknown, or the schedule does not take an argument.
+        ValueError: The name is unknown, an argument is unknown or missing, or a value is refused by
+            the schedule.
 
     >>> from_config({"name": "early", "rate": 0.1, "cutoff": "20%", "shape": "linear"})
     early(rate=0.1, cutoff='20%', shape='linear')
     """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"schedule is {config!r}: expected a mapping such as {{'name': 'none'}}")
     arguments = dict(config)
     name = arguments.pop("name", None)
-    if name not in MAKERS:
+    if not isinstance(name, str) or name not in MAKERS:
         raise ValueError(f"schedule name is {name!r}: expected one of {', '.join(MAKERS)}")
     total_steps = None
     if "total_steps" not in inspect.signature(MAKERS[name]).parameters:

@@ -43,7 +43,18 @@ def check_rate(rate: object, what: str = "rate") -> float:
     return value
 
 
-def _check_step(step: SupportsIndex) -> int:
+def check_step(step: SupportsIndex) -> int:
+    """Check an optimizer step and return it as an int.
+
+    Args:
+        step: A whole number: an int, or a scalar of NumPy or torch.
+
+    Returns:
+        The step.
+
+    Raises:
+        ValueError: It is not whole, or negative.
+    """
     try:
         index = operator.index(step)
     except TypeError:
@@ -78,7 +89,7 @@ class Schedule:
         Raises:
             ValueError: The step is negative or not whole, or the schedule is not resolved.
         """
-        index = _check_step(step)
+        index = check_step(step)
         if not self.resolved:
             raise ValueError(
                 f"{self!r} holds a duration that is not in steps yet: call "
@@ -111,11 +122,12 @@ class Schedule:
             steps_per_epoch: Optimizer steps in one epoch, for durations in epochs.
 
         Returns:
-            A schedule that can be called. Resolving twice changes nothing.
+            A schedule that can be called. Resolving again for the same run changes nothing.
 
         Raises:
             ValueError: ``total_steps`` is not a whole number of at least 1, a duration is past the
-                end of the run, or a duration is in epochs and ``steps_per_epoch`` is missing.
+                end of the run, a duration is in epochs and ``steps_per_epoch`` is missing, or the
+                schedule is a `piecewise` one that was resolved for another length.
         """
         check_total_steps(total_steps)
         return self

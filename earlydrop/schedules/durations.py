@@ -74,7 +74,7 @@ def exact_steps(
         The steps, not rounded.
 
     Raises:
-        ValueError: The duration is in epochs and ``steps_per_epoch`` is None.
+        ValueError: The duration is in epochs, and ``steps_per_epoch`` is None or below 1.
     """
     if isinstance(duration, int):
         return Fraction(duration)
@@ -84,7 +84,9 @@ def exact_steps(
         raise ValueError(
             f"{what} is {duration!r}, in epochs: give steps_per_epoch to turn it into steps"
         )
-    return Fraction(duration[:-2]) * steps_per_epoch
+    return Fraction(duration[:-2]) * _check_length(
+        "steps_per_epoch", steps_per_epoch, "optimizer steps of one epoch"
+    )
 
 
 def duration_to_steps(
@@ -135,13 +137,15 @@ def check_total_steps(total_steps: int) -> int:
     Raises:
         ValueError: It is not a whole number of at least 1.
     """
+    return _check_length("total_steps", total_steps, "optimizer steps of the run")
+
+
+def _check_length(name: str, value: int, what: str) -> int:
+    """Check a number of steps that is at least 1."""
     try:
-        total = operator.index(total_steps)
+        length = operator.index(value)
     except TypeError:
-        total = 0
-    if total < 1 or isinstance(total_steps, bool):
-        raise ValueError(
-            f"total_steps is {total_steps!r}: "
-            "expected the number of optimizer steps of the run, at least 1"
-        )
-    return total
+        length = 0
+    if length < 1 or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}: expected the number of {what}, at least 1")
+    return length

@@ -83,7 +83,7 @@ def piecewise(points: str) -> Schedule:
     The points are rates with ``@`` and a position, separated by commas. The first rate is at 0 and
     the last at 1; they take no position. A rate in between without a position is at 0.5, as in
     Kaldi. Two rates at one position make a jump to the second. Positions are fractions of the run
-    (``0.2``), percentages (``20%``) or epochs (``50ep``). The rate of a step is that at
+    (``0.2``), percentages (``20%``) or epochs (``50ep``). A step has the position
     step / total_steps.
 
     Args:

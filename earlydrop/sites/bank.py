@@ -54,17 +54,18 @@ class RateBank:
         self.names = list(names)
         self.base_rates = list(base_rates)
         self.rates = [0.0] * len(built)
-        self.forward_rates = [0.0] * len(built)
+        self.forward_rates = [0.0] * len(built)  # of each site in its last forward (see `guards`)
         self.value = 0.0
         self.on = False
         self.silent = False
         self.rises = False  # off now, but a later rate is known to be above 0
-        # Rates of the sites inside an attention of timm, (1,) float64 on the host. A compiled graph
-        # reads them there, or takes a path that reads none. They are not 0-d, since torch.compile
+        # Rates of the sites inside an attention of timm, (1,) float64 on the host; None for other
+        # sites. The operator of `attention` reads them. They are not 0-d, since torch.compile
         # treats a 0-d float64 tensor on the host as a Python number.
         self.attention_rates: list[Tensor | None] = [None] * len(built)
         self.fast_masks = fast_masks
-        # The thread that changed the rates last: autograd numbers the nodes of each thread apart.
+        # The thread that changed the rates last. autograd counts the nodes of each thread
+        # separately.
         self.thread = threading.get_ident()
         self.other_thread = False  # whether a forward ran in another thread since
         self._at_base = False

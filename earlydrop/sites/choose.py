@@ -13,7 +13,7 @@ from earlydrop.sites.unwrap import named_modules, unwrap
 
 Kind = Literal["unit", "path", "all"]
 KINDS: tuple[str, ...] = get_args(Kind)
-SiteChoice = str | Iterable[str] | Callable[[str, nn.Module], bool]
+SiteChoice = str | Site | Iterable[str | Site] | Callable[[str, nn.Module], bool]
 
 
 def choose_sites(
@@ -25,18 +25,18 @@ def choose_sites(
         model: The model.
         kind: ``"unit"`` (dropout), ``"path"`` (stochastic depth) or ``"all"``.
         sites: None for the sites of the kind that were built with a rate above 0. Otherwise names,
-            globs (``"blocks.*.mlp.*"``) or a predicate ``(name, module) -> bool``, matched against
-            the sites of the kind. A doubtful site (`find_sites` leaves it out) is chosen by a
-            pattern that ends with its attribute (``"*.attention_dropout"``) or is the name of its
-            layer.
+            globs (``"blocks.*.mlp.*"``), sites of `find_sites` or a predicate
+            ``(name, module) -> bool``, matched against the sites of the kind. A doubtful site
+            (`find_sites` leaves it out) is chosen by a pattern that ends with its attribute
+            (``"*.attention_dropout"``) or is the name of its layer.
 
     Returns:
         The chosen sites, at least one.
 
     Raises:
         ValueError: The kind is unknown, the model is no module, there is no site, ``sites`` is None
-            and all sites have rate 0, ``sites`` chooses nothing, or the choice mixes rates of 0
-            with others.
+            and all sites have rate 0, ``sites`` holds something else, ``sites`` chooses nothing, or
+            the choice mixes rates of 0 with others.
     """
     if kind not in KINDS:
         expected = "expected 'unit' (dropout), 'path' (stochastic depth) or 'all'"
@@ -49,7 +49,7 @@ def choose_sites(
         if not chosen:
             raise ValueError(_nothing_to_drive(model, kind, of_kind))
         return SiteList(chosen)
-    if callable(sites):
+    if callable(sites) and not isinstance(sites, nn.Module):
         chosen = [site for site in of_kind if sites(site.name, site.module)]
         if not chosen:
             raise ValueError(
@@ -57,10 +57,23 @@ def choose_sites(
                 f"{_listed(of_kind)}"
             )
     else:
-        patterns = [sites] if isinstance(sites, str) else list(sites)
+        patterns = _patterns(sites)
         chosen = _without_plain_zeros(_match(model, kind, of_kind, patterns), patterns)
     _check_proportions(chosen)
     return SiteList(chosen)
+
+
+def _patterns(sites: object) -> list[str]:
+    """The names and globs in a choice of sites."""
+    entries = [sites] if isinstance(sites, (str, Site)) else sites
+    if isinstance(entries, Iterable) and not isinstance(entries, nn.Module):
+        entries = [entry.name if isinstance(entry, Site) else entry for entry in entries]
+        if all(isinstance(entry, str) for entry in entries):
+            return entries
+    raise ValueError(
+        f"sites is {sites!r}: expected names, globs, sites of earlydrop.find_sites(model), or a "
+        "predicate (name, module) -> bool"
+    )
 
 
 def undriven(model: nn.Module, kind: str, chosen: list[Site]) -> list[Site]:

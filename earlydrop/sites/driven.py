@@ -274,7 +274,8 @@ def drive_module(
         module: The module. Its class is swapped in place.
         name: Its name in the model.
         drivers: The mixins to put in front of its class.
-        rates: Places of its rates, by attribute; empty for a module that only surrounds a site.
+        rates: Places of its rates, by attribute; empty for a module that only reads the rates of
+            modules inside.
         device: The device on which the module computes.
         reads: Rates of the modules inside, which its forward reads.
     """
@@ -363,7 +364,7 @@ def is_scheduled(module: nn.Module) -> bool:
         module: Any module.
 
     Returns:
-        True if it is driven or surrounds a driven site.
+        True if a bank drives its rates, or if its forward reads the rates of driven modules inside.
     """
     return LINK in module.__dict__
 

@@ -34,7 +34,7 @@ def refuse(rate: str, module: str, layer: str) -> NoReturn:
 
 
 # torch.compiler.disable() sets these attributes, but imports the compiler. Tracing stops at such a
-# function, so that it raises its error.
+# function, and the function runs in Python and raises its error.
 refuse._torchdynamo_disable = True  # type: ignore[attr-defined]
 refuse._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
     "earlydrop: this drop rate cannot change inside a compiled graph"

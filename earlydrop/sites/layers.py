@@ -33,6 +33,14 @@ def released(module: Any, *args: Any, **kwargs: Any) -> Any:
     return original_class(module).forward(module, *args, **kwargs)
 
 
+def only_input(x: Tensor | None, by_name: dict[str, Tensor]) -> Tensor:
+    """The input of a layer that takes one, given by position or by the layer's own keyword."""
+    inputs = list(by_name.values()) if x is None else [x, *by_name.values()]
+    if len(inputs) != 1:
+        raise TypeError(f"forward() got {len(inputs)} inputs: expected one")
+    return inputs[0]
+
+
 class MaskDriver(Scheduled):
     """Driver of a layer that multiplies its input by a random mask in training.
 
@@ -41,7 +49,9 @@ class MaskDriver(Scheduled):
 
     training: bool
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | None = None, **by_name: Tensor) -> Tensor:
+        if x is None or by_name:
+            x = only_input(x, by_name)
         if not self.training:  # first, so that evaluation needs no guard on the rest
             return x
         link: Link | None = self.__dict__.get(LINK)
@@ -158,7 +168,9 @@ class StandardDropoutDriver(Scheduled):
 
     training: bool
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | None = None, **by_name: Tensor) -> Tensor:
+        if x is None or by_name:
+            x = only_input(x, by_name)
         link: Link | None = self.__dict__.get(LINK)
         if link is None:
             return released(self, x)  # type: ignore[no-any-return]

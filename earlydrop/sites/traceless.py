@@ -20,6 +20,8 @@ from earlydrop.sites.unwrap import unwrap
 def leave_no_trace(model: nn.Module, *sources: object) -> Iterator[None]:
     """Afterwards, random state, ``.grad``, modes and buffers are as before.
 
+    Within it, ``.grad`` is None at first.
+
     Args:
         model: The model whose modes, buffers and ``.grad`` are kept.
         *sources: Loaders, datasets and functions whose random generators are kept.
@@ -30,6 +32,8 @@ def leave_no_trace(model: nn.Module, *sources: object) -> Iterator[None]:
     restores = [*_keep_global_random_state(), *_keep_generators(sources, skip=model)]
     inner = unwrap(model)
     gradients = [(p, p.grad) for p in inner.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None  # a backward inside would add to the gradient in place
     modes = [(module, module.training) for module in model.modules()]
     buffers = []
     for module in inner.modules():

@@ -44,7 +44,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def clean(name: str) -> str:
-    """A dotted name without the keys of wrappers, as far as the name alone tells.
+    """A dotted name without the keys of wrappers.
+
+    The key ``module`` of DistributedDataParallel stays, since a model may use it too.
 
     Args:
         name: A dotted name of a module or a parameter.

@@ -41,6 +41,9 @@ def arguments(
         offered: Further values by name, for parameters of that name that ``given`` lacks.
         positional: How many leading parameters the caller fills in itself.
 
+    Returns:
+        The arguments by name, without the leading ones.
+
     Raises:
         ConfigError: An argument is unknown, has the wrong type, or is required and missing.
     """
@@ -74,7 +77,7 @@ def typed(
     """The given arguments in the types that the function's annotations ask for.
 
     Raises:
-        ConfigError: An argument that it does not take, or one of another type.
+        ConfigError: The function does not take an argument, or its value has another type.
     """
     parameters = _parameters(group, name, function)
     takes = _takes(parameters[positional:])
@@ -103,7 +106,8 @@ def _parameters(group: str, name: str, function: Callable[..., Any]) -> list[ins
         return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         raise ConfigError(
-            f"{group}.name is {name!r}: it does not say which arguments it takes"
+            f"{group}.name is {name!r}: its signature cannot be read; expected a Python function "
+            "or class. Write a function that calls it"
         ) from None
 
 

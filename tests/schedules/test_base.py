@@ -72,6 +72,15 @@ def test_schedules_are_values(schedule):
         (lambda: earlydrop.piecewise(["0,0"]), "Kaldi"),
         (lambda: earlydrop.piecewise("0,0.1@9ep,0").resolve(100, 20), "must rise"),
         (lambda: from_config({"name": "erly"}), "'erly'.*early"),
+        (
+            lambda: from_config({"name": ["early"]}),
+            r"schedule name is \['early'\]: expected one of",
+        ),
+        (lambda: from_config("early"), "schedule is 'early': expected a mapping"),
+        (lambda: earlydrop.early(0.1, "2ep").resolve(100, 0), "steps_per_epoch is 0: expected the"),
+        (lambda: earlydrop.early(0.1, "2ep").resolve(100, -5), "steps_per_epoch is -5: expected"),
+        (lambda: earlydrop.early(0.1, "2ep").resolve(100, "5"), "steps_per_epoch is '5': expected"),
+        (lambda: earlydrop.piecewise("0,0.1@9ep,0").resolve(100, 0), "steps_per_epoch is 0"),
         (lambda: from_config({"name": "early", "rate": 0.1}), "cutoff"),
     ],
 )

@@ -71,6 +71,29 @@ def one(function, x=None, rate=0.2):
         ),
         (lambda x, p: x * float(np.random.rand(1).item() < p), [("numpy.random.rand", None)]),
         (lambda x, p: x[random.sample(range(64), 10)], [("random.sample", None)]),
+        (lambda x, p: x * random.random(), [("random.random", None)]),
+        (
+            lambda x, p: x + torch.tensor([random.random(), 0.0, 0.0, 0.0]),
+            [("random.random", None)],
+        ),
+        (lambda x, p: torch.lerp(x, 0 * x, random.random()), [("random.random", None)]),
+        (lambda x, p: x if random.random() == p else 0 * x, [("random.random", None)]),
+        (lambda x, p: x * torch.rand(1).item(), [("rand", None)]),
+        (lambda x, p: x if random.uniform(-1, 1) < 0 else 0 * x, [("random.uniform", None)]),
+        (lambda x, p: x if random.uniform(1, -1) < 0 else 0 * x, [("random.uniform", None)]),
+        (lambda x, p: x if random.uniform(b=1, a=-1) < 0 else 0 * x, [("random.uniform", None)]),
+        (
+            lambda x, p: x if np.random.uniform(low=-1, high=1) < 0 else 0 * x,
+            [("numpy.random.uniform", None)],
+        ),
+        (
+            lambda x, p: x if np.random.uniform(-1) < 0 else 0 * x,
+            [("numpy.random.uniform", None)],
+        ),
+        (
+            lambda x, p: x * torch.empty(4, dtype=torch.bool).random_(0, 2),
+            [("random", None)],
+        ),
     ],
 )
 def test_whatever_drops_is_seen(function, found):
@@ -99,6 +122,64 @@ def test_whatever_drops_is_seen(function, found):
 )
 def test_random_numbers_without_effect_do_not_count(function):
     assert one(function, rate=0.0) == []
+
+
+class DropsSamplesInALoop(nn.Module):
+    """Stochastic depth written as a loop over the samples, into a mask."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.linear, self.drop, self.amount = nn.Linear(4, 2), nn.Dropout(0.1), rate
+
+    def forward(self, x):
+        x = self.drop(self.linear(x))
+        mask = torch.ones(len(x))
+        for i in range(len(x)):
+            mask[i] = torch.rand(1) > self.amount
+        return x * mask[:, None]
+
+
+def test_a_mask_written_entry_by_entry_is_seen_and_refused_by_the_probe():
+    report = audit(DropsSamplesInALoop(0.5), torch.ones(8, 4))
+    assert {drop.operation for drop in report.undriven} == {"rand"}
+    assert audit(DropsSamplesInALoop(0.0), torch.ones(8, 4)).undriven == ()
+    data = [(torch.randn(8, 4), torch.randint(2, (8,))) for _ in range(4)]
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    with pytest.raises(RuntimeError, match="rand"):
+        earlydrop.probe(DropsSamplesInALoop(0.5), loss, data, dataset=data)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda numbers: numbers.copy_(torch.randn(4, 4)),
+        lambda numbers: numbers[:2].add_(torch.rand(2, 4)),
+        lambda numbers: torch.rand(4, 4, out=numbers),
+    ],
+)
+def test_the_audit_leaves_the_numbers_of_the_forward_as_they_are(write):
+    seen = []
+
+    class Writes(nn.Module):
+        def forward(self, x):
+            numbers = torch.zeros(4, 4)
+            write(numbers)
+            seen.append(numbers.clone())
+            return x + numbers
+
+    torch.manual_seed(0)
+    Writes()(torch.ones(4, 4))
+    torch.manual_seed(0)
+    (drop,) = audit(Writes(), torch.ones(4, 4)).undriven
+    assert drop.calls == 1
+    assert all(torch.equal(seen[0], numbers) for numbers in seen[1:])
+
+
+def test_a_model_that_is_a_drop_layer_has_a_name_in_the_table():
+    assert "a scheduler would: (model)" in str(audit(nn.Dropout(0.3), torch.ones(4)))
 
 
 def test_layerdrop_of_omniasr_draws_at_rate_0_and_drops_nothing():

@@ -35,6 +35,25 @@ def test_names_globs_and_predicates():
     assert len(choose_sites(model, sites=lambda name, module: "drop2" in name)) == 3
 
 
+def test_sites_of_find_sites_are_a_choice():
+    model = vit(proj_drop_rate=0.1)
+    sites = earlydrop.find_sites(model)
+    chosen = [site for site in sites if site.kind == "unit" and site.base_rate > 0]
+    for choice in (chosen[1:3], tuple(chosen[1:3]), (site for site in chosen[1:3])):
+        scheduler = earlydrop.DropoutScheduler(model, earlydrop.constant(0.2), sites=choice)
+        assert [site.name for site in scheduler.sites] == [site.name for site in chosen[1:3]]
+        scheduler.restore()
+    scheduler = earlydrop.DropoutScheduler(model, earlydrop.constant(0.2), sites=chosen[0])
+    assert [site.name for site in scheduler.sites] == [chosen[0].name]
+
+
+@pytest.mark.parametrize("make", [lambda m: 5, lambda m: [m[0]], lambda m: m[0], lambda m: [None]])
+def test_what_is_no_choice_of_sites_is_named(make):
+    model = nn.Sequential(nn.Dropout(0.1))
+    with pytest.raises(ValueError, match=r"sites is .*: expected names, globs, sites of"):
+        earlydrop.DropoutScheduler(model, earlydrop.constant(0.2), sites=make(model))
+
+
 def test_a_depth_profile_keeps_its_shape():
     model = vit(drop_path_rate=0.2)
     scheduler = earlydrop.DropoutScheduler(model, earlydrop.constant(0.5), kind="path")

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import earlydrop
 from earlydrop import DropoutScheduler, early
+from earlydrop.sites.traceless import leave_no_trace
 from tests.gradients.conv_net import loss_fn, make_model
 
 
@@ -73,3 +74,15 @@ def test_the_probe_leaves_no_trace(workers):
     (losses, state), (losses_probed, state_probed) = train(False), train(True)
     assert losses == losses_probed
     assert all(torch.equal(state[name], state_probed[name]) for name in state)
+
+
+def test_a_backward_inside_adds_to_no_gradient_of_training():
+    model = torch.nn.Linear(2, 1)
+    model(torch.ones(1, 2)).sum().backward()
+    gradient = model.weight.grad
+    with leave_no_trace(model):
+        assert model.weight.grad is None
+        model(2 * torch.ones(1, 2)).sum().backward()
+        assert model.weight.grad.tolist() == [[2.0, 2.0]]
+    assert model.weight.grad is gradient
+    assert gradient.tolist() == [[1.0, 1.0]]

@@ -51,8 +51,8 @@ def _span(name: str, values: Mapping[str, Any], drawn: Tensor) -> tuple[float, f
     """The smallest and the largest number that an operation draws."""
     if name in ("rand", "rand_like", "uniform_"):
         low, high = float(values.get("from", 0.0)), float(values.get("to", 1.0))
-        # Just above low, which is drawn only once in 2 ** 24 times. With low itself, "draw > rate"
-        # would seem to drop at rate 0.
+        # A number just above low. low itself is drawn only once in 2 ** 24 times, and with it
+        # "draw > rate" would seem to drop at rate 0.
         return low + (high - low) * 2.0**-24, high - (high - low) * torch.finfo(drawn.dtype).eps
     if name in ("randn", "randn_like", "normal_", "normal"):
         mean, deviation = values.get("mean", 0.0), values.get("std", 1.0)
@@ -62,7 +62,7 @@ def _span(name: str, values: Mapping[str, Any], drawn: Tensor) -> tuple[float, f
     if name in ("randint", "randint_like"):
         return values.get("low", 0), values["high"] - 1
     if name == "random_" and not drawn.is_floating_point():
-        info = torch.iinfo(drawn.dtype)
+        largest = 1 if drawn.dtype == torch.bool else torch.iinfo(drawn.dtype).max
         first, end = values.get("from"), values.get("to")
-        return (0 if first is None else first), (info.max if end is None else end - 1)
+        return (0 if first is None else first), (largest if end is None else end - 1)
     return None

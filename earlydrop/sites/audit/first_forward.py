@@ -63,7 +63,8 @@ class FirstForward:
 
     Args:
         model: A model with driven sites.
-        kind: ``"unit"``, ``"path"`` or ``"all"``. Drops of the other kind are not warned of.
+        kind: ``"unit"``, ``"path"`` or ``"all"``. Drops of the other kind are not warned of; drops
+            of an unknown kind are.
         already_warned: Modules with rates that the scheduler has warned of already.
     """
 

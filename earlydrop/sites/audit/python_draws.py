@@ -27,7 +27,9 @@ _DRAW_NOTHING = ("seed", "getstate", "setstate", "get_state", "set_state")
 class Drawn(float):
     """A drawn number that reports when a result may depend on it.
 
-    A comparison with a number outside of its span does not depend on it. Arithmetic does.
+    A comparison with a number outside of its span does not depend on it. Arithmetic does, and so
+    does a torch function. A function of C outside of torch, such as ``math.sqrt``, reads the number
+    without a report.
     """
 
     _low: float
@@ -50,6 +52,10 @@ class Drawn(float):
         drawn = cls(value)
         drawn._low, drawn._high, drawn._used = low, high, used
         return drawn
+
+    def report_use(self) -> None:
+        """Report that a result may depend on the number."""
+        self._used()
 
 
 def _comparing(compare: Callable[[float, Any], bool]) -> Callable[[Drawn, Any], Any]:
@@ -92,7 +98,7 @@ _ARITHMETIC = "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mo
 
 for _name in ("int", "trunc", "floor", "ceil", "round"):
     setattr(Drawn, f"__{_name}__", _rounding(f"__{_name}__"))
-for _name in ("lt", "le", "gt", "ge"):
+for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Drawn, f"__{_name}__", _comparing(getattr(operator, _name)))
 for _name in (*_ARITHMETIC.split(), "neg", "abs", "float", "bool"):
     setattr(Drawn, f"__{_name}__", _computing(f"__{_name}__"))
@@ -113,6 +119,16 @@ def random_states() -> list[tuple[str, Callable[[], Any]]]:
 
         states.append(("numpy.random", numpy_state))
     return states
+
+
+def _span(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, float]:
+    """The smallest and the largest number of ``uniform``, of ``random`` or of ``numpy.random``."""
+    names = {"a": "low", "b": "high"}
+    ends = {"low": 0.0, "high": 1.0}
+    ends |= zip(ends, args, strict=False)
+    ends |= {names.get(name, name): value for name, value in kwargs.items()}
+    low, high = float(ends["low"]), float(ends["high"])
+    return min(low, high), max(low, high)
 
 
 @contextmanager
@@ -139,9 +155,9 @@ def noted(library: Any, generator: object, note: Callable[..., Any]) -> Iterator
             drawn = note(f"{library.__name__}.{name}", source=library.__name__)
             drawn.used = True
             if type(value) is float and name in ("random", "uniform", "rand", "random_sample"):
-                low, high = args if name == "uniform" and len(args) == 2 else (0.0, 1.0)
+                low, high = _span(args, kwargs) if name == "uniform" else (0.0, 1.0)
                 used = functools.partial(setattr, drawn, "matters", True)
-                return Drawn.of(value, low=float(low), high=float(high), used=used)
+                return Drawn.of(value, low=low, high=high, used=used)
             drawn.matters = True
             return value
 

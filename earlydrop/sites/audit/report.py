@@ -323,7 +323,7 @@ def _starred(name: str) -> str:
 
 def _driven_by(drop: Drop) -> str:
     """The site that drives a drop, or that a scheduler would drive."""
-    site = _starred(drop.site or "a rate above it")
+    site = "a rate above it" if drop.site is None else _starred(drop.site or "(model)")
     if drop.status == "undriven":
         return "nothing"
     if drop.status == "drivable":

@@ -181,6 +181,11 @@ class Watch(TorchDispatchMode):
             draws |= {id(draw): draw for draw in self._extremes_of[tensor].draws}
         for draw in draws.values():
             draw.used = True
+        if self._writes_to_other_numbers(call):
+            # Repeated on the same tensor, the operation would change the numbers of the model.
+            for draw in draws.values():
+                draw.matters = True
+            return
         count = min(len(self._extremes_of[tensor].values) for tensor in drawn)
         results = self._repeat(call, count)
         # Whether the operation mixes the drawn numbers with the data of the model.
@@ -216,6 +221,12 @@ class Watch(TorchDispatchMode):
             except Exception:  # the operation refuses one of the values, so it depends on them
                 return []
         return results
+
+    def _writes_to_other_numbers(self, call: _Call) -> bool:
+        """Whether an operation writes to a tensor whose numbers are not drawn."""
+        values = _arguments(call.func, call.args, call.kwargs)
+        written = [values.get(a.name) for a in call.func._schema.arguments if a.is_write]
+        return any(tensor not in self._extremes_of for tensor in _tensors(written))
 
     def _with_extreme(self, tree: Any, index: int) -> Any:
         """A tree of arguments with an extreme value in the place of each drawn tensor."""
@@ -294,7 +305,8 @@ class Watch(TorchDispatchMode):
 class _Reading(TorchFunctionMode):
     """Within it, values that Python reads from tensors pass `Watch.read`.
 
-    The dispatcher does not see operations of Python on these values.
+    The dispatcher does not see operations of Python on these values. A drawn float that is an
+    argument of a torch function matters: torch reads its value in C.
     """
 
     def __init__(self, seen: Watch) -> None:
@@ -302,6 +314,9 @@ class _Reading(TorchFunctionMode):
         self._seen = seen
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_flatten((args, kwargs))[0]:
+            if isinstance(leaf, Drawn):
+                leaf.report_use()
         if func not in (Tensor.item, Tensor.tolist, Tensor.numpy):
             return func(*args, **(kwargs or {}))
         with self._seen.unfollowed():

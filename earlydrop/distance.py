@@ -30,13 +30,29 @@ def _parameters(model: ModelOrState) -> dict[str, Tensor]:
     elif isinstance(model, Mapping):
         entries = {clean(name): value for name, value in model.items()}
         parameters = {name: p.detach() for name, p in entries.items() if _may_be_parameter(name, p)}
-        # DistributedDataParallel puts this prefix in front of every name.
-        if all(name.startswith("module.") for name in parameters):
-            parameters = {name.removeprefix("module."): value for name, value in parameters.items()}
     else:
         raise ValueError(f"expected a module or a state dict, got {type(model).__name__}")
     refuse_sharded(parameters, "model_distance", _GATHER)
     return parameters
+
+
+_Parameters = dict[str, Tensor]
+
+
+def _with_equal_names(ours: _Parameters, theirs: _Parameters) -> tuple[_Parameters, _Parameters]:
+    """Both sides, without the prefix of DistributedDataParallel where only one side has it."""
+    if ours.keys().isdisjoint(theirs):
+        for pair in ((_without_prefix(ours), theirs), (ours, _without_prefix(theirs))):
+            if not pair[0].keys().isdisjoint(pair[1]):
+                return pair
+    return ours, theirs
+
+
+def _without_prefix(parameters: _Parameters) -> _Parameters:
+    """The parameters without the prefix that DistributedDataParallel puts before every name."""
+    if not all(name.startswith("module.") for name in parameters):
+        return parameters
+    return {name.removeprefix("module."): value for name, value in parameters.items()}
 
 
 def _may_be_parameter(name: str, value: object) -> bool:
@@ -94,8 +110,8 @@ def model_distance(model: ModelOrState, initial: ModelOrState) -> float:
     Liu et al. 2023, section 3, *model distance*. If one side is a module, its parameters are
     compared and buffers are ignored. If both are state dicts, every floating-point and complex
     entry is compared, except the running statistics of BatchNorm. A tied parameter counts once. In
-    two state dicts it is recognised by its shared memory, so after cloning it counts under each of
-    its names.
+    two state dicts it is recognised by its shared memory in one and its equal values in the other.
+    If both are clones, it counts under each of its names.
 
     Args:
         model: A module or a state dict. An AveragedModel stands for the model inside.
@@ -105,12 +121,13 @@ def model_distance(model: ModelOrState, initial: ModelOrState) -> float:
         The distance, summed in float64.
 
     Raises:
-        ValueError: The two differ in their parameters or shapes, or a parameter is sharded (FSDP2).
+        ValueError: An argument is neither a module nor a state dict, the two differ in their
+            parameters or shapes, they have no parameters, or a parameter is sharded (FSDP2).
 
     >>> model_distance({"w": torch.tensor([3.0, 0.0])}, {"w": torch.tensor([0.0, 4.0])})
     5.0
     """
-    ours, theirs = _parameters(model), _parameters(initial)
+    ours, theirs = _with_equal_names(_parameters(model), _parameters(initial))
     if isinstance(model, nn.Module) and not isinstance(initial, nn.Module):
         theirs = {name: value for name, value in theirs.items() if name in ours}
     elif isinstance(initial, nn.Module) and not isinstance(model, nn.Module):

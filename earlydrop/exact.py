@@ -33,7 +33,7 @@ def has_float64(device: torch.device) -> bool:
 
 
 def home(device: torch.device) -> torch.device:
-    """The device that holds the sums: the device itself, or the host if it has no float64."""
+    """The device of the sums: the device itself, or the host for a device without float64."""
     return device if has_float64(device) else HOST
 
 

@@ -25,6 +25,7 @@ if _missing:
     _names = ", ".join(_missing)
     raise ImportError(f"{_names} missing: {__name__} needs more than the library; {_INSTALL}")
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -208,8 +209,13 @@ class _Callbacks:
 
     def __call__(self, step: int, metrics: dict[str, float]) -> bool:
         answers = [callback(step, metrics) for callback in self.callbacks]
-        self.stop_requested = self.stop_requested or any(answer is True for answer in answers)
+        self.stop_requested = self.stop_requested or any(_is_true(answer) for answer in answers)
         return self.stop_requested
+
+
+def _is_true(answer: object) -> bool:
+    """Whether a callback asks to stop: True, of Python or of NumPy."""
+    return isinstance(answer, (bool, np.bool_)) and bool(answer)
 
 
 @contextlib.contextmanager
@@ -232,6 +238,9 @@ class Run:
         codes: The code of a model and data that were given as Python objects.
         trusted: Whether the code that the configuration names may be imported: True if this process
             trained the run.
+
+    Raises:
+        ConfigError: The folder is not a run's, or its ``provenance.json`` is damaged.
     """
 
     def __init__(
@@ -272,8 +281,11 @@ class Run:
 
     @property
     def final(self) -> dict[str, float]:
-        """The last value of every metric."""
-        last = self.metrics.drop(columns="step").ffill().iloc[-1]
+        """The last value of every metric; empty before the first line of metrics."""
+        metrics = self.metrics.drop(columns="step").ffill()
+        if metrics.empty:
+            return {}
+        last = metrics.iloc[-1]
         return {str(name): float(value) for name, value in last.items()}
 
     def model(self, *, best: bool = False, trust: bool = False) -> nn.Module:
@@ -404,13 +416,18 @@ def compare(
         The comparison.
 
     Raises:
-        ValueError: There is no such arm.
+        ValueError: There is no such arm, or ``runs`` is something else.
         FileNotFoundError: There are no runs.
     """
     if isinstance(runs, (str, Path)):
         runs = load_runs(runs)
     elif not isinstance(runs, pd.DataFrame):
-        runs = runs_in([run.folder for run in runs], "runs")
+        listed = list(runs) if isinstance(runs, Iterable) else []
+        if not listed or not all(isinstance(run, Run) for run in listed):
+            raise ValueError(
+                f"runs is {runs!r}: expected a folder, the table of load_runs, or a list of runs"
+            )
+        runs = runs_in([run.folder for run in listed], "runs")
     names = sorted(set(runs["arm"]))
     if against is not None and against not in names:
         hint = nearest(against, names)

@@ -56,10 +56,9 @@ def device_name() -> str:
 
 
 _HOW = (
-    "A ratio is the median of the ratios of alternating measurements, and the spread their 10th "
-    "and 90th percentile, so it need not be the "
-    "quotient of the two medians beside it. A limit within a row's spread is met or missed by "
-    "chance."
+    "A ratio is the median of the ratios of alternating measurements, so it can differ from the "
+    "quotient of the two medians in its row. The spread is the 10th and 90th percentile of these "
+    "ratios. A limit within a row's spread is met or missed by chance."
 )
 
 

@@ -101,7 +101,7 @@ def _end(pid: int | None) -> None:
     except (
         AttributeError,
         ProcessLookupError,
-    ):  # without groups of processes, or before it has made its own
+    ):  # the system has no process groups, or the process has not made its own yet
         os.kill(pid or 0, signal.SIGTERM)
 
 

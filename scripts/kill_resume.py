@@ -2,10 +2,10 @@
 
     python scripts/kill_resume.py                           twenty kills of one process by SIGKILL
     python scripts/kill_resume.py --kills 3                 a short form
-    python scripts/kill_resume.py --kills 50 --workers 4    of four workers under torchrun
+    python scripts/kill_resume.py --kills 50 --workers 4    fifty kills, four workers under torchrun
 
-With several workers, one worker, all workers or the launcher is killed. Each kill comes at a
-different moment.
+With several workers, a kill is SIGKILL or SIGTERM to one worker, all workers or the launcher. Each
+kill comes at a different moment.
 
 Weights, optimizer state and metrics.jsonl must be identical. The runs cross the cutoff, an
 evaluation and probes, and save a checkpoint every quarter of a second, so kills fall into every
@@ -81,7 +81,7 @@ def disturb(process: subprocess.Popen[bytes], workers: int, random: random.Rando
     gone = time.monotonic() + 60
     while any(
         Path(f"/proc/{pid}").exists() for pid in ranks
-    ):  # workers outlive a launcher that was killed by as long as they save
+    ):  # the workers of a killed launcher end after they have saved
         if time.monotonic() > gone:
             raise SystemExit(f"a worker still runs a minute after {what} got {number.name}")
         time.sleep(0.05)

@@ -15,7 +15,7 @@ from PIL import Image
 
 
 def picture(label: int, classes: int, random: np.random.Generator, side: int) -> Image.Image:
-    """A striped, noisy image in a class's colour, half to one and a half times as wide as high."""
+    """A striped, noisy image in a class's colour, 0.67 to 1.5 times as wide as high."""
     height, width = side, int(side * random.uniform(0.67, 1.5))
     colour = 255 * np.array(colorsys.hsv_to_rgb(label / classes, 0.8, 0.9))
     rows, columns = np.mgrid[:height, :width] / side

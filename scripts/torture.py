@@ -9,7 +9,7 @@ The parts are kills, disk, damage, mistakes and signals.
 
 It attacks the package of the environment that it is started in, works in temporary folders, and
 needs Linux. A part prints what it tried and what went wrong: tracebacks, values accepted in
-silence, processes left behind, runs lost. The exit code is 1 if anything did.
+silence, processes left behind, runs lost. The exit code is 1 if anything went wrong.
 """
 
 import argparse

@@ -4,9 +4,9 @@
     python scripts/wandb_workspace.py --entity NAME          print both as JSON, without a network
     python scripts/wandb_workspace.py --entity NAME --save   save them on the server
 
-Panels: training loss, test accuracy, drop rates, gradient norm, model distance, gradient direction
-variance and error, against the training step. Runs are grouped by arm; lines are means over seeds,
-bands their spread.
+Panels: losses and accuracy, drop rates and learning rate, gradient measures, speed and memory,
+against the training step. Runs are grouped by arm. A line is the mean over seeds, a band their
+standard deviation.
 """
 
 from __future__ import annotations

@@ -148,3 +148,21 @@ def test_a_double_on_one_side_is_not_rounded():
     tiny = {"w": torch.tensor([1 + 1e-12], dtype=torch.float64)}
     assert model_distance({"w": torch.ones(1)}, tiny) == pytest.approx(1e-12, rel=1e-3)
     assert model_distance(tiny, {"w": torch.ones(1)}) == pytest.approx(1e-12, rel=1e-3)
+
+
+def test_a_part_called_module_is_no_prefix():
+    """DistributedDataParallel puts ``module.`` before every name; a model may have such a part."""
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(4, 2)
+
+    model = Wrapped()
+    state = {name: value + 1 for name, value in model.state_dict().items()}
+    parallel = {f"module.{name}": value for name, value in state.items()}
+    for other in (state, parallel):
+        assert model_distance(model, other) == pytest.approx(10**0.5)
+        assert model_distance(other, model) == pytest.approx(10**0.5)
+        assert model_distance(state, other) == 0.0
+        assert model_distance(parallel, other) == 0.0

@@ -435,6 +435,40 @@ def test_runs_in_a_list_are_compared():
     assert "no two arms share" in str(experiment.compare(runs[:1]))
 
 
+@pytest.mark.parametrize("runs", [3, [], ["runs"], None])
+def test_what_is_no_run_is_not_compared(runs):
+    with pytest.raises(ValueError, match=r"runs is .*: expected a folder, the table of load_runs"):
+        experiment.compare(runs)
+
+
+def test_a_run_before_its_first_line_of_metrics_has_none():
+    run = experiment.train(SMALL)
+    (run.folder / "metrics.jsonl").write_text("")
+    assert list(run.metrics.columns) == ["step"]
+    assert run.final == {}
+
+
+@pytest.mark.parametrize("answer", [True, np.True_])
+def test_a_callback_stops_the_run_with_true_of_python_or_numpy(answer):
+    def stop(step, metrics):
+        return answer if step == 2 else np.False_
+
+    assert experiment.train(SMALL, callbacks=[stop]).state == "interrupted"
+
+
+def test_a_model_with_a_part_called_module_trains():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = Net()
+
+        def forward(self, x):
+            return self.module(x)
+
+    run = experiment.train(own("schedule=early"), model=Wrapped())
+    assert run.final["model/distance"] > 0
+
+
 def test_a_run_from_elsewhere_imports_nothing_without_trust(here, monkeypatch):
     (here / "theirs.py").write_text(
         "from torch import nn\n"

@@ -71,7 +71,8 @@ def load_history(run: str | Path) -> pd.DataFrame:
             raise FileNotFoundError(f"{run} holds {len(below)} runs: {takes}")
         expected = " or a ".join(_OF_A_RUN)
         raise FileNotFoundError(f"{run} is not a run's folder: expected one with a {expected}")
-    return pd.DataFrame(read_metrics(folder / "metrics.jsonl"))
+    lines = read_metrics(folder / "metrics.jsonl")
+    return pd.DataFrame(lines) if lines else pd.DataFrame(columns=["step"])
 
 
 def load_runs(folder: str | Path) -> pd.DataFrame:

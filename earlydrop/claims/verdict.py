@@ -32,18 +32,19 @@ class Verdict:
         smallest: The smallest effect that matters, in the metric's units; None without two seeds.
         p: p-value of the test that decided, after Holm. If none did, that of the test that would
             confirm the claim.
-        price: The seeds and time that would resolve a claim that is not resolved; None also where
-            its differences do not scatter.
+        price: The number of seeds that would resolve the claim, and their time. None if the verdict
+            is not ``not resolved``, the claim has a test of its own, or the differences do not
+            scatter.
         verdict: ``reproduced``, ``opposite``, ``absent``, ``not resolved``, ``incomplete`` or
             ``not run``.
         bootstrap: 95% interval by bootstrap (BCa), from 20 seeds on.
         fingerprints: The fingerprints of its runs.
         remark: The settings in which the runs differ from the declaration, or the reason why a run
             has no value; empty for none.
-        seconds: The time of a run of each of its two arms.
+        seconds: The time of one run of each arm, in seconds.
         look: The look at which it was judged, from 1; 0 where no looks are declared.
         looks: The number of declared looks.
-        lower: The number of seeds whose value is lower in the arm; None without a paired
+        lower: The number of seeds whose value is lower in the first arm; None without a paired
             difference.
     """
 

@@ -126,7 +126,7 @@ def mc_dropout(
             output itself, or its ``logits``.
 
     Returns:
-        The prediction, in float32 or better.
+        The prediction. Class probabilities are in float32, other outputs in float32 or better.
 
     Raises:
         ValueError: ``passes`` is below 1, no dropout of the model is on, or the output has no

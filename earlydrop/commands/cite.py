@@ -64,6 +64,8 @@ def _plain(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return "[" + ",".join(_plain(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_plain(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, str) and not _PLAIN.fullmatch(value):
         return str(QuotedString(literal(value), Quote.single).with_quotes())
     return str(value)
@@ -78,6 +80,9 @@ def citation(run: Path) -> str:
 
     Args:
         run: The run's folder.
+
+    Returns:
+        The parts as text, with an empty line between them.
 
     Raises:
         DamagedFileError: One of `MADE_FROM` is missing, damaged, or was changed after the run.

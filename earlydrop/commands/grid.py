@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MOST_ARMS = 20
 _MOST_VALUES = 12
-_OF_A_RUN = ("seed", "study", "label", "tags")  # keys by which runs of one cost differ
+_OF_A_RUN = ("seed", "study", "label", "tags")  # runs that differ in these keys alone cost the same
 
 
 def plan_grid(config: Any) -> int:
@@ -69,6 +69,7 @@ def plan_grid(config: Any) -> int:
 def _jobs(config: Any) -> list[list[str]]:
     """The overrides of each job, as Hydra's own sweeper makes them."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -83,7 +84,8 @@ def _jobs(config: Any) -> list[list[str]]:
     params = [f"{key}={value}" for key, value in dict(config.hydra.sweeper.params or {}).items()]
     words = [*params, *config.hydra.overrides.task]
     try:
-        overrides = OverridesParser.create().parse_overrides(words)
+        loader = GlobalHydra.instance().config_loader()  # for glob(...)
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
         (jobs,) = BasicSweeper.split_arguments(overrides, None)
     except HydraException as error:
         raise ConfigError(f"mode is 'plan': {first_line(error)}") from error
@@ -160,9 +162,9 @@ def _print(
     """Print the plans of all jobs as one.
 
     Args:
-        plans: A plan a job.
+        plans: One plan per job.
         values: The values of each job by dotted key.
-        costs: By `_key`, what a run costs.
+        costs: The cost of a run, by `_key`.
         at_once: How many jobs run side by side.
     """
     distinct = {plan.folder: (plan, job) for plan, job in zip(plans, values, strict=True)}

@@ -22,7 +22,7 @@ def accept_lazy_help() -> None:
 
 
 def build_parser(build: Callable[[], argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Call a function that makes a parser; if argparse refuses a help text, call it unchecked.
+    """Make a parser. If argparse refuses a help, make it again and check only helps that are text.
 
     Args:
         build: Makes the parser.

@@ -40,8 +40,14 @@ def list_studies(out: str = "runs", folders: Iterable[Path] = ()) -> list[Listed
     """Every study of the package, and of further folders of configurations.
 
     Args:
-        out: Where runs are counted.
+        out: The folder whose runs are counted.
         folders: Further folders of configurations.
+
+    Returns:
+        The studies, folder by folder, each sorted by path.
+
+    Raises:
+        ValueError: A file `TIMES` does not map names to texts.
     """
     studies = []
     for folder in (conf_folder(), *folders):

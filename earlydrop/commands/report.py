@@ -53,7 +53,17 @@ class Report(NamedTuple):
 
 
 def write_report(folder: Path) -> Report:
-    """Write ``table.md``, ``table.csv``, ``figures/*.png`` and ``report.html``."""
+    """Write ``table.md``, ``table.csv``, ``figures/*.png`` and ``report.html``.
+
+    Args:
+        folder: A folder with runs below it. The files are written into this folder.
+
+    Returns:
+        The content of the report.
+
+    Raises:
+        FileNotFoundError: The folder holds no runs.
+    """
     runs = load_runs(folder)
     lines = what_it_shows(runs)
     if runs["study"].nunique() > 1:  # an arm's name means something within its study only
@@ -133,7 +143,9 @@ def _points(runs: pd.DataFrame, found: Mapping[str, Mapping[str, Paired]]) -> li
 
 
 def report_sweep(folder: Path) -> None:
-    """End a sweep: write its study's report, print and track it; print failures if no run began.
+    """Write the report of a sweep's study, print it and track it.
+
+    If no run began, the failures are printed instead.
 
     Args:
         folder: The study's folder.

@@ -122,9 +122,8 @@ def _settings(config: DictConfig, job: int | None) -> tuple[Any, Path]:
     if job is not None:
         from earlydrop.training.device import device_of_job
 
-        settings.threads = (
-            settings.threads or 1
-        )  # jobs run side by side: one thread each uses all cores
+        # Jobs run side by side: with one thread each, they use all cores.
+        settings.threads = settings.threads or 1
         settings.device = device_of_job(settings.device, job)
     return settings, study_folder(settings.out, settings.study)
 

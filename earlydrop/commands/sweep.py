@@ -25,8 +25,11 @@ from earlydrop.training.record.failures import process_runs
 from earlydrop.training.record.files import replace, why
 
 _SWEEP = "EARLYDROP_SWEEP"
-"""An environment variable of a sweep's processes, in JSON: its process, number of jobs, start, and
-the folder where ended jobs are noted."""
+"""The environment variable that describes a sweep to its processes, in JSON.
+
+It holds the id of the process that launched the sweep, the number of jobs, the start time in
+seconds, and the folder where ended jobs are noted.
+"""
 _HEARTBEAT, _GRACE = 1.0, 8.0  # seconds
 
 
@@ -34,7 +37,8 @@ class Done(NamedTuple):
     """A job of a sweep that has ended.
 
     Attributes:
-        study: The folder of its study; None if its configuration could not be read.
+        study: The folder of its study; None for no report: the job neither trained nor failed, or
+            its configuration could not be read.
         failed: Whether it failed.
     """
 
@@ -182,8 +186,8 @@ def finish() -> list[Done] | None:
 def end_workers(kill: bool) -> None:
     """End joblib's workers, without waiting for them.
 
-    At its exit Python would wait for them. After a Ctrl-C that joblib does not see, that would be
-    until all runs are done.
+    Python would wait for the workers when it exits. After a Ctrl-C that joblib does not see, this
+    wait would last until all runs are done.
 
     Args:
         kill: End them at once. Otherwise each ends when it has nothing left to do.

@@ -91,7 +91,7 @@ def main() -> None:
         description="Write the weights of a run as a plain state_dict file.",
     )
     parser.add_argument("run", type=Path, help="the folder of a run")
-    parser.add_argument("file", type=Path, help="where they go: a .safetensors, .pth or .pt file")
+    parser.add_argument("file", type=Path, help="the file to write: .safetensors, .pth or .pt")
     parser.add_argument(
         "--which",
         choices=WHICH,

@@ -1,4 +1,4 @@
-"""Gradients as flat chunks: few enough entries at a time that temporaries stay small."""
+"""Gradients as flat chunks, so that temporary tensors stay small."""
 
 from __future__ import annotations
 

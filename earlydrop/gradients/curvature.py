@@ -13,9 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from earlydrop.exact import exact_norm
+
 _DOUBLINGS = 40
 _HALVINGS = 16
 """Smaller steps than 2**-16 of the start change 32-bit weights by little more than rounding."""
+_MIXTURE = 0.97
+"""Below this ratio of the Rayleigh quotient to its bound, a vector counts as no eigenvector."""
 _BISECTIONS = 12
 """After 12 bisections, the ends of the bracket differ by 0.02%."""
 
@@ -117,7 +121,8 @@ def preconditioned_sharpness(
         preconditioner: The diagonal of P: for each parameter, a positive tensor. None for the plain
             Hessian.
         iterations: The largest number of Hessian-vector products in one power iteration. A second
-            power iteration follows if the first finds a negative eigenvalue.
+            power iteration follows if the first finds a negative eigenvalue, or a mixture of two of
+            about equal size and opposite sign. If all are used, the result may be too small.
         tolerance: The relative change of the eigenvalue at which the iteration stops.
 
     Returns:
@@ -161,9 +166,15 @@ def preconditioned_sharpness(
             list(result) if scale is None else [s * r for s, r in zip(scale, result, strict=True)]
         )
 
-    largest = _power_iteration(product, weights, 0.0, iterations, tolerance)
+    largest, norm = _power_iteration(product, weights, 0.0, iterations, tolerance)
+    shift = None
     if largest < 0:  # it is the smallest eigenvalue: shift it to 0 to find the largest
-        largest += _power_iteration(product, weights, largest, iterations, tolerance)
+        shift = largest
+    elif largest < _MIXTURE * norm:  # the vector mixes eigenvalues of about a and -a
+        shift = -norm
+    if shift is not None:
+        shifted, _ = _power_iteration(product, weights, shift, iterations, tolerance)
+        return shift + shifted
     return largest
 
 
@@ -173,26 +184,32 @@ def _power_iteration(
     shift: float,
     iterations: int,
     tolerance: float,
-) -> float:
-    """The eigenvalue of H - shift with the largest absolute value, from a fixed random start."""
+) -> tuple[float, float]:
+    """The eigenvalue of H - shift with the largest absolute value, from a fixed random start.
+
+    Returns:
+        The Rayleigh quotient v'(H - shift)v of the last vector v of norm 1, and the norm of
+        (H - shift)v. The two are equal in size at an eigenvector.
+    """
     generator = torch.Generator().manual_seed(0)
     vector = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in like]
-    vector = _normalised(vector)
-    value = 0.0
+    start = _norm(vector)
+    vector = [v / start for v in vector]
+    value = norm = 0.0
     for _ in range(iterations):
         image = [h - shift * v for h, v in zip(product(vector), vector, strict=True)]
         before, value = value, sum(float((h * v).sum()) for h, v in zip(image, vector, strict=True))
-        if not any(bool(h.any()) for h in image):
-            return 0.0
-        vector = _normalised(image)
+        norm = _norm(image)
+        if norm == 0:
+            return 0.0, 0.0
+        vector = [h / norm for h in image]
         if abs(value - before) <= tolerance * abs(value):
             break
-    return value
+    return value, norm
 
 
-def _normalised(vector: Sequence[Tensor]) -> list[Tensor]:
-    norm = math.sqrt(sum(float(v.double().square().sum()) for v in vector))
-    return [v / norm for v in vector]
+def _norm(vector: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(exact_norm(v)) ** 2 for v in vector))
 
 
 def adam_direction(
@@ -203,17 +220,19 @@ def adam_direction(
     """The next update of Adam or AdamW per unit of the learning rate. It changes no state.
 
     Args:
-        optimizer: ``torch.optim.Adam`` or ``AdamW`` that has taken a step, without ``amsgrad``.
+        optimizer: ``torch.optim.Adam`` or ``AdamW`` that has taken a step, without ``amsgrad``
+            and ``maximize``.
         parameters: The weights, in the order of the result.
         gradients: The gradients of the next update: for each parameter, a tensor of its shape. None
             for the update that the optimizer took last.
 
     Returns:
-        ``m / (sqrt(v) + eps)`` for each parameter, with bias-corrected m and v. The weight decay is
-        not in it.
+        ``m / (sqrt(v) + eps)`` for each parameter, with bias-corrected m and v. The weight decay of
+        AdamW is not in it. Adam adds its weight decay to the gradients, so its m and v include it;
+        add it to ``gradients`` as well.
 
     Raises:
-        ValueError: The optimizer is another, has ``amsgrad`` or has taken no step.
+        ValueError: The optimizer is another, has one of these options or has taken no step.
     """
     moments = _adam_state(optimizer, parameters)
     if gradients is not None:
@@ -226,7 +245,17 @@ def adam_preconditioner(
 ) -> list[Tensor]:
     """The diagonal of Adam's preconditioner, ``(1 - beta1**t) (sqrt(v) + eps)``.
 
-    Args and errors are those of `adam_direction`. Source: Cohen et al. 2022, equation 2.
+    Args:
+        optimizer: As for `adam_direction`.
+        parameters: The weights, in the order of the result.
+
+    Returns:
+        A tensor for each parameter, of its shape.
+
+    Raises:
+        ValueError: As for `adam_direction`.
+
+    Source: Cohen et al. 2022, equation 2.
     """
     return [state.diagonal() for state in _adam_state(optimizer, parameters)]
 
@@ -272,8 +301,11 @@ def _adam_state(
                 "the optimizer has taken no step with a parameter: call optimizer.step() first"
             )
         group = groups[id(parameter)]
-        if group["amsgrad"]:
-            raise ValueError("the optimizer has amsgrad=True: expected Adam or AdamW without it")
+        for option in ("amsgrad", "maximize"):
+            if group[option]:
+                raise ValueError(
+                    f"the optimizer has {option}=True: expected Adam or AdamW without it"
+                )
         beta1, beta2 = group["betas"]
         moments.append(
             _Moments(

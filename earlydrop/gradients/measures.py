@@ -42,7 +42,7 @@ class Moments:
         deviation_of_sum: ‖Σ wᵢ‖².
         mean_square: ‖ḡ‖², of the mean gradient.
         along: ḡ · d.
-        bias: ½(1 − cos(ḡ, ĝ)); None if ḡ is 0 too.
+        bias: ½(1 − cos(ḡ, ĝ)); None also if ḡ is 0.
         dataset_gradient_norm: ‖ĝ‖.
     """
 

@@ -60,7 +60,8 @@ def probe(
         parts: A function that splits one of ``batches`` into parts. The parts pass through the
             model one by one, and the gradient is the mean of their gradients, as in gradient
             accumulation. ``loss_fn`` and ``images_in`` then get parts. Default: one part.
-        group: Workers whose gradients to combine. Each gives its own ``batches`` and ``dataset``.
+        group: Workers whose gradients to combine. Each gives its own ``batches`` and ``dataset``,
+            with at least one batch in both.
         measures: Additional measures by name: functions of `Moments`, for ``further`` in the
             report.
 
@@ -68,8 +69,10 @@ def probe(
         The measures.
 
     Raises:
-        ValueError: ``dataset`` is a one-shot iterator, there are fewer than two batches, a gradient
-            is zero or not finite, the loss is not a scalar, or parameters are sharded (FSDP2).
+        ValueError: ``dataset`` is a one-shot iterator or empty, ``group`` is given without
+            ``dataset``, there are fewer than two batches, a gradient is zero or not finite, the
+            loss is not a scalar, no parameter requires a gradient, or parameters are sharded
+            (FSDP2).
         RuntimeError: The model still drops with every site off, so there is no single whole-dataset
             gradient; the error names the place. Or it uses activation checkpointing with
             ``use_reentrant=True``.

@@ -153,6 +153,10 @@ class ProbeCallback(TrainerCallback):
             ``compute_loss``.
         initial: The module or state dict from which the model distance is taken. Default: the
             weights that the trainer was given, before it loads a checkpoint.
+
+    Raises:
+        ValueError: ``every`` is not a number of at least 1, or ``batches`` is neither a number of
+            at least 2 nor a list of at least two mini-batches.
     """
 
     def __init__(

@@ -31,8 +31,8 @@ def in_steps(schedule: Rates, length: RunLength) -> Rates:
     """Resolve the durations of a schedule to steps. A plain function is returned as it is.
 
     Raises:
-        ValueError: It is not a schedule, a duration is past the end of the run, or a duration needs
-            a length that is not known.
+        ValueError: ``schedule`` is neither a schedule nor a function, a duration is past the end of
+            the run, or a duration needs a length that is not known.
     """
     if not isinstance(schedule, Schedule):
         if not callable(schedule):

@@ -178,6 +178,10 @@ class ProbeCallback(Callback):
             ``training_step``, without its ``self.log``. With manual optimization, give it.
         initial: The module or state dict from which the model distance is taken. Default: the
             weights at the start of ``fit()``, before it loads a checkpoint.
+
+    Raises:
+        ValueError: ``every`` is not a number of at least 1, or ``batches`` is neither a number of
+            at least 2 nor a list of at least two mini-batches.
     """
 
     def __init__(

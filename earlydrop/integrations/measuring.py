@@ -21,8 +21,9 @@ class Measuring:
 
     Args:
         every: Optimizer steps between two measurements. The first is before the first step.
-        batches: The mini-batches, at least two, with one gradient of each; or their number, taken
-            from the training data in its batch size, the same ones at every measurement.
+        batches: A list of at least two mini-batches, or a number of at least 2. With a number, that
+            many are taken from the training data, in its batch size. Every measurement uses the
+            same ones.
         dataset: The batches for the whole-dataset gradient of the direction error. Default: the
             mini-batches together. False leaves the error out; choose it for a model with noise that
             is not dropout.
@@ -85,7 +86,8 @@ class Measuring:
     def measure(self, model: nn.Module, loss_fn: LossFunction) -> dict[str, float]:
         """The measures at the present weights and rate, by name, without a trace on training."""
         batches: Any = self._taken if self._taken is not None else self.batches
-        dataset: Any = batches if self.dataset is None else self.dataset or None
+        dataset: Any = batches if self.dataset is None else self.dataset
+        dataset = None if dataset is False else dataset
         report = probe(model, loss_fn, batches, dataset=dataset)
         values = {f"probe/{name}": getattr(report, name) for name in _FROM_THE_REPORT}
         if self.initial is not None:
@@ -112,6 +114,14 @@ def _batches_of(loader: Any, count: int, size: int | None) -> list[Any]:
             f"batches is {count}: the training data ({source}) has no index to take them by; "
             "give batches= as a list of batches"
         )
+    sampler = getattr(loader, "batch_sampler", None)
+    if size is None and sampler is not None:
+        size = getattr(sampler, "batch_size", None)
+        if size is None:
+            raise ValueError(
+                f"batches is {count}: the batch sampler ({type(sampler).__name__}) has no "
+                "batch_size to take them by; give batches= as a list of batches"
+            )
     needed = count * (size or 1)
     if len(dataset) < needed:
         raise ValueError(

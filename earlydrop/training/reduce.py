@@ -73,7 +73,7 @@ class GradientSum:
     Args:
         parameters: The model's parameters, in its order; those that are not trained are left out.
         group: The workers.
-        bucket_bytes: Bytes of a buffer, about.
+        bucket_bytes: Approximate bytes of a buffer.
 
     Example: ``with reduction.summed(): loss.backward()``.
     """
@@ -117,7 +117,12 @@ class GradientSum:
 
     @contextmanager
     def summed(self) -> Iterator[None]:
-        """Context for a backward pass, after which every ``.grad`` is the sum over the workers."""
+        """Context for a backward pass, after which every ``.grad`` is the sum over the workers.
+
+        Raises:
+            RuntimeError: A parameter got its gradient twice in the backward pass.
+            DistError: A reduction failed.
+        """
         for bucket in self.buckets:
             bucket.missing = set(range(len(bucket.parameters)))
         self.next, self.at_work = 0, True
@@ -133,7 +138,12 @@ class GradientSum:
 
 
 def wait_for(work: Any) -> None:
-    """Wait for a reduction; an error of gloo gets the type that torch gives to those of NCCL."""
+    """Wait for a reduction.
+
+    Raises:
+        DistError: It failed. Gloo raises a plain `RuntimeError`, which becomes a
+            `DistBackendError`, the type of NCCL's errors.
+    """
     try:
         work.wait()
     except dist.DistError:

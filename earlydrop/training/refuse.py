@@ -26,7 +26,7 @@ def check_shares(plan: Plan, workers: int) -> None:
 
 
 def check_measures(plan: Plan, workers: int) -> None:
-    """Refuse a measure that needs the model itself where several workers share the gradients.
+    """Refuse a measure that takes the model, the loss or the batches, on several workers.
 
     Raises:
         ConfigError: There is such a measure, and there are several workers.
@@ -38,7 +38,7 @@ def check_measures(plan: Plan, workers: int) -> None:
             raise ConfigError(
                 f"probe.measures has {code.name!r}: it takes the model, the loss or the batches, "
                 f"and {workers} workers share the batches; train in one process, or give a measure "
-                "of the moments"
+                "with one parameter, the moments of the gradients"
             )
 
 
@@ -62,6 +62,8 @@ def check_same_code(plan: Plan) -> None:
         for key, code in plan.code.items():
             if recorded.get(key, {}).get("digest") != code.digest:
                 changed.append(code.name)
+        if not changed:  # the same code under another label
+            continue
         raise ConfigError(
             f"{', '.join(changed)} changed since {folder} was stopped at step "
             f"{status.get('step', 0)}: put the code back to go on there, or train the changed "

@@ -306,22 +306,31 @@ class _Status:
     def __init__(self, plan: Plan, folder: RunFolder | None) -> None:
         self.plan, self.folder = plan, folder
         self.trainer: Trainer | None = None
+        self.running = False
 
     @property
     def step(self) -> int:
         """The step reached."""
-        return self.trainer.step if self.trainer is not None else 0
+        if self.running and self.trainer is not None:
+            return self.trainer.step
+        return int(read_status(self.plan.folder).get("step", 0))
 
     def write(self, state: str, reason: str | None = None) -> None:
-        """Write a state at the step reached."""
-        if self.folder is not None:
-            self.folder.write_status(state, self.step, self.plan.total_steps, reason)
+        """Write a state at the step reached.
+
+        A run that ends before it is running leaves the status of an earlier start as it is.
+        """
+        self.running = self.running or state == "running"
+        if self.folder is None or (not self.running and read_status(self.plan.folder)):
+            return
+        self.folder.write_status(state, self.step, self.plan.total_steps, reason)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Context in which an exception that ends the run is also written to its status.
 
         Raises:
+            ConfigError: The run cannot be resumed with this configuration.
             TrainingFailed: The run failed by an error that the user can correct.
         """
         plan = self.plan
@@ -330,7 +339,12 @@ class _Status:
         except Interrupted:
             self._interrupted()
             raise
-        except (TrainingFailed, ConfigError, WorkerLostError, OSError) as error:
+        except ConfigError as error:
+            self._failed(str(error))
+            if self.running:
+                raise TrainingFailed(f"{plan.folder}: {error}") from error
+            raise
+        except (TrainingFailed, WorkerLostError, OSError) as error:
             is_os_error = isinstance(error, OSError)
             self._failed(f"{type(error).__name__}: {error}" if is_os_error else str(error))
             raise TrainingFailed(f"{plan.folder}: {error}") from error
@@ -356,7 +370,7 @@ class _Status:
         log.info("failed: %s", reason)
         try:
             self.write("failed", reason)
-        except OSError as error:  # the disk that failed the run may not take its status either
+        except OSError as error:  # such as a full disk, if that ended the run
             log.info("status.json could not be written: %s", error)
 
 

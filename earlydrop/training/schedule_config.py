@@ -45,7 +45,7 @@ def _takes(parameter: str) -> Callable[[Any], bool]:
 
 
 def _two_kinds(config: Any) -> bool:
-    """Whether unit and path sites are scheduled side by side, with peaks that can differ."""
+    """Whether both kinds of sites are scheduled, by a schedule that may use ``rate``."""
     return config.schedule.kind == "all" and _takes("rate")(config)
 
 
@@ -88,10 +88,12 @@ class ScheduleConfig:
 
 
 def parse_path_schedule(config: ScheduleConfig) -> schedules.Schedule | None:
-    """The unresolved schedule of the path sites; None if they have no peak of their own.
+    """The unresolved schedule of the path sites.
+
+    None if they have no peak of their own, or if the schedule never drops.
 
     Raises:
-        ValueError: A value that the schedule refuses.
+        ValueError: The schedule refuses a value.
     """
     if config.path_rate is None or parse_schedule(config).peak == 0:
         return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from earlydrop.metrics import improved
 
 
@@ -19,20 +17,17 @@ class Patience:
         self.metric, self.evaluations = metric, evaluations
         self.values: list[float] = []
 
-    def take(self, metrics: Mapping[str, float]) -> None:
-        """Take the metric's value from the metrics of a step, if it was measured there."""
-        if self.metric is not None and self.metric in metrics:
-            self.values.append(metrics[self.metric])
-
-    def is_best(self, value: float) -> bool:
-        """Whether a value is better than all that were taken."""
+    def take(self, value: float) -> bool:
+        """Take the metric's value of one evaluation; return whether it is the best so far."""
         if self.metric is None:
             return False
-        return all(improved(self.metric, value, before) for before in self.values)
+        best = all(improved(self.metric, value, before) for before in self.values)
+        self.values.append(value)
+        return best
 
     @property
     def is_over(self) -> bool:
-        """Whether the last evaluations brought no improvement."""
+        """Whether the last ``evaluations`` evaluations brought no improvement."""
         if self.metric is None or not self.values:
             return False
         best = 0

@@ -20,7 +20,7 @@ def stream_seed(seed: int, purpose: str, *index: int) -> int:
         *index: Step, epoch or image.
 
     Returns:
-        63 well-mixed bits.
+        An integer in [0, 2**63), from a hash of the arguments.
 
     >>> stream_seed(0, "dropout", 1) == stream_seed(0, "dropout", 1) != stream_seed(0, "dropout", 2)
     True

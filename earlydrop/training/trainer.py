@@ -118,8 +118,9 @@ class Trainer:
             self._set_next_rate()
             metrics |= self._evaluate_if_due()
             metrics |= self._probe_if_due()
-            last = self._is_last(metrics)
-            metrics |= self._evaluate_at_the_end() if last else {}
+            last = self.step == self.plan.total_steps or self.patience.is_over
+            if last:
+                metrics |= self._evaluate_at_the_end()
             self._record_and_restart_pace(metrics, pace)
             if last:
                 break
@@ -205,9 +206,10 @@ class Trainer:
     # Measurements
 
     def _log(self, pace: Pace) -> dict[str, float]:
-        """Every ``log_every`` steps and at the last: write a line of timing, report progress.
+        """Log every ``log_every`` steps, and at the last step of the plan.
 
-        Return the training metrics, or nothing at other steps.
+        To log is to write a line of timing and to report progress. Return the training metrics, or
+        an empty dictionary if the step is not logged.
         """
         if self.step % self.plan.config.trainer.log_every and self.step != self.plan.total_steps:
             return {}
@@ -219,7 +221,10 @@ class Trainer:
         return metrics
 
     def read_window(self) -> dict[str, float]:
-        """The training metrics since the last logged step; this waits for the device."""
+        """Return the training metrics since the last logged step, and forget these steps.
+
+        This waits for the device.
+        """
         loss, norm = self.window.means(self.step)
         self.window.clear()
         metrics = {
@@ -237,21 +242,26 @@ class Trainer:
         self.window.check_finite(self.step)
 
     def _evaluate_if_due(self) -> dict[str, float]:
-        """Evaluate if this step is in ``eval_steps``; else return nothing.
-
-        If a metric is watched, save the weights when it is the best so far.
-        """
+        """Evaluate if this step is in ``eval_steps``; else return nothing."""
         if self.step not in self.plan.eval_steps:
             return {}
         self._check_finite()
-        metrics = self._evaluate(last=self.step == self.plan.total_steps)
+        last = self.step == self.plan.total_steps
+        metrics = self._evaluate(last)
         watched = self.plan.config.trainer.stop_metric
-        if watched is not None and self.group.main:
-            value = metrics[watched]
-            if self.patience.is_best(value):
-                content = self._content() | {"metric": watched, "value": value}
-                save_best(self._folder.path / "checkpoints", content)
+        if watched is not None:
+            same_images = not last or self.plan.config.evaluation.interim_images is None
+            self._watch(watched, (metrics if same_images else self._evaluate(last=False))[watched])
         return metrics
+
+    def _watch(self, watched: str, value: float) -> None:
+        """Take the watched metric; save the weights if it is the best so far.
+
+        All its values are of the same images, those of the evaluations before the last.
+        """
+        if self.patience.take(value) and self.group.main:
+            content = self._content() | {"metric": watched, "value": value}
+            save_best(self._folder.path / "checkpoints", content)
 
     def _evaluate(self, last: bool) -> dict[str, float]:
         """Evaluate the weights, and their average where one is kept."""
@@ -268,10 +278,10 @@ class Trainer:
         """Measure what is measured only at the end.
 
         After an early stop, evaluate on all images if earlier evaluations used only some.
-        Measure further test sets and Monte Carlo dropout if ``trainer.mc_passes`` is set.
+        Measure further test sets and, if ``trainer.mc_passes`` is set, Monte Carlo dropout.
         """
         metrics: dict[str, float] = {}
-        stopped_early = self.patience.is_over
+        stopped_early = self.step < self.plan.total_steps
         if stopped_early and self.plan.config.evaluation.interim_images is not None:
             metrics |= self._evaluate(last=True)
         metrics |= evaluate_extra(self.model, self.plan, self.group, self.average)
@@ -318,16 +328,6 @@ class Trainer:
             self.plan.config.trainer.batch_size,
             utilisation_per_image(self.model, self.plan, self.group.size),
         )
-
-    # The end of a run
-
-    def _is_last(self, metrics: dict[str, float]) -> bool:
-        """Take the watched metric, and return whether the run ends here.
-
-        It ends at its last step, or because the watched metric no longer improves.
-        """
-        self.patience.take(metrics)
-        return self.step == self.plan.total_steps or self.patience.is_over
 
     # Records and checkpoints
 
@@ -378,6 +378,7 @@ class Trainer:
         if self.group.main:
             content = self._content()
             content |= {"optimizer": self.optimizer.state_dict(), "window": window}
+            content |= {"watched": self.patience.values}
             content |= self._folder.metrics_state()
             save_checkpoint(self._folder.path / "checkpoints", self.step, content)
 
@@ -399,9 +400,10 @@ class Trainer:
             ConfigError: The checkpoint was made on another device, thread count or torch, and
                 ``resume`` is not ``force``. Or ``metrics.jsonl`` was changed since then.
         """
-        content, self.patience.values = self.group.decide(self._load)
+        content = self.group.decide(self._load)
         if content is None:
             return
+        self.patience.values = content["watched"]
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         if self.average is not None:
@@ -412,22 +414,21 @@ class Trainer:
             self.scheduler.load_state_dict(content["scheduler"])
         log.info("going on from step %d of %d", self.step, self.plan.total_steps)
 
-    def _load(self) -> tuple[dict[str, Any] | None, list[float]]:
-        """On the first worker: the newest whole checkpoint, and the watched metric's values so far.
-
-        The record is cut back to the checkpoint.
-        """
+    def _load(self) -> dict[str, Any] | None:
+        """On the first worker: the newest whole checkpoint. The record is cut back to it."""
         folder = self._folder
         content = load_checkpoint(folder.path / "checkpoints", self.plan.fingerprint)
         if content is None:
             folder.open_metrics(0)
-        else:
-            if self.plan.config.resume != "force":  # before anything is cut back
-                check_environment(folder.path, content["environment"], self.environment)
-            folder.open_metrics(content["metrics_bytes"], content.get("metrics_sha256"))
-        watched = self.plan.config.trainer.stop_metric
-        lines = read_metrics(folder.path / "metrics.jsonl")
-        return content, [line[watched] for line in lines if watched in line]
+            return None
+        if self.plan.config.resume != "force":  # before anything is cut back
+            check_environment(folder.path, content["environment"], self.environment)
+        folder.open_metrics(content["metrics_bytes"], content.get("metrics_sha256"))
+        if "watched" not in content:  # a checkpoint of an earlier version
+            watched = self.plan.config.trainer.stop_metric
+            lines = read_metrics(folder.path / "metrics.jsonl")
+            content["watched"] = [line[watched] for line in lines if watched in line]
+        return content
 
     @property
     def _folder(self) -> RunFolder:

@@ -37,7 +37,7 @@ class Window:
         self._steps = []
 
     def summed(self) -> Tensor:
-        """Losses and norms of all workers, (steps, 2)."""
+        """The loss of each step, summed over the workers, and its gradient norm, (steps, 2)."""
         if not self._steps:
             return torch.empty(0, 2)
         window = torch.stack(self._steps)
@@ -51,10 +51,13 @@ class Window:
             self._steps = [torch.stack((torch.zeros_like(loss), norm)) for loss, norm in window]
 
     def check_finite(self, step: int) -> list[list[float]]:
-        """Losses and norms as numbers; this waits for the device.
+        """Check that every loss and norm is finite. This waits for the device.
 
         Args:
             step: The step reached.
+
+        Returns:
+            The loss and the gradient norm of each step.
 
         Raises:
             TrainingFailed: One of them is not finite.
@@ -68,7 +71,10 @@ class Window:
         return values
 
     def means(self, step: int) -> tuple[float, float]:
-        """The mean loss and the mean gradient norm.
+        """The mean loss and the mean gradient norm. This waits for the device.
+
+        Args:
+            step: The step reached.
 
         Raises:
             TrainingFailed: A loss or a norm is not finite.

@@ -83,7 +83,7 @@ def stepper(
     after: Callable[[], object] = lambda: None,
     fused: bool | None = True,
 ) -> Callable[[], None]:
-    """One training step on fixed images: forward, backward, optimizer step."""
+    """A function that runs one training step on fixed images: forward, backward, optimizer."""
     images, labels = (
         torch.randn(batch, 1, 28, 28, device=DEVICE),
         torch.randint(10, (batch,), device=DEVICE),
@@ -104,7 +104,10 @@ def stepper(
 def study_stepper(
     experiment: str, bf16: bool = False, compiled: bool = False
 ) -> Callable[[], None]:
-    """The bare training step of an experiment's model, without dropout, on images of its size."""
+    """A function that runs a bare training step of an experiment's model, without dropout.
+
+    Every step has the same batch of the experiment's training images, on the CPU.
+    """
     config = config_from_dict(compose([f"experiment={experiment}", "schedule=none", "device=cpu"]))
     plan = make_plan(config)
     model, _ = scheduled_model(plan)

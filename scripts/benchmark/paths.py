@@ -136,10 +136,10 @@ def row_decoder(quick: bool) -> list[Row]:
 def _reading(
     overrides: list[str], count: int, augmented: tuple[int, str] | None
 ) -> Callable[[], object]:
-    """Read every training image once, with the same draws each time.
+    """A function that reads ``count`` training images, with the same random numbers each time.
 
-    Batches are made on the meta device: to normalise them is the work of the device that trains,
-    not of the core that reads.
+    Batches are made on the meta device, because the training device normalises them, not the core
+    that reads.
     """
     config = config_from_dict(compose(overrides))
     source = make_source(config.data, config.augment, torch.device("meta"))
@@ -239,8 +239,8 @@ def row_loaders(quick: bool) -> list[Row]:
 
             value, low, high, note = compare(evaluate, evaluate_anew, 3 if quick else 7, warm_up=1)
             what = (
-                f"time of an evaluation of {count} images by processes that live on, "
-                "against processes that it starts"
+                f"time of an evaluation of {count} images by processes that are kept, "
+                "against processes that are started for it"
             )
             rows.append(
                 Row(

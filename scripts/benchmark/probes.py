@@ -53,7 +53,7 @@ def row_probe(quick: bool) -> list[Row]:
 
 
 def row_probe_memory(quick: bool) -> list[Row]:
-    """A model of one large layer and tiny batches, so that gradients are all there is to count."""
+    """The probe's peak memory. One large layer and tiny batches make it almost all gradients."""
     many = 16 if quick else 64
     model = nn.Sequential(nn.Dropout(0.1), nn.Linear(4_096, 4_096, bias=False)).to(DEVICE)
     gradient_bytes = 4 * sum(p.numel() for p in model.parameters())
@@ -78,7 +78,7 @@ def row_probe_memory(quick: bool) -> list[Row]:
     ]  # the first call also fills the allocator's caches
     what = (
         f"peak extra memory of the probe with {many} gradients, in gradient-sized vectors "
-        "(resident memory, temporaries of 0.1 included)"
+        "(device memory with CUDA, else resident memory; with about 0.1 vectors of temporaries)"
     )
     return [
         Row(

@@ -92,7 +92,7 @@ def row_two_cores(quick: bool) -> list[Row]:
         + f" ({steps} steps a run, start-up included); "
     )
     note += (
-        f"two bare loops side by side take {limit:.3f} of one after the other: this machine's limit"
+        f"two bare loops side by side take {limit:.3f} of their time in turn: this machine's limit"
     )
     what = "4-run sweep with two joblib workers, against one after another at one thread"
     return [Row("two cores", what, value=value, target="at most 0.6", met=value <= 0.6, note=note)]
@@ -181,7 +181,10 @@ def busy(count: int) -> Iterator[None]:
 
 
 def row_busy(quick: bool) -> list[Row]:
-    """A run with a thread a core, alone and beside a busy process, with short and default waits."""
+    """A run with a thread a core, alone and beside a busy process.
+
+    Its OpenMP threads wait briefly (earlydrop's choice) or as long as GNU OpenMP's default.
+    """
     steps, rates = 60 if quick else 200, {}
     run = ["device=cpu", f"trainer.steps={steps}", "trainer.log_every=20",
            "trainer.eval_every=100%", "evaluation.splits=[test]",

@@ -74,7 +74,7 @@ def small(device: torch.device, folder: Path, **overrides: Any) -> Config:
 
 
 def make_trainer(config: Config, stop_at: float = math.inf) -> Trainer:
-    """The trainer of a run at its beginning or its checkpoint; it is asked to stop at a step."""
+    """The trainer of a run, at its beginning or its checkpoint. It stops at step ``stop_at``."""
     plan = make_plan(config)
     model, scheduler = scheduled_model(plan)
     folder = RunFolder(plan.folder)

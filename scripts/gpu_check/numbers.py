@@ -67,7 +67,7 @@ def check_masks(device: torch.device, folder: Path) -> str:
             ):
                 _check_mask(device, name, masks, compiles)
                 tried += 1
-    return f"{tried} of layer, masks and mode" + (
+    return f"{tried} combinations of layer, masks and mode" + (
         "" if compiled else "; not compiled: torch.compile does not work here"
     )
 
@@ -139,7 +139,7 @@ def check_resume(device: torch.device, folder: Path) -> str:
 
 
 def check_average(device: torch.device, folder: Path) -> str:
-    """Averaged weights are their defining sum, and are put back to the bit after an evaluation."""
+    """The average is its defining sum; an evaluation of it leaves the weights equal to the bit."""
     from earlydrop.training.average import WeightAverage
 
     model = nn.Linear(64, 64).to(device)

@@ -50,7 +50,7 @@ def digit(content: bytes, rng: random.Random) -> bytes:
 
 
 def _insert(line: bytes) -> Callable[[bytes, random.Random], bytes]:
-    """A line put between two others."""
+    """A mutation that inserts a line at a random place."""
 
     def mutate(content: bytes, rng: random.Random) -> bytes:
         lines = content.splitlines(keepends=True)
@@ -99,7 +99,7 @@ def named(file: str, text: str) -> bool:
 
 
 def meaning(path: Path) -> Any:
-    """The content of a needed file, whatever its layout; provenance may have another command."""
+    """The parsed content of a needed file; of ``provenance.json``, the fingerprint alone."""
     try:
         if path.name == "config.yaml":
             return yaml.safe_load(path.read_text())

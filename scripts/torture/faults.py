@@ -1,4 +1,4 @@
-"""Faults in this process's file operations: from the k-th on it is killed, or the disk is full."""
+"""Faults in file operations: this process is killed at the k-th, or the disk is full from it on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Faults:
         )
 
     def install(self) -> None:
-        """Replace the operations for the rest of the process, which should be started for it."""
+        """Replace the operations until this process ends. Call it in a process of its own."""
         for name in _CALLS:
             setattr(os, name, self._wrapped(name, getattr(os, name)))
         os.open = self._wrapped_os_open(os.open)

@@ -187,7 +187,7 @@ def _cases(seed: int, short: bool) -> list[tuple[str, str, int, bool, float]]:
     if not short:
         return [
             case for i, case in enumerate(cases) if case[1] == "run" or i % 3 != 1
-        ]  # a sweep takes long: two moments of three
+        ]  # of the longer commands, two of three moments
     return [case for case in cases if case[0] == "run-SIGTERM-process-1"]
 
 

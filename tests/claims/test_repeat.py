@@ -64,9 +64,9 @@ def test_the_runs_are_those_of_the_claims_arms_each_once_with_the_studys_cadence
 def test_a_finding_that_is_not_claimed_is_refused():
     declared = load_declarations(claims_folder())
     with pytest.raises(
-        ValueError, match=r"finding 'F13' is not claimed: expected one of F1, F2, .*F11"
+        ValueError, match=r"finding 'F99' is not claimed: expected one of F1, F2, .*F11"
     ):
-        claims_of(declared, "F13", None)
+        claims_of(declared, "F99", None)
     with pytest.raises(ValueError, match=r"finding 'F5' in the study 'dynamics' is not claimed"):
         claims_of(declared, "F5", "dynamics")
     assert {where.name for _, where, _ in claims_of(declared, "F5", None)} == {

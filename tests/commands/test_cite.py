@@ -9,6 +9,12 @@ from earlydrop.training.compose import compose
 from tests.analysis.made_up import make_run, seal
 
 
+def test_mappings_in_a_list_come_back_through_the_command_line():
+    blocks = [{"width": 3, "name": "a b"}, {"on": True, "sizes": [1, 2], "none": None}]
+    line = command_line({"model": {"args": {"blocks": blocks}}})
+    assert compose(shlex.split(line)[1:])["model"]["args"]["blocks"] == blocks
+
+
 def test_the_command_that_reproduces_a_run():
     import dataclasses
 

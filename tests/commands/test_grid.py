@@ -42,6 +42,13 @@ def lines(out):
     return {line[:13].strip(): line[13:] for line in out.splitlines() if line[:13].strip()}
 
 
+def test_a_sweep_over_a_glob_is_planned(earlydrop):
+    code, out, err = earlydrop("-m", *SMALL, "mode=plan", "augment=glob(*)", "study=s")
+    assert code == 0, err
+    assert "augment" in out
+    assert lines(out)["total"].split()[0] == "3"
+
+
 def test_a_sweep_is_planned_as_one(earlydrop, tmp_path):
     code, out, _ = earlydrop(
         "-m", *SMALL, "mode=plan", "schedule=none,late", "seed=0,1,2", "study=s"

@@ -80,6 +80,14 @@ def test_the_largest_eigenvalue_with_and_without_a_preconditioner(shift):
     assert value == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("smallest", [-1.0, -0.99, -1.01, -0.9])
+def test_eigenvalues_of_about_equal_size_and_opposite_sign_are_told_apart(smallest):
+    weights = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    eigenvalues = torch.tensor([1.0, smallest, 0.2], dtype=torch.float64)
+    loss = (eigenvalues * weights.square()).sum() / 2
+    assert preconditioned_sharpness(loss, [weights]) == pytest.approx(1.0, rel=0.01)
+
+
 def test_a_parameter_that_the_loss_does_not_use_changes_nothing():
     loss, weights, _, _ = quadratic()
     unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
@@ -164,8 +172,9 @@ def test_what_cannot_be_measured_is_refused():
         adam_direction(torch.optim.SGD([weight], lr=0.1), [weight])
     with pytest.raises(ValueError, match="has taken no step with a parameter"):
         adam_direction(torch.optim.Adam([weight]), [weight])
-    amsgrad = torch.optim.Adam([weight], amsgrad=True)
     weight.square().sum().backward()
-    amsgrad.step()
-    with pytest.raises(ValueError, match="amsgrad=True: expected Adam or AdamW without it"):
-        adam_direction(amsgrad, [weight])
+    for option in ("amsgrad", "maximize"):
+        optimizer = torch.optim.Adam([weight], **{option: True})
+        optimizer.step()
+        with pytest.raises(ValueError, match=f"{option}=True: expected Adam or AdamW without it"):
+            adam_direction(optimizer, [weight])

@@ -156,7 +156,7 @@ def test_code_changed_between_stop_and_resume_is_not_begun_anew_in_silence(own, 
 
     monkeypatch.setattr(Trainer, "train_step", stop_at_two)
     with pytest.raises(Interrupted):
-        run(own())
+        run(own(threads=1))
     monkeypatch.setattr(Trainer, "train_step", original)
     (here / "mymodels.py").write_text(MODELS.replace("nn.ReLU()", "nn.Tanh()"))
     with pytest.raises(
@@ -166,12 +166,20 @@ def test_code_changed_between_stop_and_resume_is_not_begun_anew_in_silence(own, 
             r"put the code back.*resume=never"
         ),
     ):
-        run(own())
-    folders = list((Path(own().out) / "default").iterdir())
+        run(own(threads=1))
+    folders = list((Path(own(threads=1).out) / "default").iterdir())
     assert len(folders) == 1
-    assert run(own(resume="never"))["state"] == "finished"
     (here / "mymodels.py").write_text(MODELS)
-    assert run(own())["folder"] == str(folders[0])
+    with pytest.raises(ConfigError, match="was begun in another environment"):
+        run(own(threads=2))
+    (here / "mymodels.py").write_text(MODELS.replace("nn.ReLU()", "nn.Tanh()"))
+    with pytest.raises(ConfigError, match="mymodels:build changed since"):
+        run(own(threads=1))
+    assert run(own(resume="never", threads=1))["state"] == "finished"
+    (here / "mymodels.py").write_text(MODELS)
+    # The same code under another label is no reason to refuse.
+    assert run(own(label="another", threads=1))["folder"] != str(folders[0])
+    assert run(own(threads=1))["folder"] == str(folders[0])
 
 
 LINES = [

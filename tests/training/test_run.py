@@ -112,9 +112,12 @@ def test_another_environment_needs_force(config):
     trainer.resume()
     with pytest.raises(Interrupted):
         trainer.train()
+    folder.write_status("interrupted", trainer.step, plan.total_steps)
     folder.close()
-    with pytest.raises(TrainingFailed, match=r"threads 77 there.*resume=force"):
+    before = (plan.folder / "status.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"threads 77 there.*resume=force"):
         run(settings)
+    assert (plan.folder / "status.json").read_bytes() == before
     assert run(config(resume="force"))["state"] == "finished"
 
 
@@ -186,7 +189,7 @@ def test_a_record_changed_at_equal_size_is_not_gone_on_from(config, monkeypatch)
     path = make_plan(settings).folder / "metrics.jsonl"
     path.write_bytes(path.read_bytes().replace(b"4", b"5", 1))
     with pytest.raises(
-        TrainingFailed,
+        ConfigError,
         match=r"metrics\.jsonl was changed after its checkpoint was written.*resume=never",
     ):
         run(settings)

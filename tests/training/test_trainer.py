@@ -192,14 +192,40 @@ def test_early_stopping_is_the_same_after_a_resume(config, tmp_path):
     assert (resumed / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
 
 
-def test_a_run_killed_after_its_early_stop_does_not_train_on(config):
-    folder = Path(run(stopping(config))["folder"])
+@pytest.mark.parametrize("images", [None, 30])
+def test_a_run_killed_after_its_early_stop_does_not_train_on(config, images):
+    """Also where all images have a lower loss than those of the evaluations before the last."""
+
+    def stopping_soon():
+        return stopping(config, evaluation__interim_images=images, trainer__stop_patience=1)
+
+    folder = Path(run(stopping_soon())["folder"])
     before = (folder / "metrics.jsonl").read_bytes()
     status = json.loads((folder / "status.json").read_text())
     (folder / "status.json").write_text(json.dumps(status | {"state": "running"}))
-    assert run(stopping(config))["state"] == "finished"
+    assert run(stopping_soon())["state"] == "finished"
     assert (folder / "metrics.jsonl").read_bytes() == before
     assert json.loads((folder / "status.json").read_text())["step"] == status["step"]
+
+
+def test_weights_that_do_not_change_are_not_best_at_the_last_evaluation(config):
+    """The last evaluation is of all images, the one before of 5: its accuracy is higher."""
+    settings = stopping(
+        config,
+        optim__lr=1e-12,
+        optim__min_lr=0.0,
+        evaluation__interim_images=5,
+        trainer__stop_metric="test/accuracy",
+        trainer__stop_patience=99,
+        trainer__epochs=2,
+        trainer__eval_every="50%",
+    )
+    folder = Path(run(settings)["folder"])
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "test/accuracy" in line]
+    first, last = lines
+    assert last["test/accuracy"] > first["test/accuracy"]
+    kept = load_best(folder / "checkpoints", make_plan(settings).fingerprint)
+    assert (kept["step"], kept["value"]) == (first["step"], first["test/accuracy"])
 
 
 def test_early_stopping_keeps_the_best_weights_beside_the_last_and_says_which_were_evaluated(

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from earlydrop.training import trainer as trainer_module
-from earlydrop.training.endings import Interrupted, TrainingFailed
+from earlydrop.training.endings import Interrupted
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.checkpoint import load_checkpoint
@@ -42,5 +43,5 @@ def test_a_checkpoint_of_another_configuration_is_refused(config):
     one, other = Path(run(config())["folder"]), make_plan(config(seed=1)).folder
     other.mkdir(parents=True)
     (one / "checkpoints").rename(other / "checkpoints")
-    with pytest.raises(TrainingFailed, match="belongs to configuration"):
+    with pytest.raises(ConfigError, match="belongs to configuration"):
         run(config(seed=1))

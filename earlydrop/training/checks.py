@@ -96,7 +96,7 @@ def _check_stop_metric(config: Config) -> None:
     if watched is not None and watched.partition("/")[0] not in splits:
         raise ConfigError(
             f"trainer.stop_metric is {watched!r}: evaluation.splits is {splits}, which does not "
-            "measure it"
+            f"measure it; add {watched.partition('/')[0]} to evaluation.splits"
         )
 
 
@@ -136,7 +136,7 @@ def _check_objective(config: Config) -> None:
 
 
 def _needed_for(name: str, config: Config) -> tuple[str, str] | None:
-    """The key that keeps a metric from being measured, and the setting that measures it.
+    """The reason why a metric is not measured, and a setting with which it is measured.
 
     None if the metric is measured.
     """
@@ -147,7 +147,7 @@ def _needed_for(name: str, config: Config) -> tuple[str, str] | None:
         return "trainer.ema is null", "trainer.ema=0.999"
     if (split == "test_mc" or metric == "test/ece") and trainer.mc_passes is None:
         return "trainer.mc_passes is null", "trainer.mc_passes=20"
-    if split in SPLITS and split not in splits:
+    if split in SPLITS and split not in splits and metric != "test/ece":
         return f"evaluation.splits is {splits}", f"evaluation.splits={[*splits, split]}"
     if split.startswith("probe") and not probe.at:
         return "probe.at is empty", "probe=few"

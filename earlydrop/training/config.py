@@ -74,10 +74,12 @@ class DataConfig:
     """One of ours (``earlydrop --help`` lists them), or a function of your own,
     ``module:function``."""
     root: str | None = _key(None, MACHINE, cited=True)
-    """Folder of the data; null is the embedded copy, or ``~/.cache/earlydrop/data``."""
+    """Folder of the data; for a text, its file. Null is the embedded copy, or
+    ``~/.cache/earlydrop/data``."""
     train_images: int | None = _key(bounds="positive", used=lambda config: not _folder(config))
-    """Number of training images to keep: a stratified subset; for a text, its first contexts; for
-    glyphs, the size of the fixed set that replaces endless images. Null is all."""
+    """Number of training images to keep: a stratified subset; for a text, its first contexts. For
+    glyphs, which are endless: the images of an epoch, and of ``train_clean``. Null is all; for
+    glyphs, 5,000."""
     image_size: int | None = _key(bounds="positive")
     """Side of the images in pixels; null is the dataset's or the model's own."""
     workers: int = _key(0, MACHINE, bounds="not negative", cited=True)

@@ -21,6 +21,7 @@ from earlydrop.training.trainer import Trainer
 
 _SECONDS = 2.0  # approximate longest time of one measurement
 _FORWARD = 1 / 3  # of a training pass: a backward pass takes about two forward ones
+_CURVATURE = 65  # training passes of one part, as measured on gpt_micro
 
 
 class Cost(NamedTuple):
@@ -32,7 +33,8 @@ class Cost(NamedTuple):
         training: Seconds of training, with all workers in parallel.
         evaluation: Seconds of all evaluations.
         probes: Seconds of all probes.
-        weights: Bytes of weights, their average if one is kept, and gradients of a worker.
+        weights: Bytes of the weights of a worker, their initial values, their average if one is
+            kept, and their gradients.
         optimizer: Bytes of the optimizer's state.
         activations: Bytes that a part of a batch keeps for its backward pass.
         checkpoint: Bytes of a checkpoint.
@@ -97,8 +99,12 @@ def estimate(plan: Plan, like: Cost | None = None) -> Cost:
             evaluated += evaluated_images(plan, split, last=step == plan.total_steps)
     evaluated += sum(len(extra.indices) for extra in plan.source.extra.values())
     evaluated *= 2 if config.trainer.ema is not None else 1
-    twice = 2 if plan.compares else 1
-    probed = len(plan.probe_steps) * (config.probe.batches * batch + dataset_images(plan)) * twice
+    if config.trainer.mc_passes is not None:
+        evaluated += (config.trainer.mc_passes + 1) * plan.source.sizes["test"]
+    images = config.probe.batches * batch + dataset_images(plan)
+    if config.probe.curvature:
+        images += _CURVATURE * (batch // config.trainer.accumulate) * workers
+    probed = len(plan.probe_steps) * images * (2 if plan.compares else 1)
     return like._replace(
         training=like.seconds(plan.total_steps * batch / workers),
         evaluation=like.seconds(evaluated / workers, _FORWARD),
@@ -121,7 +127,7 @@ def _measure(plan: Plan) -> Cost:
         training=0.0,
         evaluation=0.0,
         probes=0.0,
-        weights=(2 + averages) * weights,
+        weights=(3 + averages) * weights,
         optimizer=states * weights,
         activations=int(_activations(plan, model) * part),
         checkpoint=(1 + states + averages) * weights,

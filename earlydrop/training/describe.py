@@ -231,7 +231,7 @@ def in_bytes(count: float) -> str:
 
 
 def existing(path: Path) -> Path:
-    """The path itself, or its nearest parent that exists."""
+    """The path itself, or its nearest parent that exists; if unreadable, the working folder."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path if os.access(path, os.R_OK) else Path()

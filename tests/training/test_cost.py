@@ -20,7 +20,7 @@ def test_memory_and_checkpoints_are_what_torch_holds(config, tmp_path):
     model, _ = scheduled_model(plan)
     weights = sum(p.numel() * 4 for p in model.parameters())
     assert (cost.weights, cost.optimizer, cost.checkpoint) == (
-        2 * weights,
+        3 * weights,  # the initial weights and the gradients too
         2 * weights,
         3 * weights,
     )
@@ -40,6 +40,16 @@ def test_a_given_speed_is_taken_and_workers_share_it(config):
     assert one.training == pytest.approx(plan.total_steps * 32 / 100)
     assert four.training == pytest.approx(one.training / 4)
     assert one.input is None  # nothing is read from files
+
+
+def test_monte_carlo_passes_and_curvature_are_counted(config):
+    given = {"plan__images_per_second": 100.0, "schedule__name": "constant", "probe__at": ["50%"]}
+    without = estimate(make_plan(config(**given)))
+    plan = make_plan(config(**given, trainer__mc_passes=3, probe__curvature=True))
+    both = estimate(plan)
+    passes = both.evaluation - without.evaluation
+    assert passes == pytest.approx(4 * plan.source.sizes["test"] / 3 / 100)
+    assert both.probes - without.probes == pytest.approx(65 * 32 / 100)
 
 
 def test_the_plan_says_what_each_worker_gets(config, capsys):

@@ -35,6 +35,7 @@ SETTINGS = [
     ["probe=few", "evaluation.splits=[test]"],
     ["probe=few", "probe.compare=true", "trainer.ema=0.9", "evaluation.splits=[train_clean,test]"],
     ["probe=few", "probe.compare=true", "probe.curvature=true", "trainer.mc_passes=2"],
+    ["probe=none", "evaluation.splits=[train_eval]", "trainer.mc_passes=2"],
 ]
 
 

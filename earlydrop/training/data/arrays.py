@@ -66,7 +66,7 @@ def read_idx(path: Path) -> Array:
     """Read a gzipped or plain IDX file of bytes, the format of MNIST.
 
     Raises:
-        ConfigError: The file is not one, cannot be unpacked, or is cut short.
+        ConfigError: The file is not an IDX file, cannot be read or unpacked, or is cut short.
     """
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -87,8 +87,9 @@ def image_arrays(
     """A dataset from its arrays; images may lack the channel, labels may be of any integer type.
 
     Raises:
-        ConfigError: The images are not square or not bytes, the number of labels differs from the
-            number of images, or a label is not one of the classes.
+        ConfigError: There are no images, the images are not square or not bytes, the training and
+            the test images differ in shape, the number of labels differs from the number of images,
+            or a label is not one of the classes.
     """
     splits = []
     for split, images, given in (("training", train, train_labels), ("test", test, test_labels)):
@@ -221,13 +222,13 @@ def _how_to_get(config: DataConfig, root: Path, error: Exception) -> str:
         )
     ways = [
         f"fetch it with data.download=true, into {root if config.root is not None else DOWNLOADS}",
-        f"set data.root to a folder where torchvision has {config.name}",
+        f"set data.root to a folder into which torchvision downloaded {config.name}",
     ]
     if config.name == "fashion_mnist":
         ways.insert(0, "install Debian's package dataset-fashion-mnist")
     ways.append("use data=fashion_mnist_mini, which comes with earlydrop")
     return (
-        f"data.name is {config.name!r}, which is not on this machine, nor in {root}. "
+        f"data.name is {config.name!r}: not on this machine (looked for in {root}). "
         f"Either {', or '.join(ways)}"
     )
 
@@ -246,8 +247,9 @@ def load_arrays(config: DataConfig) -> ImageArrays:
     """Load a dataset, with only ``train_images`` of its training images if that is given.
 
     Raises:
-        ConfigError: A missing root, a dataset that is not there, or more training images than it
-            has.
+        ConfigError: ``data.root`` or the dataset is not there or cannot be read, or
+            ``data.train_images`` is larger than the training set or smaller than the number of
+            classes.
     """
     arrays = ARRAYS[config.name](config)
     if config.train_images is None:
@@ -271,12 +273,22 @@ def load_arrays(config: DataConfig) -> ImageArrays:
 def stratified(labels: Labels, count: int, classes: int) -> npt.NDArray[np.int64]:
     """Indices of the first images of each class, ascending.
 
-    Each class gives ``count // classes`` images. A remainder is spread over the first classes.
+    Each class gives the same number of images, or all that it has if these are fewer. A remainder
+    is spread over the first classes with more.
+
+    Args:
+        labels: The class of each image, of shape (images,).
+        count: The number of images to keep, at most all.
+        classes: The number of classes.
     """
-    share, rest = divmod(count, classes)
-    kept = []
-    for label in range(classes):
-        kept.append(np.flatnonzero(labels == label)[: share + (label < rest)])
+    available = np.bincount(labels, minlength=classes)
+    share = count // classes
+    while share < available.max() and np.minimum(available, share + 1).sum() <= count:
+        share += 1
+    taken = np.minimum(available, share)
+    larger = np.flatnonzero(available > share)
+    taken[larger[: count - taken.sum()]] += 1
+    kept = [np.flatnonzero(labels == label)[: taken[label]] for label in range(classes)]
     return np.sort(np.concatenate(kept))
 
 

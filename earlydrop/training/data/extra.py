@@ -172,7 +172,18 @@ def _lists(said: str, place: str, source: LoadedImages) -> ExtraSet:
 
 
 def parsed_lists(said: str, content: bytes, count: int, classes: int) -> list[list[int]]:
-    """The lists of a JSON file; each holds labels of training classes."""
+    """The lists of a JSON file; each holds labels of training classes.
+
+    Args:
+        said: The start of every message, such as ``data.extra.real is 'real.json'``.
+        content: The file's content.
+        count: Number of images, and so of lists, that is expected.
+        classes: Number of training classes.
+
+    Raises:
+        ConfigError: It is not a JSON list of label lists, has another number of lists, has only
+            empty lists, or has a label that is not a training class.
+    """
     try:
         lists: Any = json.loads(content)
     except ValueError as error:

@@ -75,7 +75,8 @@ def digest_of(splits: dict[str, FolderImages]) -> str:
 
     Their content is not hashed: to read every image of ImageNet would take an hour.
 
-    An empty file is refused, because an interrupted copy leaves empty files.
+    Raises:
+        ConfigError: A file cannot be read, or is empty. An interrupted copy leaves empty files.
     """
     digest = hashlib.sha256()
     for split, images in splits.items():

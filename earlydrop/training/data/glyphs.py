@@ -38,7 +38,8 @@ FACES = (
 )
 CLASSES, SIDE = 1_000, 28
 FIXED = 5_000
-"""Size of the test set, and default size of the set that replaces the training set.
+"""Size of the test set, and default size of the set that stands for the training set where images
+are read without augmentation.
 
 Both are fixed, the same for every run.
 """
@@ -153,11 +154,11 @@ def draw_glyphs(glyphs: Tensor, labels: Tensor, generator: torch.Generator) -> T
 class GlyphSource(Source):
     """The endless images.
 
-    An epoch is as long as the fixed set that replaces the training set.
-
     Training draws labels and images from the stream of (seed, purpose, key) and ignores the
-    indices. The fixed sets are drawn from streams that are the same for every run. ``train_eval``
-    is drawn like training, from a stream that is the same for every run.
+    indices. ``train_eval`` is drawn in the same way, from a stream that is the same for every run.
+
+    Images without augmentation (``test``, ``train_clean``) come from two fixed sets, which are the
+    same for every run. An epoch of training is as long as the fixed set of ``train_clean``.
     """
 
     def __init__(self, config: DataConfig, options: AugmentConfig, device: torch.device) -> None:

@@ -49,15 +49,14 @@ def own_source(
             continue
         if name in known:
             offered[name] = value
-        elif not takes_all and value not in (None, False) and name != "train_images":
-            raise ConfigError(
-                f"data.{name} is {value!r}: data.name={config.name} has no such argument; leave it "
-                "null"
-            )
+        elif not takes_all and name != "train_images":
+            _refuse_ignored(config.name, name, value)
     values = arguments("data", config.name, code.value, config.args, offered)
     try:
         returned = code.value(**values)
         if _is_source(returned):
+            if not takes_all and "train_images" not in known:
+                _refuse_ignored(config.name, "train_images", config.train_images)
             _check_source(said, returned)
             source: Source = returned
             return source
@@ -123,13 +122,27 @@ def _check_source(said: str, source: Any) -> None:
                 )
 
 
+def _refuse_ignored(function: str, name: str, value: object) -> None:
+    """Refuse a key of ``data`` that is set and that the user's function does not take."""
+    if value not in (None, False):
+        raise ConfigError(
+            f"data.{name} is {value!r}: data.name={function} has no such argument; leave it out"
+        )
+
+
 def pair_of(said: str, returned: Any, verb: str = "it returned") -> dict[str, Any]:
-    """The training and the test set.
+    """The training and the test set of a user's data.
 
     Args:
-        said: What names the data, for messages.
-        returned: The data.
-        verb: How the data was given, for messages.
+        said: The start of every message, such as ``data.name is 'faces:load'``.
+        returned: A pair of datasets, or a mapping with the keys ``"train"`` and ``"test"``.
+        verb: Words of a message for how the data was given.
+
+    Returns:
+        The datasets, by ``"train"`` and ``"test"``.
+
+    Raises:
+        ConfigError: It is not a pair, or a dataset has no length, no index or no item.
     """
     if isinstance(returned, Mapping) and {"train", "test"} <= returned.keys():
         returned = (returned["train"], returned["test"])
@@ -151,7 +164,12 @@ def pair_of(said: str, returned: Any, verb: str = "it returned") -> dict[str, An
 
 
 def read_images(said: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
-    """A dataset's images, (N, C, H, H), bytes or float32, and labels, (N,)."""
+    """A dataset's images, (N, C, H, H), uint8 or float32, and labels, (N,), int64.
+
+    Raises:
+        ConfigError: An item is not an image with a label, the images differ in shape or are not
+            square, or a value is not finite.
+    """
     images, labels = [], []
     for index in range(len(dataset)):
         item = dataset[index]
@@ -180,10 +198,13 @@ def read_images(said: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
 
 
 def as_image(said: str, where: str, image: Any) -> Tensor:
-    """An image as (C, H, W).
+    """An image as (C, H, W), uint8 if its values are, else float32.
 
     A tensor must have this order, or no channels. In an array or picture the channels may also come
     last.
+
+    Raises:
+        ConfigError: It is not an image, or has more than three dimensions.
     """
     if isinstance(image, Tensor):
         tensor = image.detach().cpu()
@@ -236,6 +257,12 @@ class OwnImages(ImagesInMemory):
             raise ConfigError(
                 f"{said}: its training and test images have shapes {shapes}, expected the same"
             )
+        kinds = {split: images.dtype for split, (images, _) in read.items()}
+        if kinds["train"] != kinds["test"]:
+            raise ConfigError(
+                f"{said}: its training images are {kinds['train']} and its test images "
+                f"{kinds['test']}: expected the same, bytes from 0 to 255 or floats from 0 to 1"
+            )
         count, self.channels, self.image_size, _ = read["train"][0].shape
         if options.shift >= self.image_size:
             raise ConfigError(
@@ -276,6 +303,7 @@ def _first(count: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def digest_of_images(read: Mapping[str, tuple[Tensor, Tensor]]) -> str:
+    """Hash of the splits' images, with their shapes and types, and of their labels."""
     digest = hashlib.sha256()
     for split, (images, labels) in sorted(read.items()):
         digest.update(f"{split} {tuple(images.shape)} {images.dtype}".encode())

@@ -49,7 +49,8 @@ def read_index(path: Path) -> ShardIndex:
     """Find the positions of the samples in a shard.
 
     Raises:
-        ConfigError: It is no tar file, is cut off, or has a sample that is no image with a label.
+        ConfigError: It is no tar file, is cut off or holds no sample, or a sample does not have
+            exactly one image and one label.
     """
     rows: list[tuple[str, int, int, int]] = []
     left_out: Counter[str] = Counter()

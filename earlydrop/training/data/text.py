@@ -52,7 +52,7 @@ def read_text(config: DataConfig) -> bytes:
 class TextSource(Source):
     """Contexts of 128 bytes that do not overlap, with the byte that comes next at each place.
 
-    Every twentieth context is for the test.
+    Every twentieth context is for the test; of fewer than twenty, the last one is.
 
     ``data.train_images`` keeps that many contexts from the start; an epoch is one pass over them,
     in random order.
@@ -73,9 +73,9 @@ class TextSource(Source):
         contexts = (len(content) - 1) // CONTEXT
         if contexts < 2:
             raise ConfigError(
-                f"data.root is {config.root!r}: {len(content)} bytes, fewer than the "
-                f"{2 * CONTEXT + 1} of a context to train on, one to "
-                "test on, and the byte that follows; give a longer text"
+                f"data.root is {config.root!r}: the text has {len(content)} bytes, expected at "
+                f"least {2 * CONTEXT + 1} (one context to train on, one to test on, and the byte "
+                "after them); give a longer text"
             )
         self.classes, self.channels, self.image_size, self.context = BYTES, 0, 0, CONTEXT
         every = torch.arange(contexts)

@@ -87,7 +87,7 @@ def load_image(file: Any, name: str | None = None) -> Any:
 
     Args:
         file: Its path, or its content as a binary file.
-        name: The image's name in an error; by default its path.
+        name: The image's name in an error; by default its path. A binary file needs it.
 
     Returns:
         The PIL image.

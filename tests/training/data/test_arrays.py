@@ -6,7 +6,14 @@ import torch
 
 from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data import make_source
-from earlydrop.training.data.arrays import ARRAYS, ArraySource, image_arrays, load_arrays, read_idx
+from earlydrop.training.data.arrays import (
+    ARRAYS,
+    ArraySource,
+    image_arrays,
+    load_arrays,
+    read_idx,
+    stratified,
+)
 from earlydrop.training.fields import ConfigError
 
 CPU = torch.device("cpu")
@@ -192,3 +199,21 @@ def test_debian_has_a_package_of_fashion_mnist_alone(monkeypatch, tmp_path, name
     with pytest.raises(ConfigError) as caught:
         make_source(config, AugmentConfig(), CPU)
     assert ("Debian's package" in str(caught.value)) == (name == "fashion_mnist")
+
+
+@pytest.mark.parametrize("count", [3, 10, 17, 20, 23])
+def test_what_a_small_class_lacks_comes_from_the_others(count):
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [15, 2, 6]))
+    kept = stratified(labels, count, 3)
+    assert len(kept) == count
+    assert np.all(np.diff(kept) > 0)
+    counts = np.bincount(labels[kept], minlength=3)
+    for label, (number, available) in enumerate(zip(counts, (15, 2, 6), strict=True)):
+        first = np.flatnonzero(labels == label)[:number]
+        assert set(first) <= set(kept)
+        assert number == available or number >= counts.max() - 1
+
+
+def test_equal_classes_give_equal_shares():
+    labels = np.tile([0, 1, 2], 10)
+    assert np.bincount(labels[stratified(labels, 11, 3)]).tolist() == [4, 4, 3]

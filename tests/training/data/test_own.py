@@ -43,6 +43,15 @@ def mixed():
     small = [(image[:4, :4], 0) for image in IMAGES[:1]]
     return [(image, i % 4) for i, image in enumerate(IMAGES)] + small, small
 
+def half_scaled():
+    train, test = pictures()
+    return train, tensors()[1]
+
+class Fixed(Whole):
+    def __init__(self):
+        self.classes, self.channels, self.image_size = 3, 1, 4
+        self.sizes, self.digest = {"train": 30, "test": 6}, "fixed"
+
 def stranger():
     class Other:
         sizes, batches = {}, None
@@ -119,6 +128,22 @@ def test_a_whole_source_is_taken_as_it_is():
     ):
         with pytest.raises(ConfigError, match=says):
             source(name)
+
+
+def test_images_of_another_scale_in_one_split_are_refused():
+    with pytest.raises(
+        ConfigError,
+        match=r"training images are torch.uint8 and its test images torch.float32: expected the",
+    ):
+        source("half_scaled")
+
+
+def test_a_source_without_train_images_refuses_them():
+    assert source("Fixed").sizes["train"] == 30
+    with pytest.raises(
+        ConfigError, match=r"data.train_images is 12: data.name=.* has no such argument"
+    ):
+        source("Fixed", train_images=12)
 
 
 def test_a_dataset_of_ours_takes_no_arguments():

@@ -75,10 +75,10 @@ def test_what_cannot_be_is_refused(keys, message):
 
 def test_a_text_shorter_than_a_context_is_refused(tmp_path):
     (tmp_path / "t").write_text("too short")
-    with pytest.raises(ConfigError, match="9 bytes, fewer than the 257 of a context to train on"):
+    with pytest.raises(ConfigError, match="9 bytes, expected at least 257"):
         source(root=str(tmp_path / "t"))
     (tmp_path / "t").write_bytes(b"x" * 256)  # the byte that follows the last context is missing
-    with pytest.raises(ConfigError, match="256 bytes, fewer than the 257"):
+    with pytest.raises(ConfigError, match="256 bytes, expected at least 257"):
         source(root=str(tmp_path / "t"))
     (tmp_path / "t").write_bytes(b"x" * 257)
     assert source(root=str(tmp_path / "t")).sizes == {"train": 1, "test": 1}

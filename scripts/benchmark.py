@@ -85,11 +85,9 @@ def main() -> None:
     parser.add_argument("--rows", help=f"comma-separated, of {', '.join(ROWS)}")
     parser.add_argument("--out", type=Path, help="folder for table.md and benchmark.json")
     arguments = parser.parse_args()
-    names = (
-        arguments.rows.split(",")
-        if arguments.rows
-        else [name for name in ROWS if not (arguments.quick and name in LONG)]
-    )
+    names = [name for name in ROWS if not (arguments.quick and name in LONG)]
+    if arguments.rows is not None:
+        names = arguments.rows.split(",")
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         parser.error(f"--rows has {', '.join(unknown)}: expected some of {', '.join(ROWS)}")
@@ -98,21 +96,20 @@ def main() -> None:
     slug = "".join(c if c.isalnum() else "-" for c in device.lower()).strip("-").replace("--", "-")
     out = arguments.out or Path(__file__).resolve().parents[1] / "results" / "benchmark" / slug
     out.mkdir(parents=True, exist_ok=True)
-    kept = (
-        json.loads((out / "benchmark.json").read_text())["rows"]
-        if arguments.rows and (out / "benchmark.json").is_file()
-        else []
-    )
-    earlier = [Row(**row) for row in kept]
+    earlier = []
+    if arguments.rows is not None and (out / "benchmark.json").is_file():
+        kept = json.loads((out / "benchmark.json").read_text())["rows"]
+        earlier = [Row(**row) for row in kept]
     head = f"{device}; Python {platform.python_version()}"
     for name in names:
         began = time.perf_counter()
         measured = ROWS[name](arguments.quick)
-        rows += (
-            [dataclasses.replace(row, note=f"{row.note}; --quick") for row in measured]
-            if arguments.quick
-            else measured
-        )
+        if arguments.quick:
+            measured = [
+                dataclasses.replace(row, note=f"{row.note}; --quick".removeprefix("; "))
+                for row in measured
+            ]
+        rows += measured
         done = {row.name: row for row in [*earlier, *rows]}
         print(
             f"{name}: {rows[-1].value:.3f} ({rows[-1].note}) in {time.perf_counter() - began:.0f} "

@@ -63,6 +63,8 @@ def outcome(name: str, device: torch.device, folder: Path) -> tuple[str, str]:
 def _work(name: str, device: str, folder: str, answer: Connection) -> None:
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # a check that runs over its time is ended with what it started
+    if torch.device(device).index is not None:
+        torch.cuda.set_device(torch.device(device))  # memory and streams are those of this device
     answer.send(outcome(name, torch.device(device), Path(folder)))
 
 
@@ -116,7 +118,7 @@ def main() -> None:
         "--out", type=Path, default=Path("gpu_check.json"), help="where the outcomes go as JSON"
     )
     arguments = parser.parse_args()
-    names = arguments.only.split(",") if arguments.only else list(CHECKS)
+    names = list(CHECKS) if arguments.only is None else arguments.only.split(",")
     unknown = [name for name in names if name not in CHECKS]
     if unknown:
         parser.error(f"--only has {', '.join(unknown)}: expected some of {', '.join(CHECKS)}")
@@ -125,11 +127,12 @@ def main() -> None:
             f"--device is {arguments.device}, and torch finds no GPU: give --device cpu for the "
             "checks that need none"
         )
+    if arguments.limit is not None and not arguments.limit > 0:
+        parser.error(f"--limit is {arguments.limit:g}: expected a number of seconds above 0")
     done = []
     for name in names:
-        state, words, seconds = limited(
-            name, arguments.device, arguments.limit or CHECKS[name].limit
-        )
+        limit = CHECKS[name].limit if arguments.limit is None else arguments.limit
+        state, words, seconds = limited(name, arguments.device, limit)
         done.append({"check": name, "outcome": state, "found": words, "seconds": round(seconds, 1)})
         print(f"{state} {name:<13} {seconds:5.1f} s  {words}", flush=True)
         content = {"device": arguments.device, "torch": str(torch.__version__), "checks": done}

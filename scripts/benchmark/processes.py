@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmark.measure import Row
+from earlydrop.training.compose import compose_one
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -245,7 +246,9 @@ def row_quickstart(quick: bool) -> list[Row]:
             ]
             with busy(count):
                 seconds[count] = timed(command, temporary)
-    bare = 6 * side_by_side(2, 500, "quickstart")  # twelve runs, two at a time
+    one = ["experiment=quickstart", "schedule=none", "seed=0"]
+    steps = compose_one(one)["trainer"]["steps"]
+    bare = 6 * side_by_side(2, steps, "quickstart")  # twelve runs, two at a time
     value = seconds[0] / bare
     note = f"{seconds[0]:.0f} s against {bare:.0f} s"
     rows.append(Row("quickstart",

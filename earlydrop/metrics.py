@@ -229,6 +229,7 @@ _GRADIENTS = (
         "probe/critical_sharpness",
         "critical sharpness",
         figure="critical_sharpness",
+        claimed=True,
         unit="1 / learning rate",
         meaning="2 over the smallest learning rate at which a step along Adam's next update raises "
         "the loss.",
@@ -237,6 +238,7 @@ _GRADIENTS = (
         "probe/preconditioned_sharpness",
         "preconditioned sharpness",
         figure="preconditioned_sharpness",
+        claimed=True,
         unit="1 / learning rate",
         meaning="The largest eigenvalue of the Hessian, preconditioned by Adam.",
     ),

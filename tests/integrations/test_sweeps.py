@@ -189,6 +189,8 @@ def test_hugging_face(length, accumulate, cutoff, tmp_path):
     resumed = Net()
     train(resumed, resume=str(tmp_path / "checkpoint-2"))
     assert resumed.kernels == at_kernels(schedule, [step for step in forwards if step >= 2])
+    if cutoff != CUTOFFS[0]:  # after an exception one cutoff is enough
+        return
     fails = Net(fails_at=2, error=ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
         train(fails)
@@ -263,6 +265,8 @@ def test_lightning(length, optimizers, accumulate, cutoff, tmp_path):
         schedule, [an_epoch + before for before in resumed.before]
     )
     assert resumed.before[-1] == forwards[-1] - an_epoch
+    if cutoff != CUTOFFS[0]:  # after an exception one cutoff is enough
+        return
     fails = make(fails_at=2, error=ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
         fit(fails)

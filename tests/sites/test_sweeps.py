@@ -140,6 +140,6 @@ def test_the_smallest_model_of_every_timm_module():
     sweep(names, small_models.timm_model, {}, at_least=len(names))
 
 
-def test_every_torchvision_model():
+def test_the_torchvision_models():
     names = small_models.torchvision_names()
     sweep(names, small_models.torchvision_model, TORCHVISION, at_least=len(names))

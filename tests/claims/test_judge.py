@@ -521,6 +521,7 @@ def test_the_sensitivity_to_a_setting_is_compared_seed_by_seed():
     )
     assert list(found.values) == [10, 11, 12, 13, 14]
     for seed in found.values:
+        assert found.values[seed] == found.arm[seed] - found.against[seed]
         for arm, ours in (("early", found.arm), ("none", found.against)):
             values = [min(value, 4.5) for value in losses.loc[seed, arm].dropna()]
             assert len(values) == 3

@@ -20,7 +20,8 @@ def max_norm_(model: nn.Module, limit: float) -> None:
 
     w ← w · min(1, limit / ‖w‖₂). A unit is an output of a linear layer or an output channel of a
     convolution. The projections of attention and the ``Conv1D`` of transformers are linear layers.
-    Biases are left alone. Call it after each step of the optimizer.
+    Biases and the weights of recurrent layers are left alone. Call it after each step of the
+    optimizer.
 
     Args:
         model: The model.

@@ -214,8 +214,9 @@ def _print_total(
         else ""
     )
     unit = "GPU hours" if first.device.type == "cuda" else "hours"
+    runs = "1 run" if len(left) == 1 else f"{len(left)} runs"
     print(
-        f"total        {len(left)} runs{before}, {format_duration(seconds / max(side, 1))}{how}, "
+        f"total        {runs}{before}, {format_duration(seconds / max(side, 1))}{how}, "
         f"{hours:.3g} {unit}; {in_bytes(disk)} of disk, {in_bytes(free)} free"
     )
 

@@ -28,7 +28,8 @@ def show_help(arguments: list[str]) -> None:
     Raises:
         SystemExit: A name is neither a key nor a group.
     """
-    names = [argument for argument in arguments if argument != FLAG]
+    words = [argument.removeprefix(f"{FLAG}=") for argument in arguments]
+    names = [word for word in words if word != FLAG]
     known = keys()
     groups = sorted({name.partition(".")[0] for name in known if "." in name})
     texts = []

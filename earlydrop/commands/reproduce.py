@@ -96,6 +96,8 @@ def reproduce(run: Path, out: Path, trust: bool = False) -> str | None:
 
 def _check_finished(run: Path) -> None:
     """Refuse a folder that is not a finished run; warn of files that were changed since."""
+    if not run.is_dir():
+        raise ConfigError(f"there is no folder {run}: give the folder of a finished run")
     runs = [] if (run / STATUS).exists() else list(find_runs(run))
     if runs:
         instead = f"give one of them, such as {runs[0]}"

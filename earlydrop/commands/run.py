@@ -311,7 +311,7 @@ def main() -> None:
     if "--version" in sys.argv[1:]:
         return show_version(sys.argv[1:])
     _require_training_extra()
-    if help_key.FLAG in sys.argv[1:]:
+    if any(word.partition("=")[0] == help_key.FLAG for word in sys.argv[1:]):
         return command(lambda: help_key.show_help(sys.argv[1:]))()
     _wait_briefly()
     if threading.current_thread() is threading.main_thread():

@@ -72,7 +72,7 @@ def test_a_sweep_is_planned_as_one(earlydrop, tmp_path):
 def test_what_would_be_refused_is_said_with_the_rest(earlydrop, tmp_path):
     code, out, err = earlydrop("-m", *SMALL, "mode=plan", "schedule=late", "schedule.rate=0.1,1.5")
     assert code == 1
-    assert lines(out)["total"].startswith("1 runs, ")
+    assert lines(out)["total"].startswith("1 run, ")
     assert "error: 1 of 2 jobs would be refused, such as" in err
     assert "rate is 1.5" in err
     assert list(tmp_path.iterdir()) == []

@@ -41,6 +41,10 @@ def test_values_are_in_words(name, values):
 
 def test_a_group_shows_its_keys_and_no_name_shows_all(capsys):
     show_help(["--help-key", "distributed"])
+    listed = capsys.readouterr().out
+    show_help(["--help-key=distributed"])
+    assert capsys.readouterr().out == listed
+    show_help(["--help-key", "distributed"])
     assert capsys.readouterr().out.startswith("distributed.timeout = 600.0\n")
     show_help(["--help-key"])
     out = capsys.readouterr().out

@@ -185,11 +185,11 @@ def _power_iteration(
     iterations: int,
     tolerance: float,
 ) -> tuple[float, float]:
-    """The eigenvalue of H - shift with the largest absolute value, from a fixed random start.
+    """The eigenvalue of H - shift with the largest absolute value, and its bound.
 
-    Returns:
-        The Rayleigh quotient v'(H - shift)v of the last vector v of norm 1, and the norm of
-        (H - shift)v. The two are equal in size at an eigenvector.
+    The first is the Rayleigh quotient v'(H - shift)v of the last vector v of norm 1, the second the
+    norm of (H - shift)v. The two are equal in size at an eigenvector. v starts at random, always at
+    the same point.
     """
     generator = torch.Generator().manual_seed(0)
     vector = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in like]

@@ -17,7 +17,6 @@ from earlydrop.classic import GaussianDropout, SharedMaskDropout, StandardDropou
 from earlydrop.exact import HOST, brought_home, exact, exact_norm, has_float64, home
 from earlydrop.sites.audit.extremes import extremes
 from earlydrop.training import plan as plans
-from earlydrop.training.endings import TrainingFailed
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.run import run
@@ -233,7 +232,7 @@ def test_a_run_stays_on_its_kind_of_device(config):
     with (
         Pretended(),
         pytest.raises(
-            TrainingFailed, match=r"another environment \(device cpu .* there, mps .* here\)"
+            ConfigError, match=r"another environment \(device cpu .* there, mps .* here\)"
         ),
     ):
         run(config(trainer__epochs=1, device="mps"))

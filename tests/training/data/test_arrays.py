@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 
 import numpy as np
 import pytest
@@ -217,3 +218,31 @@ def test_what_a_small_class_lacks_comes_from_the_others(count):
 def test_equal_classes_give_equal_shares():
     labels = np.tile([0, 1, 2], 10)
     assert np.bincount(labels[stratified(labels, 11, 3)]).tolist() == [4, 4, 3]
+
+
+@pytest.mark.parametrize(("classes", "kind"), [(10, np.uint8), (256, np.uint8), (257, "<i8")])
+def test_the_digest_is_that_of_the_images_and_of_labels_as_published(classes, kind):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (classes, 4, 4), dtype=np.uint8)
+    labels = np.arange(classes)
+    arrays = image_arrays(images, labels, images[:3], labels[:3], classes)
+    digest = hashlib.sha256()
+    for part in (images, labels.astype(kind), images[:3], labels[:3].astype(kind)):
+        digest.update(part.tobytes())
+    assert arrays.digest == digest.hexdigest()
+
+
+def test_a_label_equal_to_the_number_of_classes_is_refused():
+    images = np.zeros((3, 4, 4), dtype=np.uint8)
+    with pytest.raises(ConfigError, match="label is 3: expected 0 to 2"):
+        image_arrays(images, np.array([0, 1, 3]), images, np.array([0, 1, 2]), 3)
+
+
+def test_all_training_images_and_one_of_each_class_are_the_limits():
+    device = torch.device("cpu")
+    for count in (10, 10_000):
+        source = make_source(DataConfig(train_images=count), AugmentConfig(), device)
+        assert source.sizes["train"] == count
+    for count in (9, 10_001):
+        with pytest.raises(ConfigError, match=f"data.train_images is {count}: .*10000 training"):
+            make_source(DataConfig(train_images=count), AugmentConfig(), device)

@@ -98,3 +98,22 @@ def test_a_damaged_file_is_named():
     anew.EMBEDDED_SHA256 = "0"
     with pytest.raises(ConfigError, match=r"kjv.xz is damaged"):
         anew.read_text(DataConfig(name="text"))
+
+
+@pytest.mark.parametrize("contexts", [2, 19, 20, 21, 40])
+def test_every_twentieth_context_is_a_test_context_and_the_last_of_a_short_text(contexts, tmp_path):
+    (tmp_path / "a.txt").write_bytes(bytes(range(97, 123)) * (contexts * 128 // 26 + 1))
+    text = (tmp_path / "a.txt").read_bytes()[: contexts * 128 + 1]
+    (tmp_path / "a.txt").write_bytes(text)
+    source = make_source(
+        DataConfig(name="text", root=str(tmp_path / "a.txt")),
+        AugmentConfig(shift=0, flip=False),
+        torch.device("cpu"),
+    )
+    expected = list(range(19, contexts, 20)) if contexts >= 20 else [contexts - 1]
+    assert source.sizes == {"train": contexts - len(expected), "test": len(expected)}
+    count = len(expected)
+    ((tokens, following),) = source.batches([(0, torch.arange(count))], "test", None)
+    for row, context in enumerate(expected):
+        assert bytes(tokens[row].tolist()) == text[context * 128 : context * 128 + 128]
+        assert bytes(following[row].tolist()) == text[context * 128 + 1 : context * 128 + 129]

@@ -178,3 +178,37 @@ def test_the_channels_of_an_array_come_first_or_last(shape, expected):
         tensor.numpy(), image.transpose(2, 0, 1) if last else image.reshape(expected)
     )
     assert tuple(own.as_image("data", "train[0]", torch.ones(shape[:2])).shape) == (1, *shape[:2])
+
+
+def test_bytes_and_floats_of_the_same_images_are_normalised_alike():
+    of_bytes, of_floats = source("pictures"), source("tensors")
+    for split in ("train", "test"):
+        assert torch.allclose(all_of(of_bytes, split)[0], all_of(of_floats, split)[0], atol=1e-5)
+    images = all_of(of_bytes, "train")[0].double()
+    assert torch.allclose(images.mean((0, 2, 3)), torch.zeros(3).double(), atol=1e-5)
+    assert torch.allclose(images.std((0, 2, 3), correction=0), torch.ones(3).double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["pixel", "label", "type", "shape", "split"])
+def test_the_digest_changes_with_what_is_learned_from(change):
+    images = {name: torch.zeros(4, 1, 2, 2, dtype=torch.uint8) for name in ("train", "test")}
+    labels = {name: torch.zeros(4, dtype=torch.int64) for name in images}
+    before = own.digest_of_images({name: (images[name], labels[name]) for name in images})
+    if change == "pixel":
+        images["test"][3, 0, 1, 1] = 1
+    elif change == "label":
+        labels["train"][2] = 1
+    elif change == "type":
+        images["train"] = images["train"].to(torch.int8)
+    elif change == "shape":
+        images["train"] = images["train"].reshape(4, 1, 1, 4)
+    else:
+        images["train"], images["test"] = images["train"][:3], torch.zeros(5, 1, 2, 2).byte()
+    assert own.digest_of_images({name: (images[name], labels[name]) for name in images}) != before
+
+
+def test_all_images_and_one_of_each_class_are_the_limits():
+    assert source("pictures", train_images=40).sizes["train"] == 40
+    assert source("pictures", train_images=4).sizes["train"] == 4
+    with pytest.raises(ConfigError, match=r"data.train_images is 3"):
+        source("pictures", train_images=3)

@@ -271,7 +271,7 @@ def test_saving_and_loading_in_the_middle():
     other = DropoutScheduler(nn.Sequential(nn.Dropout(0.4)), schedule)
     with pytest.raises(ValueError, match="another model"):
         other.load_state_dict(state)
-    for bad in ({}, {"step": -1, "base_rates": {}}, None):
+    for bad in ({}, {"step": -1, "base_rates": {}}, {**state, "step": True}, None):
         with pytest.raises(ValueError, match=r"state|step"):
             second.load_state_dict(bad)
 

@@ -178,3 +178,15 @@ def test_what_cannot_be_measured_is_refused():
         optimizer.step()
         with pytest.raises(ValueError, match=f"{option}=True: expected Adam or AdamW without it"):
             adam_direction(optimizer, [weight])
+
+
+def test_the_sharpness_of_a_flat_loss_is_zero():
+    weight = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    assert critical_sharpness(lambda: weight.sum() * 0, [weight], [torch.ones(2)], 0.1) == 0.0
+    assert preconditioned_sharpness((weight * 0).square().sum(), [weight]) == 0.0
+
+
+def test_small_eigenvalues_scale_the_sharpness():
+    loss, weights, _, _ = quadratic(eigenvalues=1e-4 * EIGENVALUES)
+    value = preconditioned_sharpness(loss(), weights, iterations=2000, tolerance=1e-12)
+    assert value == pytest.approx(4e-4, rel=1e-6)

@@ -56,7 +56,7 @@ def _load_rates(scheduler: Driver | None, weights: dict[str, Any], title: str) -
 
 
 def _weights(plan: Plan, model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
-    """The weights to evaluate, each with a title, in a checkpoint's form; the last ones last."""
+    """Pairs of a title and a checkpoint's content to evaluate. A run's last weights come last."""
     if plan.config.checkpoint is not None:
         return foreign_weights(plan.config.checkpoint, plan.config.model.name, model)
     folder = plan.folder / "checkpoints"

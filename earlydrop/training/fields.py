@@ -56,8 +56,8 @@ def key(
         bounds: A name in `BOUNDS`.
         choices: All its values, if they can be listed.
         used: A function that says whether a configuration uses the key; None if all do.
-        cited: Whether a cited command repeats the key. By default it repeats all keys except those
-            of the roles ``machine`` and ``name``.
+        cited: Whether the command that ``earlydrop-cite`` prints repeats the key; None for all
+            roles except ``machine`` and ``name``.
 
     Returns:
         The dataclass field.

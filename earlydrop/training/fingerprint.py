@@ -68,7 +68,7 @@ _ALWAYS = {
     "augment": ("shift", "flip", "mixup", "cutmix", "switch", "smoothing"),
     "probe": ("batches", "dataset_limit", "clean"),
 }  # fmt: skip
-_ELSEWHERE = (  # hashed under other names, or as their consequences
+_ELSEWHERE = (  # hashed under other names, or through values computed from them
     "model.pretrained", "data.name", "data.train_images", "data.image_size", "optim.warmup",
     "probe.at", "trainer.epochs", "trainer.steps", "trainer.batch_size", "trainer.accumulate",
     "trainer.precision", "trainer.compile", "trainer.masks", "trainer.log_every",

@@ -42,8 +42,8 @@ def given_model(model: Any) -> Code:
     The function is called with the `Task`, or with nothing.
 
     Raises:
-        ConfigError: It is neither, a scheduler drives it already, or it holds an object that
-            cannot be hashed.
+        ConfigError: It is neither, a scheduler drives it already, it is a function of an installed
+            package that does not take the Task alone, or it holds an object that cannot be hashed.
     """
     if isinstance(model, nn.Module):
         if any(site.driven for site in find_sites(model)):
@@ -195,7 +195,7 @@ def _dataset(split: Any) -> Any:
         and images.shape[3] in channels
         and images.shape[1] not in channels
     ):
-        images = images.permute(0, 3, 1, 2)  # the channels are last, as in a single picture
+        images = images.permute(0, 3, 1, 2)  # from N H W C to N C H W
     if len(images) != len(labels):
         raise ConfigError(
             f"data has {len(images)} images and {len(labels)} labels: expected as many of each"

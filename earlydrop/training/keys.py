@@ -31,7 +31,7 @@ class Key:
         role: ``numbers``, ``cadence``, ``seed``, ``machine`` or ``name``.
         bounds: A name in `BOUNDS`, or None.
         choices: All its values, if they can be listed.
-        cited: Whether a cited command repeats it.
+        cited: Whether the command that ``earlydrop-cite`` prints repeats it.
     """
 
     name: str
@@ -62,7 +62,7 @@ def keys() -> dict[str, Key]:
 
 
 def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring nested values of an earlier version, with a one-word ``tracking``, up to date."""
+    """Update the values of an earlier version, in which ``tracking`` was one value, not a group."""
     mode = values.get("tracking")
     if isinstance(mode, (str, bool)):
         return {**values, "tracking": {"mode": "off" if mode is False else mode}}
@@ -131,7 +131,7 @@ def _argument_texts(maker: Any) -> dict[str, str]:
 
 
 def _of_a_schedule(parameter: str) -> str:
-    """The schedules' own text for a parameter that the schema does not name."""
+    """The text about a parameter in a schedule's docstring, where the schema has none."""
     texts = (_argument_texts(maker).get(parameter) for maker in schedules.MAKERS.values())
     return next(filter(None, texts), "")
 

@@ -22,10 +22,11 @@ _STOPS = (signal.SIGINT, signal.SIGTERM, *_WARNINGS, *_CTRL_BREAK)
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Context in which a signal stops the run after the current step, a second Ctrl-C at once.
+    """Context in which a signal stops the run after the current step.
 
-    If SLURM's warning has arrived, its previous handler is called when the context ends. An example
-    is submitit's handler, which requeues the job.
+    A Ctrl-C after another signal raises `KeyboardInterrupt` at once. If a warning of SLURM (SIGUSR1
+    or SIGUSR2) has arrived, its previous handler is called when the context ends. An example is
+    submitit's handler, which requeues the job. Outside the main thread no signal is handled.
 
     Yields:
         A function that says whether a signal has come.

@@ -67,9 +67,9 @@ class Reader:
         self._seen: dict[int, Any] = {}
 
     def add_structure(self, model: nn.Module) -> None:
-        """Add a module without what its state dict holds.
+        """Add everything of a module that its state dict does not hold.
 
-        These are its classes, its attributes, its hooks, and its buffers that are not saved.
+        It adds the classes, the attributes, the hooks, and the buffers that are not saved.
         """
         for name, module in model.named_modules():
             self.found[f"module {name}"] = qualified(type(module))

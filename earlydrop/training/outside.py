@@ -45,7 +45,7 @@ def names_of(config: Config) -> list[str]:
 
 
 def in_provenance(code: Mapping[str, Code]) -> dict[str, Any]:
-    """The record of the user's code: its name, its digest, and those of its files."""
+    """The record of the user's code: its name, its digest, and the digests of its files."""
     record = {}
     for key, own in code.items():
         record[key] = {"name": own.name, "digest": own.digest, "files": dict(own.files)}

@@ -90,7 +90,7 @@ def load(key: str, kind: str, name: str) -> Code:
     """Import code that the user named.
 
     The module is looked for in the folder where the command runs, then on the Python path. A module
-    whose source has changed since its import is imported again.
+    that this function imported, and whose source has changed since, is imported again.
 
     Raises:
         ConfigError: There is no such module or name in it, or its import fails.
@@ -304,7 +304,7 @@ def _root(spec: ModuleSpec) -> Path | None:
 
 
 def _imports(path: Path, module: str, is_package: bool) -> list[str]:
-    """Names that a file imports, and names that a ``from`` takes, which may be modules too."""
+    """Modules that a file imports, and names after ``from x import``, which may be modules too."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # its import will say so

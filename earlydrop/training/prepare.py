@@ -82,11 +82,11 @@ def task_of(plan: Plan) -> Task:
 
 
 def try_forward(model: nn.Module, plan: Plan) -> None:
-    """Refuse a model that cannot take a blank image. The model and random state stay unchanged.
+    """Refuse a model that cannot take a blank image or text. Model and random state stay unchanged.
 
     Raises:
-        ConfigError: The model cannot take images of this size, or does not return one finite score
-            for each class.
+        ConfigError: The model cannot take an input of this shape, or does not return one finite
+            score for each class.
     """
     source, name = plan.source, plan.config.model.name
     image = source.blank(1, plan.device)

@@ -125,7 +125,7 @@ def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
 
 
 def in_words(config: ModelConfig, task: Task) -> dict[str, list[str]]:
-    """Remarks on how a model is built, beside its name: lines by heading."""
+    """Remarks on how a model is built: a list of lines for each heading."""
     remarks = {}
     if (
         config.name not in BUILDERS

@@ -17,7 +17,10 @@ from earlydrop.training.models.build import Task, set_path_profile
 
 
 class CausalAttention(nn.Module):
-    """Causal attention, with timm's names ``fused_attn`` and ``attn_drop``, which drivers know."""
+    """Causal attention with timm's attributes ``fused_attn`` and ``attn_drop``.
+
+    The scheduler recognises an attention module by these names.
+    """
 
     def __init__(self, width: int, heads: int, rate: float) -> None:
         super().__init__()
@@ -29,7 +32,7 @@ class CausalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
-        # B H T W/H.
+        # q, k and v have the shape (B, H, T, W / H).
         q, k, v = (
             self.qkv(x)
             .view(batch, tokens, 3, self.heads, width // self.heads)
@@ -49,7 +52,7 @@ class CausalAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each behind a normalisation and beside a shortcut."""
+    """Attention, then an MLP, each after a LayerNorm and with a shortcut."""
 
     def __init__(self, width: int, heads: int, rate: float) -> None:
         super().__init__()

@@ -55,7 +55,7 @@ class Found(NamedTuple):
         path: The sites that each argument for a stochastic depth rate sets.
         head: Arguments that stay 0.
         fixed: Sites whose rate no argument sets.
-        classifier: Sites of the classifier's head that an argument of other sites sets too.
+        classifier: Sites of the classifier's head, which are set to 0 after the model is built.
     """
 
     cls: type
@@ -249,7 +249,7 @@ def _sizes(name: str, cls: type, task: Task) -> dict[str, Any]:
 
 
 def _in_head(model: nn.Module, sites: list[Site]) -> set[str]:
-    """The unit sites beside a model's last layer, which gives the scores."""
+    """The unit sites in the module that directly holds the classifier, a model's last layer."""
     last: str | None = None
     for name, module in model.named_modules():
         outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
@@ -265,7 +265,8 @@ def _in_head(model: nn.Module, sites: list[Site]) -> set[str]:
 def _set(model: nn.Module, dropout: Found, task: Task) -> None:
     """Set in place the rates that no argument sets.
 
-    Those of the head are 0; others have their kind's peak, in their own proportions.
+    Sites of the head get 0. For the other sites of a kind, the largest rate becomes the peak of the
+    kind, and the others keep their ratio to it.
     """
     peaks = {"unit": task.unit, "path": task.path}
     fixed = [site for site in find_sites(model) if site.name in dropout.fixed]
@@ -312,7 +313,7 @@ def _adapt_channels(name: str, model: nn.Module, channels: int) -> None:
 
 
 def _grouped(sites: Iterable[str]) -> str:
-    """Names of sites; those that differ in numbers alone are one, with their count."""
+    """The names of sites as text; names that differ only in numbers become one, with a count."""
     counts: dict[str, int] = {}
     for site in sites:
         pattern = re.sub(r"\d+", "*", site)

@@ -1,4 +1,4 @@
-"""timm models with the released places of dropout and profile of stochastic depth.
+"""timm models with the dropout sites and the stochastic depth profile of the released code.
 
 timm 1.x has separate arguments for the rates of attention, projections, positions and head. Not
 every architecture takes all of them. `ARCHITECTURES` lists the arguments of each, so that the head
@@ -62,7 +62,7 @@ def _built(name: str, task: Task, make: Callable[..., Any], **sizes: Any) -> nn.
 def vit_micro(
     task: Task, *, width: int | None, depth: int | None, heads: int | None, patch: int | None
 ) -> nn.Module:
-    """A small VisionTransformer: width 64, depth 6, 2 heads, patches of a quarter of the image."""
+    """A small VisionTransformer; by default width 64, depth 6, 2 heads, patch side image / 4."""
     width, depth, heads = width or 64, depth or 6, heads or 2
     if width % heads:
         raise ConfigError(f"model.heads is {heads}: expected a divisor of model.width ({width})")
@@ -79,7 +79,7 @@ def vit_micro(
 def mixer_micro(
     task: Task, *, width: int | None, depth: int | None, patch: int | None
 ) -> nn.Module:
-    """An MLP-Mixer for small images: width 64, 6 blocks, a patch of a quarter of the image."""
+    """An MLP-Mixer for small images; by default width 64, 6 blocks, patch side image / 4."""
     sizes = {
         "img_size": task.image_size,
         "patch_size": _patch(patch, task),
@@ -141,8 +141,8 @@ def named(name: str) -> Callable[[Task], nn.Module] | None:
 def _start_class_token(model: nn.Module) -> None:
     """Initialise the class token with std 0.02, as in the released ViT; timm uses 1e-6.
 
-    They are drawn last, so all other initial values are timm's. `vit_micro` keeps timm's class
-    token, and so its numbers.
+    Its values are drawn last, so all other initial values are timm's. `vit_micro` keeps timm's
+    class token, so that its earlier results stay the same.
     """
     token = getattr(model, "cls_token", None)
     if token is not None:  # a ViT that averages its patches has none

@@ -55,7 +55,7 @@ def save_best(folder: Path, content: dict[str, Any]) -> None:
 
 
 def load_best(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The content of `save_best` for this configuration, on the CPU; None if there is none."""
+    """The content that `save_best` wrote for this configuration, on the CPU; None if none."""
     if not (folder / BEST).is_file():
         return None
     content: dict[str, Any] = torch.load(folder / BEST, map_location="cpu", weights_only=True)

@@ -28,7 +28,7 @@ def note_failure(study: Path, sweep: str, overrides: list[str], reason: str) -> 
 
 
 def forget_failures(study: Path, sweep: str) -> None:
-    """Remove the notes of sweeps that have ended, except one."""
+    """Remove the notes of sweeps that have ended, except those of ``sweep``."""
     for folder in study.glob(f"{_FOLDER}/*"):
         if folder.is_file():  # as they were noted before each sweep had a folder
             folder.unlink(missing_ok=True)

@@ -57,7 +57,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     replace(temporary, path)
-    with suppress(PermissionError):  # Windows does not open folders, and keeps what it renamed
+    with suppress(PermissionError):  # Windows cannot open a folder, and does not need this fsync
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the rename itself

@@ -193,7 +193,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """A run's ``provenance.json``, with everything that citing and repeating the run takes.
+    """A run's ``provenance.json``, with everything that is needed to cite and to repeat the run.
 
     Raises:
         DamagedFileError: It is missing or damaged.
@@ -280,7 +280,11 @@ def _record(line: bytes) -> dict[str, float] | None:
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Files of a finished run that differ from the digests in its status; none without digests."""
+    """Files of a finished run that differ from the digests in its status; none without digests.
+
+    Raises:
+        DamagedFileError: The status is not JSON, or is not a mapping.
+    """
     written = read_json(folder / STATUS).get("files", {})
     return (
         [name for name, digest in written.items() if _digest(folder / name) != digest]

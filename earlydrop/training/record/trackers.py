@@ -25,7 +25,17 @@ NEEDS = {"wandb": "wandb", "csv": "csv", "tensorboard": "tensorboard", "mlflow":
 
 
 class Opened(NamedTuple):
-    """The arguments of a tracker; ``online`` says whether it may send."""
+    """The arguments of a tracker.
+
+    Attributes:
+        folder: The run's folder.
+        name: The run's name on the dashboard.
+        identity: The run's id, from `earlydrop.training.record.tracking.run_id`.
+        project: The project, or experiment, that the run belongs to.
+        tags: Labels of the run.
+        settings: The configuration, by dotted key, and further values.
+        online: Whether it may send data to a server.
+    """
 
     folder: Path
     name: str

@@ -50,7 +50,7 @@ class Tracker:
         self._timing: dict[int, dict[str, float]] = {}
 
     def time(self, line: dict[str, float]) -> None:
-        """Log a line of ``timing.jsonl`` as ``timing/...``, with the metrics of its step."""
+        """Keep a line of ``timing.jsonl``; `log` logs it with the metrics of its step."""
         named = {f"{TIMING}{name}": value for name, value in line.items() if name != "step"}
         self._timing = {int(line["step"]): named}
 
@@ -87,7 +87,7 @@ class Tracker:
             )
 
     def summarise(self, values: dict[str, Any]) -> None:
-        """Write final and best values, and others, to the summary."""
+        """Write the final and best values of the metrics, and ``values``, to the summary."""
         if self._run is None:
             return
         final = {f"final/{name}": value for name, value in self._last.items()}
@@ -201,6 +201,9 @@ def tracking(
 
     An exception marks the run as failed, except a `KeyboardInterrupt`, which only stops it.
     ``extra`` is recorded with the configuration.
+
+    Yields:
+        The `Tracker`, and the backend's own run; the run is None if there is none.
     """
     start = _start if config.tracking.backend == "wandb" else _start_other
     run = None

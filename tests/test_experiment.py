@@ -277,6 +277,10 @@ def test_data_is_given_as_datasets_or_as_tensors():
         (each[0].permute(0, 2, 3, 1).numpy(), each[1].numpy()) for each in tensors
     )  # channels last
     assert experiment.train(overrides, data=arrays).final["test/loss"] == runs[0].final["test/loss"]
+    flipped = [(images[:, ::-1], labels) for images, labels in arrays]
+    copied = [(np.ascontiguousarray(images), labels) for images, labels in flipped]
+    folders = {experiment.train(overrides, data=data).folder for data in (flipped, copied)}
+    assert len(folders) == 1
     other = experiment.train(overrides, data=(Faces(0), Faces(2)))
     assert other.folder != runs[0].folder
     assert other.config.data.name != runs[0].config.data.name
@@ -293,8 +297,12 @@ def test_data_is_given_as_datasets_or_as_tensors():
         ),
         (((torch.zeros(4, 1, 8, 8), torch.zeros(3)), None), "4 images and 3 labels"),
         ((Faces(0), []), "its test set is empty"),
+        (
+            ((np.zeros((2, 1, 8, 8)), np.array(["cat", "dog"])), None),
+            "data has an array of <U3: expected numbers; number the classes from 0",
+        ),
     ],
-    ids=["name", "number", "loader", "lengths", "empty"],
+    ids=["name", "number", "loader", "lengths", "empty", "strings"],
 )
 def test_what_is_no_data_is_refused(data, message):
     with pytest.raises(ConfigError, match=message):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, TensorDataset
 
 from earlydrop.scheduler import DropoutScheduler
@@ -30,8 +31,9 @@ from earlydrop.training.data.own import digest_of_images, pair_of, read_images
 from earlydrop.training.data.source import Source
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.build import Task
-from earlydrop.training.object_digest import Reader, digest_of, digest_of_tensor, qualified
+from earlydrop.training.object_digest import Reader, digest_of, digest_of_weights, qualified
 from earlydrop.training.plugins import OBJECT, Code, is_installed, raised, sources_from_here
+from earlydrop.training.stale import differs_from_file
 
 _SHORT = 6  # hexadecimal digits of a digest in a name
 
@@ -43,7 +45,8 @@ def given_model(model: Any) -> Code:
 
     Raises:
         ConfigError: It is neither, a scheduler drives it already, it is a function of an installed
-            package that does not take the Task alone, or it holds an object that cannot be hashed.
+            package that does not take the Task alone, it has lazy layers that have seen no batch,
+            or it holds an object that cannot be hashed.
     """
     if isinstance(model, nn.Module):
         if any(site.driven for site in find_sites(model)):
@@ -51,14 +54,19 @@ def given_model(model: Any) -> Code:
                 f"model is a {type(model).__name__} whose dropout is driven already: call "
                 "restore() of its scheduler first"
             )
+        lazy = [name for name, value in model.state_dict().items() if is_lazy(value)]
+        if lazy:
+            raise ConfigError(
+                f"model has weights without a shape ({', '.join(lazy[:3])}), as lazy layers do "
+                "before their first forward pass: pass one batch through the model first"
+            )
         reader = Reader("model")
         reader.add_structure(model)
-        weights = {name: digest_of_tensor(value) for name, value in model.state_dict().items()}
         name = _name(type(model).__name__, reader.found)
         return _make_code(
             name,
             functools.partial(_as_given, model),
-            reader.found | {"weights": digest_of(weights)},
+            reader.found | {"weights": digest_of_weights(model)},
             reader.paths,
         )
     if isinstance(model, str):
@@ -103,7 +111,11 @@ def reference_of(value: Any) -> str | None:
     for part in name.split("."):
         found = getattr(found, part, None)
     files = sources_from_here(module)
-    same = found is value and file is not None and files.get(module) == Path(file).resolve()
+    if file is None or files.get(module) != Path(file).resolve():
+        return None
+    if differs_from_file(module, files[module]):
+        return None  # hashing it as an object says what to do
+    same = found is value
     return f"{module}:{name}" if same and _parameters(value) else None
 
 
@@ -187,7 +199,7 @@ def _dataset(split: Any) -> Any:
     )
     if not held:
         return split
-    images, labels = (torch.as_tensor(array) for array in split)
+    images, labels = (_as_tensor(array) for array in split)
     channels = (1, 3, 4)
     if (
         isinstance(split[0], np.ndarray)
@@ -201,6 +213,18 @@ def _dataset(split: Any) -> Any:
             f"data has {len(images)} images and {len(labels)} labels: expected as many of each"
         )
     return TensorDataset(images, labels)
+
+
+def _as_tensor(array: Any) -> Tensor:
+    """A tensor of an array, which may be reversed, as an image that is flipped."""
+    if isinstance(array, Tensor):
+        return array
+    try:
+        return torch.as_tensor(np.ascontiguousarray(array))
+    except TypeError as error:
+        raise ConfigError(
+            f"data has an array of {array.dtype}: expected numbers; number the classes from 0"
+        ) from error
 
 
 def _make_code(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copyreg
+import dataclasses
 import dis
 import functools
 import hashlib
 import inspect
-import pickle
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,12 +19,25 @@ from torch import Tensor, nn
 
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.plugins import is_installed, sources_from_here
+from earlydrop.training.stale import CACHED, differs_from_file
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+# Members that C code makes, such as those of ``__slots__``.
 _SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 # The attributes that every module has.
 _OF_TORCH = frozenset(vars(nn.Module()))
+
+
+# Members of a class that Python makes: an abstract class's cache, and the annotations.
+_NOT_READ = ("_abc_impl", "__annotate__", "__annotate_func__")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the ``repr`` of a value says all of it."""
+    if type(value) is tuple:
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
 
 
 def _is_internal(module: nn.Module, key: str, value: Any) -> bool:
@@ -47,15 +61,24 @@ def digest_of_tensor(value: Tensor) -> str:
     return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + content).hexdigest()
 
 
+def digest_of_weights(module: nn.Module) -> str:
+    """Hash the state dict of a module."""
+    state = module.state_dict()
+    return digest_of({name: digest_of_tensor(value) for name, value in state.items()})
+
+
 class Reader:
     """Collects digests of everything that an object is made of, by name.
+
+    Each value is recorded under the place where it was found. An object that was read before is
+    recorded by the name that it got then, so that the record says which places share it.
 
     Args:
         what: ``model`` or ``data``, for messages.
 
     Attributes:
-        found: What was read, by name: a SHA-256, the ``repr`` of a plain value, the class of a
-            module, or ``installed`` for code of an installed package.
+        found: What was read, by name: a SHA-256, the ``repr`` of a plain value, the name of a
+            class or function, or ``installed`` for code of an installed package.
         paths: The source files.
     """
 
@@ -63,16 +86,21 @@ class Reader:
         self.what = what
         self.found: dict[str, str] = {}
         self.paths: set[Path] = set()
-        # By id. Holding the objects keeps their ids from being reused.
-        self._seen: dict[int, Any] = {}
+        # By id, with the name of each object. Holding the objects keeps their ids from being
+        # reused.
+        self._seen: dict[int, tuple[Any, str]] = {}
 
-    def add_structure(self, model: nn.Module) -> None:
+    def add_structure(self, model: nn.Module, where: str = "") -> None:
         """Add everything of a module that its state dict does not hold.
 
-        It adds the classes, the attributes, the hooks, and the buffers that are not saved.
+        It adds the classes, the attributes, the hooks, the buffers that are not saved, and which
+        parameters are frozen or shared.
+
+        Raises:
+            ConfigError: A part of the module cannot be hashed.
         """
-        for name, module in model.named_modules():
-            self.found[f"module {name}"] = qualified(type(module))
+        for name, module in model.named_modules(prefix=where):
+            self._record(f"module {name}", qualified(type(module)))
             self.add(type(module))
             for key, value in vars(module).items():
                 if key not in _OF_TORCH and not _is_internal(module, key, value):
@@ -82,6 +110,13 @@ class Reader:
             for hooks in _HOOKS:
                 for index, hook in enumerate(vars(module)[hooks].values()):
                     self.add(hook, f"{name}.{hooks}[{index}]")
+        names: dict[int, str] = {}
+        for name, parameter in model.named_parameters(prefix=where, remove_duplicate=False):
+            first = names.setdefault(id(parameter), name)
+            if first != name:
+                self._record(f"{name} is", first)
+            elif not parameter.requires_grad:
+                self._record(f"{name} is", "frozen")
 
     def add(self, value: Any, where: str = "") -> None:
         """Add a value, and its parts.
@@ -89,35 +124,54 @@ class Reader:
         Raises:
             ConfigError: The value cannot be hashed.
         """
-        if isinstance(value, _PLAIN):
-            self.found[where] = repr(value)
+        if _is_plain(value):
+            self._record(where, repr(value))
             return
         if id(value) in self._seen:
+            self._record(where, f"the same as {self._seen[id(value)][1]}")
             return
-        self._seen[id(value)] = value
+        self._seen[id(value)] = (value, where or qualified(value))
         if isinstance(value, types.ModuleType):
+            self._record(where, value.__name__)
             self._add_module(value.__name__)
         elif isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
+            self._record(where, qualified(value))
             self._add_code(value)
+            owner = getattr(value, "__self__", None)  # of a method that C code makes
+            if owner is not None and not isinstance(owner, (type, types.ModuleType)):
+                self.add(owner, f"{where}.method")
+        elif isinstance(value, CACHED):
+            self._record(where, "cached")
+            self.add(value.__wrapped__, f"{where}.cached")
         elif isinstance(value, functools.partial):
-            self._add_all([value.func, *value.args, *value.keywords.items()], f"{where}.partial")
+            parts = [value.func, *value.args, *value.keywords.items()]
+            self._add_all(parts, f"{where}.partial")
         elif isinstance(value, types.MethodType):
             self._add_all([value.__func__, value.__self__], f"{where}.method")
-        elif isinstance(value, Mapping):
-            self._add_all(value.items(), where)
-        elif isinstance(value, (list, tuple)):
-            self._add_all(value, where)
+        elif isinstance(value, (Mapping, list, tuple)):
+            self._record(where, f"{type(value).__name__} of {len(value)}")
+            self._add_all(value.items() if isinstance(value, Mapping) else value, where)
+            self.add(type(value))
+            self.add(getattr(value, "__dict__", None), f"{where}.__dict__")
         elif isinstance(value, (set, frozenset)):
             self._add_set(value, where)
         elif isinstance(value, nn.Module):
-            self.add_structure(value)
-            self.found[f"{where} weights"] = digest_of(
-                {name: digest_of_tensor(each) for name, each in value.state_dict().items()}
-            )
+            self.add_structure(value, where)
+            self._record(f"{where} weights", digest_of_weights(value))
         elif isinstance(value, Tensor):
-            self.found[where] = digest_of_tensor(value)
+            self._record(where, digest_of_tensor(value))
         else:
             self._add_instance(value, where)
+
+    def _record(self, name: str, value: str) -> None:
+        """Record a value. A name that is taken gets a number."""
+        if not name:
+            return
+        free, count = name, 1
+        while free in self.found:
+            count += 1
+            free = f"{name} ({count})"
+        self.found[free] = value
 
     def _add_all(self, values: Iterable[Any], where: str) -> None:
         for index, value in enumerate(values):
@@ -131,20 +185,28 @@ class Reader:
                     f"{self.what} uses {where or 'a set'}, a set that holds a "
                     f"{type(value).__name__}, which cannot be hashed in a fixed order; use a list"
                 )
-        self.found[where] = repr(sorted(values, key=repr))
+        self._record(where, repr(sorted(values, key=repr)))
 
     def _add_instance(self, value: Any, where: str) -> None:
-        """Add any other object: its class, and its pickle."""
+        """Add any other object: the parts that pickle would save.
+
+        The parts are hashed one by one. The bytes of a pickle differ between processes where it
+        holds a tensor or a set.
+        """
         try:
-            content = pickle.dumps(value)
+            reduce = copyreg.dispatch_table.get(type(value))
+            parts = value.__reduce_ex__(4) if reduce is None else reduce(value)
         except Exception as error:
             raise ConfigError(
                 f"{self.what} uses {where or 'an object'}, a {type(value).__name__}, which cannot "
                 f"be hashed ({error}), so a change to it would go unnoticed; use plain values "
                 "instead, or name the model as module:function"
             ) from error
-        self.found[where] = hashlib.sha256(content).hexdigest()
+        self._record(where, qualified(type(value)))
         self.add(type(value))
+        if isinstance(parts, tuple):
+            parts = [list(part) if isinstance(part, Iterator) else part for part in parts]
+        self.add(parts, f"{where}.state")
 
     def _add_module(self, name: str) -> None:
         if is_installed(name):
@@ -158,9 +220,15 @@ class Reader:
             raise ConfigError(
                 f"{self.what} uses the module {name}, which has no source file: put it into one"
             )
-        self.paths |= set(files.values())
         for file_module, path in files.items():
+            if differs_from_file(file_module, path):
+                raise ConfigError(
+                    f"{self.what} uses the module {file_module}, which is not what its file "
+                    f"{path.name} holds now, so that the file does not tell what runs; reload it "
+                    f"with importlib.reload({file_module}), or start Python again"
+                )
             self.found[file_module] = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.paths |= set(files.values())
 
     def _add_code(self, value: Any) -> None:
         """Add a function or class: its file or, in a notebook or script, its text and what it uses.
@@ -168,48 +236,82 @@ class Reader:
         The defaults of a function and the variables that it captures are added too.
         """
         module = getattr(value, "__module__", None) or "builtins"
-        if is_installed(module):
+        # functools.wraps gives a wrapper the module of the function that it wraps.
+        defined = getattr(value, "__globals__", {}).get("__name__") or module
+        if is_installed(defined):
             self.found[qualified(value)] = "installed"
-        elif module != "__main__":
-            self._add_module(module)
+        elif defined != "__main__":
+            self._add_module(defined)
         elif isinstance(value, type):
-            for base in value.__mro__[1:]:
-                self.add(base)
-            for name, member in sorted(vars(value).items()):
-                if callable(member) or not name.startswith("__"):
-                    self._add_member(member, f"{qualified(value)}.{name}")
+            self._add_members(value)
         else:
             self._add_text(value)
-        if isinstance(value, types.FunctionType) and not is_installed(module):
-            cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
-            for name, cell in cells.items():
-                self.add(cell.cell_contents, f"{value.__qualname__}: {name}")
-            self.add(value.__defaults__, f"{value.__qualname__}: defaults")
-            self.add(value.__kwdefaults__, f"{value.__qualname__}: keyword defaults")
+        if not isinstance(value, types.FunctionType):
+            return
+        is_global = "<locals>" not in value.__qualname__
+        if is_global and is_installed(defined) and is_installed(module):
+            return
+        cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
+        for name, cell in cells.items():
+            try:
+                captured = cell.cell_contents
+            except ValueError:  # the function around it has not assigned the name yet
+                captured = None
+            self.add(captured, f"{value.__qualname__}: {name}")
+        self.add(value.__defaults__, f"{value.__qualname__}: defaults")
+        self.add(value.__kwdefaults__, f"{value.__qualname__}: keyword defaults")
 
-    def _add_member(self, member: Any, where: str) -> None:
-        """Add a member of a class, and the functions of a property."""
+    def _add_members(self, cls: type) -> None:
+        """Add the bases and the members of a class of a notebook or script."""
+        for base in cls.__mro__[1:]:
+            self.add(base)
+        for name, member in sorted(vars(cls).items()):
+            is_read = callable(member) or not name.startswith("__")
+            if is_read and name not in _NOT_READ:
+                self._add_member(member, f"{qualified(cls)}.{name}", cls)
+        for name, field in vars(cls).get("__dataclass_fields__", {}).items():
+            if field.default_factory is not dataclasses.MISSING:
+                self.add(field.default_factory, f"{qualified(cls)}.{name}: default_factory")
+
+    def _add_member(self, member: Any, where: str, cls: type) -> None:
+        """Add a member of a class, and the functions of a property.
+
+        The methods that a dataclass or a named tuple writes follow from its fields, and are left
+        out.
+        """
         inner = getattr(member, "__func__", member)
         functions = [inner]
         if isinstance(inner, property):
             functions = [inner.fget, inner.fset, inner.fdel]
+        elif isinstance(inner, functools.cached_property):
+            functions = [inner.func]
+        has_written_methods = hasattr(cls, "__dataclass_fields__") or hasattr(cls, "_fields")
         for function in functions:
-            if not isinstance(function, _SLOTS):
+            written = has_written_methods and _is_made_by_exec(function)
+            if not isinstance(function, _SLOTS) and not written:
                 self.add(function, where)
 
     def _add_text(self, function: Any) -> None:
         """Add the text of a function of a notebook or script, and the global names that it uses."""
         try:
-            text = inspect.getsource(function)
-        except (OSError, TypeError) as error:
+            text = inspect.getsource(function.__code__)
+        except (OSError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{self.what} uses {qualified(function)}, whose source cannot be found, so a "
                 "change to it would go unnoticed; write it in a file or in a cell of a notebook"
             ) from error
-        self.found[qualified(function)] = hashlib.sha256(text.encode()).hexdigest()
+        self._record(qualified(function), hashlib.sha256(text.encode()).hexdigest())
         for name in _globals(function.__code__):
             if name in function.__globals__:
                 self.add(function.__globals__[name], f"{function.__qualname__}: {name}")
+
+
+def _is_made_by_exec(function: Any) -> bool:
+    """Whether a function was made from a string. A decorator of Python's may wrap it."""
+    if not isinstance(function, types.FunctionType):
+        return False
+    code: types.CodeType = inspect.unwrap(function).__code__
+    return code.co_filename.startswith("<string>")
 
 
 def _globals(code: types.CodeType) -> Iterator[str]:

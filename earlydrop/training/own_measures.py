@@ -53,10 +53,13 @@ def own_measures(config: Config) -> dict[str, Code]:
         further = [parameter for parameter in needed if parameter not in _OFFERED]
         mixes_both = bool(further) and needs_model(code)
         if mixes_both or not needed:
+            parameters = ", ".join(inspect.signature(code.value).parameters)
+            required = ", ".join(needed)
             raise ConfigError(
-                f"probe.measures has {name!r}: it takes {', '.join(needed) or 'nothing'}; expected "
-                "one parameter (the moments of the "
-                f"gradients), or some of {', '.join(_OFFERED)}"
+                f"probe.measures has {name!r}: it takes {parameters or 'nothing'}, of which "
+                f"{required or 'none'} without a default; expected one parameter without a "
+                "default (the moments of the gradients), or some of "
+                f"{', '.join(_OFFERED)}"
             )
         if len(further) > 1:
             raise ConfigError(

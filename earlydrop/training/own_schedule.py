@@ -130,12 +130,12 @@ def _parameters(code: Code) -> list[str]:
 def _rate_at(said: str, made: Callable[[int], Any], step: int, code: Code) -> float:
     try:
         value = made(step)
+        if hasattr(value, "item"):
+            value = value.item()
     except Exception as error:
         raise ConfigError(
             f"{said}: at step {step} it raised {raised(error, code.paths)}"
         ) from error
-    if hasattr(value, "item"):
-        value = value.item()
     try:
         return check_rate(value)
     except ValueError as error:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.names import first_line
+from earlydrop.training.stale import differs_from_file
 
 GROUPS = {
     "model": "earlydrop.models",
@@ -90,7 +91,7 @@ def load(key: str, kind: str, name: str) -> Code:
     """Import code that the user named.
 
     The module is looked for in the folder where the command runs, then on the Python path. A module
-    that this function imported, and whose source has changed since, is imported again.
+    whose source has changed since its import is imported again.
 
     Raises:
         ConfigError: There is no such module or name in it, or its import fails.
@@ -333,7 +334,7 @@ def _digest(files: Mapping[str, Path]) -> str:
 
 
 def _imported(said: str, name: str, files: Mapping[str, Path]) -> Any:
-    """Import a module. A module imported before is reused if its source has not changed."""
+    """Import a module. A module imported before is reused if it is what its source says."""
     digest = _digest(files)
     there = getattr(sys.modules.get(name), "__file__", None)
     if there is not None and name not in _loaded and Path(there).resolve() != files[name]:
@@ -341,9 +342,13 @@ def _imported(said: str, name: str, files: Mapping[str, Path]) -> Any:
             f"{said}: another module {name!r} is imported already ({there}); give yours another "
             "name"
         )
-    if name in _loaded and _loaded[name] != digest:
-        for each in files:
-            sys.modules.pop(each, None)
+    if name in _loaded:
+        is_stale = _loaded[name] != digest
+    else:
+        is_stale = any(differs_from_file(file_module, path) for file_module, path in files.items())
+    if is_stale:
+        for file_module in files:
+            sys.modules.pop(file_module, None)
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:

@@ -227,6 +227,10 @@ LINES = [
         {"probe__measures": ["mydata:Faces"], "probe__at": ["0%"]},
         r"it takes train, count; expected one parameter",
     ),
+    (
+        {"probe__measures": ["mymeasures:mixed"], "probe__at": ["0%"]},
+        r"it takes moments, model, of which moments without a default; expected one parameter",
+    ),
 ]
 MODULES = [
     (
@@ -311,6 +315,11 @@ MODULES = [
         "myschedules",
         SCHEDULES.replace("(1 - step / total_steps)", "[][step]"),
         r"at step 0 it raised IndexError.*\(myschedules.py, line 5\)",
+    ),
+    (
+        "myschedules",
+        SCHEDULES.replace("peak * (1 - step / total_steps)", "__import__('torch').zeros(2)"),
+        r"at step 0 it raised RuntimeError: a Tensor with 2 elements",
     ),
 ]
 

@@ -11,7 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from earlydrop.training.fields import ConfigError
-from earlydrop.training.record.foreign import UnreadableWeightsError, is_weights, read_weights
+from earlydrop.training.record.foreign import (
+    NOT_OF_THIS_MODEL,
+    UnreadableWeightsError,
+    is_weights,
+    read_weights,
+)
 
 # Where a checkpoint may keep its weights; averaged ones first.
 _HOLDS = (
@@ -126,8 +131,8 @@ def _renamed(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         return weights
     try:
         renamed: dict[str, Tensor] = rename(dict(weights), model)
-    except (KeyError, RuntimeError, AttributeError, TypeError, ValueError):
-        return weights  # of another model, which the comparison of names reports
+    except NOT_OF_THIS_MODEL:
+        return weights  # the comparison of names reports what differs
     return renamed
 
 

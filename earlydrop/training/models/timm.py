@@ -38,6 +38,10 @@ ARCHITECTURES = {
 }
 
 
+RELATIVE_POSITIONS = ("vit_relpos_", "vit_srelpos_")
+"""Vision Transformers without the position dropout of `ARCHITECTURES`. `library` builds them."""
+
+
 def _built(name: str, task: Task, make: Callable[..., Any], **sizes: Any) -> nn.Module:
     """Build a model with its rates, the released position dropout and the released path profile."""
     architecture = ARCHITECTURES[name]
@@ -90,7 +94,7 @@ def mixer_micro(
 
 
 def _patch(patch: int | None, task: Task) -> int:
-    patch = patch or task.image_size // 4
+    patch = patch or max(task.image_size // 4, 1)
     if task.image_size % patch:
         raise ConfigError(
             f"model.patch is {patch}: expected a divisor of the image's {task.image_size} pixels"
@@ -112,12 +116,10 @@ def swin_femto(task: Task) -> nn.Module:
 
 def named(name: str) -> Callable[[Task], nn.Module] | None:
     """The builder of a timm model; None for architectures outside `ARCHITECTURES`."""
-    architecture = next(
-        (prefix for prefix in ARCHITECTURES if name.startswith(prefix + "_") or name == prefix),
-        None,
-    )
-    if architecture is None:
+    prefixes = [prefix for prefix in ARCHITECTURES if name.startswith(prefix + "_")]
+    if not prefixes or name.startswith(RELATIVE_POSITIONS):
         return None
+    architecture = prefixes[0]
 
     def build(task: Task) -> nn.Module:
         if name.split(".")[0] not in timm.list_models():

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 
 from earlydrop.training.fields import ConfigError
+from earlydrop.training.names import first_line
 from earlydrop.training.record.files import remove, write_atomically
 
 log = logging.getLogger(__name__)
 
 BEST = "best.pt"
+
+_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError)
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int = 2) -> Path:
@@ -55,10 +58,18 @@ def save_best(folder: Path, content: dict[str, Any]) -> None:
 
 
 def load_best(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The content that `save_best` wrote for this configuration, on the CPU; None if none."""
-    if not (folder / BEST).is_file():
+    """The content that `save_best` wrote for this configuration, on the CPU; None if none.
+
+    Also None, with a warning, if the file is damaged.
+    """
+    path = folder / BEST
+    if not path.is_file():
         return None
-    content: dict[str, Any] = torch.load(folder / BEST, map_location="cpu", weights_only=True)
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        log.warning("%s is damaged (%s): the run has no best weights", path, first_line(error))
+        return None
     return content if content["fingerprint"] == fingerprint else None
 
 
@@ -98,7 +109,7 @@ def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
             content: dict[str, Any] = torch.load(
                 io.BytesIO(payload), map_location="cpu", weights_only=True
             )
-        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        except _UNREADABLE as error:
             log.warning("checkpoint %s is damaged (%s): going on from the one before", path, error)
             continue
         if content["fingerprint"] != fingerprint:

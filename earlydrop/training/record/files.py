@@ -66,7 +66,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def why(error: OSError, path: Path | None = None) -> str:
-    """The reason why a file could not be written. It says if a path is too long for Windows.
+    """The reason why a file could not be written. On Windows, it says if the path is too long.
 
     Args:
         error: The error.
@@ -74,7 +74,8 @@ def why(error: OSError, path: Path | None = None) -> str:
     """
     words = error.strerror or str(error)
     length = len(os.path.abspath(path if path is not None else error.filename or ""))
-    if length > _LONGEST_PATH and error.errno in (errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG):
+    may_be_length = error.errno in (errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG)
+    if os.name == "nt" and length > _LONGEST_PATH and may_be_length:
         words += (
             f"; the path has {length} characters, and Windows allows {_LONGEST_PATH}: use a folder "
             "with a shorter path"

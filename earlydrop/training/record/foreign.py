@@ -25,6 +25,10 @@ _FILTERS = {
 }
 
 
+NOT_OF_THIS_MODEL = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""The errors of timm's rules for names where the weights are of another model."""
+
+
 def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
     """The weights in a checkpoint, each with a title, under the names that the model uses.
 
@@ -134,9 +138,11 @@ def _named_as(weights: dict[str, Any], name: str, model: nn.Module) -> dict[str,
     module = _FILTERS.get(name.split("_")[0])
     if module is None:
         return weights
-    renamed: dict[str, Any] = importlib.import_module(module).checkpoint_filter_fn(
-        dict(weights), model
-    )
+    rename = importlib.import_module(module).checkpoint_filter_fn
+    try:
+        renamed: dict[str, Any] = rename(dict(weights), model)
+    except NOT_OF_THIS_MODEL:
+        return weights  # the comparison of names reports what differs
     return renamed
 
 

@@ -226,8 +226,16 @@ def collect(
         "environment": environment(device, workers),
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "dataset_digest": dataset_digest,
-        "packages": dict(
-            sorted((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())
-        ),
+        "packages": _packages(),
         "command": sys.argv,
     }
+
+
+def _packages() -> dict[str, str]:
+    """The version of each installed package. The remains of a broken installation are left out."""
+    versions = {}
+    for package in importlib.metadata.distributions():
+        metadata = package.metadata
+        if metadata is not None and metadata["Name"] and metadata["Version"]:
+            versions[metadata["Name"]] = metadata["Version"]
+    return dict(sorted(versions.items()))

@@ -130,3 +130,22 @@ def test_the_smallest_of_every_timm_module_trains_two_steps(name):
             scheduler.step()
     assert not audit(model, images).undriven
     assert explicit.named(name) is not None or library.is_known(name)
+
+
+def test_an_argument_that_a_model_ignores_is_not_named():
+    """torchvision's ConvNeXt accepts any keyword."""
+    assert library.in_words("torchvision/convnext_tiny", Task(3, 10, 32, 0.0, 0.5)) == [
+        "stochastic_depth_prob=0.5: features.*.*.stochastic_depth (17)"
+    ]
+
+
+@pytest.mark.parametrize("name", ["vit_relpos_small_patch16_224", "swinv2_cr_tiny_224"])
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+def test_a_rate_that_timm_fixes_follows_the_others(name, rate):
+    """The MLP of relative positions has the rate .125, which no argument sets."""
+    model = build(name, Task(3, 10, 224, rate, 0.0))
+    found = [site.base_rate for site in find_sites(model) if site.name.endswith(".drop1")]
+    assert found
+    assert set(found) == {rate}
+    words = library.in_words(name, Task(3, 10, 224, rate, 0.0))
+    assert any(line.startswith("no argument, so set in place: ") for line in words)

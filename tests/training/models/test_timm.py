@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+import timm
 
 from earlydrop.sites import find_sites
 from earlydrop.training.config import ModelConfig
+from earlydrop.training.fingerprint import LIBRARY_MODELS
 from earlydrop.training.models import Task, build_model
+from earlydrop.training.models.timm import RELATIVE_POSITIONS, named
 
 
 def build(name, unit=0.0, path=0.0, seed=0, size=224, **sizes):
@@ -74,3 +77,15 @@ def test_path_rates_rise_linearly_with_depth(name, depth, where):
     names = [where.format(*(stages[i] if stages else (i,))) for i in range(depth)]
     assert [found.get(n, 0.0) for n in names] == [round(r, 6) for r in np.linspace(0, 0.5, depth)]
     assert rates(build(name), "path") == {}
+
+
+def test_vision_transformers_with_relative_positions_are_built_by_their_arguments():
+    """They have no position dropout, unlike the other models whose names begin with ``vit_``."""
+    sites = rates(build("vit_relpos_small_patch16_224", unit=0.1), "unit")
+    kinds = {"drop1", "drop2", "attn_drop", "proj_drop"}
+    assert {name.rpartition(".")[2] for name in sites} == kinds
+    assert set(sites.values()) == {0.1}
+    assert LIBRARY_MODELS == RELATIVE_POSITIONS
+    for name in ("vit_relpos_small_patch16_224", "vit_srelpos_small_patch16_224"):
+        assert timm.is_model(name)
+        assert named(name) is None

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from earlydrop.training.endings import Interrupted
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
-from earlydrop.training.record.checkpoint import load_checkpoint
+from earlydrop.training.record.checkpoint import load_best, load_checkpoint
 from earlydrop.training.record.folder import RunFolder
 from earlydrop.training.run import run
 from earlydrop.training.trainer import Trainer
@@ -45,3 +46,17 @@ def test_a_checkpoint_of_another_configuration_is_refused(config):
     (one / "checkpoints").rename(other / "checkpoints")
     with pytest.raises(ConfigError, match="belongs to configuration"):
         run(config(seed=1))
+
+
+def test_damaged_best_weights_are_none(config, monkeypatch, caplog):
+    folder = Path(run(config(trainer__stop_metric="test/loss", trainer__stop_patience=9))["folder"])
+    fingerprint = json.loads((folder / "provenance.json").read_text())["fingerprint"]
+    best = folder / "checkpoints" / "best.pt"
+    assert load_best(best.parent, fingerprint)["metric"] == "test/loss"
+    whole = best.read_bytes()
+    monkeypatch.setattr(trainer_module.log, "propagate", True)
+    for content in (whole[:200], b"", b"no weights"):
+        best.write_bytes(content)
+        assert load_best(best.parent, fingerprint) is None
+        assert "best.pt is damaged" in caplog.text
+        caplog.clear()

@@ -67,9 +67,12 @@ def test_a_folder_that_cannot_be_opened_is_not_synced(tmp_path, monkeypatch):
     ("length", "number", "long"),
     [(259, errno.ENOENT, False), (260, errno.ENOENT, True), (300, errno.ENOSPC, False)],
 )
-def test_a_long_path_is_named_as_the_reason(length, number, long):
+def test_a_long_path_is_named_as_the_reason_on_windows(length, number, long, monkeypatch):
     path = "/" + "x" * (length - 1)
-    words = files.why(OSError(number, "why not", path))
+    error = OSError(number, "why not", path)
+    assert files.why(error) == "why not"
+    monkeypatch.setattr(os, "name", "nt")
+    words = files.why(error)
     expected = (
         f"why not; the path has {length} characters, and Windows allows 259: "
         "use a folder with a shorter path"

@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -183,6 +184,27 @@ def test_what_is_no_checkpoint_of_this_model_is_refused(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             foreign_weights(str(path), "vit_tiny_patch16_224", model)
+
+
+def test_weights_that_timms_rules_cannot_rename_are_refused(tmp_path):
+    plain = torch.nn.Linear(2, 2).state_dict()
+    micro = ModelConfig(name="vit_micro")
+    task = Task(1, 10, 28, 0.1, 0.1)
+    with_input_dropout = build_model(replace(micro, input_dropout=0.1), task, 0)
+    swin = build_model(ModelConfig(name="swin_femto"), TASK, 0)
+    deeper = {
+        name.replace("layers.2.blocks.5", "layers.2.blocks.7"): value
+        for name, value in swin.state_dict().items()
+    }
+    convnext = build_model(ModelConfig(name="convnext_femto"), TASK, 0)
+    for weights, name, model in (
+        (plain, "convnext_femto", convnext),
+        (deeper, "swin_femto", swin),
+        (build_model(micro, task, 0).state_dict(), "vit_micro", with_input_dropout),
+    ):
+        path = released(tmp_path / "weights.pth", weights)
+        with pytest.raises(ConfigError, match=f"another model than model.name={name} "):
+            foreign_weights(path, name, model)
 
 
 def test_a_checkpoint_is_for_evaluation(config):

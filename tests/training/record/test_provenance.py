@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import subprocess
 from pathlib import Path
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from earlydrop.training.record import provenance
-from earlydrop.training.record.provenance import driver_version, environment
+from earlydrop.training.record.provenance import collect, driver_version, environment
 from earlydrop.training.run import run
 
 KERNEL = (
@@ -68,3 +69,10 @@ def test_a_run_records_its_classes_sizes_and_epochs(config):
     folder = Path(run(config(trainer__epochs=1))["folder"])
     recorded = json.loads((folder / "provenance.json").read_text())["data"]
     assert recorded == {"classes": 10, "images": {"train": 300, "test": 2500}, "steps_per_epoch": 9}
+
+
+def test_the_remains_of_a_broken_installation_are_left_out(monkeypatch, tmp_path):
+    (tmp_path / "broken-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    packages = collect(torch.device("cpu"), "fingerprint", "digest")["packages"]
+    assert packages["torch"] == importlib.metadata.version("torch")

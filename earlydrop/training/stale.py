@@ -1,0 +1,106 @@
+"""Whether an imported module is still what its file says.
+
+A file that is edited after its import runs as it was, and is hashed as it is.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import sys
+import types
+from collections import Counter
+from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from typing import Any
+
+CACHED = type(functools.lru_cache(lambda: None))
+"""The type of a function behind ``functools.cache`` or ``functools.lru_cache``."""
+
+_IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, tuple)
+
+
+def differs_from_file(name: str, path: Path) -> bool:
+    """Whether an imported module has other functions or constants than its file.
+
+    Functions, methods, and constants that the file assigns once are compared. False for a module
+    that is not imported, or that an import hook has rewritten.
+
+    Args:
+        name: The module's name.
+        path: Its source file.
+    """
+    module = sys.modules.get(name)
+    loader = getattr(getattr(module, "__spec__", None), "loader", None)
+    if module is None or type(loader) is not SourceFileLoader:
+        return False
+    source = path.read_bytes()
+    try:
+        whole = loader.source_to_code(source, str(path))  # type: ignore[attr-defined]
+        constants = _constants(ast.parse(source))
+    except (SyntaxError, ValueError):
+        return True
+    codes = set(_codes(whole))
+    if any(function.__code__ not in codes for function in _functions(module, path)):
+        return True
+    missing = object()
+    for key, constant in constants.items():
+        value = getattr(module, key, missing)
+        if type(value) is not type(constant) or repr(value) != repr(constant):
+            return True
+    return False
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code of every function and class in a file."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def _functions(module: types.ModuleType, path: Path) -> Iterator[types.FunctionType]:
+    """The functions of a file, and those of its classes."""
+    waiting: list[Any] = list(vars(module).values())
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, type) and value.__module__ == module.__name__:
+            waiting += vars(value).values()
+        elif isinstance(value, property):
+            waiting += [value.fget, value.fset, value.fdel]
+        elif isinstance(value, (classmethod, staticmethod)):
+            waiting.append(value.__func__)
+        elif isinstance(value, (types.FunctionType, CACHED)):
+            function = inspect.unwrap(value)
+            if Path(function.__code__.co_filename).resolve() == path:
+                yield function
+
+
+def _constants(tree: ast.Module) -> dict[str, Any]:
+    """The names that a file gives an immutable constant, once and outside functions."""
+    constants = {}
+    times: Counter[str] = Counter()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, (ast.Store, ast.Del)):
+            times[node.id] += 1
+        elif isinstance(node, ast.Global):
+            times.update(dict.fromkeys(node.names, 2))
+    for node in tree.body:
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
+            continue
+        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+        if not isinstance(target, ast.Name) or times[target.id] != 1:
+            continue
+        try:
+            value = ast.literal_eval(node.value)
+        except ValueError:
+            continue
+        if isinstance(value, _IMMUTABLE):
+            constants[target.id] = value
+    return constants

@@ -1,0 +1,110 @@
+"""A module that was edited after its import is noticed."""
+
+import importlib
+import sys
+
+import pytest
+
+from earlydrop import experiment
+from earlydrop.training.fields import ConfigError
+from earlydrop.training.given import given_model, reference_of
+from earlydrop.training.plugins import load
+from earlydrop.training.stale import differs_from_file
+
+MODULE = """
+import functools
+
+WIDTH = 10
+SIZES = (1, 2)
+COUNT = 0
+LIST = [1]
+
+@functools.cache
+def cached():
+    return 1
+
+def count():
+    global COUNT
+    COUNT += 1
+
+class Net:
+    @property
+    def width(self):
+        return WIDTH
+
+    @staticmethod
+    def depth():
+        return 3
+
+def build(task):
+    from torch import nn
+    return nn.Linear(16, WIDTH)
+"""
+
+
+@pytest.fixture
+def edited(tmp_path, monkeypatch):
+    """A module in the working folder, imported by the user, and its file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    file = tmp_path / "edited_models.py"
+    file.write_text(MODULE)
+    yield importlib.import_module("edited_models"), file
+    sys.modules.pop("edited_models", None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("WIDTH = 10", "WIDTH = 20"),
+        ("(1, 2)", "(1, 3)"),
+        ("return 1", "return 2"),
+        ("return WIDTH", "return WIDTH + 1"),
+        ("return 3", "return 4"),
+        ("COUNT += 1", "COUNT += 2"),
+        ("nn.Linear(16, WIDTH)", "nn.Linear(16, WIDTH, bias=False)"),
+        ("class Net:", "class Net("),
+    ],
+    ids=lambda text: text,
+)
+def test_an_edit_is_noticed(edited, before, after):
+    module, file = edited
+    module.count()  # what a module changes itself is no edit
+    module.LIST.append(2)
+    assert not differs_from_file("edited_models", file)
+    file.write_text(MODULE.replace(before, after))
+    assert differs_from_file("edited_models", file)
+
+
+def test_a_value_that_is_set_from_outside_is_noticed(edited):
+    module, file = edited
+    module.WIDTH = 12
+    assert differs_from_file("edited_models", file)
+
+
+def test_an_edited_module_is_imported_again_by_its_name(edited):
+    module, file = edited
+    assert load("model.name", "model", "edited_models:build").value is module.build
+    sys.modules["edited_models"] = module
+    file.write_text(MODULE.replace("WIDTH = 10", "WIDTH = 20  # wider"))
+    assert load("model.name", "model", "edited_models:build").value(None).out_features == 20
+
+
+def test_an_edited_module_that_the_user_imported_is_imported_again_by_its_name(edited):
+    _, file = edited
+    file.write_text(MODULE.replace("WIDTH = 10", "WIDTH = 20"))
+    assert load("model.name", "model", "edited_models:build").value(None).out_features == 20
+
+
+def test_a_function_of_an_edited_module_is_refused(edited):
+    module, file = edited
+    assert reference_of(module.build) == "edited_models:build"
+    file.write_text(MODULE.replace("WIDTH = 10", "WIDTH = 20"))
+    assert reference_of(module.build) is None
+    message = r"edited_models, which is not what its file .* importlib.reload\(edited_models\)"
+    with pytest.raises(ConfigError, match=message):
+        given_model(module.build)
+    with pytest.raises(ConfigError, match=message):
+        experiment.train(["trainer.steps=1"], model=module.build)
+    assert given_model(importlib.reload(module).build).digest

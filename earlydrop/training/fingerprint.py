@@ -35,8 +35,8 @@ VERSIONS = {
     # fused attention in compiled graphs. 2: on a GPU it stays fused while attention drops
     "compiled_attention": 2,
     "models": 1,
-    # models that `models.library` builds; files of initial weights. 2: the rate .125 that timm fixes
-    # in the MLP of relative positions follows the schedule's peak
+    # models that `models.library` builds; files of initial weights. 2: the rate .125 that timm
+    # fixes in the MLP of relative positions follows the schedule's peak
     "library_models": 2,
     "own_data": 1,  # pairs of a user's datasets, read into memory
     # 3: no weight decay on the relative position bias tables, as in the released code (2 had it)

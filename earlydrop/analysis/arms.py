@@ -89,17 +89,24 @@ class Arm:
 
 def _frozen(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """Settings as a value that can be hashed."""
-    frozen = []
-    for key, value in values.items():
-        frozen.append((key, tuple(value) if isinstance(value, list) else value))
-    return tuple(frozen)
+    return tuple((key, _hashable(value)) for key, value in values.items())
+
+
+def _hashable(value: Any) -> Any:
+    """A value whose lists are tuples, and whose mappings are tuples of pairs."""
+    if isinstance(value, Mapping):
+        return tuple((key, _hashable(inner)) for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(_hashable(inner) for inner in value)
+    return value
 
 
 def config_of(values: Mapping[str, Any]) -> Config:
     """A configuration from values by dotted key.
 
     Args:
-        values: Values by dotted key. As in a table, they may be text, and NaN stands for null.
+        values: Values by dotted key. As in a table, NaN stands for null, and values may be text
+            where the key's type says what it means.
 
     Raises:
         ValueError: A key that the schema does not have.
@@ -120,13 +127,11 @@ def config_of(values: Mapping[str, Any]) -> Config:
 
 
 def _set_own(config: Config, name: str, value: Any) -> None:
-    """Set a key below an open one, such as ``model.args.width``; null leaves it out."""
-    if _is_null(value):
+    """Set a key below an open one, such as ``model.args.width``; NaN leaves it out."""
+    if isinstance(value, float) and math.isnan(value):
         return
     group, field, key = name.split(".", 2)
-    getattr(getattr(config, group), field)[key] = (
-        yaml.safe_load(value) if isinstance(value, str) else value
-    )
+    getattr(getattr(config, group), field)[key] = value
 
 
 def _plain(value: Any, kinds: tuple[Any, ...]) -> Any:
@@ -236,7 +241,12 @@ def text(value: Any, exact: bool = False) -> str:
     if value is None:
         return "null"
     if isinstance(value, tuple):
-        return str(list(value))
+        return str(_as_lists(value))
     if isinstance(value, bool) or not isinstance(value, (int, float)) or exact:
         return str(value)
     return f"{value:g}"
+
+
+def _as_lists(value: Any) -> Any:
+    """A value whose tuples are lists again."""
+    return [_as_lists(inner) for inner in value] if isinstance(value, tuple) else value

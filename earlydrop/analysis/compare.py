@@ -116,7 +116,8 @@ def differences_by_seed(
             settings.
 
     Returns:
-        By seed; empty without another arm, or where one of them ran a seed twice.
+        The difference by seed. It is empty if there is no other arm, or if one of the two arms ran
+        a seed twice.
     """
     done = runs[runs["state"] == "finished"]
     group = done[done["arm"] == arm]
@@ -157,8 +158,16 @@ def _number(values: Any, digits: int) -> str:
     return text if math.isnan(half) else f"{text} ± {half:.{digits}f}"
 
 
+def progress(step: int, total: int | None) -> str:
+    """How far a run is, such as ``2 of 4``; the step alone if its length is not known."""
+    return str(step) if total is None else f"{step} of {total}"
+
+
 def problems(runs: pd.DataFrame, folder: Path) -> list[str]:
-    """A line for each run of a study that is not finished, and for each job that failed early."""
+    """A line for each run that is not finished, was changed or is damaged, and for failed jobs.
+
+    A failed job has a line of its own only if no run gives its reason.
+    """
     lines = [f"left out: {line}" for line in runs.attrs.get(DAMAGED, [])]
     for row in runs.itertuples():
         name = Path(str(row.folder)).name
@@ -170,7 +179,7 @@ def problems(runs: pd.DataFrame, folder: Path) -> list[str]:
         elif row.state == "unknown":
             lines.append(f"unknown, since it has no {STATUS}: {name}")
         elif row.state != "finished":
-            lines.append(f"{row.state} at step {row.step} of {row.total_steps}: {name}")
+            lines.append(f"{row.state} at step {progress(row.step, row.total_steps)}: {name}")
     listed = "\n".join(lines)
     reasons = [str(reason) for reason in runs["reason"].dropna()]
     unlisted = []

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from earlydrop.analysis.arms import differing, text
-from earlydrop.analysis.compare import summary_table
+from earlydrop.analysis.compare import progress, summary_table
 from earlydrop.training.names import format_duration
 from earlydrop.training.record.folder import read_json
 from earlydrop.training.record.tracking import URL
@@ -186,7 +186,7 @@ def run_rows(runs: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
                 "arm": row["arm"],
                 "seed": row["seed"],
                 "state": row["state"],
-                "step": f"{row['step']} of {row['total_steps']}",
+                "step": progress(row["step"], row["total_steps"]),
                 "fingerprint": row["fingerprint"],
                 "folder": shown_path.as_posix() if shown_path.parts else ".",
                 "tracked": _url_in(path / URL),

@@ -44,7 +44,7 @@ def to_markdown(table: pd.DataFrame, aligned: bool = True) -> str:
 
     Args:
         table: The table.
-        aligned: Whether columns are aligned in the source too, or as narrow as their cells.
+        aligned: Whether cells are padded with spaces, so that the source has aligned columns too.
     """
     body = zip(table.index, table.to_numpy(), strict=True)
     rows = [

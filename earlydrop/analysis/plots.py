@@ -228,8 +228,8 @@ def picture(runs: pd.DataFrame, metrics: Sequence[str] = ()) -> Picture:
         raise ValueError(f"{missing}; the metrics of these runs are: {there}")
     columns = min(len(names), 2)
     rows = -(-len(names) // columns)
-    arms = sorted(str(arm) for arm in history["arm"].unique())
     rates, _ = rates_panel(history, runs)
+    arms = sorted({*map(str, history["arm"]), *rates.curves})
     with mpl.rc_context(LOOK):
         figure = Picture(figsize=(WIDTH * columns, HEIGHT * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()

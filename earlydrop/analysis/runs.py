@@ -62,6 +62,7 @@ def load_history(run: str | Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: It is not the folder of a run.
+        DamagedFileError: A line of its ``metrics.jsonl`` is damaged.
     """
     folder = Path(run)
     if not any((folder / name).is_file() for name in _OF_A_RUN):
@@ -90,12 +91,13 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
         - ``state``: ``finished``, ``running``, ``interrupted``, ``failed`` or ``unknown``, and
           ``reason``: why it failed;
         - ``changed``: files of a finished run that differ from what it wrote;
-        - ``step`` and ``total_steps``;
+        - ``step`` and ``total_steps``, which is None for a run without a status;
         - ``classes`` and ``steps_per_epoch``: of its data; null where a run of an earlier version
           did not record them;
         - ``seconds``: training time of the run's last process (a resumed run has several);
-        - ``images_per_second``, ``data_wait`` and ``mfu``: medians of what ``timing.jsonl`` holds,
-          and ``peak_memory``: its largest value; null where it was not recorded;
+        - ``images_per_second``, ``data_wait`` (share of the time) and ``mfu`` (share of the peak
+          FLOP/s): medians over the lines of ``timing.jsonl``; null where not recorded;
+        - ``peak_memory``: the largest value of ``timing.jsonl``, in bytes; null where not recorded;
         - ``config/<key>``: every configuration value;
         - ``final/<metric>``: the last value of every metric;
         - ``early/<metric>``: its mean over the early window: all steps above 0, up to a fifth of
@@ -117,7 +119,7 @@ def runs_in(folders: Iterable[Path], name: str) -> pd.DataFrame:
 
     Args:
         folders: The folder of each run.
-        name: The name of the whole in an error message.
+        name: What an error message calls the folders as a whole, such as ``runs/study``.
 
     Returns:
         One row per run.
@@ -140,6 +142,13 @@ def runs_in(folders: Iterable[Path], name: str) -> pd.DataFrame:
         expected = "a run's folder has a config.yaml and a provenance.json"
         raise FileNotFoundError(f"{name} holds no runs: {expected}")
     runs = named(pd.DataFrame(rows))
+    # One run without a number would make all the others floats.
+    totals = [None if total != total else total for total in runs["total_steps"]]
+    runs["total_steps"] = pd.Series(
+        [None if total is None else int(total) for total in totals],
+        index=runs.index,
+        dtype=object if None in totals else int,
+    )
     runs.attrs[DAMAGED] = damaged
     return runs
 

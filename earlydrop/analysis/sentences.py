@@ -59,7 +59,7 @@ def answer(runs: pd.DataFrame, found: Mapping[str, Mapping[str, Paired]]) -> Ans
 
 
 def sentence(arm: str, metric: Metric, paired: Paired, better: int, equal: int = 0) -> str:
-    """One comparison in words; it begins with "Undecided" where the interval holds 0.
+    """One comparison in words; it begins with "Undecided" where nothing is `decided`.
 
     Args:
         arm: The arm in words, such as "early dropout".
@@ -96,8 +96,11 @@ def sentence(arm: str, metric: Metric, paired: Paired, better: int, equal: int =
 
 
 def decided(paired: Paired) -> bool:
-    """Whether the interval of a difference leaves out 0."""
-    return paired.low > 0 or paired.high < 0
+    """Whether the interval of a difference leaves out 0.
+
+    Differences that are equal in all seeds decide nothing: the metric is too coarse.
+    """
+    return paired.spread > 0 and (paired.low > 0 or paired.high < 0)
 
 
 def _better_and_equal_seeds(runs: pd.DataFrame, arm: str, metric: Metric) -> tuple[int, int]:

@@ -19,6 +19,9 @@ _ROUNDING = 1e-9
 class Paired:
     """A paired difference over seeds.
 
+    The attributes are described for the paired t test (`paired`). The functions of
+    `earlydrop.analysis.nonparametric` fill them with the values of their own tests.
+
     Attributes:
         seeds: The seeds that both arms have finished.
         effect: Mean difference.

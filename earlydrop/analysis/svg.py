@@ -112,7 +112,7 @@ def _numbers(drawing: Drawing, axes: Axes, panel: Panel) -> dict[str, Any]:
         "box": _rounded([left, top, right, bottom]),
         "x": _rounded(axes.get_xlim()),
         "y": _rounded(axes.get_ylim()),
-        "cutoffs": _rounded(panel.cutoffs),
+        "cutoffs": [float(cutoff) for cutoff in panel.cutoffs],
         "levels": _rounded([panel.level[0]] if panel.level is not None else []),
         "curves": curves,
     }
@@ -121,7 +121,7 @@ def _numbers(drawing: Drawing, axes: Axes, panel: Panel) -> dict[str, Any]:
 def _points(curve: Curve) -> dict[str, Any]:
     band = np.isfinite(curve.half_widths).any()
     return {
-        "x": _rounded(curve.steps),
+        "x": [float(step) for step in curve.steps],
         "mean": _rounded(curve.means),
         "half": _rounded(curve.half_widths) if band else [],
     }

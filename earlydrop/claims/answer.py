@@ -35,7 +35,7 @@ SYMBOLS = {"confirmed": "✓", "no effect": "=", "opposite": "✗", "undecided":
 _DATA = {"fashion_mnist_mini": "Fashion-MNIST", "glyphs": "glyphs", "text": "text"}
 """Names of datasets for display, in the order of the columns.
 
-A dataset may appear in several files of claims, so its name is not in any of them.
+They are here, because several files of claims can use one dataset.
 """
 
 

@@ -96,7 +96,7 @@ class Claim:
         smallest: The smallest difference that matters, in the metric's units, or relative to the
             mean of ``against``. Two arms that differ by less are equivalent.
         relative: Whether ``smallest`` is relative.
-        family: The name of its family. The p-values of all claims of a file with one family are
+        family: The name of its family. The p-values of the claims of one family in a file are
             adjusted together (Holm).
         against_metric: The metric of ``against``; None for the same metric.
         test: The test of the difference; None for the paired t test.

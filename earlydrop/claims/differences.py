@@ -41,12 +41,13 @@ class Differences(NamedTuple):
         values: The value of ``arm`` minus that of ``against``, by seed.
         arm: The values of the arm, by seed.
         against: The values of the arm that it is compared with, by seed.
-        seconds: The time of a run of each arm.
+        seconds: The time of one run of each arm, in seconds. For a sensitivity, the sum of one run
+            at each value of the setting. The second is 0 if one run gives the values of both arms.
         fingerprints: The fingerprints of the runs.
         names: The names of the two arms.
         remark: The settings in which the runs differ from the declaration, or the reason why a run
             has no value; empty for none.
-        steps: The length of a run.
+        steps: The length of the longest run, in optimizer steps.
         value_missing: Whether a run has no value in the window, so that there are no differences.
     """
 
@@ -205,7 +206,7 @@ def _sides(runs: pd.DataFrame, study: Study, claim: Claim) -> _Sides:
     and the remark says how they differ from the declaration.
 
     Raises:
-        ValueError: The runs are then of several configurations.
+        ValueError: No runs are as declared, and the others are of several configurations.
     """
     done = runs[runs["state"] == "finished"]
     declared = (study.arm(claim.arm), study.arm(claim.against))

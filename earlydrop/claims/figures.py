@@ -46,7 +46,10 @@ _MOST_ARMS = 12
 
 
 def _title(study: str, runs: pd.DataFrame, mark: str = "line") -> str:
-    """The title of a figure; ``mark`` names what shows one arm, such as a line or a cell."""
+    """The title of a figure, such as "text: gpt_micro on text, n = 20 a line".
+
+    ``mark`` is the last word: the part of the figure that has n seeds, a line or a cell.
+    """
     models = ", ".join(sorted(set(map(str, runs["config/model.name"]))))
     data = ", ".join(sorted(set(map(str, runs["config/data.name"]))))
     seeds = runs.groupby("arm")["seed"].nunique().max()

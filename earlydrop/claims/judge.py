@@ -9,13 +9,14 @@ adjusts the p-values of all claims of a family together. The verdicts are:
   predicted direction;
 - *opposite*: the claim is not absent, and the difference differs from 0 at the 5% level, in the
   other direction;
-- *not resolved*: none of these. The verdict has the seeds that would resolve it, and their price;
+- *not resolved*: none of these. For the t test, the verdict has the number of seeds that would
+  resolve it, and the time that they take;
 - *incomplete*: not all declared seeds have finished, so there is no verdict yet;
 - *not run*: no seed has finished.
 
 A file may declare looks (a group-sequential design). Then a claim is judged at each look whose
-seeds have all finished, its p-values are those of `earlydrop.analysis.sequential.sequential_p`,
-and its interval is the repeated confidence interval of Jennison and Turnbull (1989).
+seeds have all finished. Its p-values are those of `earlydrop.analysis.sequential.sequential_p`.
+With the t test, its interval is the repeated confidence interval of Jennison and Turnbull (1989).
 
 A claim of equivalence is *reproduced* if the two one-sided tests show it, *opposite* if the
 difference lies beyond the margin. A claim that an arm is not lower is *reproduced* if a one-sided
@@ -242,7 +243,10 @@ def _undecided(
     paired_test: Paired | None,
     expected: int,
 ) -> Verdict:
-    """The verdict of a claim before its p-values are known; empty where all seeds have finished."""
+    """The verdict of a claim before its p-values are known.
+
+    Its word is empty where all seeds have finished.
+    """
     whole = paired_test is not None and len(measured.values) == expected
     if whole:
         word = ""
@@ -250,8 +254,10 @@ def _undecided(
         word = "incomplete"
     else:
         word = "not run"
-    has_bootstrap = whole and expected >= BOOTSTRAP_FROM and claim.test is None
-    below = sum(value < 0 for value in measured.values.values())
+    scatters = paired_test is not None and paired_test.spread > 0
+    has_bootstrap = whole and scatters and expected >= BOOTSTRAP_FROM and claim.test is None
+    lower = sum(value < 0 for value in measured.values.values())
+    higher = sum(value > 0 for value in measured.values.values())
     smallest = None
     if paired_test is not None:
         smallest = smallest_effect(claim, list(measured.against.values()))
@@ -270,7 +276,9 @@ def _undecided(
         fingerprints=tuple(measured.fingerprints),
         remark=measured.remark,
         seconds=measured.seconds,
-        lower=below if paired_test else None,
+        lower=lower if paired_test else None,
+        higher=higher if paired_test else None,
+        value_missing=measured.value_missing,
     )
 
 

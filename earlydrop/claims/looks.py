@@ -25,7 +25,7 @@ class Next:
         study: The study.
         verdicts: The verdicts on the finding's claims from the runs so far.
         seeds: The seeds of the next look, without those of earlier looks; empty where every claim
-            is decided or all looks are done.
+            is decided or has no value in a finished run, or all looks are done.
         configs: A configuration for each arm of the claims that are open, with the first of these
             seeds.
     """
@@ -56,7 +56,9 @@ def next_look(declaration: Declaration, claims: Iterable[Claim], summaries: Summ
     judged = judge(declaration, study.name, FIRST, runs) if len(runs) else []
     verdicts = tuple(verdict for verdict in judged if verdict.claim.id in ids)
     decided = {verdict.claim.id for verdict in verdicts if verdict.verdict in DECIDED}
-    undecided = [claim for claim in declaration.claims if claim.id in ids - decided]
+    # No further seed decides a claim that a finished run has no value for.
+    hopeless = {verdict.claim.id for verdict in verdicts if verdict.value_missing}
+    undecided = [claim for claim in declaration.claims if claim.id in ids - decided - hopeless]
     look = _looks_done(verdicts, len(undecided))
     counts = declaration.looks.seeds
     if not undecided or look == len(counts):

@@ -25,18 +25,23 @@ def value_of(run: Any, claim: Claim, metric: str) -> float:
 
     Returns:
         The mean in the window, or the last value. For the test ``share above``, 1 if that is above
-        the bound and else 0. For the test ``steps to``, the step.
+        the bound and else 0. For the test ``steps to``, the step, or the length of the run if it
+        never reached the bound; NaN if it stopped early before that.
 
     Raises:
         WindowError: The window is one of losses, and the run's loss does not fall through it.
     """
     stopped_early = run.step != run.total_steps
-    # a window is a share of the run, so windows of a shorter run do not match those of the others
-    if claim.window is not None and stopped_early:
+    # A share of a shorter run does not match that of the others. Losses do.
+    is_share = claim.window is not None and not isinstance(claim.window, LossWindow)
+    if is_share and stopped_early:
         return math.nan
     try:
         if claim.test is not None and claim.test.kind == "steps to":
-            return _steps_to(run.history, metric, claim.test.bound or 0.0, int(run.total_steps))
+            reached = _step_at(run.history, metric, claim.test.bound or 0.0)
+            if reached is not None or stopped_early:
+                return math.nan if reached is None else reached
+            return float(run.total_steps) if _is_measured(run.history, metric) else math.nan
         value = windowed(run.history, metric, claim.window, int(run.total_steps))
         if claim.test is not None and claim.test.kind == "share above" and math.isfinite(value):
             return float(value > (claim.test.bound or 0.0))
@@ -72,16 +77,16 @@ def windowed(history: pd.DataFrame, metric: str, window: Window, total_steps: in
     return float(rows[metric][inside].mean())
 
 
-def _steps_to(history: pd.DataFrame, metric: str, bound: float, total_steps: int) -> float:
-    """The first measured step at which a metric is at most the bound.
+def _is_measured(history: pd.DataFrame, metric: str) -> bool:
+    return metric in history and bool(history[metric].notna().any())
 
-    The length of the run if there is none; NaN if nothing was measured.
-    """
-    rows = history.dropna(subset=[metric]) if metric in history else history.iloc[:0]
-    if rows.empty:
-        return math.nan
-    reached = rows["step"][rows[metric] <= bound]
-    return float(reached.iloc[0]) if len(reached) else float(total_steps)
+
+def _step_at(history: pd.DataFrame, metric: str, bound: float) -> float | None:
+    """The first measured step at which a metric is at most the bound; None if there is none."""
+    if metric not in history:
+        return None
+    reached = history["step"][history[metric] <= bound]
+    return float(reached.iloc[0]) if len(reached) else None
 
 
 _PROGRESS = "train_eval/loss"

@@ -18,7 +18,8 @@ class Price(NamedTuple):
 
     Attributes:
         seeds: The number of seeds; None for more than `MOST`.
-        hours: Hours of one core for the runs of both its arms.
+        hours: Hours of one core for the runs of both its arms; for `MOST` seeds if ``seeds`` is
+            None.
     """
 
     seeds: int | None
@@ -39,9 +40,9 @@ def needed_seeds(
 ) -> int | None:
     """The number of seeds that resolve a claim with a power of 90%.
 
-    The power holds if the true effect is the smallest that matters, and if it is 0. For a claim of
-    equivalence it holds if the true effect is ``seen``: the power to show that this effect is
-    smaller than the smallest that matters, or that it is larger.
+    The seeds give this power if the true effect is the smallest that matters, and also if it is 0.
+    For a claim of equivalence, they give it if the true effect is ``seen``. It is then the power to
+    show that this effect is smaller than the smallest that matters, or that it is larger.
 
     Args:
         claim: The claim.
@@ -94,7 +95,7 @@ def price(
         spread: Standard deviation of its paired differences, in the metric's units.
         smallest: The smallest effect that matters, in the metric's units.
         level: The level of its tests.
-        seconds: The time of a run of each of its arms.
+        seconds: The time of one run of each of its arms, in seconds.
         seen: The true effect of a claim of equivalence, in the metric's units.
     """
     seeds = needed_seeds(claim, spread, smallest, level, seen=seen)
@@ -102,6 +103,9 @@ def price(
 
 
 def first_level(claims: Iterable[Claim], claim: Claim) -> float:
-    """The level of the smallest p-value of a claim's family under Holm, with two tests a claim."""
+    """The level at which Holm's procedure tests the smallest p-value of a claim's family.
+
+    A claim has two tests, so it is the level 5% divided by twice the number of claims.
+    """
     members = [member for member in claims if member.family == claim.family]
     return LEVEL / (2 * len(members))

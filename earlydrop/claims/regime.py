@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from earlydrop.analysis.sentences import decided
 from earlydrop.analysis.stats import Paired
 from earlydrop.claims.declare import Claim, Settings, Study
 from earlydrop.claims.differences import difference
@@ -28,7 +29,7 @@ def regime(
     Returns:
         The label, and the difference in test accuracy, standard minus none. The label is
         ``underfit`` if the model generalises better without standard dropout, ``overfit`` if it
-        generalises better with it, and ``unclear`` if the interval of the difference contains 0.
+        generalises better with it, and ``unclear`` if the difference decides neither.
         Without two seeds the label is ``unclear`` and the difference is None.
     """
     seeds = list(seeds)
@@ -46,6 +47,6 @@ def regime(
         smallest=1.0,
     )
     accuracy = difference(runs, study, claim, seeds)
-    if accuracy is None or accuracy.low <= 0 <= accuracy.high:
+    if accuracy is None or not decided(accuracy):
         return "unclear", accuracy
     return ("underfit" if accuracy.high < 0 else "overfit"), accuracy

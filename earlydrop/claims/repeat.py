@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +18,14 @@ from earlydrop.claims.judge import judge
 from earlydrop.claims.summaries import collect
 from earlydrop.claims.verdict import Verdict
 from earlydrop.training.config import Config
+from earlydrop.training.names import first_line
 from earlydrop.training.record.files import write_atomically
-from earlydrop.training.record.folder import read_config
+from earlydrop.training.record.folder import DamagedFileError, read_config
+
+log = logging.getLogger(__name__)
+
+_NEEDED = {"probe/": "probe.at", "test_mc/": "trainer.mc_passes", "ema/": "trainer.ema"}
+"""By the beginning of a metric's name, the key that its runs need."""
 
 FIRST_SEED = 10_000
 """The smallest fresh seed."""
@@ -40,9 +47,18 @@ def fresh_seeds(declarations: Iterable[Declaration], folder: Path, count: int) -
         for study in declaration.studies.values():
             used.update(*study.rounds.values())
     if folder.is_dir():
-        used |= {int(read_config(path)["seed"]) for path in find_runs(folder)}
+        used |= set(_seeds_in(folder))
     unused = (seed for seed in itertools.count(FIRST_SEED) if seed not in used)
     return list(itertools.islice(unused, count))
+
+
+def _seeds_in(folder: Path) -> Iterator[int]:
+    """The seeds of the runs in a folder, without those whose configuration is damaged."""
+    for path in find_runs(folder):
+        try:
+            yield int(read_config(path)["seed"])
+        except (DamagedFileError, KeyError, TypeError, ValueError) as error:
+            log.warning("%s has no seed that can be read (%s)", path, first_line(error))
 
 
 def begin(notes: Path, seeds: list[int]) -> None:
@@ -98,7 +114,7 @@ def claims_of(
     finding: str,
     study: str | None,
 ) -> list[Tested]:
-    """The studies on which a finding is tested, one a file.
+    """The studies on which a finding is tested, one per file of claims.
 
     Args:
         declarations: The declared claims.
@@ -162,14 +178,13 @@ def configurations(
 
 def _check_cadence(study: Study, claim: Claim) -> None:
     """Raise where the runs of a study would not measure a claim's metric."""
-    needed = None
-    if claim.metric.startswith("probe"):
-        needed = "probe.at"
-    elif "mc" in claim.metric:
-        needed = "trainer.mc_passes"
-    if needed is not None and not {**study.config, **study.cadence}.get(needed):
-        need = f"claim {claim.id} needs {needed} in the study's cadence"
-        raise ValueError(f"study {study.name}: {need}, to measure {claim.metric}")
+    for metric in (claim.metric, claim.against_metric):
+        for prefix, needed in _NEEDED.items():
+            if metric is None or not metric.startswith(prefix):
+                continue
+            if not {**study.config, **study.cadence}.get(needed):
+                need = f"claim {claim.id} needs {needed} in the study's cadence"
+                raise ValueError(f"study {study.name}: {need}, to measure {metric}")
 
 
 def _train(config: Config) -> None:
@@ -200,6 +215,10 @@ def repeat(
         claims: Some of its claims.
         seeds: The seeds.
         out: The folder for the runs.
+
+    Raises:
+        ValueError: The study does not declare a setting that a claim's metric needs.
+        FileNotFoundError: No run could begin.
     """
     from joblib import Parallel, delayed
 

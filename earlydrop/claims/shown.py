@@ -17,7 +17,7 @@ def shown(runs: pd.DataFrame) -> list[str]:
     """Sentences on each claim about the studies of some runs.
 
     A round of seeds that has not run is left out. If the note of a study says what to expect, it
-    comes last.
+    follows the study's verdicts.
 
     Args:
         runs: From `earlydrop.analysis.load_runs`, with their measured steps in ``history``.
@@ -34,7 +34,7 @@ def shown(runs: pd.DataFrame) -> list[str]:
 
 
 def _expectations(declarations: Iterable[Declaration], study: str) -> list[str]:
-    """The notes of demonstrations on what their runs should show, as sentences."""
+    """The notes that say what the runs of a study should show, as sentences."""
     expected = []
     for declaration in declarations:
         note = declaration.studies[study].note if study in declaration.studies else ""
@@ -69,7 +69,8 @@ def sentences(verdict: Verdict) -> str:
     """A line with the verdict, and a line with the measurement."""
     claim, difference = verdict.claim, verdict.paired
     if difference is None:
-        return f'Not measured: "{claim.claim}".'
+        why = f" ({verdict.remark})" if verdict.remark else ""
+        return f'Not measured: "{claim.claim}"{why}.'
     seeds = len(difference.seeds)
     needed = verdict.price.seeds if verdict.price is not None else None
     undecided = f"Undecided with {seeds} seeds"
@@ -88,7 +89,7 @@ def sentences(verdict: Verdict) -> str:
 def _seeds(verdict: Verdict, seeds: int) -> str:
     """The number of seeds in the claimed direction, such as ``lower in 8 of 10 seeds``."""
     directed = verdict.claim.direction in ("lower", "higher") and verdict.claim.test is None
-    if verdict.lower is None or not directed:
+    count = verdict.lower if verdict.claim.direction == "lower" else verdict.higher
+    if count is None or not directed:
         return f"{seeds} seeds"
-    count = verdict.lower if verdict.claim.direction == "lower" else seeds - verdict.lower
     return f"{verdict.claim.direction} in {count} of {seeds} seeds"

@@ -5,7 +5,9 @@ All tables and figures are made from them.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,11 @@ from typing import Any
 
 import pandas as pd
 
-from earlydrop.analysis.arms import Arm
+from earlydrop.analysis.arms import Arm, label_arms
 from earlydrop.analysis.runs import DAMAGED, load_history, load_runs, named
 from earlydrop.claims.declare import Declaration
 from earlydrop.training.fields import CADENCE, NUMBERS
-from earlydrop.training.keys import key_of
+from earlydrop.training.keys import key_of, keys
 from earlydrop.training.record.folder import STATUS, read_json
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,9 @@ class Summaries:
         folder.mkdir(parents=True, exist_ok=True)
         runs = self.runs.drop(columns="settings")
         for column in runs:
-            if column.startswith(_CONFIG) and pd.api.types.is_float_dtype(runs[column]):
+            if _is_open(column):
+                runs[column] = [_as_text(value) for value in runs[column]]
+            elif column.startswith(_CONFIG) and pd.api.types.is_float_dtype(runs[column]):
                 runs[column] = [_exact(value) for value in runs[column]]
         for table, name in ((runs, RUNS), (self.history, HISTORY)):
             table.to_csv(folder / name, index=False, float_format="%.7g", lineterminator="\n")
@@ -79,6 +83,12 @@ def read_summaries(folder: Path) -> Summaries:
     """Read the files that `Summaries.write` wrote."""
     text = {"arm": str, "study": str, "fingerprint": str}
     runs = pd.read_csv(folder / RUNS, dtype=text)
+    open_columns = [str(column) for column in runs if _is_open(column)]
+    if open_columns:
+        cells = pd.read_csv(folder / RUNS, usecols=open_columns, dtype=str, na_filter=False)
+        for column in open_columns:
+            parsed = [_from_text(cell) for cell in cells[column]]
+            runs[column] = pd.Series(parsed, index=runs.index, dtype=object)
     columns = {}
     for column in runs:
         key = column.removeprefix(_CONFIG)
@@ -87,19 +97,49 @@ def read_summaries(folder: Path) -> Summaries:
     arms = []
     for row in runs.to_dict("records"):
         values = {key: row[column] for key, column in columns.items()}
-        arms.append(Arm.of({key: value for key, value in values.items() if said(key, value)}))
+        arms.append(Arm.of({key: value for key, value in values.items() if has_value(key, value)}))
     runs = runs.copy()  # pandas warns when a column is added to a fragmented frame
     return Summaries(runs.assign(settings=arms), pd.read_csv(folder / HISTORY, dtype=text))
 
 
-def said(key: str, value: object) -> bool:
+def has_value(key: str, value: object) -> bool:
     """Whether a cell holds a value of its key.
 
     An empty cell means null. If the key cannot be null, the run is older than the key, and the cell
-    holds no value.
+    holds no value. In a column of a user's own key, such as ``model.args.width``, an empty cell
+    means that the run does not give the key.
     """
     known = key_of(key)
-    return value == value or (known is not None and type(None) in known.kinds)
+    is_empty = isinstance(value, float) and math.isnan(value)
+    return not is_empty or (known is not None and key in keys() and type(None) in known.kinds)
+
+
+def _is_open(column: str) -> bool:
+    """Whether a column holds a user's own key, whose values are written as JSON."""
+    key = column.removeprefix(_CONFIG)
+    return column.startswith(_CONFIG) and key not in keys() and key_of(key) is not None
+
+
+def _as_text(value: Any) -> str | None:
+    """A value of a user's own key as JSON, which keeps its type; None for an empty cell."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return json.dumps(value, default=_plain_number)
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of NumPy as one of Python."""
+    return value.item()
+
+
+def _from_text(cell: str) -> Any:
+    """The value that `_as_text` wrote; a cell that is no JSON is text."""
+    if not cell:
+        return math.nan
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
 
 
 def collect(folder: Path, studies: set[str]) -> Summaries:
@@ -176,12 +216,23 @@ def merged(before: Summaries, more: Summaries) -> Summaries:
 
 
 def _with_names_of(before: Summaries, more: Summaries) -> Summaries:
-    """``more``, in which arms that ``before`` has too take their names from ``before``."""
+    """``more``, in which arms that ``before`` has too take their names from ``before``.
+
+    A new arm whose name another arm of ``before`` has gets the settings added in which they differ.
+    """
     columns = ["study", "settings", "arm"]
     names = {(study, settings): name for study, settings, name in _rows(before.runs[columns])}
-    arms = [
-        names.get((study, settings), name) for study, settings, name in _rows(more.runs[columns])
-    ]
+    known = {(study, name): settings for (study, settings), name in names.items()}
+    arms = []
+    for study, settings, name in _rows(more.runs[columns]):
+        if (study, settings) in names:
+            arms.append(names[study, settings])
+        elif (study, name) in known:
+            other = known[study, name]
+            both = label_arms({"other": (other, name), "new": (settings, name)})
+            arms.append(both["new"])
+        else:
+            arms.append(name)
     runs = more.runs.assign(arm=arms)
     of_run = dict(zip(_rows(runs[["study", "fingerprint"]]), arms, strict=True))
     history = more.history.copy()

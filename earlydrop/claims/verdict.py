@@ -46,6 +46,9 @@ class Verdict:
         looks: The number of declared looks.
         lower: The number of seeds whose value is lower in the first arm; None without a paired
             difference.
+        higher: The number of seeds whose value is higher there. Equal seeds count in neither.
+        value_missing: Whether a finished run has no value in the claim's window, so that no further
+            seed can decide it.
     """
 
     study: str
@@ -65,3 +68,5 @@ class Verdict:
     look: int = 0
     looks: int = 0
     lower: int | None = None
+    higher: int | None = None
+    value_missing: bool = False

@@ -175,7 +175,7 @@ def _print_look(finding: str, look: Next) -> None:
     for verdict in look.verdicts:
         print(sentences(verdict))
     if not look.seeds:
-        reason = f"every claim of {finding} is decided, or its last look is done"
+        reason = f"every claim of {finding} is decided or not measured, or its last look is done"
         print(f"{look.study}: nothing to run; {reason}")
         return
     print(f"{look.study}: run the seeds {look.seeds[0]} to {look.seeds[-1]}, then ask again:")

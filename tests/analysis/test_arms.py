@@ -2,6 +2,7 @@ import pytest
 
 from earlydrop.analysis import load_runs
 from earlydrop.analysis.arms import Arm, config_of, label_arms
+from earlydrop.commands.report import write_report
 from tests.analysis.made_up import make_run
 
 
@@ -83,3 +84,22 @@ def test_names_are_never_shared():
     ]
     names = label_arms(dict(enumerate((arm, "mine") for arm in arms)))
     assert len(set(names.values())) == 2
+
+
+VALUES = ([[1, 2], [3, 4]], [{"a": [1]}], "*.png", "%d.png", "[ab", "a: b", "010", 8, "off", None)
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_values_of_a_users_code_make_arms_of_their_own(value, study):
+    """They keep their type, and no text is read as YAML."""
+    arm = Arm.of({"model.args.own": value})
+    assert arm in {arm}
+    for other in VALUES:
+        assert (arm == Arm.of({"model.args.own": other})) == (value is other)
+    for seed in range(2):
+        model = {"name": "own:net", "args": {"own": value}}
+        make_run(study, "none", seed + 9, 0.5, model=model)
+    runs = load_runs(study)
+    own = runs[runs["config/model.name"] == "own:net"]
+    assert set(own["settings"]) == {Arm.of(dict(own["settings"].iloc[0].values))}
+    write_report(study)

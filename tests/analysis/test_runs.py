@@ -2,6 +2,8 @@ import pytest
 import yaml
 
 from earlydrop.analysis import load_history, load_runs
+from earlydrop.analysis.compare import problems
+from earlydrop.analysis.facts import run_rows
 
 
 def test_runs_as_a_data_frame(study):
@@ -73,3 +75,14 @@ def test_a_value_that_cannot_be_is_named_with_its_file(study):
         assert len(runs) == 5, after
         assert str(path) in runs.attrs["damaged"][0], after
         path.write_text(whole)
+
+
+def test_a_run_without_a_status_leaves_the_steps_of_the_others_whole(study):
+    (study / "none-seed0" / "status.json").unlink()
+    runs = load_runs(study)
+    totals = dict(zip(runs["folder"], runs["total_steps"], strict=True))
+    assert totals.pop(str(study / "none-seed0")) is None
+    assert {type(total) for total in totals.values()} == {int}
+    steps = {row["step"] for row in run_rows(runs, study)}
+    assert steps == {"100 of 100", "0"}
+    assert "unknown, since it has no status.json: none-seed0" in problems(runs, study)

@@ -11,7 +11,7 @@ import scipy.stats
 from earlydrop.claims.declare import Comparison, LossWindow, Sensitivity
 from earlydrop.claims.differences import difference, differences
 from earlydrop.claims.judge import judge, judge_all
-from earlydrop.claims.measured import windowed
+from earlydrop.claims.measured import value_of, windowed
 from earlydrop.claims.regime import regime
 from earlydrop.claims.summaries import Summaries
 from tests.claims.made_up import ARMS, LOSS, SAME, declaration, made_up, study, verdict
@@ -530,3 +530,23 @@ def test_the_sensitivity_to_a_setting_is_compared_seed_by_seed():
     result = verdict(claim, summaries)
     assert result.verdict == "incomplete"
     assert len(result.paired.seeds) == 5
+
+
+def test_equal_differences_have_no_bootstrap_and_give_no_regime():
+    summaries = made_up(effect=0.5, noise=0.0, seeds=range(10, 34))
+    found = verdict(LOSS, summaries, seeds=range(10, 34))
+    assert (found.verdict, found.bootstrap) == ("not resolved", None)
+    assert (found.lower, found.higher) == (0, 24)
+
+
+def test_a_run_that_stopped_early_before_a_bound_has_no_time():
+    claim = dataclasses.replace(LOSS, test=Comparison("steps to", 3.0))
+    (row,) = made_up(arms=("none",), seeds=[10]).of("toy").itertuples()
+    assert value_of(row, claim, "train_eval/loss") == 10
+    never = dataclasses.replace(claim, test=Comparison("steps to", 0.1))
+    assert value_of(row, never, "train_eval/loss") == 100
+    stopped = row._replace(step=50)
+    assert value_of(stopped, claim, "train_eval/loss") == 10
+    assert math.isnan(value_of(stopped, never, "train_eval/loss"))
+    losses = dataclasses.replace(LOSS, metric="test/accuracy", window=LossWindow(high=8.0, low=5.0))
+    assert math.isfinite(value_of(stopped, losses, "test/accuracy"))

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from earlydrop.analysis.sequential import nominal_level, sequential_p
-from earlydrop.claims.declare import Looks
+from earlydrop.claims.declare import Looks, LossWindow
 from earlydrop.claims.judge import judge
 from earlydrop.claims.looks import next_look, no_runs
 from earlydrop.claims.shown import sentences
@@ -170,3 +170,14 @@ def test_looks_are_of_the_first_round_of_the_main_study():
         for name, round_name in (("toy", "first"), ("toy", "more"), ("further", "first"))
     }
     assert [count is not None and count > 0 for count in looks.values()] == [True, False, False]
+
+
+def test_a_claim_without_a_value_asks_for_no_further_seeds():
+    """One run's loss never falls through the window, whatever runs next."""
+    claim = dataclasses.replace(LOSS, metric="test/accuracy", window=LossWindow(high=3.0, low=1.0))
+    summaries = made_up(effect=-0.3, noise=0.05, seeds=range(10, 16))
+    (verdict,) = judged(summaries, claim)
+    assert verdict.value_missing
+    look = next_look(declared(claim), [claim], summaries)
+    assert look.seeds == ()
+    assert "not through the window" in sentences(look.verdicts[0])

@@ -25,6 +25,11 @@ def test_fresh_seeds_are_in_no_round_and_no_run(tmp_path):
     declared = declaration(LOSS, studies=[study(first=[FIRST_SEED, FIRST_SEED + 3])])
     assert fresh_seeds([declared], tmp_path, 3) == [FIRST_SEED + 2, FIRST_SEED + 4, FIRST_SEED + 5]
     assert fresh_seeds([declared], tmp_path / "nowhere", 1) == [FIRST_SEED + 1]
+    for index, text in enumerate(("{}", "[", "seed: one")):
+        (tmp_path / f"damaged{index}").mkdir()
+        (tmp_path / f"damaged{index}" / "metrics.jsonl").touch()
+        (tmp_path / f"damaged{index}" / "config.yaml").write_text(text)
+    assert fresh_seeds([declared], tmp_path, 1) == [FIRST_SEED + 2]
 
 
 def test_a_repetition_that_was_stopped_goes_on_with_its_seeds(tmp_path):
@@ -84,6 +89,9 @@ def test_what_a_claim_measures_has_to_be_in_the_studys_cadence(tmp_path):
         match=r"study toy: claim L needs probe.at in the study's cadence, to measure probe/gdv",
     ):
         configurations(study(first=[1]), [claim], [5], tmp_path)
+    against = dataclasses.replace(LOSS, against_metric="ema/train_eval/loss")
+    with pytest.raises(ValueError, match=r"needs trainer.ema in the study's cadence"):
+        configurations(study(first=[1]), [against], [5], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["findings", "classic", "quickstart"])

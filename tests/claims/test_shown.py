@@ -4,9 +4,11 @@ import re
 import pytest
 import yaml
 
+from earlydrop.analysis.stats import paired
 from earlydrop.claims import shown as module
 from earlydrop.claims.read import claims_folder, load_declarations
-from earlydrop.claims.shown import shown
+from earlydrop.claims.shown import sentences, shown
+from earlydrop.claims.verdict import Verdict
 from tests.claims.made_up import LOSS, declaration, made_up, study
 
 
@@ -117,3 +119,25 @@ def test_the_studies_of_the_findings_are_declared_as_their_experiments_run_them(
     for key in keys().values():
         if key.role == CADENCE:
             assert key.of(again) == key.of(ran), key.name
+
+
+def test_equal_seeds_count_in_neither_direction():
+    values = {0: 0.0, 1: 0.0, 2: 0.02}
+    claim = dataclasses.replace(LOSS, direction="higher")
+    verdict = Verdict(
+        study="toy",
+        round="first",
+        claim=claim,
+        arms=("a", "b"),
+        expected=3,
+        paired=paired(values),
+        smallest=0.01,
+        p=1.0,
+        price=None,
+        verdict="not resolved",
+        bootstrap=None,
+        fingerprints=(),
+        lower=0,
+        higher=1,
+    )
+    assert "higher in 1 of 3 seeds" in sentences(verdict)

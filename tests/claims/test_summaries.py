@@ -1,6 +1,7 @@
 import pandas as pd
 
-from earlydrop.claims.summaries import collect, merged, read_summaries
+from earlydrop.analysis.arms import Arm
+from earlydrop.claims.summaries import Summaries, collect, merged, read_summaries
 from tests.analysis.made_up import seal
 from tests.claims.made_up import made_up
 
@@ -97,3 +98,37 @@ def test_an_arm_keeps_its_name_when_runs_are_added():
         "early · optim.clip=1.0",
     }
     assert set(both.history["arm"]) == set(both.runs["arm"])
+
+
+VALUES = ([[1, 2], [3, 4]], "*.png", "010", 8, "off", True, 0.1, "null", "")
+
+
+def test_values_of_a_users_code_keep_their_type(tmp_path):
+    """In one column, with an empty cell where a run does not have the key."""
+    parts = [made_up(seeds=[10])]
+    for index, value in enumerate(VALUES):
+        part = made_up(seeds=[11 + index], config={"model.args.own": str(index)})
+        part.runs["config/model.args.own"] = [value] * len(part.runs)
+        settings = {"data.name": "d", "schedule.name": "none", "model.args.own": value}
+        part.runs["settings"] = [Arm.of(settings)] * len(part.runs)
+        parts.append(part)
+    whole = Summaries(
+        pd.concat([part.runs for part in parts], ignore_index=True),
+        pd.concat([part.history for part in parts], ignore_index=True),
+    )
+    whole.write(tmp_path)
+    again = read_summaries(tmp_path)
+    own = [arm.get("model.args.own") for arm in again.runs["settings"]]
+    kept = [None, ((1, 2), (3, 4)), *VALUES[1:]]
+    assert [(value, type(value)) for value in own[::2]] == [(v, type(v)) for v in kept]
+    again.write(tmp_path / "again")
+    assert (tmp_path / "runs.csv").read_bytes() == (tmp_path / "again" / "runs.csv").read_bytes()
+
+
+def test_two_arms_never_share_a_name_when_runs_are_added():
+    before, more = made_up(), made_up(config={"optim.lr": 0.5})
+    both = merged(before, more)
+    names = both.runs.groupby("arm")["settings"].nunique()
+    assert set(names) == {1}
+    assert "early (optim.lr=0.5)" in set(names.index)
+    assert set(both.history["arm"]) == set(names.index)

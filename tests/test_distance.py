@@ -166,3 +166,19 @@ def test_a_part_called_module_is_no_prefix():
         assert model_distance(other, model) == pytest.approx(10**0.5)
         assert model_distance(state, other) == 0.0
         assert model_distance(parallel, other) == 0.0
+
+
+def test_parameters_that_share_the_start_of_their_memory_are_not_tied():
+    """A part of a weight begins where the weight begins. Both count."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.whole = nn.Parameter(torch.zeros(4, 2))
+            self.part = nn.Parameter(self.whole.data[:2])
+            self.turned = nn.Parameter(self.whole.data.T)
+
+    initial = {"whole": torch.zeros(4, 2), "part": torch.zeros(2, 2), "turned": torch.zeros(2, 4)}
+    model = Model()
+    model.whole.data.fill_(1.0)
+    assert model_distance(model, initial) == pytest.approx(math.sqrt(8 + 4 + 8))

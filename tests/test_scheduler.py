@@ -602,3 +602,10 @@ def test_fast_masks_under_vmap_say_what_is_so():
         torch.func.vmap(lambda p: torch.func.functional_call(model, p, x), randomness="different")(
             stacked
         )
+
+
+def test_a_scheduler_shows_its_schedule_its_sites_and_its_step():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1), nn.Dropout(0.1))
+    scheduler = DropoutScheduler(model, early(0.1, 10))
+    scheduler.step()
+    assert repr(scheduler) == f"DropoutScheduler({early(0.1, 10)!r}, 2 sites, step 1)"

@@ -173,3 +173,9 @@ def test_holm_equivalence_and_power_are_those_of_statsmodels():
         assert power_of_bound(1.0, 0.6, n, 0.025, sides=1) == pytest.approx(theirs, rel=1e-6)
         # A difference that is found in the wrong direction is no success.
         assert power_of_difference(1.0, 0.6, n, 0.05) == pytest.approx(theirs, rel=1e-6)
+
+
+def test_the_bootstrap_is_seeded():
+    values = [0.1, 0.4, -0.2, 0.3, 0.9, 0.0, 0.2]
+    expected = scipy.stats.bootstrap((values,), np.mean, rng=np.random.default_rng(0))
+    assert bootstrap(values) == tuple(expected.confidence_interval)

@@ -527,6 +527,11 @@ def test_the_sensitivity_to_a_setting_is_compared_seed_by_seed():
             assert len(values) == 3
             assert ours[seed] == pytest.approx(sum(values) / 3 - min(values))
     assert len(found.fingerprints) == 2 * (6 + 6 + 5)
+    assert found.names == ("early-0.1-20%", "none")
+    timed = summaries.of("toy").assign(seconds=10.0)
+    timed.loc[timed["arm"] == "none", "seconds"] = 7.0
+    seconds = differences(timed, study(first=range(10, 16)), claim, range(10, 16)).seconds
+    assert seconds == (30.0, 21.0)  # of a run at each of the three rates
     result = verdict(claim, summaries)
     assert result.verdict == "incomplete"
     assert len(result.paired.seeds) == 5

@@ -6,6 +6,7 @@ from torch import nn
 
 import earlydrop
 from earlydrop import DropoutScheduler, early
+from earlydrop.gradients.probe import batch_images
 from tests.gradients.conv_net import loss_fn, make_model
 from tests.sites import small_models
 
@@ -281,3 +282,19 @@ def test_the_gradient_of_a_batch_in_parts_is_the_mean_of_theirs():
         assert getattr(parted, name) == pytest.approx(getattr(whole, name), rel=1e-9), name
     with pytest.raises(ValueError, match="parts gave no part of a batch"):
         earlydrop.probe(model, loss_fn, data, parts=lambda batch: [])
+
+
+def test_the_images_of_a_batch_are_those_of_its_first_tensor():
+    first, second = torch.zeros(3, 2), torch.zeros(5)
+    for batch in (
+        first,
+        (first, second),
+        [None, [first], second],
+        {"inputs": first, "labels": second},
+        ({"name": "a", "inputs": (first,)}, second),
+        (torch.tensor(1.0), torch.zeros(0, 2), first, second),  # neither has images
+    ):
+        assert batch_images(batch) == 3
+    for batch in (torch.tensor(1.0), "text", (), {"n": 3}):
+        with pytest.raises(ValueError, match="cannot tell how many images"):
+            batch_images(batch)

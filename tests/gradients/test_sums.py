@@ -207,3 +207,21 @@ def test_measures_of_the_callers_own_stand_beside_ours():
         "absent": None,
     }
     assert sums.report().further is None
+
+
+@pytest.mark.parametrize("value", [0.0, math.inf, math.nan])
+def test_a_whole_dataset_gradient_without_a_direction_is_refused(value):
+    with pytest.raises(ValueError, match=rf"has norm {value}: its direction is undefined"):
+        GradientSums(torch.tensor([value, 0.0]))
+
+
+def test_a_mean_gradient_of_zero_has_no_bias():
+    """The two gradients cancel: the sum has no direction, and no estimate of ‖E g‖² is above 0."""
+    sums = GradientSums(torch.tensor([1.0, 0.0]))
+    for gradient in ([2.0, 1.0], [-2.0, -1.0]):
+        sums.add([torch.tensor(gradient)])
+    report = sums.report()
+    assert (report.bias, report.bias_corrected, report.bias_floor) == (None, None, None)
+    assert report.noise_scale is None
+    assert report.gradient_norm == pytest.approx(math.sqrt(5))
+    assert report.gde == pytest.approx(0.5)

@@ -95,3 +95,11 @@ def test_points_at_the_ends_and_in_epochs():
 def test_what_is_no_schedule_in_points(points, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         earlydrop.piecewise(points)
+
+
+def test_a_point_may_stand_at_the_end_and_two_at_one_position():
+    schedule = earlydrop.piecewise("0,0.1@0.5,0.3@0.5,0.2@1,0").resolve(100)
+    assert schedule(50) == pytest.approx(0.3)
+    assert schedule(100) == 0
+    with pytest.raises(ValueError, match=r"1\.01"):
+        earlydrop.piecewise("0,0.2@1.01,0.1").resolve(100)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from earlydrop.analysis.arms import config_of
-from earlydrop.claims.summaries import read_summaries, said
+from earlydrop.claims.summaries import has_value, read_summaries
 from earlydrop.training.fields import CADENCE, NUMBERS, SEED
 from earlydrop.training.fingerprint import EXPLICIT_MODELS, VERSIONS, parts_used, settings
 from earlydrop.training.keys import keys
@@ -272,7 +272,7 @@ def test_committed_fingerprints_are_todays(request):
             values = {
                 c.removeprefix("config/"): v for c, v in row.items() if c.startswith("config/")
             }
-            values = {key: value for key, value in values.items() if said(key, value)}
+            values = {key: value for key, value in values.items() if has_value(key, value)}
             if pd.isna(values.get("trainer.stop_patience")):
                 values["trainer.stop_patience"] = 3
             plan = make_plan(config_of(values | {"seed": row["seed"]}))

@@ -96,7 +96,7 @@ def drawings(runs: pd.DataFrame, most: int = _MOST_POINTS) -> list[Drawing]:
         runs: The runs, from `earlydrop.analysis.load_runs`.
         most: Points of a line, at most.
     """
-    history, bases, said = histories(runs), base_arms(runs), what_was_run(runs)
+    history, bases, subtitle_start = histories(runs), base_arms(runs), what_was_run(runs)
     marks = tuple(sorted(set(cutoffs(runs).values())))
     classes = common_value(runs["classes"])
     epoch = common_value(runs["steps_per_epoch"])
@@ -106,9 +106,12 @@ def drawings(runs: pd.DataFrame, most: int = _MOST_POINTS) -> list[Drawing]:
         if metric in RATE_METRICS:
             rates, logged = rates_panel(history, runs)
             note = f"as logged: {', '.join(logged)}" if logged else "from the configuration"
-            panels, subtitle = [_with_cutoffs(rates, marks)], f"{said}; {note}"
+            panels, subtitle = [_with_cutoffs(rates, marks)], f"{subtitle_start}; {note}"
         else:
-            panels, subtitle = [values_panel(history, metric, classes)], f"{said}; {BANDS}"
+            panels, subtitle = (
+                [values_panel(history, metric, classes)],
+                f"{subtitle_start}; {BANDS}",
+            )
             known = known_metric(metric)
             comparable = known is None or known.column is not None
             paired = paired_panel(history, metric, bases) if comparable else None

@@ -120,12 +120,12 @@ def draw_differences(
         path: The picture.
         subtitle: What was run.
     """
-    said = f"{subtitle}; " if subtitle else ""
+    start = f"{subtitle}; " if subtitle else ""
     figure = points_figure(
         differences_by_metric(found),
         list(found),
         title="Each arm minus the arm without dropout",
-        subtitle=f"{said}mean over seeds, {BARS}",
+        subtitle=f"{start}mean over seeds, {BARS}",
     )
     with mpl.rc_context(LOOK):
         figure.savefig(path, dpi=DPI)

@@ -14,9 +14,9 @@ from earlydrop.metrics import METRICS, Metric
 
 _SCHEDULES = {"constant": "standard", "none": "no"}  # as papers call them
 _KINDS = {"unit": "dropout", "path": "stochastic depth", "all": "dropout and stochastic depth"}
-_ASKED = ("train_eval/loss", "test/accuracy")
+_COMPARED_METRICS = ("train_eval/loss", "test/accuracy")
 """The metrics that sentences are about."""
-_WORDS = {"train_eval/loss": "training loss"}
+_LABELS = {"train_eval/loss": "training loss"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def answer(runs: pd.DataFrame, found: Mapping[str, Mapping[str, Paired]]) -> Ans
     """
     names = _names(runs)
     sentences = []
-    for metric in (METRICS[name] for name in _ASKED):
+    for metric in (METRICS[name] for name in _COMPARED_METRICS):
         for arm in sorted(found, key=lambda arm: (not names[arm].startswith("early"), arm)):
             paired = found[arm].get(metric.heading or "")
             if paired is not None:
@@ -73,13 +73,13 @@ def sentence(arm: str, metric: Metric, paired: Paired, better: int, equal: int =
 
     >>> import textwrap
     >>> paired = Paired((0, 1, 2), -0.026, -0.05, -0.003, 0.04, 0.009)
-    >>> said = sentence("early dropout", METRICS["test/accuracy"], paired, better=0)
-    >>> print(textwrap.fill(said, 95))
+    >>> text = sentence("early dropout", METRICS["test/accuracy"], paired, better=0)
+    >>> print(textwrap.fill(text, 95))
     Early dropout ended with a lower test accuracy than no dropout in 3 of 3 seeds (-0.026, 95%
     interval -0.050 to -0.003).
     """
     n = len(paired.seeds)
-    words = _WORDS.get(metric.name, metric.label)
+    words = _LABELS.get(metric.name, metric.label)
     largest = max(abs(paired.low), abs(paired.high))
     digits = 3 if largest >= 0.02 else 4 if largest >= 0.002 else 5
     effect = f"{paired.effect:+.{digits}f}"
@@ -91,8 +91,8 @@ def sentence(arm: str, metric: Metric, paired: Paired, better: int, equal: int =
         )
     side = "higher" if paired.effect > 0 else "lower"
     count = better if side == metric.better else n - better - equal
-    said = f"{arm} ended with a {side} {words} than no dropout in {count} of {n} seeds"
-    return f"{said[:1].upper()}{said[1:]} ({effect}, {interval})."
+    text = f"{arm} ended with a {side} {words} than no dropout in {count} of {n} seeds"
+    return f"{text[:1].upper()}{text[1:]} ({effect}, {interval})."
 
 
 def decided(paired: Paired) -> bool:

@@ -21,11 +21,11 @@ _COLOURS = {  # Okabe and Ito's, which colour-blind readers can tell apart
     "early path": "#7a4fa3",
     "late path": "#5f7f00",
 }
-_OTHERS = ("#a1253f", "#2a7f7f", "#999999")
+_OTHER_COLOURS = ("#a1253f", "#2a7f7f", "#999999")
 _MARKERS = dict(zip(_COLOURS, "osD^vPX*8d", strict=True))
 _SHADES = (0.0, 0.4, -0.4, 0.65, -0.65, 0.2, -0.2)  # towards white, or, where negative, black
-_VARIANTS = "h<>pH"
-_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+_VARIANT_MARKERS = "h<>pH"
+_LINE_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 
 def styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -53,13 +53,16 @@ def styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
             colour, marker = _COLOURS[name], _MARKERS[name]
         else:
             place = others.setdefault(name, len(others))
-            colour, marker = _OTHERS[place % len(_OTHERS)], _VARIANTS[place % len(_VARIANTS)]
+            colour, marker = (
+                _OTHER_COLOURS[place % len(_OTHER_COLOURS)],
+                _VARIANT_MARKERS[place % len(_VARIANT_MARKERS)],
+            )
         variant = seen[name]
         seen[name] += 1
         if variant:
-            marker = _VARIANTS[(variant - 1) % len(_VARIANTS)]
+            marker = _VARIANT_MARKERS[(variant - 1) % len(_VARIANT_MARKERS)]
             colour = _shade(colour, _SHADES[variant % len(_SHADES)])
-        line = _LINES[variant % len(_LINES)]
+        line = _LINE_STYLES[variant % len(_LINE_STYLES)]
         looks[arm] = {"color": colour, "linestyle": line, "marker": marker}
     return looks
 

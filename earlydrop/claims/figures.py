@@ -35,7 +35,7 @@ _EARLY = {
 }
 """The settings of early dropout in that study, other than the key that varies."""
 
-_COLUMNS = {
+_COMPARED_ALONG = {
     "classic-images": ("config/data.train_images", "training images"),
     "classic-rates": ("config/schedule.rate", "rate"),
 }
@@ -149,15 +149,15 @@ def _draw_study(study: str, runs: pd.DataFrame, folder: Path) -> list[Path]:
     files = _draw_curves(study, runs, folder, title)
     if study == _AXIS_STUDY:
         for axis, key in _AXES.items():
-            differences = _along(runs, key)
+            differences = _effect_by_key(runs, key)
             if len(differences) > 1:
                 path = folder / f"{study}-loss-by-{axis}.png"
                 horizontal = "cutoff (% of training)" if axis == "cutoff" else axis
                 vertical = "final training loss, early minus none"
                 draw_axis(differences, horizontal, vertical, path, title)
                 files.append(path)
-    if study in _COLUMNS:
-        column, name = _COLUMNS[study]
+    if study in _COMPARED_ALONG:
+        column, name = _COMPARED_ALONG[study]
         differences = _along_column(runs, column)
         if differences:
             path = folder / f"{study}-accuracy-by-{name.replace(' ', '-')}.png"
@@ -185,11 +185,13 @@ def _draw_curves(study: str, runs: pd.DataFrame, folder: Path, title: str) -> li
     return files
 
 
-def _along(runs: pd.DataFrame, key: str) -> dict[float, Paired]:
+def _effect_by_key(runs: pd.DataFrame, key: str) -> dict[float, Paired]:
     """Early dropout minus none in the final training loss, by the value of one key."""
     differences = {}
     none = _final_losses(runs[runs["config/schedule.name"] == "none"])
-    early = runs_of(runs, lambda arm: arm.get("schedule.name") == "early" and _as_usual(arm, key))
+    early = runs_of(
+        runs, lambda arm: arm.get("schedule.name") == "early" and _has_early_settings(arm, key)
+    )
     for value, rows in early.groupby(f"config/{key}"):
         losses = _final_losses(rows)
         shared = [seed for seed in sorted(losses) if seed in none]
@@ -199,7 +201,7 @@ def _along(runs: pd.DataFrame, key: str) -> dict[float, Paired]:
     return dict(sorted(differences.items()))
 
 
-def _as_usual(arm: Arm, varied: str) -> bool:
+def _has_early_settings(arm: Arm, varied: str) -> bool:
     """Whether an arm has the settings of `_EARLY`, other than the key that varies."""
     return all(arm.get(key) == value for key, value in _EARLY.items() if key != varied)
 

@@ -60,8 +60,8 @@ def plan_grid(config: Any) -> int:
         values.append(flat_values)
     if plans:
         _print(plans, values, costs, _at_once(config))
-    for reason, which in refused.items():
-        count = f"{len(which)} of {len(jobs)} jobs would be refused, such as {which[0]}"
+    for reason, lines in refused.items():
+        count = f"{len(lines)} of {len(jobs)} jobs would be refused, such as {lines[0]}"
         print(f"error: {count}: {reason}", file=sys.stderr)
     return int(bool(refused))
 
@@ -171,17 +171,17 @@ def _print(
     lengths = sorted({plan.total_steps for plan in plans})
     folders = sorted({str(plan.folder.parent) for plan in plans})
     models = _once(plan.config.model.name for plan in plans)
-    print(f"runs         {len(distinct)} in {_listed(folders)}")
-    print(f"of           {_listed(models)}, on {plans[0].device}")
-    print(f"on           {_listed(_once(_data(plan) for plan in plans))}")
-    print(f"length       {_listed([str(length) for length in lengths])} steps")
+    _print_line("runs", f"{len(distinct)} in {_listed(folders)}")
+    _print_line("of", f"{_listed(models)}, on {plans[0].device}")
+    _print_line("on", _listed(_once(_data(plan) for plan in plans)))
+    _print_line("length", f"{_listed([str(length) for length in lengths])} steps")
     for i, (key, different) in enumerate(_varying(values).items()):
-        print(f"{'' if i else 'varies':<13}{key}: {_listed(different)}")
+        _print_line("" if i else "varies", f"{key}: {_listed(different)}")
     arms = Counter(plan.name for plan, _ in distinct.values())
     for i, (name, count) in enumerate(list(arms.items())[:_MOST_ARMS]):
-        print(f"{'' if i else 'arms':<13}{name}: {count} run{'s' if count > 1 else ''}")
+        _print_line("" if i else "arms", f"{name}: {_runs(count)}")
     if len(arms) > _MOST_ARMS:
-        print(f"{'':<13}and {len(arms) - _MOST_ARMS} more")
+        _print_line("", f"and {len(arms) - _MOST_ARMS} more")
     _print_total(list(distinct.values()), costs, at_once)
 
 
@@ -206,19 +206,24 @@ def _print_total(
     first = jobs[0][0]
     free = shutil.disk_usage(existing(Path(first.config.out).expanduser())).free
     finished = len(jobs) - len(left)
-    before = f" ({finished} more are finished)" if finished else ""
-    side = min(at_once, len(left))
-    how = (
-        f" with {side} side by side, {format_duration(seconds)} one after another"
-        if side > 1
-        else ""
-    )
+    runs = _runs(len(left))
+    if finished:
+        runs += f" ({finished} more are finished)"
+    side_by_side = max(min(at_once, len(left)), 1)
+    time = format_duration(seconds / side_by_side)
+    if side_by_side > 1:
+        time += f" with {side_by_side} side by side, {format_duration(seconds)} one after another"
     unit = "GPU hours" if first.device.type == "cuda" else "hours"
-    runs = "1 run" if len(left) == 1 else f"{len(left)} runs"
-    print(
-        f"total        {runs}{before}, {format_duration(seconds / max(side, 1))}{how}, "
-        f"{hours:.3g} {unit}; {in_bytes(disk)} of disk, {in_bytes(free)} free"
-    )
+    space = f"{in_bytes(disk)} of disk, {in_bytes(free)} free"
+    _print_line("total", f"{runs}, {time}, {hours:.3g} {unit}; {space}")
+
+
+def _print_line(label: str, text: str) -> None:
+    print(f"{label:<13}{text}")
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _finished(plan: Plan) -> bool:

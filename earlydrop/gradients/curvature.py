@@ -143,28 +143,31 @@ def preconditioned_sharpness(
             )
         scales = [diagonal.rsqrt() for diagonal in preconditioner]
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-    used = [
-        (p, g, i)
-        for i, (p, g) in enumerate(zip(parameters, gradients, strict=True))
-        if g is not None and g.requires_grad
-    ]
-    if not used:
+    weights, slopes, scale = [], [], []
+    for index, gradient in enumerate(gradients):
+        if gradient is not None and gradient.requires_grad:
+            weights.append(parameters[index])
+            slopes.append(gradient)
+            if scales is not None:
+                scale.append(scales[index])
+    if not weights:
         raise ValueError(
             "the gradient of the loss does not depend on the parameters: "
             "its curvature is 0 everywhere"
         )
-    weights = [p for p, _, _ in used]
-    slopes = [g for _, g, _ in used]
-    scale = None if scales is None else [scales[i] for _, _, i in used]
+
+    def hessian_product(vector: list[Tensor]) -> list[Tensor]:
+        result = torch.autograd.grad(
+            slopes, weights, vector, retain_graph=True, materialize_grads=True
+        )
+        return list(result)
 
     def product(vector: list[Tensor]) -> list[Tensor]:
-        scaled = vector if scale is None else [s * v for s, v in zip(scale, vector, strict=True)]
-        result = torch.autograd.grad(
-            slopes, weights, scaled, retain_graph=True, materialize_grads=True
-        )
-        return (
-            list(result) if scale is None else [s * r for s, r in zip(scale, result, strict=True)]
-        )
+        """The product with the preconditioned Hessian."""
+        if scales is None:
+            return hessian_product(vector)
+        scaled = [s * v for s, v in zip(scale, vector, strict=True)]
+        return [s * r for s, r in zip(scale, hessian_product(scaled), strict=True)]
 
     largest, norm = _power_iteration(product, weights, 0.0, iterations, tolerance)
     shift = None

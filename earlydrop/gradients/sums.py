@@ -242,13 +242,15 @@ class GradientSums:
             self._sums = torch.zeros_like(other._sums)
         scales = ((0, self.reference_norm, other.reference_norm), (1, 1.0, 1.0))
         for row, scale, other_scale in scales:
-            square = dot = 0.0  # the added deviations are from another reference: move them to ours
+            # The other's deviations are from another reference: shift them to ours.
+            square = dot = 0.0
             vectors = (self._sums[row], other._sums[row], self._reference, other._reference)
             for ours, theirs, r, s in pieces_of(*vectors):
                 shift = exact(s) * (other_scale or 0.0) - exact(r) * (scale or 0.0)
                 square += float(shift @ shift)
                 dot += float(shift @ exact(theirs))
                 ours += (exact(theirs) + other.count * shift).to(ours.dtype).to(ours.device)
+            # Σ‖w + shift‖² − Σ‖w‖² of the other's deviations w.
             moved = 2.0 * dot + other.count * square
             if row == 0:
                 self._deviation_squares += other._deviation_squares + moved

@@ -310,23 +310,24 @@ def _length(trainer: Trainer, pl_module: LightningModule) -> RunLength:
     They follow from the length of the loader, the accumulation and the limits of the trainer. With
     manual optimization, each optimizer is assumed to step once a batch.
     """
-    batches, epochs, most = trainer.num_training_batches, trainer.max_epochs, trainer.max_steps
-    if most != -1 and not pl_module.automatic_optimization:
-        most = math.ceil(most / max(len(trainer.optimizers), 1))
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    max_steps = trainer.max_steps
+    if max_steps != -1 and not pl_module.automatic_optimization:
+        max_steps = math.ceil(max_steps / max(len(trainer.optimizers), 1))
     in_epochs = None
     if batches == math.inf:
         no_epoch = "the loader has no length, so the steps of an epoch are not known"
         per_epoch = None
     else:
-        in_each = [math.ceil(batches / parts) for parts in _accumulation(trainer, epochs)]
+        epoch_steps = [math.ceil(batches / parts) for parts in _accumulation(trainer, epochs)]
         no_epoch = "the accumulation changes between epochs, and with it the steps of an epoch"
-        per_epoch = in_each[0] if len(set(in_each)) == 1 else None
-        in_epochs = sum(in_each) if epochs not in (None, -1) else None
-    known = [] if in_epochs is None else [in_epochs]
-    if most != -1:
-        known.append(most)
+        per_epoch = epoch_steps[0] if len(set(epoch_steps)) == 1 else None
+        in_epochs = sum(epoch_steps) if epochs not in (None, -1) else None
+    limits = [] if in_epochs is None else [in_epochs]
+    if max_steps != -1:
+        limits.append(max_steps)
     no_total = "neither max_steps nor max_epochs with a loader of known length gives it"
-    return RunLength(min(known) if known else None, per_epoch, no_total, no_epoch)
+    return RunLength(min(limits) if limits else None, per_epoch, no_total, no_epoch)
 
 
 def _accumulation(trainer: Trainer, epochs: int | None) -> list[int]:

@@ -172,19 +172,19 @@ def exact_position(
         ValueError: The position is malformed, negative or above 1 (100%), or it is in epochs and
             ``steps_per_epoch`` is None.
     """
-    refused = (
+    message = (
         f"points is {points!r}: position {position!r} should be a fraction of the run in [0, 1], "
         "'20%' or '50ep'"
     )
     if position.endswith(("ep", "%")):
         if _number(position.removesuffix("ep").removesuffix("%")) is None:
-            raise ValueError(refused)
+            raise ValueError(message)
         what = f"a position in points {points!r}"
         duration = check_duration(position, what)
         return exact_steps(duration, total_steps, steps_per_epoch, what) / total_steps
     fraction = _number(position)
     if fraction is None or not 0 <= fraction <= 1:
-        raise ValueError(refused)
+        raise ValueError(message)
     return fraction
 
 

@@ -128,7 +128,7 @@ def _by_choice(
 _ANY_RATE = 0.5  # for shapes, which do not depend on the rate
 
 
-def _flash_saved(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_flash(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     query, key, value, rate, ctx.causal, ctx.scale = inputs
     ctx.save_for_backward(query, key, value, *output, rate)
     ctx.mark_non_differentiable(*output[1:])
@@ -141,7 +141,7 @@ def _flash_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     return *grads, None, None, None
 
 
-def _masked_saved(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_masked(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     query, key, value, mask, rate, ctx.causal, ctx.scale = inputs
     ctx.save_for_backward(query, key, value, mask, *output, rate)
     ctx.mark_non_differentiable(*output[1:])
@@ -238,7 +238,7 @@ def _register_flash(library: torch.library.Library) -> None:
         results=_tensors(3),
         kernel=kernels.flash_backward,
     )
-    _differentiable(library, "flash_attention", _flash_gradients, _flash_saved)
+    _differentiable(library, "flash_attention", _flash_gradients, _save_flash)
 
 
 def _register_efficient(library: torch.library.Library) -> None:
@@ -257,7 +257,7 @@ def _register_efficient(library: torch.library.Library) -> None:
         results=_tensors(4),
         kernel=kernels.efficient_backward,
     )
-    _differentiable(library, "efficient_attention", _efficient_gradients, _masked_saved)
+    _differentiable(library, "efficient_attention", _efficient_gradients, _save_masked)
 
 
 def _register_math(library: torch.library.Library) -> None:
@@ -278,7 +278,7 @@ def _register_math(library: torch.library.Library) -> None:
         kernel=kernels.math_backward,
         shapes=kernels.math_backward_shapes,
     )
-    _differentiable(library, "math_attention", _math_gradients, _masked_saved)
+    _differentiable(library, "math_attention", _math_gradients, _save_masked)
 
 
 def _differentiable(library: torch.library.Library, name: str, gradients: Any, saved: Any) -> None:

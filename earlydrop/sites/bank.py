@@ -54,7 +54,9 @@ class RateBank:
         self.names = list(names)
         self.base_rates = list(base_rates)
         self.rates = [0.0] * len(built)
-        self.forward_rates = [0.0] * len(built)  # of each site in its last forward (see `guards`)
+        self.last_forward_rates = [0.0] * len(
+            built
+        )  # of each site in its last forward (see `guards`)
         self.value = 0.0
         self.on = False
         self.silent = False
@@ -100,13 +102,13 @@ class RateBank:
     @contextmanager
     def at_base_rates(self) -> Iterator[None]:
         """Within it, eager forwards drop at the base rates."""
-        rates, forward_rates = list(self.rates), list(self.forward_rates)
+        rates, last_forward_rates = list(self.rates), list(self.last_forward_rates)
         on, at_base = self.on, self._at_base
         self.hold_base_rates()
         try:
             yield
         finally:
-            self.rates[:], self.on, self.forward_rates[:] = rates, on, forward_rates
+            self.rates[:], self.on, self.last_forward_rates[:] = rates, on, last_forward_rates
             self._at_base = at_base
             self._remember()
 
@@ -116,7 +118,7 @@ class RateBank:
 
         The rates stay in ``rates``, for layers that use them at test.
         """
-        before, forward_rates = self.silent, list(self.forward_rates)
+        before, last_forward_rates = self.silent, list(self.last_forward_rates)
         self.silent, self.on = True, False
         self._remember()
         try:
@@ -125,7 +127,7 @@ class RateBank:
             self.silent = before
             self.on = any(rate > 0 for rate in self.rates) and not before  # set() may have run
             self._remember()
-            self.forward_rates[:] = forward_rates  # for a backward that is still to come
+            self.last_forward_rates[:] = last_forward_rates  # for a backward that is still to come
 
     def rate(self, index: int) -> float:
         """The present drop rate of a site."""

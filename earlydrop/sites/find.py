@@ -170,7 +170,7 @@ def _layer_rates(name: str, module: nn.Module, parent: _Parent) -> Iterator[Site
             kind=family.kind,
             driver=family.driver,
         )
-        if not family.by_name or _read(module, attribute, parent):
+        if not family.by_name or _is_used(module, attribute, parent):
             yield site
         elif not _handed_on(module, site.base_rate):
             yield replace(site, doubtful=True)
@@ -188,12 +188,9 @@ def _plain_rates(name: str, module: nn.Module, known: set[str], parent: _Parent)
     """Plain float attributes that look like rates, besides those of the drop layer (``known``)."""
     own: Any = original_class(module)
     for attribute in (*module.__dict__, *_read_from_config(own)):
-        if "drop" not in attribute or attribute in known or attribute[0] == "_":
+        if attribute in known or not _looks_like_rate(module, attribute):
             continue
-        value = stored_rate(module, attribute)
-        if not isinstance(value, float) or not is_rate(value) or covered(module, attribute):
-            continue
-        if not attribute.startswith(PREFIX) and not _read(module, attribute, parent):
+        if not attribute.startswith(PREFIX) and not _is_used(module, attribute, parent):
             continue
         site = Site(
             name=f"{name}.{attribute}" if name else attribute,
@@ -207,6 +204,14 @@ def _plain_rates(name: str, module: nn.Module, known: set[str], parent: _Parent)
             twin = _kind_of_twin(site)
             site = replace(site, kind=twin or site.kind, doubtful=twin is None)
         yield site
+
+
+def _looks_like_rate(module: nn.Module, attribute: str) -> bool:
+    """Whether an attribute is named for dropping and holds a rate that no driven layer covers."""
+    if "drop" not in attribute or attribute.startswith("_"):
+        return False
+    value = stored_rate(module, attribute)
+    return isinstance(value, float) and is_rate(value) and not covered(module, attribute)
 
 
 def _kind_of_twin(site: Site) -> str | None:
@@ -264,7 +269,7 @@ def _read_from_config(cls: type) -> tuple[str, ...]:
     return tuple(sorted(entry for entry in entries if "drop" in entry))
 
 
-def _read(module: nn.Module, attribute: str, parent: _Parent) -> bool:
+def _is_used(module: nn.Module, attribute: str, parent: _Parent) -> bool:
     """Whether the module, or its parent, uses an attribute after the module was built."""
     if attribute in reads(original_class(module)):
         return True

@@ -68,7 +68,7 @@ def check_recomputation(bank: RateBank, index: int) -> None:
     """
     rate = bank.rate(index)
     if torch._C._current_graph_task_id() == -1:
-        bank.forward_rates[index] = rate
+        bank.last_forward_rates[index] = rate
         if threading.get_ident() != bank.thread:
             bank.other_thread = True
         return
@@ -89,7 +89,7 @@ def _rate_of_graph(bank: RateBank, index: int) -> float:
     """
     node = torch._C._current_autograd_node()
     if bank.other_thread or node is None:  # numbers of another thread cannot be compared
-        return bank.forward_rates[index]
+        return bank.last_forward_rates[index]
     then = bank.rate_at(index, node._sequence_nr())
     # An inner recomputation runs a node that the outer one made. The outer one has been checked.
     if then != bank.rate(index) and _recomputing_twice():

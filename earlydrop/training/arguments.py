@@ -84,10 +84,10 @@ def typed(
     takes_any = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters)
     for key, value in given.items():
         if key not in takes and not takes_any:
-            said = f"it takes {', '.join(takes)}" if takes else "it takes none"
+            offer = f"it takes {', '.join(takes)}" if takes else "it takes none"
             raise ConfigError(
                 f"{group}.args.{key} is {value!r}: {group}.name={name} has no such argument, "
-                f"{said}{nearest(key, takes)}"
+                f"{offer}{nearest(key, takes)}"
             )
     hints = _hints(function)
     values = {}

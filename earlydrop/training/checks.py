@@ -163,16 +163,18 @@ def _check_tracking(config: Config) -> None:
     mode, backend = config.tracking.mode, config.tracking.backend
     if mode == "off" or backend == "wandb":
         return
-    said = f"tracking.backend is {backend!r}"
+    prefix = f"tracking.backend is {backend!r}"
     if missing(backend):
-        raise ConfigError(f"{said}: {backend} is not installed; pip install 'earlydrop[{backend}]'")
+        raise ConfigError(
+            f"{prefix}: {backend} is not installed; pip install 'earlydrop[{backend}]'"
+        )
     if mode == "online" and backend != "mlflow":
         raise ConfigError(
-            f"{said}: it writes files on this machine and sends nothing; leave tracking=offline"
+            f"{prefix}: it writes files on this machine and sends nothing; leave tracking=offline"
         )
     if mode == "online" and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise ConfigError(
-            f"{said}, tracking is online: MLFLOW_TRACKING_URI is not set; set it to the server's "
+            f"{prefix}, tracking is online: MLFLOW_TRACKING_URI is not set; set it to the server's "
             "address, or use tracking=offline"
         )
 

@@ -129,9 +129,11 @@ def one_line(error: Exception) -> str:
     text = f"{error}\n{error.__cause__}" if error.__cause__ is not None else str(error)
     lines = [line.strip() for line in text.splitlines()]
     internal = ("full_key", "object_type", "reference_type")
-    said = ": ".join(line.rstrip(":") for line in lines if line and not line.startswith(internal))
+    message = ": ".join(
+        line.rstrip(":") for line in lines if line and not line.startswith(internal)
+    )
     return re.sub(
-        r"Merge error: \w+ is not a subclass of (\w+)Config\. value:", _group_is_no_value, said
+        r"Merge error: \w+ is not a subclass of (\w+)Config\. value:", _group_is_no_value, message
     )
 
 

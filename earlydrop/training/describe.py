@@ -116,9 +116,9 @@ def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
         "optimizer": cost.optimizer,
         "activations": cost.activations,
     }
-    said = ", ".join(f"{in_bytes(size)} {name}" for name, size in sizes.items())
+    listed = ", ".join(f"{in_bytes(size)} {name}" for name, size in sizes.items())
     print(
-        f"memory       {in_bytes(sum(sizes.values()))} for each worker ({said} of a part in "
+        f"memory       {in_bytes(sum(sizes.values()))} for each worker ({listed} of a part in "
         "float32)"
     )
     if cost.input is not None:

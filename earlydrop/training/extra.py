@@ -32,13 +32,15 @@ def check_extra(config: DataConfig) -> None:
                 f"data.extra has the name {name!r}: expected a letter, then letters, digits, - or "
                 f"_, and none of {', '.join(sorted(RESERVED))}"
             )
-        said = f"data.extra.{name} is {place!r}"
+        prefix = f"data.extra.{name} is {place!r}"
         if not isinstance(place, str) or printable(place) != place:
-            raise ConfigError(f"{said}: expected the path of a folder or of a JSON file, in UTF-8")
+            raise ConfigError(
+                f"{prefix}: expected the path of a folder or of a JSON file, in UTF-8"
+            )
         path = Path(place).expanduser()
         if not (path.is_file() if holds_lists(place) else path.is_dir()):
             raise ConfigError(
-                f"{said}: there is no such folder, and no such file that ends in .json; expected "
+                f"{prefix}: there is no such folder, and no such file that ends in .json; expected "
                 "a folder with one folder a class, or a file of label lists"
             )
 

@@ -88,17 +88,17 @@ def _walk(cls: Any, prefix: str) -> Iterator[Key]:
             yield from _walk(hint, f"{prefix}{field.name}.")
             continue
         made = field.default_factory is not dataclasses.MISSING
-        said = field.metadata
+        metadata = field.metadata
         yield Key(
             name=prefix + field.name,
             help=texts.get(field.name) or _of_a_schedule(field.name),
             default=field.default_factory() if made else field.default,  # type: ignore[operator]
             kinds=typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,),
-            role=said["role"],
-            bounds=said["bounds"],
-            choices=said["choices"],
-            cited=said["cited"],
-            _used=said["used"],
+            role=metadata["role"],
+            bounds=metadata["bounds"],
+            choices=metadata["choices"],
+            cited=metadata["cited"],
+            _used=metadata["used"],
         )
 
 

@@ -44,7 +44,7 @@ def names_of(config: Config) -> list[str]:
     return outside
 
 
-def in_provenance(code: Mapping[str, Code]) -> dict[str, Any]:
+def code_record(code: Mapping[str, Code]) -> dict[str, Any]:
     """The record of the user's code: its name, its digest, and the digests of its files."""
     record = {}
     for key, own in code.items():

@@ -51,7 +51,7 @@ class OwnSchedule(Schedule):
     def resolve(self, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:
         if self.resolved:
             return self
-        said = f"schedule.name is {self.code.name!r}"
+        prefix = f"schedule.name is {self.code.name!r}"
         length = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
         asked = {key: length[key] for key in _OF_THE_RUN if key in _parameters(self.code)}
         try:
@@ -61,16 +61,16 @@ class OwnSchedule(Schedule):
             )
         except Exception as error:
             raise ConfigError(
-                f"{said}: making it raised {raised(error, self.code.paths)}"
+                f"{prefix}: making it raised {raised(error, self.code.paths)}"
             ) from error
         if not callable(made):
             raise ConfigError(
-                f"{said}: it returned a {type(made).__name__}, expected a function of the step, or "
-                "a Schedule"
+                f"{prefix}: it returned a {type(made).__name__}, expected a function of the step, "
+                "or a Schedule"
             )
         return replace(
             self,
-            rates=tuple(_rate_at(said, made, step, self.code) for step in range(total_steps + 1)),
+            rates=tuple(_rate_at(prefix, made, step, self.code) for step in range(total_steps + 1)),
         )
 
     def to_config(self) -> dict[str, Any]:
@@ -127,16 +127,16 @@ def _parameters(code: Code) -> list[str]:
     return list(inspect.signature(code.value).parameters)
 
 
-def _rate_at(said: str, made: Callable[[int], Any], step: int, code: Code) -> float:
+def _rate_at(prefix: str, made: Callable[[int], Any], step: int, code: Code) -> float:
     try:
         value = made(step)
         if hasattr(value, "item"):
             value = value.item()
     except Exception as error:
         raise ConfigError(
-            f"{said}: at step {step} it raised {raised(error, code.paths)}"
+            f"{prefix}: at step {step} it raised {raised(error, code.paths)}"
         ) from error
     try:
         return check_rate(value)
     except ValueError as error:
-        raise ConfigError(f"{said}: at step {step} its {error}") from None
+        raise ConfigError(f"{prefix}: at step {step} its {error}") from None

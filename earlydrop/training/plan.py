@@ -95,7 +95,7 @@ def make_plan(config: Config, once: Once = alone) -> Plan:
     refuse_precision(config.trainer.precision, device)
     given_schedules = _schedules(config)  # before the data is read
     code = code_of(config)
-    if evaluates_alone(config):
+    if evaluates_checkpoint_only(config):
         return _plan_of_weights(config, device, code, once)
     source = make_source(
         config.data, config.augment, device, planning=config.mode == "plan", once=once
@@ -208,7 +208,7 @@ def _folder(config: Config, name: str, digest: str) -> Path:
     return study_folder(config.out, config.study) / f"{label}-{digest}"
 
 
-def evaluates_alone(config: Config) -> bool:
+def evaluates_checkpoint_only(config: Config) -> bool:
     """Whether only the weights of ``checkpoint`` are evaluated, without a length or a schedule.
 
     Standard dropout is the exception: its evaluation scales by the rate of the step that the

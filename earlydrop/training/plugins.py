@@ -96,41 +96,41 @@ def load(key: str, kind: str, name: str) -> Code:
     Raises:
         ConfigError: There is no such module or name in it, or its import fails.
     """
-    said = f"{key} is {name!r}"
+    prefix = f"{key} is {name!r}"
     if name in _given:
         return _given[name]
     if name.startswith(OBJECT):
         raise ConfigError(
-            f"{said}: it was given as an object in Python, which cannot be loaded by name; give it "
-            "to train() again"
+            f"{prefix}: it was given as an object in Python, which cannot be loaded by name; give "
+            "it to train() again"
         )
     reference = name if is_reference(name) else installed(kind).get(name, "")
     if not _REFERENCE.fullmatch(reference):
         example = (
             "expected module:function, such as mymodels:build for the function build of mymodels.py"
         )
-        raise ConfigError(f"{said}: {example}")
+        raise ConfigError(f"{prefix}: {example}")
     module_name, _, attribute = reference.partition(":")
     with _from_here():
         files = source_files(module_name)
         if module_name not in files:
             raise ConfigError(
-                f"{said}: there is no module {module_name!r} in this folder ({Path.cwd()}) or on "
+                f"{prefix}: there is no module {module_name!r} in this folder ({Path.cwd()}) or on "
                 "the Python path; "
                 "give its name without .py, or run the command where it is"
             )
-        module = _imported(said, module_name, files)
+        module = _imported(prefix, module_name, files)
         value: Any = module
         for part in attribute.split("."):
             if not hasattr(value, part):
                 raise ConfigError(
-                    f"{said}: {files[module_name].name} has no "
+                    f"{prefix}: {files[module_name].name} has no "
                     f"{attribute!r}{nearest(attribute, _names(module))}"
                 )
             value = getattr(value, part)
     if not callable(value):
         raise ConfigError(
-            f"{said}: {attribute} is a {type(value).__name__}, expected a function or a class"
+            f"{prefix}: {attribute} is a {type(value).__name__}, expected a function or a class"
         )
     return Code(
         name=name,
@@ -333,13 +333,13 @@ def _digest(files: Mapping[str, Path]) -> str:
     return hashlib.sha256(repr(sorted(_digests(files).items())).encode()).hexdigest()
 
 
-def _imported(said: str, name: str, files: Mapping[str, Path]) -> Any:
+def _imported(prefix: str, name: str, files: Mapping[str, Path]) -> Any:
     """Import a module. A module imported before is reused if it is what its source says."""
     digest = _digest(files)
     there = getattr(sys.modules.get(name), "__file__", None)
     if there is not None and name not in _loaded and Path(there).resolve() != files[name]:
         raise ConfigError(
-            f"{said}: another module {name!r} is imported already ({there}); give yours another "
+            f"{prefix}: another module {name!r} is imported already ({there}); give yours another "
             "name"
         )
     if name in _loaded:
@@ -354,7 +354,7 @@ def _imported(said: str, name: str, files: Mapping[str, Path]) -> Any:
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise ConfigError(
-            f"{said}: importing {name} raised {raised(error, files.values())}; fix it, then run "
+            f"{prefix}: importing {name} raised {raised(error, files.values())}; fix it, then run "
             "the same command again"
         ) from error
     _loaded[name] = digest

@@ -41,7 +41,7 @@ class Bucket:
         self.views = [piece.view(p.shape) for piece, p in zip(pieces[:-1], parameters, strict=True)]
         self.counts = pieces[-1]  # how many workers have a gradient of each
         # Places of the parameters whose gradient has not arrived yet.
-        self.missing: set[int] = set()
+        self.not_arrived: set[int] = set()
         self.work: Any = None
 
     def fill(self) -> None:
@@ -83,37 +83,41 @@ class GradientSum:
     ) -> None:
         self.group = group
         self.buckets = _buckets([p for p in parameters if p.requires_grad], bucket_bytes)
-        self.at_work = False
-        self.next = 0  # buckets are reduced in their order on every worker, whichever is full first
+        self.in_backward = False
+        self.next_bucket = (
+            0  # buckets are reduced in their order on every worker, whichever is full first
+        )
         for bucket in self.buckets:
             for place, parameter in enumerate(bucket.parameters):
                 parameter.register_post_accumulate_grad_hook(self._hook(bucket, place))
 
     def _hook(self, bucket: Bucket, place: int) -> Any:
         def arrived(parameter: Tensor) -> None:
-            if not self.at_work:
+            if not self.in_backward:
                 return
-            if place not in bucket.missing:
+            if place not in bucket.not_arrived:
                 raise RuntimeError(
                     f"a parameter of shape {tuple(parameter.shape)} got its gradient twice in one "
                     "backward pass, so the workers would add "
                     "an unfinished one: checkpoint activations with use_reentrant=False, or train "
                     "in one process"
                 )
-            bucket.missing.remove(place)
+            bucket.not_arrived.remove(place)
             self._start_full_ones()
 
         return arrived
 
     def _start_full_ones(self) -> None:
-        while self.next < len(self.buckets) and not self.buckets[self.next].missing:
+        while (
+            self.next_bucket < len(self.buckets) and not self.buckets[self.next_bucket].not_arrived
+        ):
             self._start()
 
     def _start(self) -> None:
-        bucket = self.buckets[self.next]
+        bucket = self.buckets[self.next_bucket]
         bucket.fill()
         bucket.work = dist.all_reduce(bucket.flat, group=self.group, async_op=True)
-        self.next += 1
+        self.next_bucket += 1
 
     @contextmanager
     def summed(self) -> Iterator[None]:
@@ -124,13 +128,15 @@ class GradientSum:
             DistError: A reduction failed.
         """
         for bucket in self.buckets:
-            bucket.missing = set(range(len(bucket.parameters)))
-        self.next, self.at_work = 0, True
+            bucket.not_arrived = set(range(len(bucket.parameters)))
+        self.next_bucket, self.in_backward = 0, True
         try:
             yield
         finally:
-            self.at_work = False
-        while self.next < len(self.buckets):  # those with a parameter that had no part in the loss
+            self.in_backward = False
+        while self.next_bucket < len(
+            self.buckets
+        ):  # those with a parameter that had no part in the loss
             self._start()
         for bucket in self.buckets:
             wait_for(bucket.work)
@@ -158,13 +164,15 @@ def _buckets(parameters: list[nn.Parameter], most: int) -> list[Bucket]:
     size = 0
     for parameter in reversed(parameters):
         nbytes = parameter.numel() * parameter.element_size()
-        same = bool(groups) and (groups[-1][0].dtype, groups[-1][0].device) == (
-            parameter.dtype,
-            parameter.device,
-        )
-        if not same or size + nbytes > most:
+        fits = bool(groups) and _same_kind(groups[-1][0], parameter) and size + nbytes <= most
+        if not fits:
             groups.append([])
             size = 0
         groups[-1].append(parameter)
         size += nbytes
     return [Bucket(group) for group in groups]
+
+
+def _same_kind(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors can share a buffer."""
+    return a.dtype == b.dtype and a.device == b.device

@@ -272,10 +272,11 @@ def _train(
 
 
 def _prepare_folder(plan: Plan, folder: RunFolder | None, workers: int) -> None:
-    if folder is not None:
-        if plan.config.resume == "never":
-            folder.start_over()
-        write_provenance(plan, folder, workers)
+    if folder is None:
+        return
+    if plan.config.resume == "never":
+        folder.start_over()
+    write_provenance(plan, folder, workers)
 
 
 class _Listeners:

@@ -117,12 +117,10 @@ def parse_schedule(config: ScheduleConfig) -> schedules.Schedule:
         if value is not None:
             values[name] = value
         elif parameter.default is parameter.empty:
-            example = (
-                ": schedule=piecewise needs points such as '0,0@0.20,0.5@0.50,0'"
-                if name == "points"
-                else ": give it a value"
-            )
-            raise ConfigError(f"schedule.{name} is null{example}")
+            remedy = "give it a value"
+            if name == "points":
+                remedy = "schedule=piecewise needs points such as '0,0@0.20,0.5@0.50,0'"
+            raise ConfigError(f"schedule.{name} is null: {remedy}")
     return schedules.from_config({"name": config.name} | values)
 
 

@@ -75,9 +75,7 @@ class Trainer:
         folder: RunFolder | None,
         track: Callable[[int, dict[str, float]], None],
         stop: Callable[[], bool] = lambda: False,
-        progress: Callable[[dict[str, float], dict[str, float]], None] = lambda metrics, timing: (
-            None
-        ),
+        progress: Callable[[dict[str, float], dict[str, float]], None] | None = None,
         group: Group | None = None,
     ) -> None:
         options = plan.config.trainer
@@ -213,14 +211,15 @@ class Trainer:
         """
         if self.step % self.plan.config.trainer.log_every and self.step != self.plan.total_steps:
             return {}
-        metrics = self.read_window()
+        metrics = self.take_window()
         timing = pace.record(self.step)
         if self.group.main:
             self._folder.write_timing(timing)
-        self.progress(metrics, timing)
+        if self.progress is not None:
+            self.progress(metrics, timing)
         return metrics
 
-    def read_window(self) -> dict[str, float]:
+    def take_window(self) -> dict[str, float]:
         """Return the training metrics since the last logged step, and forget these steps.
 
         This waits for the device.

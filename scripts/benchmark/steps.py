@@ -209,7 +209,7 @@ def row_trainer(quick: bool) -> list[Row]:
             for _ in range(chunk):
                 trainer.train_step(next(batches))
                 if trainer.step % config.trainer.log_every == 0:
-                    trainer.record(trainer.read_window())
+                    trainer.record(trainer.take_window())
                 if trainer.scheduler is not None:
                     trainer.scheduler.step()
 

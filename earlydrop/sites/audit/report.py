@@ -233,10 +233,10 @@ def _drops(
         site = _site_of(draw, sites)
         if site in off and key in still:
             site = None  # that site is off, so the draw has another origin
-        of_kind = site
+        similar = site
         if site is None and draw.rate is not None:
-            of_kind = _site_of(draw, doubtful)
-        if kind not in ("all", _kind_of(draw, of_kind, kind)):
+            similar = _site_of(draw, doubtful)
+        if kind not in ("all", _kind_of(draw, similar, kind)):
             status = "other kind"
         elif key in still:
             status = "undriven"

@@ -188,27 +188,26 @@ class Watch(TorchDispatchMode):
             return
         count = min(len(self._extremes_of[tensor].values) for tensor in drawn)
         results = self._repeat(call, count)
-        # Whether the operation mixes the drawn numbers with the data of the model.
-        operands = _tensors((call.args, call.kwargs))
-        mixed = any(tensor.numel() > 1 and tensor not in self._extremes_of for tensor in operands)
-        comparison = call.func._schema.name.rpartition("::")[2].strip("_") in _COMPARISONS
-        result = call.result
-        split = isinstance(result, (list, tuple)) and len(_tensors(result)) == len(result)
-        if results and (comparison or not mixed) and _all_same(results):
-            # every extreme value gives the same result: the numbers have no effect here
-            for tensor in _tensors(result):
+        mixed = self._mixes_with_data(call)
+        compares = call.func._schema.name.rpartition("::")[2].strip("_") in _COMPARISONS
+        if results and (compares or not mixed) and _all_same(results):
+            # Every extreme value gives the same result: the numbers have no effect here.
+            for tensor in _tensors(call.result):
                 self._extremes_of.pop(tensor, None)
-        elif results and not mixed and isinstance(result, Tensor):
-            # the result depends on drawn numbers alone: follow it
-            self._extremes_of[result] = _Extremes(results, list(draws.values()))
-        elif results and not mixed and split:
-            # the result is several tensors, as when Python loops over one: follow each
-            for part, values in zip(result, zip(*results, strict=True), strict=True):
-                self._extremes_of[part] = _Extremes(list(values), list(draws.values()))
-        else:
-            # the numbers meet the data of the model: they matter
+            return
+        parts = None if mixed or not results else _by_part(call.result, results)
+        if parts is None:
+            # The numbers meet the data of the model.
             for draw in draws.values():
                 draw.matters = True
+            return
+        for part, values in parts:
+            self._extremes_of[part] = _Extremes(values, list(draws.values()))
+
+    def _mixes_with_data(self, call: _Call) -> bool:
+        """Whether an operation combines drawn numbers with the data of the model."""
+        operands = _tensors((call.args, call.kwargs))
+        return any(tensor.numel() > 1 and tensor not in self._extremes_of for tensor in operands)
 
     def _repeat(self, call: _Call, count: int) -> list[Any]:
         """The results of an operation on each extreme value; none if a value is not allowed."""
@@ -416,3 +415,15 @@ def watch(model: nn.Module) -> Iterator[Watch]:
     for (source, read), state in zip(random_states(), states_before, strict=True):
         if source not in watching.sources and not _same(read(), state):
             watching.draws.append(Draw(None, f"{source} (unseen)", "somewhere", matters=True))
+
+
+def _by_part(result: Any, results: list[Any]) -> list[tuple[Tensor, list[Any]]] | None:
+    """The tensors of a result, each with its values in the repeated results.
+
+    A result may be several tensors, as when Python loops over one. None if it holds anything else.
+    """
+    if isinstance(result, Tensor):
+        return [(result, results)]
+    if not isinstance(result, (list, tuple)) or len(_tensors(result)) != len(result):
+        return None
+    return [(part, [values[i] for values in results]) for i, part in enumerate(result)]

@@ -97,12 +97,12 @@ class _Read(NamedTuple):
 def _read(name: str, config: DataConfig, classes: Sequence[str]) -> _Read:
     """Read a folder, and match its classes to those of training."""
     place = config.extra[name]
-    said = f"data.extra.{name} is {place!r}"
+    prefix = f"data.extra.{name} is {place!r}"
     try:
         files = find_images(Path(place).expanduser())
     except (ConfigError, OSError) as error:
-        raise ConfigError(f"{said}: {printable(str(error))}") from error
-    places, matched = _matched(said, files.classes, classes)
+        raise ConfigError(f"{prefix}: {printable(str(error))}") from error
+    places, matched = _matched(prefix, files.classes, classes)
     columns = sorted(places)
     position = {place: i for i, place in enumerate(columns)}
     new_label = [position[place] for place in places]
@@ -114,7 +114,7 @@ def _read(name: str, config: DataConfig, classes: Sequence[str]) -> _Read:
     return _Read(images, columns, matched, digest_of({name: images}))
 
 
-def _matched(said: str, names: Sequence[str], classes: Sequence[str]) -> tuple[list[int], str]:
+def _matched(prefix: str, names: Sequence[str], classes: Sequence[str]) -> tuple[list[int], str]:
     """The place of each class folder among the training classes, and how it was found.
 
     Raises:
@@ -126,7 +126,7 @@ def _matched(said: str, names: Sequence[str], classes: Sequence[str]) -> tuple[l
         if max(places) >= len(classes) or len(set(places)) < len(places):
             wrong = names[places.index(max(places))]
             raise ConfigError(
-                f"{said}: its folders are numbers, up to {wrong!r}; expected each number once, "
+                f"{prefix}: its folders are numbers, up to {wrong!r}; expected each number once, "
                 f"from 0 to {len(classes) - 1}: the index of one of {known}"
             )
         return places, "by index"
@@ -134,19 +134,19 @@ def _matched(said: str, names: Sequence[str], classes: Sequence[str]) -> tuple[l
     unknown = [name for name in names if name not in place_of]
     if unknown:
         raise ConfigError(
-            f"{said}: {len(unknown)} of its {len(names)} folders, such as "
+            f"{prefix}: {len(unknown)} of its {len(names)} folders, such as "
             f"{printable(unknown[0])!r}, are none of {known}; give a folder whose folders have the "
             "names of training classes"
         )
     return [place_of[name] for name in names], "by name"
 
 
-def _lists(said: str, place: str, source: LoadedImages) -> ExtraSet:
+def _lists(prefix: str, place: str, source: LoadedImages) -> ExtraSet:
     """A file of label lists for the images of the test set."""
     content = Path(place).expanduser().read_bytes()
     images = source.images("test")
-    lists = parsed_lists(said, content, count=len(images), classes=source.classes)
-    order = _by_file_name(said, images)
+    lists = parsed_lists(prefix, content, count=len(images), classes=source.classes)
+    order = _by_file_name(prefix, images)
     answers = np.full((len(lists), max(map(len, lists))), -1, dtype=np.int64)
     for image, labels in zip(order, lists, strict=True):
         answers[image, : len(labels)] = labels
@@ -154,7 +154,7 @@ def _lists(said: str, place: str, source: LoadedImages) -> ExtraSet:
     agree = (answers == np.asarray(images.labels)[:, None]).any(1)[counts].mean()
     if agree < _AGREEMENT:
         raise ConfigError(
-            f"{said}: only {agree:.0%} of the test images have their own class in their list; "
+            f"{prefix}: only {agree:.0%} of the test images have their own class in their list; "
             "expected lists in the order of the file names of these images, and labels in the "
             "order of the training classes; give the file of this test set; if shards renamed the "
             "images, use data=imagefolder"
@@ -171,11 +171,11 @@ def _lists(said: str, place: str, source: LoadedImages) -> ExtraSet:
     )
 
 
-def parsed_lists(said: str, content: bytes, count: int, classes: int) -> list[list[int]]:
+def parsed_lists(prefix: str, content: bytes, count: int, classes: int) -> list[list[int]]:
     """The lists of a JSON file; each holds labels of training classes.
 
     Args:
-        said: The start of every message, such as ``data.extra.real is 'real.json'``.
+        prefix: The start of every message, such as ``data.extra.real is 'real.json'``.
         content: The file's content.
         count: Number of images, and so of lists, that is expected.
         classes: Number of training classes.
@@ -187,20 +187,21 @@ def parsed_lists(said: str, content: bytes, count: int, classes: int) -> list[li
     try:
         lists: Any = json.loads(content)
     except ValueError as error:
-        raise ConfigError(f"{said}: it is no JSON ({error}); {_EXPECTED_LISTS}") from error
+        raise ConfigError(f"{prefix}: it is no JSON ({error}); {_EXPECTED_LISTS}") from error
     if not isinstance(lists, list) or not all(_is_labels(labels) for labels in lists):
-        raise ConfigError(f"{said}: it is not a list of label lists; {_EXPECTED_LISTS}")
+        raise ConfigError(f"{prefix}: it is not a list of label lists; {_EXPECTED_LISTS}")
     if len(lists) != count:
         raise ConfigError(
-            f"{said}: it has {len(lists):,} lists and the test set {count:,} images; expected one "
-            "list for each image"
+            f"{prefix}: it has {len(lists):,} lists and the test set {count:,} images; expected "
+            "one list for each image"
         )
     largest = max((max(labels, default=-1) for labels in lists), default=-1)
     if largest < 0:
-        raise ConfigError(f"{said}: every list in it is empty; {_EXPECTED_LISTS}")
+        raise ConfigError(f"{prefix}: every list in it is empty; {_EXPECTED_LISTS}")
     if largest >= classes:
         raise ConfigError(
-            f"{said}: it has the label {largest}; expected 0 to {classes - 1}, the training classes"
+            f"{prefix}: it has the label {largest}; expected 0 to {classes - 1}, the training "
+            "classes"
         )
     return lists  # type: ignore[no-any-return]
 
@@ -210,7 +211,7 @@ def _is_labels(labels: Any) -> bool:
     return isinstance(labels, list) and all(type(label) is int and label >= 0 for label in labels)
 
 
-def _by_file_name(said: str, images: Images) -> list[int]:
+def _by_file_name(prefix: str, images: Images) -> list[int]:
     """The images in the order of their files' names.
 
     Raises:
@@ -220,14 +221,14 @@ def _by_file_name(said: str, images: Images) -> list[int]:
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise ConfigError(
-            f"{said}: {len(twice)} file names, such as {printable(twice[0])!r}, belong to several "
-            "test images, so the order of the lists is not defined; expected a different file name "
-            "for each image"
+            f"{prefix}: {len(twice)} file names, such as {printable(twice[0])!r}, belong to "
+            "several test images, so the order of the lists is not defined; expected a different "
+            "file name for each image"
         )
     return sorted(range(len(names)), key=names.__getitem__)
 
 
-def in_provenance(extra: Mapping[str, ExtraSet]) -> dict[str, Any]:
+def extra_record(extra: Mapping[str, ExtraSet]) -> dict[str, Any]:
     """The record of the further test sets: images, classes, how these were matched, and digest."""
     record = {}
     for name, extra_set in extra.items():

@@ -53,12 +53,12 @@ _NOISE = 0.15  # standard deviation
 _MEAN, _SPREAD = 0.065, 0.237  # approximate mean and standard deviation, to normalise the images
 
 
-def letters(charmaps: list[set[int]], shapes: Any, classes: int) -> list[int]:
+def letters(charmaps: list[set[int]], draw_shape: Any, classes: int) -> list[int]:
     """The first letters, by code point, that every face has and that differ in the first face.
 
     Args:
         charmaps: The code points of each face.
-        shapes: A function that draws a code point in the first face, as bytes.
+        draw_shape: A function that draws a code point in the first face, as bytes.
         classes: The number of letters needed.
 
     Raises:
@@ -67,7 +67,7 @@ def letters(charmaps: list[set[int]], shapes: Any, classes: int) -> list[int]:
     by_shape: dict[bytes, int] = {}
     for code in sorted(set.intersection(*charmaps)):
         if unicodedata.category(chr(code)).startswith("L"):
-            by_shape.setdefault(shapes(code), code)
+            by_shape.setdefault(draw_shape(code), code)
             if len(by_shape) == classes:
                 return list(by_shape.values())
     raise ConfigError(

@@ -53,11 +53,11 @@ class HuggingFaceImages:
     def __init__(self, rows: Any, split: str, image: str, label: str) -> None:
         import datasets
 
-        said = f"the split {split!r}"
+        subject = f"the split {split!r}"
         for key, column in (("data.image", image), ("data.label", label)):
             if column not in rows.column_names:
                 raise ConfigError(
-                    f"{key} is {column!r}: {said} has the columns {', '.join(rows.column_names)}"
+                    f"{key} is {column!r}: {subject} has the columns {', '.join(rows.column_names)}"
                 )
         self.split, self._image = split, image
         self.left_out: Counter[str] = Counter()
@@ -67,7 +67,7 @@ class HuggingFaceImages:
         if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
             wrong = self.labels.min() if self.labels.min() < 0 else self.labels.max()
             raise ConfigError(
-                f"data.label is {label!r}: {said} has the label {wrong}, expected 0 to "
+                f"data.label is {label!r}: {subject} has the label {wrong}, expected 0 to "
                 f"{len(self.classes) - 1}"
             )
         try:
@@ -76,7 +76,7 @@ class HuggingFaceImages:
             )
         except (TypeError, ValueError, NotImplementedError) as error:  # arrow's are some of these
             raise ConfigError(
-                f"data.image is {image!r}: {said} has {rows.features[image]} there, expected "
+                f"data.image is {image!r}: {subject} has {rows.features[image]} there, expected "
                 f"images ({_first_line(error)})"
             ) from error
 
@@ -218,9 +218,9 @@ def _digest(images: dict[str, HuggingFaceImages]) -> str:
     for split, split_images in images.items():
         for (name, size), label in zip(split_images.described(), split_images.labels, strict=True):
             if size == 0:
-                said = f"{split_images.split} has an image that is empty or gone"
+                subject = f"{split_images.split} has an image that is empty or gone"
                 raise ConfigError(
-                    f"{said} ({printable(name) or 'without a name'}): copy the data again"
+                    f"{subject} ({printable(name) or 'without a name'}): copy the data again"
                 )
             digest.update(f"{split}/{name}:{size}:{label}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

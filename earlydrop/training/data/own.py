@@ -39,7 +39,7 @@ def own_source(
         ConfigError: An argument does not fit, the function raises an error, or it does not return
             data.
     """
-    said = f"data.name is {config.name!r}"
+    prefix = f"data.name is {config.name!r}"
     known = takes("data", config.name, code.value)
     offered: dict[str, Any] = {"config": config, "options": options, "device": device}
     takes_all = "config" in known
@@ -57,11 +57,11 @@ def own_source(
         if _is_source(returned):
             if not takes_all and "train_images" not in known:
                 _refuse_ignored(config.name, "train_images", config.train_images)
-            _check_source(said, returned)
+            _check_source(prefix, returned)
             source: Source = returned
             return source
         return OwnImages(
-            splits=pair_of(said, returned),
+            splits=pair_of(prefix, returned),
             config=config,
             options=options,
             device=device,
@@ -70,7 +70,7 @@ def own_source(
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"{said}: reading it raised {raised(error, code.paths)}") from error
+        raise ConfigError(f"{prefix}: reading it raised {raised(error, code.paths)}") from error
 
 
 def _is_source(returned: Any) -> bool:
@@ -79,11 +79,11 @@ def _is_source(returned: Any) -> bool:
     )
 
 
-def _check_source(said: str, source: Any) -> None:
+def _check_source(prefix: str, source: Any) -> None:
     """Refuse a source that lacks something, or whose first images cannot be trained on."""
     if Source not in type(source).__mro__:
         raise ConfigError(
-            f"{said}: {type(source).__name__} is no Source; make it a subclass of "
+            f"{prefix}: {type(source).__name__} is no Source; make it a subclass of "
             "earlydrop.training.data.source.Source"
         )
     lacking = [
@@ -93,31 +93,31 @@ def _check_source(said: str, source: Any) -> None:
     ]
     if lacking:
         raise ConfigError(
-            f"{said}: its Source has no {', '.join(lacking)}; see "
+            f"{prefix}: its Source has no {', '.join(lacking)}; see "
             "earlydrop.training.data.source.Source"
         )
     for split in ("train", "test"):
         if source.sizes.get(split, 0) < 1:
             raise ConfigError(
-                f"{said}: its Source has no length for {split!r}: sizes is {source.sizes}"
+                f"{prefix}: its Source has no length for {split!r}: sizes is {source.sizes}"
             )
         keyed = [(0, torch.arange(min(2, source.sizes[split])))]
         for images, labels in source.batches(keyed, split, None):
             expected = tuple(source.blank(len(keyed[0][1]), images.device).shape)
             if tuple(images.shape) != expected:
                 raise ConfigError(
-                    f"{said}: its {split} images have shape {tuple(images.shape)}, expected "
+                    f"{prefix}: its {split} images have shape {tuple(images.shape)}, expected "
                     f"{expected}"
                 )
             if images.is_floating_point() and not images.isfinite().all():
                 raise ConfigError(
-                    f"{said}: its first {split} images hold NaN or infinity; fix the data"
+                    f"{prefix}: its first {split} images hold NaN or infinity; fix the data"
                 )
             if labels.dtype != torch.int64 or (
                 labels.numel() and (labels.min() < 0 or labels.max() >= source.classes)
             ):
                 raise ConfigError(
-                    f"{said}: its {split} labels are {labels.tolist()}: expected int64, 0 to "
+                    f"{prefix}: its {split} labels are {labels.tolist()}: expected int64, 0 to "
                     f"{source.classes - 1}"
                 )
 
@@ -130,11 +130,11 @@ def _refuse_ignored(function: str, name: str, value: object) -> None:
         )
 
 
-def pair_of(said: str, returned: Any, verb: str = "it returned") -> dict[str, Any]:
+def pair_of(prefix: str, returned: Any, verb: str = "it returned") -> dict[str, Any]:
     """The training and the test set of a user's data.
 
     Args:
-        said: The start of every message, such as ``data.name is 'faces:load'``.
+        prefix: The start of every message, such as ``data.name is 'faces:load'``.
         returned: A pair of datasets, or a mapping with the keys ``"train"`` and ``"test"``.
         verb: Words of a message for how the data was given.
 
@@ -147,23 +147,23 @@ def pair_of(said: str, returned: Any, verb: str = "it returned") -> dict[str, An
     if isinstance(returned, Mapping) and {"train", "test"} <= returned.keys():
         returned = (returned["train"], returned["test"])
     if not isinstance(returned, (tuple, list)) or len(returned) != 2:
-        raise ConfigError(f"{said}: {verb} a {type(returned).__name__}; {_EXPECTED}")
+        raise ConfigError(f"{prefix}: {verb} a {type(returned).__name__}; {_EXPECTED}")
     splits = {"train": returned[0], "test": returned[1]}
     for split, dataset in splits.items():
         if not hasattr(dataset, "__len__"):
             raise ConfigError(
-                f"{said}: its {split} set, a {type(dataset).__name__}, has no length; {_EXPECTED}"
+                f"{prefix}: its {split} set, a {type(dataset).__name__}, has no length; {_EXPECTED}"
             )
         if not hasattr(dataset, "__getitem__"):
             raise ConfigError(
-                f"{said}: its {split} set, a {type(dataset).__name__}, has no index; {_EXPECTED}"
+                f"{prefix}: its {split} set, a {type(dataset).__name__}, has no index; {_EXPECTED}"
             )
         if len(dataset) == 0:
-            raise ConfigError(f"{said}: its {split} set is empty")
+            raise ConfigError(f"{prefix}: its {split} set is empty")
     return splits
 
 
-def read_images(said: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
+def read_images(prefix: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
     """A dataset's images, (N, C, H, H), uint8 or float32, and labels, (N,), int64.
 
     Raises:
@@ -175,29 +175,29 @@ def read_images(said: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
         item = dataset[index]
         if not isinstance(item, (tuple, list)) or len(item) < 2:
             raise ConfigError(
-                f"{said}: {split}[{index}] is a {type(item).__name__}, expected (image, label)"
+                f"{prefix}: {split}[{index}] is a {type(item).__name__}, expected (image, label)"
             )
-        images.append(as_image(said, f"{split}[{index}]", item[0]))
-        labels.append(_as_label(said, f"{split}[{index}]", item[1]))
+        images.append(as_image(prefix, f"{split}[{index}]", item[0]))
+        labels.append(_as_label(prefix, f"{split}[{index}]", item[1]))
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         raise ConfigError(
-            f"{said}: its {split} images have different shapes, such as {min(shapes)} and "
+            f"{prefix}: its {split} images have different shapes, such as {min(shapes)} and "
             f"{max(shapes)}; resize them"
         )
     stacked = torch.stack(images)
     if stacked.shape[-1] != stacked.shape[-2]:
         raise ConfigError(
-            f"{said}: its {split} images have shape {tuple(stacked.shape[1:])}, expected square "
+            f"{prefix}: its {split} images have shape {tuple(stacked.shape[1:])}, expected square "
             "ones; crop them"
         )
     if not stacked.float().isfinite().all():
         bad = next(i for i, image in enumerate(images) if not image.float().isfinite().all())
-        raise ConfigError(f"{said}: {split}[{bad}] holds NaN or infinity; fix the data")
+        raise ConfigError(f"{prefix}: {split}[{bad}] holds NaN or infinity; fix the data")
     return stacked, torch.tensor(labels)
 
 
-def as_image(said: str, where: str, image: Any) -> Tensor:
+def as_image(prefix: str, where: str, image: Any) -> Tensor:
     """An image as (C, H, W), uint8 if its values are, else float32.
 
     A tensor must have this order, or no channels. In an array or picture the channels may also come
@@ -212,8 +212,8 @@ def as_image(said: str, where: str, image: Any) -> Tensor:
         array = np.array(image)
         if array.dtype == object or array.ndim not in (2, 3):
             raise ConfigError(
-                f"{said}: the image of {where} is a {type(image).__name__}, expected a tensor, an "
-                "array or a picture"
+                f"{prefix}: the image of {where} is a {type(image).__name__}, expected a tensor, "
+                "an array or a picture"
             )
         tensor = torch.from_numpy(array)
         if tensor.dim() == 3 and tensor.shape[-1] in (1, 3, 4) and tensor.shape[0] not in (1, 3, 4):
@@ -222,15 +222,17 @@ def as_image(said: str, where: str, image: Any) -> Tensor:
         tensor = tensor.unsqueeze(0)
     if tensor.dim() != 3:
         raise ConfigError(
-            f"{said}: the image of {where} has shape {tuple(tensor.shape)}, expected (C, H, W)"
+            f"{prefix}: the image of {where} has shape {tuple(tensor.shape)}, expected (C, H, W)"
         )
     return tensor if tensor.dtype == torch.uint8 else tensor.float()
 
 
-def _as_label(said: str, where: str, label: Any) -> int:
+def _as_label(prefix: str, where: str, label: Any) -> int:
     value = label.item() if hasattr(label, "item") else label
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"{said}: the label of {where} is {label!r}, expected a class from 0 on")
+        raise ConfigError(
+            f"{prefix}: the label of {where} is {label!r}, expected a class from 0 on"
+        )
     return value
 
 
@@ -248,19 +250,19 @@ class OwnImages(ImagesInMemory):
         device: torch.device,
         first_only: bool,
     ) -> None:
-        said = f"data.name is {config.name!r}"
-        read = {split: read_images(said, split, dataset) for split, dataset in splits.items()}
+        prefix = f"data.name is {config.name!r}"
+        read = {split: read_images(prefix, split, dataset) for split, dataset in splits.items()}
         if first_only and config.train_images is not None:
             read["train"] = _first(config.train_images, *read["train"])
         if read["train"][0].shape[1:] != read["test"][0].shape[1:]:
             shapes = " and ".join(str(tuple(images.shape[1:])) for images, _ in read.values())
             raise ConfigError(
-                f"{said}: its training and test images have shapes {shapes}, expected the same"
+                f"{prefix}: its training and test images have shapes {shapes}, expected the same"
             )
         kinds = {split: images.dtype for split, (images, _) in read.items()}
         if kinds["train"] != kinds["test"]:
             raise ConfigError(
-                f"{said}: its training images are {kinds['train']} and its test images "
+                f"{prefix}: its training images are {kinds['train']} and its test images "
                 f"{kinds['test']}: expected the same, bytes from 0 to 255 or floats from 0 to 1"
             )
         count, self.channels, self.image_size, _ = read["train"][0].shape
@@ -277,7 +279,7 @@ class OwnImages(ImagesInMemory):
         mean, spread = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)
         if not spread.all():
             raise ConfigError(
-                f"{said}: a channel of its {count} training images is the same everywhere; there "
+                f"{prefix}: a channel of its {count} training images is the same everywhere; there "
                 "is nothing to learn"
             )
         self.hold(

@@ -117,19 +117,19 @@ def _image_and_label(
             labels.append(member)
         else:
             left_out[type_in_words(member.name)] += 1
-    said = f"{path}: sample {printable(key)!r}"
+    prefix = f"{path}: sample {printable(key)!r}"
     if len(images) != 1:
         raise ConfigError(
-            f"{said} has {len(images)} images: expected one, such as {printable(key)}.jpg; make "
+            f"{prefix} has {len(images)} images: expected one, such as {printable(key)}.jpg; make "
             "the shard again"
         )
     if len(labels) != 1:
         raise ConfigError(
-            f"{said} has {len(labels)} labels: expected one, {printable(key)}{_LABEL}; make the "
+            f"{prefix} has {len(labels)} labels: expected one, {printable(key)}{_LABEL}; make the "
             "shard again"
         )
     if images[0].size == 0:
-        raise ConfigError(f"{said} has an empty image; make the shard again")
+        raise ConfigError(f"{prefix} has an empty image; make the shard again")
     return images[0], labels[0]
 
 

@@ -110,9 +110,9 @@ def load_image(file: Any, name: str | None = None) -> Any:
                 )
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        said = printable(file if name is None else name)
+        shown_name = printable(file if name is None else name)
         raise BrokenImageError(
-            f"{said} cannot be read as an image: {printable(str(error))}"
+            f"{shown_name} cannot be read as an image: {printable(str(error))}"
         ) from error
 
 

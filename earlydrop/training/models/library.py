@@ -46,7 +46,7 @@ _HIDDEN = (
 _CLASSES = 7  # of a model that is only looked at
 
 
-class Found(NamedTuple):
+class DropoutArguments(NamedTuple):
     """The dropout of a model, as its arguments set it.
 
     Attributes:
@@ -87,11 +87,11 @@ def named(name: str) -> Callable[..., nn.Module]:
     """The builder of the model with this name."""
 
     def build(task: Task, **further: Any) -> nn.Module:
-        dropout = look_at(name)
+        dropout = find_dropout(name)
         values = _sizes(name, dropout.cls, task) | rates(dropout, task)
         values |= typed("model", name, dropout.cls, further)
-        model = _make(name, values)
-        _set(model, dropout, task)
+        model = _build(name, values)
+        _set_fixed_rates(model, dropout, task)
         if name.startswith(TORCHVISION) and task.channels != 3:
             _adapt_channels(name, model, task.channels)
         return model
@@ -99,7 +99,7 @@ def named(name: str) -> Callable[..., nn.Module]:
     return build
 
 
-def rates(dropout: Found, task: Task) -> dict[str, float]:
+def rates(dropout: DropoutArguments, task: Task) -> dict[str, float]:
     """The arguments that set rates, for a task."""
     return (
         dict.fromkeys(dropout.unit, task.unit)
@@ -110,7 +110,7 @@ def rates(dropout: Found, task: Task) -> dict[str, float]:
 
 def in_words(name: str, task: Task) -> list[str]:
     """A line for each dropout argument: its value, and the sites that it sets."""
-    dropout = look_at(name)
+    dropout = find_dropout(name)
     lines = []
     for argument, rate in rates(dropout, task).items():
         sites = dropout.unit.get(argument) or dropout.path.get(argument)
@@ -122,10 +122,10 @@ def in_words(name: str, task: Task) -> list[str]:
 
 
 @functools.cache
-def look_at(name: str) -> Found:
+def find_dropout(name: str) -> DropoutArguments:
     """Find the arguments of a model that set rates, and the sites that each sets."""
     with torch.random.fork_rng(devices=[]):
-        cls = type(_look(name, {}))
+        cls = type(_build_to_inspect(name, {}))
     candidates = _candidates(cls)
     head: tuple[str, ...] = ()
     if not name.startswith(TORCHVISION):
@@ -137,26 +137,24 @@ def look_at(name: str) -> Found:
     sites = [site for site in find_sites(model) if site.base_rate > 0]
     unit: dict[str, tuple[str, ...]] = {}
     path: dict[str, tuple[str, ...]] = {}
-    behind: set[str] = set()
+    path_sites = tuple(site.name for site in sites if site.kind == "path")
     for argument, mark in marks.items():
-        theirs = [site for site in sites if site.kind == "unit" and site.base_rate == mark]
-        paths: list[Site] = []
-        if not theirs and _sets_paths(argument):
-            paths = [site for site in sites if site.kind == "path"]
-        for group, of in ((unit, theirs), (path, paths)):
-            if of:
-                group[argument] = tuple(site.name for site in of)
-                behind |= set(group[argument])
+        unit_sites = [site.name for site in sites if site.kind == "unit" and site.base_rate == mark]
+        if unit_sites:
+            unit[argument] = tuple(unit_sites)
+        elif path_sites and _sets_paths(argument):
+            path[argument] = path_sites
+    set_by_argument = {site for group in (*unit.values(), *path.values()) for site in group}
     in_head = _in_head(model, sites) if name.startswith(TORCHVISION) else set()
-    only_head = [argument for argument, theirs in unit.items() if set(theirs) <= in_head]
+    only_head = [argument for argument, group in unit.items() if set(group) <= in_head]
     for argument in only_head:
         del unit[argument]
-    return Found(
+    return DropoutArguments(
         cls=cls,
         unit=unit,
         path=path,
         head=(*(argument for argument in head if argument not in refused), *only_head),
-        fixed=tuple(site.name for site in sites if site.name not in behind),
+        fixed=tuple(site.name for site in sites if site.name not in set_by_argument),
         classifier=tuple(sorted(in_head)) if unit else (),
     )
 
@@ -201,7 +199,7 @@ def _without_refused(
         values = {argument: _mark(i) for i, argument in enumerate(asked)} | dict.fromkeys(head, 0.0)
         values = {argument: value for argument, value in values.items() if argument not in refused}
         try:
-            return _look(name, values), refused
+            return _build_to_inspect(name, values), refused
         except (TypeError, ValueError, AssertionError) as error:
             words = (
                 set(re.findall(r"'(\w+)'", str(error))) & values.keys()
@@ -214,16 +212,16 @@ def _without_refused(
             refused |= words
 
 
-def _look(name: str, values: dict[str, Any]) -> nn.Module:
+def _build_to_inspect(name: str, values: dict[str, Any]) -> nn.Module:
     """A model to look at, on the meta device where it can be built there."""
     try:
         with torch.device("meta"):
-            return _make(name, {"num_classes": _CLASSES} | values)
+            return _build(name, {"num_classes": _CLASSES} | values)
     except (NotImplementedError, RuntimeError):
-        return _make(name, {"num_classes": _CLASSES} | values)
+        return _build(name, {"num_classes": _CLASSES} | values)
 
 
-def _make(name: str, values: dict[str, Any]) -> nn.Module:
+def _build(name: str, values: dict[str, Any]) -> nn.Module:
     model: nn.Module
     if not name.startswith(TORCHVISION):
         model = timm.create_model(name, pretrained=False, **values)
@@ -262,7 +260,7 @@ def _in_head(model: nn.Module, sites: list[Site]) -> set[str]:
     return {name for name in unit if name.rpartition(".")[0] == parent}
 
 
-def _set(model: nn.Module, dropout: Found, task: Task) -> None:
+def _set_fixed_rates(model: nn.Module, dropout: DropoutArguments, task: Task) -> None:
     """Set in place the rates that no argument sets.
 
     Sites of the head get 0. For the other sites of a kind, the largest rate becomes the peak of the
@@ -274,13 +272,13 @@ def _set(model: nn.Module, dropout: Found, task: Task) -> None:
         built = [(site, site.base_rate) for site in fixed if site.kind == kind]
         largest = max((rate for _, rate in built), default=0.0)
         for site, rate in built:
-            _write(site, peak * (rate / largest) if largest > 0 else 0.0)
+            _set_rate(site, peak * (rate / largest) if largest > 0 else 0.0)
     for site in find_sites(model):
         if site.name in dropout.classifier:
-            _write(site, 0.0)
+            _set_rate(site, 0.0)
 
 
-def _write(site: Site, rate: float) -> None:
+def _set_rate(site: Site, rate: float) -> None:
     setattr(site.module, site.attribute, rate)
 
 
@@ -318,5 +316,6 @@ def _grouped(sites: Iterable[str]) -> str:
     for site in sites:
         pattern = re.sub(r"\d+", "*", site)
         counts[pattern] = counts.get(pattern, 0) + 1
-    said = [f"{pattern} ({count})" if count > 1 else pattern for pattern, count in counts.items()]
-    return ", ".join(said[:6]) + (f", and {len(said) - 6} more" if len(said) > 6 else "")
+    names = [f"{pattern} ({count})" if count > 1 else pattern for pattern, count in counts.items()]
+    more = f", and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more

@@ -59,9 +59,9 @@ def load_pretrained(path: str, name: str, model: nn.Module, classes: int) -> str
     Raises:
         ConfigError: The file cannot be read, or holds another model.
     """
-    said = f"model.pretrained is {path!r}"
+    prefix = f"model.pretrained is {path!r}"
     pretrained_digest(path)
-    weights = _renamed(_weights(said, path), model)
+    weights = _renamed(_weights(prefix, path), model)
     own = model.state_dict()
     weights = _for_channels(weights, own)
     head = _head(weights, own, classes)
@@ -69,7 +69,7 @@ def load_pretrained(path: str, name: str, model: nn.Module, classes: int) -> str
     reason = _unfit(loaded, {key: value for key, value in own.items() if key not in head})
     if reason is not None:
         raise ConfigError(
-            f"{said}: it holds another model than model.name={name} on this data: {reason}"
+            f"{prefix}: it holds another model than model.name={name} on this data: {reason}"
         )
     model.load_state_dict(loaded, strict=False)
     words = f"{len(loaded)} of {len(own)} tensors from {path}"
@@ -96,14 +96,14 @@ def _unfit(loaded: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:
     return None if loaded else "it has nothing but a classifier"
 
 
-def _weights(said: str, path: str) -> dict[str, Tensor]:
+def _weights(prefix: str, path: str) -> dict[str, Tensor]:
     """The tensors of a file by name."""
     file = Path(path).expanduser()
     try:
         content: Any = read_weights(file)
     except UnreadableWeightsError as error:
         raise ConfigError(
-            f"{said}: it cannot be read as weights ({error}); expected a .safetensors or a .pth "
+            f"{prefix}: it cannot be read as weights ({error}); expected a .safetensors or a .pth "
             "file"
         ) from error
     if isinstance(content, dict):
@@ -112,7 +112,7 @@ def _weights(said: str, path: str) -> dict[str, Tensor]:
         )
     if not is_weights(content):
         raise ConfigError(
-            f"{said}: it has no weights by name; expected a state_dict, by itself or under "
+            f"{prefix}: it has no weights by name; expected a state_dict, by itself or under "
             f"{', '.join(_HOLDS)}"
         )
     return {str(key).removeprefix("module."): value for key, value in content.items()}

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import earlydrop
-from earlydrop.training.data.extra import in_provenance as extra_in_provenance
+from earlydrop.training.data.extra import extra_record
 from earlydrop.training.device import determinism_settings
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.pretrained import pretrained_digest
-from earlydrop.training.outside import in_provenance
+from earlydrop.training.outside import code_record
 from earlydrop.training.record.files import write_atomically
 from earlydrop.training.record.folder import DamagedFileError, RunFolder, read_json
 
@@ -162,7 +162,7 @@ def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
     A run that is resumed with other further test sets (``data.extra``) records the new ones: it is
     measured on them only at its end.
     """
-    extra = extra_in_provenance(plan.source.extra) if plan.config.data.extra else {}
+    extra = extra_record(plan.source.extra) if plan.config.data.extra else {}
     recorded: dict[str, Any] = {}
     with suppress(DamagedFileError):
         recorded = read_json(folder.path / "provenance.json")
@@ -183,7 +183,7 @@ def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
         if plan.config.trainer.deterministic:
             content["deterministic"] = determinism_settings()
         if plan.code:
-            content |= {"code": in_provenance(plan.code), "configuration": plan.configuration}
+            content |= {"code": code_record(plan.code), "configuration": plan.configuration}
         if plan.config.model.pretrained is not None:
             content["pretrained"] = {
                 "file": plan.config.model.pretrained,

@@ -39,7 +39,7 @@ def test_the_head_of_a_torchvision_model_does_not_drop():
     model = build("torchvision/efficientnet_b0", Task(3, 10, 32, 0.25, 0.5))
     assert model.classifier[0].p == 0
     assert {name.rpartition(".")[2] for name in rates(model)} == {"stochastic_depth"}
-    vgg = library.look_at("torchvision/vgg11")
+    vgg = library.find_dropout("torchvision/vgg11")
     assert (vgg.unit, vgg.path, vgg.head) == ({}, {}, ("dropout",))
 
 

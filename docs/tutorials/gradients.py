@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Measuring gradients
 #
-# The paper explains early dropout by the gradients of mini-batches: with dropout they are shorter,
-# and at the start of training their directions agree more. `earlydrop.probe` measures that in any
-# loop and changes nothing in it.
+# The paper explains early dropout by the gradients of mini-batches. In its models, dropout makes
+# them shorter, and at the start of training their directions agree more. `earlydrop.probe` measures
+# both in any training loop, and changes nothing in it.
 
 # %%
 import torch
@@ -37,14 +37,17 @@ for name in ("gradient_norm", "gdv", "gde", "bias", "noise_scale"):
 # ## With dropout and without
 #
 # One model, the same weights and batches, with dropout on and off. The difference is due to the
-# masks alone.
+# masks alone. Here both numbers are larger with dropout: the model is small, and its weights have
+# not been trained. The paper measured smaller ones during the training of ViT-T on ImageNet. `none`
+# switches off the dropout that the model was built with.
 
 # %%
 scheduler = earlydrop.DropoutScheduler(model, earlydrop.constant(0.3))
 on = earlydrop.probe(model, loss_fn, batches=data[:16], dataset=data)
 scheduler.restore()
-scheduler = earlydrop.DropoutScheduler(model, earlydrop.none(), sites="*")
+scheduler = earlydrop.DropoutScheduler(model, earlydrop.none())
 off = earlydrop.probe(model, loss_fn, batches=data[:16], dataset=data)
+scheduler.restore()
 print(f"GDV  {on.gdv:.4f} with dropout, {off.gdv:.4f} without")
 print(f"norm {on.gradient_norm:.4f} with dropout, {off.gradient_norm:.4f} without")
 

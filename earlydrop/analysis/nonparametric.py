@@ -110,10 +110,12 @@ def time_difference(
 ) -> tuple[Paired, Within] | None:
     """The difference of the steps at which runs reach a bound, with the log-rank test.
 
+    The log-rank test does not use the pairing; the interval and the test of equivalence do.
+
     Args:
         arm: By seed, the step at which a run first reaches the bound; ``limit`` if it never does.
         against: Those of the other arm, with the same seeds.
-        limit: The length of a run in steps. A run with this value counts as not having reached it.
+        limit: The length of a run in steps. A run with this value has not reached the bound.
 
     Returns:
         The mean difference of the steps, cut at the limit, with Student's interval and the p-value
@@ -125,7 +127,7 @@ def time_difference(
         return None
     samples = [_censored(list(values.values()), limit) for values in (arm, against)]
     reached = any(value < limit for values in (arm, against) for value in values.values())
-    with np.errstate(invalid="ignore"):  # runs that all reach it at once: 0 / 0
+    with np.errstate(invalid="ignore"):  # 0 / 0 if all runs reach the bound at the same step
         p = float(scipy.stats.logrank(*samples).pvalue) if reached else 1.0
     comparison = Paired(
         seeds=differences.seeds,

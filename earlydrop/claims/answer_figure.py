@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from earlydrop.analysis.plots import LOOK
 from earlydrop.claims.answer import SYMBOLS, Point
 
-_LOOKS = {  # colour, marker, and whether it is filled: a verdict is legible without its colour
+_LOOKS = {  # colour, marker, whether the marker is filled; verdicts differ without colour, too
     "confirmed": ("#1b7837", "o", True),
     "no effect": ("#555555", "s", True),
     "opposite": ("#b2182b", "X", True),
@@ -34,7 +34,7 @@ def draw_points(points: Sequence[Point], path: Path) -> None:
 
     Args:
         points: In the order of the rows.
-        path: The picture.
+        path: The file to write.
     """
     lines = len(points) + len({point.claim for point in points})
     with mpl.rc_context(LOOK):

@@ -1,4 +1,7 @@
-"""The next runs of a study with declared looks."""
+"""The next runs of a study with declared looks.
+
+A look is an interim analysis: the claims are judged after a declared number of seeds.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def next_look(declaration: Declaration, claims: Iterable[Claim], summaries: Summ
     judged = judge(declaration, study.name, FIRST, runs) if len(runs) else []
     verdicts = tuple(verdict for verdict in judged if verdict.claim.id in ids)
     decided = {verdict.claim.id for verdict in verdicts if verdict.verdict in DECIDED}
-    # No further seed decides a claim that a finished run has no value for.
+    # If a finished run has no value for a claim, more seeds cannot decide it.
     hopeless = {verdict.claim.id for verdict in verdicts if verdict.value_missing}
     undecided = [claim for claim in declaration.claims if claim.id in ids - decided - hopeless]
     look = _looks_done(verdicts, len(undecided))

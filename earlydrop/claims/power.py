@@ -49,7 +49,8 @@ def needed_seeds(
         spread: Standard deviation of its paired differences, in the metric's units.
         smallest: The smallest effect that matters, in the metric's units.
         level: The level of its tests.
-        seen: The true effect of a claim of equivalence, in the metric's units.
+        seen: The effect to assume as the true one for a claim of equivalence, in the metric's
+            units.
 
     Returns:
         The number; None for more than `MOST`.
@@ -96,7 +97,8 @@ def price(
         smallest: The smallest effect that matters, in the metric's units.
         level: The level of its tests.
         seconds: The time of one run of each of its arms, in seconds.
-        seen: The true effect of a claim of equivalence, in the metric's units.
+        seen: The effect to assume as the true one for a claim of equivalence, in the metric's
+            units.
     """
     seeds = needed_seeds(claim, spread, smallest, level, seen=seen)
     return Price(seeds, (seeds or MOST) * sum(seconds) / 3600)
@@ -105,7 +107,7 @@ def price(
 def first_level(claims: Iterable[Claim], claim: Claim) -> float:
     """The level at which Holm's procedure tests the smallest p-value of a claim's family.
 
-    A claim has two tests, so it is the level 5% divided by twice the number of claims.
+    A claim has two tests, so this level is 5% divided by twice the number of claims of the family.
     """
     members = [member for member in claims if member.family == claim.family]
     return LEVEL / (2 * len(members))

@@ -1,4 +1,4 @@
-"""Monte Carlo dropout: predictions with dropout left on at test.
+"""Monte Carlo dropout: predictions with dropout on at test time.
 
 Gal and Ghahramani 2016, arXiv:1506.02142. Shape legend: B inputs, K classes, T passes.
 """
@@ -28,7 +28,7 @@ class MonteCarloPrediction:
 
     Attributes:
         mean: Predictive mean of the class probabilities, or of the outputs, (B, ...).
-        variance: Variance over the passes (1/T), (B, ...).
+        variance: Variance over the passes (the sum divided by T), (B, ...).
         entropy: Entropy of the predictive mean in nats, (B,); None for outputs that are not
             probabilities.
         mutual_information: Entropy of the mean minus the mean entropy, in nats, (B,): the
@@ -46,7 +46,7 @@ class MonteCarloPrediction:
 
 @contextmanager
 def _only_dropout_on(model: nn.Module, inputs: Any) -> Iterator[None]:
-    """Within it, the modules that drop are in training mode, and all others in evaluation mode."""
+    """Context with the modules that drop in training mode, and all others in evaluation mode."""
     inner = unwrap(model)
     # The fast path of nn.TransformerEncoderLayer would skip its dropouts.
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -94,7 +94,7 @@ def _logits(output: Any) -> Tensor:
     if not isinstance(logits, Tensor):
         raise ValueError(
             f"the model returns a {type(output).__name__} without logits: "
-            "give select=, a function from it to a tensor"
+            "give select=, a function from the output to a tensor"
         )
     return logits
 

@@ -51,8 +51,8 @@ def probe(
             in evaluation mode stay so.
         loss_fn: ``loss_fn(model, batch)`` returns the mean loss over the batch, a scalar tensor
             with a graph.
-        batches: The mini-batches, at least two. One gradient is taken of each. Use batches of the
-            size of training.
+        batches: The mini-batches, at least two. One gradient is taken of each. Use the batch size
+            of training.
         dataset: All training batches, for the whole-dataset gradient. It is iterated once, in its
             own order. With None there is no direction error and no bias.
         images_in: The number of images in a batch, as a function of the batch. Default: the first
@@ -62,19 +62,20 @@ def probe(
             accumulation. ``loss_fn`` and ``images_in`` then get parts. Default: one part.
         group: Workers whose gradients to combine. Each gives its own ``batches`` and ``dataset``,
             with at least one batch in both.
-        measures: Additional measures by name: functions of `Moments`, for ``further`` in the
-            report.
+        measures: Additional measures: names and functions of `Moments`. The report has their values
+            in ``further``.
 
     Returns:
         The measures.
 
     Raises:
-        ValueError: ``dataset`` is a one-shot iterator or empty, ``group`` is given without
-            ``dataset``, there are fewer than two batches, a gradient is zero or not finite, the
-            loss is not a scalar, no parameter requires a gradient, or parameters are sharded
-            (FSDP2).
+        ValueError: ``batches`` or ``dataset`` is not iterable, ``dataset`` is a one-shot iterator
+            or empty, ``group`` is given without ``dataset``, there are fewer than two batches,
+            ``parts`` gives no part, the images of a batch cannot be counted, a gradient is zero or
+            not finite, the loss is not a scalar, no parameter requires a gradient, or parameters
+            are sharded (FSDP2).
         RuntimeError: The model still drops with every site off, so there is no single whole-dataset
-            gradient; the error names the place. Or it uses activation checkpointing with
+            gradient (the error names the place), or the model uses activation checkpointing with
             ``use_reentrant=True``.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
@@ -133,7 +134,7 @@ def _check_iterables(batches: Any, dataset: Any) -> None:
     """Refuse batches that cannot be iterated, and a dataset that can be iterated only once."""
     if dataset is not None and isinstance(dataset, Iterator):
         raise ValueError(
-            f"dataset is a one-shot {type(dataset).__name__}, which would be empty the next time: "
+            f"dataset is a one-shot {type(dataset).__name__}, empty at the next probe: "
             "give a list of batches, a DataLoader, or an object whose __iter__ starts anew"
         )
     for name, value in (("batches", batches), ("dataset", dataset)):
@@ -197,7 +198,7 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 def _refuse_reentrant(loss: Tensor) -> None:
     """Refuse a graph with a reentrant checkpoint.
 
-    Only backward() gives the gradients of its parameters; torch.autograd.grad leaves them out.
+    torch.autograd.grad does not support it: it gives None for the parameters inside, or raises.
     """
     waiting = [loss.grad_fn]
     seen = set()
@@ -208,8 +209,8 @@ def _refuse_reentrant(loss: Tensor) -> None:
         seen.add(node)
         if node.name() == "CheckpointFunctionBackward":
             raise RuntimeError(
-                "the probe cannot measure a model with activation checkpointing of the kind "
-                "use_reentrant=True, whose gradients only backward() gives: checkpoint with "
+                "the probe cannot measure a model with activation checkpointing by "
+                "use_reentrant=True, since torch.autograd.grad does not support it: use "
                 "use_reentrant=False (transformers: model.gradient_checkpointing_enable("
                 'gradient_checkpointing_kwargs={"use_reentrant": False})), or switch '
                 "checkpointing off while probing"
@@ -247,7 +248,7 @@ def batch_images(batch: Any) -> int:
         The number of images.
 
     Raises:
-        ValueError: There is no tensor with a first dimension.
+        ValueError: No tensor has a first dimension of 1 or more.
     """
     stack = [batch]
     while stack:
@@ -271,7 +272,7 @@ def _describe(value: object) -> str:
 
 
 def _fresh(batches: Iterable[Any]) -> Iterable[Any]:
-    """The batches, with a copy in the place of a DataLoader.
+    """The batches; a DataLoader is replaced by a copy.
 
     A loader with persistent workers has only one iterator, which training may be using.
     """

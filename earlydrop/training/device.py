@@ -1,4 +1,4 @@
-"""The device of a run: its choice, its arithmetic, and its errors in one line."""
+"""The device of a run: its choice, its arithmetic, and one-line messages for its errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from earlydrop.training.fields import ConfigError
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _WORKSPACES = (":4096:8", ":16:8")
-"""Sizes of cuBLAS's workspace that make its products repeatable, by NVIDIA's documentation."""
+"""Workspaces with which cuBLAS is deterministic, according to NVIDIA's documentation."""
 
 
 @contextmanager
@@ -33,8 +33,7 @@ def deterministic(required: bool) -> Iterator[None]:
     if workspace not in (None, *_WORKSPACES):
         raise ConfigError(
             f"trainer.deterministic is true, and {_WORKSPACE} is {workspace!r}: expected "
-            f"{' or '.join(_WORKSPACES)}; leave it out of the "
-            "environment"
+            f"{' or '.join(_WORKSPACES)}; set it to one of these, or unset it"
         )
     cudnn = torch.backends.cudnn
     before = (
@@ -59,7 +58,8 @@ def deterministic(required: bool) -> Iterator[None]:
 def arithmetic(options: TrainerConfig, device: torch.device) -> Iterator[None]:
     """Context with the arithmetic of ``trainer.deterministic`` and ``trainer.precision``.
 
-    By default, torch on a GPU uses tf32 in convolutions but not in matrix products.
+    On a GPU, tf32 is on in convolutions and matrix products if ``trainer.precision`` is ``tf32``,
+    and off in both otherwise. Torch's default is tf32 in convolutions only.
     """
     with deterministic(options.deterministic):
         if device.type != "cuda":
@@ -94,7 +94,7 @@ def refuse_precision(precision: str, device: torch.device) -> None:
 
 
 def determinism_settings() -> dict[str, object]:
-    """Torch's present settings of determinism, for the record."""
+    """Torch's present settings of determinism, for ``provenance.json``."""
     return {
         "algorithms": torch.are_deterministic_algorithms_enabled(),
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
@@ -120,9 +120,8 @@ def device_problem(error: Exception, config: Config) -> str | None:
     ):
         operation = line.partition(" does not have")[0]
         return (
-            f"trainer.deterministic is true, and {operation} has no implementation that gives the "
-            "same bits twice: set "
-            "trainer.deterministic=false, or change the model"
+            f"trainer.deterministic is true, and {operation} has no deterministic implementation: "
+            "set trainer.deterministic=false, or change the model"
         )
     return None
 

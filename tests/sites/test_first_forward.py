@@ -57,7 +57,7 @@ def test_a_drop_that_no_name_tells_of_is_warned_of_with_its_line(name):
     operation = name.removeprefix("torch.").strip("_")
     rate = "" if name == "bernoulli" else " at rate 0.25"
     assert f"no scheduler drives: 2 calls {operation}{rate} (test_first_forward.py:" in message
-    assert "earlydrop.audit(model, inputs) shows all" in message
+    assert "earlydrop.audit(model, inputs) lists every drop" in message
 
 
 QUIET = {

@@ -161,7 +161,7 @@ UNDETERMINED = RuntimeError(
         ),
         (
             UNDETERMINED,
-            "trainer.deterministic is true, and cumsum_cuda_kernel has no implementation",
+            "trainer.deterministic is true, and cumsum_cuda_kernel has no deterministic",
         ),
     ],
 )

@@ -2,7 +2,7 @@
 
 `find_sites` recognises a drop rate by the class and the attribute that hold it. A rate elsewhere
 (``self.amount``, a number in the forward) shows only when a forward uses it. So the first training
-forward of a scheduled model is watched, and a warning names the drops beside the driven sites.
+forward of a scheduled model is watched, and a warning names the drops that no scheduler drives.
 `earlydrop.audit` sees more (custom kernels, draws of plain random numbers), but needs inputs.
 """
 
@@ -59,13 +59,13 @@ class _Undriven:
 
 
 class FirstForward:
-    """Watch the first training forward of a model and warn of drops beside its driven sites.
+    """Watch the first training forward of a model and warn of drops that no scheduler drives.
 
     Args:
         model: A model with driven sites.
         kind: ``"unit"``, ``"path"`` or ``"all"``. Drops of the other kind are not warned of; drops
             of an unknown kind are.
-        already_warned: Modules with rates that the scheduler has warned of already.
+        already_warned: Modules that the scheduler has already warned of.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class FirstForward:
             self._hooks.pop().remove()
 
     def begin(self, module: nn.Module) -> None:
-        """Start to watch, before the first training forward of the model."""
+        """Start watching before the first training forward of the model."""
         if module is not self.root() or self._watching is not None:
             return  # a replica of DataParallel, or a forward inside the forward
         if self._done or not any(map(is_scheduled, module.modules())):
@@ -100,7 +100,7 @@ class FirstForward:
             self._watching.__enter__()
 
     def end(self, module: nn.Module) -> None:
-        """Stop to watch, after the forward, also if it raised."""
+        """Stop watching after the forward, even if it raised an error."""
         if self._watching is None or module is not self.root():
             return
         watching, self._watching = self._watching, None
@@ -140,7 +140,7 @@ class _Hook:
             copied = memo.get(id(hooks), {})
             keys = [key for key, hook in hooks.items() if hook is self]
             memo.setdefault(COPIED_HOOKS, []).extend((copied, key) for key in keys)
-        # A placeholder: a driven module inside is copied just after, and removes it from the copy.
+        # A placeholder. A driven module is copied later; its `__deepcopy__` removes it.
         return contextlib.nullcontext().__exit__
 
     def __reduce__(self) -> Any:  # standard library only: the pickle loads without earlydrop
@@ -148,7 +148,7 @@ class _Hook:
 
 
 class _Watching(TorchFunctionMode):
-    """Within it, each drop that Python calls with a rate above 0 is noted."""
+    """Context that records each drop that Python calls with a rate above 0."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -242,7 +242,10 @@ def _bernoulli(func: Any, given: Mapping[str, Any]) -> tuple[bool, float | None]
 
 
 def _reads(module: nn.Module, rate: float | None) -> bool:
-    """Whether a module that is no drop layer drops at a driven rate that it reads."""
+    """Whether a call at this rate is driven: the rate is one of the module's driven rates.
+
+    A call without a single rate counts as driven in every driven module.
+    """
     link: Link | None = module.__dict__.get(LINK)
     if link is None or rate is None:
         return link is not None
@@ -250,7 +253,7 @@ def _reads(module: nn.Module, rate: float | None) -> bool:
 
 
 def _kind(func: Any, values: object) -> str:
-    """``"unit"``, or ``"path"`` for one draw a sample; ``""`` where it cannot be told."""
+    """``"unit"``, or ``"path"`` for one draw per sample; ``""`` if the kind is unknown."""
     if not func.__name__.startswith("bernoulli"):
         return "unit"
     if not isinstance(values, Tensor) or values.dim() == 0:
@@ -280,6 +283,6 @@ def _warn(undriven: list[_Undriven]) -> None:
     warnings.warn(
         f"the model has drops that no scheduler drives: {listed}. The schedule does not change "
         "their rate. Use an nn.Dropout there, or hold the rate in an attribute called dropout or "
-        "drop_rate and name it in sites=. earlydrop.audit(model, inputs) shows all",
+        "drop_rate and name it in sites=. earlydrop.audit(model, inputs) lists every drop",
         stacklevel=5,
     )

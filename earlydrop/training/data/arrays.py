@@ -31,7 +31,7 @@ EMBEDDED = Path(__file__).parent / "fashion_mnist_mini.xz"
 EMBEDDED_SHA256 = "5e8d0c078385f6bdda2fd863bc57fc1b11a43a93dd6995ffd2dcc8c90c0bdff2"
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 DOWNLOADS = Path("~/.cache/earlydrop/data")
-"""Where datasets are downloaded to, and looked for, where ``data.root`` is null."""
+"""The folder of downloaded datasets if ``data.root`` is null."""
 
 Array = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -106,7 +106,7 @@ def image_arrays(
         if labels.shape != (len(images),) or len(images) == 0:
             raise ConfigError(
                 f"there are {len(images)} {split} images and labels of shape {labels.shape}: "
-                "expected one label an image"
+                "expected one label per image"
             )
         if labels.min() < 0 or labels.max() >= classes:
             raise ConfigError(
@@ -120,7 +120,7 @@ def image_arrays(
             f"training images have shape {train.shape[1:]}, test images {test.shape[1:]}: expected "
             "the same"
         )
-    # Labels are hashed as bytes where they fit, as they are published.
+    # Labels that fit are hashed as single bytes: the published files store them so.
     narrow = np.uint8 if classes <= 256 else np.dtype("<i8")
     digest = hashlib.sha256()
     for array in (train, train_labels.astype(narrow), test, test_labels.astype(narrow)):
@@ -134,11 +134,11 @@ def _embedded(config: DataConfig) -> ImageArrays:
 
 @functools.cache
 def _unpacked() -> ImageArrays:
-    """The embedded images, unpacked once a process: a sweep's runs share them."""
+    """The embedded images, unpacked once per process. The runs of a sweep share them."""
     content = lzma.decompress(EMBEDDED.read_bytes())
     if hashlib.sha256(content).hexdigest() != EMBEDDED_SHA256:
         raise ConfigError(
-            f"{EMBEDDED.name} is damaged: its content has another SHA-256 than published; install "
+            f"{EMBEDDED.name} is damaged: its SHA-256 is not the published one; install "
             "earlydrop again"
         )
     flat = np.frombuffer(content, np.uint8)
@@ -218,7 +218,7 @@ def _how_to_get(config: DataConfig, root: Path, error: Exception) -> str:
     if config.download:
         return (
             f"data.name is {config.name!r}: it could not be downloaded into {root} ({error}); "
-            "fetch it elsewhere and set data.root"
+            "get it in another way, and set data.root to its folder"
         )
     ways = [
         f"fetch it with data.download=true, into {root if config.root is not None else DOWNLOADS}",
@@ -257,8 +257,8 @@ def load_arrays(config: DataConfig) -> ImageArrays:
     if config.train_images > len(arrays.train_labels) or config.train_images < arrays.classes:
         raise ConfigError(
             f"data.train_images is {config.train_images}: {config.name} has "
-            f"{len(arrays.train_labels)} training images of "
-            f"{arrays.classes} classes; expected a number between the two"
+            f"{len(arrays.train_labels)} training images of {arrays.classes} classes; "
+            f"expected {arrays.classes} to {len(arrays.train_labels)}"
         )
     keep = stratified(arrays.train_labels, config.train_images, arrays.classes)
     return image_arrays(
@@ -273,8 +273,8 @@ def load_arrays(config: DataConfig) -> ImageArrays:
 def stratified(labels: Labels, count: int, classes: int) -> npt.NDArray[np.int64]:
     """Indices of the first images of each class, ascending.
 
-    Each class gives the same number of images, or all that it has if these are fewer. A remainder
-    is spread over the first classes with more.
+    Each class gives the same number of images, or all that it has if these are fewer. If images
+    remain to be chosen, the first classes with more images give one more each.
 
     Args:
         labels: The class of each image, of shape (images,).
@@ -309,8 +309,8 @@ class ImagesInMemory(Source):
         Args:
             images: Per split, of shape (count, channels, height, width).
             labels: Per split, of shape (count,).
-            scale: One number a channel; an image times the scale minus the offset is normalised.
-            offset: One number a channel.
+            scale: One number per channel. A normalised image is ``image * scale - offset``.
+            offset: One number per channel.
             options: How training images are augmented.
             device: Where batches are made.
         """
@@ -336,7 +336,7 @@ class ImagesInMemory(Source):
 
 
 class ArraySource(ImagesInMemory):
-    """Images in memory, normalised by the mean and spread of the training images."""
+    """Images in memory, normalised by the mean and standard deviation of the training images."""
 
     def __init__(self, config: DataConfig, options: AugmentConfig, device: torch.device) -> None:
         arrays = load_arrays(config)
@@ -358,8 +358,8 @@ class ArraySource(ImagesInMemory):
         spread = arrays.train_images.std(axes, dtype=np.float64) / 255
         if not spread.all():
             raise ConfigError(
-                f"data.name is {config.name!r}: its training images are all of one grey, so there "
-                "is nothing to learn from"
+                f"data.name is {config.name!r}: a channel of its training images has the same "
+                "value in every pixel, so it cannot be normalised; expected images that differ"
             )
         images = {"train": arrays.train_images, "test": arrays.test_images}
         labels = {"train": arrays.train_labels, "test": arrays.test_labels}

@@ -1,5 +1,6 @@
-"""Augmentation in a few vectorised operations, drawn per sample from an explicit generator.
+"""Augmentation in a few vectorised operations, with draws from an explicit generator.
 
+Shifts, flips and erased boxes are drawn per image, mixup and cutmix once per batch.
 Every image has its own crop. A crop shared by the whole batch would make the gradients of its
 images agree too much.
 
@@ -49,12 +50,12 @@ def shift_and_flip(
 
 
 def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Random erasing (Zhong et al. 2020, arXiv:1708.04896) as released.
+    """Random erasing (Zhong et al. 2020, arXiv:1708.04896), as in the released code.
 
-    With a probability, a box of an image becomes normal noise.
+    Each image is chosen with ``probability``. A box of a chosen image is replaced by normal noise.
 
-    A box covers 1/50 to 1/3 of the image at an aspect of 0.3 to 3.3. The first of ten tries that
-    fits is used.
+    A box covers 1/50 to 1/3 of the image, at an aspect ratio of 0.3 to 3.3. Ten boxes are tried,
+    and the first that fits is used. If none fits, the image stays as it is.
 
     Args:
         images: (B, C, H, W), normalised.
@@ -96,7 +97,7 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019), one draw for the batch.
 
-    The batch is mixed with itself reversed.
+    Image i is mixed with image B - 1 - i.
 
     This is timm's ``batch`` mode with its arithmetic. The draws come from an explicit generator,
     and a batch may have an odd number of images.

@@ -298,7 +298,7 @@ def _first(count: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if not classes <= count <= len(labels):
         raise ConfigError(
             f"data.train_images is {count}: there are {len(labels)} training images of {classes} "
-            "classes; expected a number between"
+            f"classes; expected {classes} to {len(labels)}"
         )
     keep = torch.from_numpy(stratified(labels.numpy(), count, classes))
     return images[keep], labels[keep]

@@ -26,7 +26,7 @@ def _embedded() -> bytes:
     content = lzma.decompress(EMBEDDED.read_bytes())
     if hashlib.sha256(content).hexdigest() != EMBEDDED_SHA256:
         raise ConfigError(
-            f"{EMBEDDED.name} is damaged: its content has another SHA-256 than published; install "
+            f"{EMBEDDED.name} is damaged: its SHA-256 is not the published one; install "
             "earlydrop again"
         )
     return content

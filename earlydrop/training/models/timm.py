@@ -18,7 +18,7 @@ from earlydrop.training.models.build import Task, set_path_profile
 
 
 class _Architecture(NamedTuple):
-    """An architecture of timm: its arguments of rates, and the place of its blocks."""
+    """An architecture of timm: the names of its rate arguments and of its blocks."""
 
     unit: tuple[str, ...]  # arguments that take the dropout rate
     path: tuple[str, ...]  # arguments that take the stochastic depth rate
@@ -39,7 +39,10 @@ ARCHITECTURES = {
 
 
 RELATIVE_POSITIONS = ("vit_relpos_", "vit_srelpos_")
-"""Vision Transformers without the position dropout of `ARCHITECTURES`. `library` builds them."""
+"""Prefixes of ViTs that take no ``pos_drop_rate``. `earlydrop.training.models.library` builds them.
+
+They start with ``vit_``, but do not fit the entry of `ARCHITECTURES`.
+"""
 
 
 def _built(name: str, task: Task, make: Callable[..., Any], **sizes: Any) -> nn.Module:
@@ -103,7 +106,7 @@ def _patch(patch: int | None, task: Task) -> int:
 
 
 def swin_femto(task: Task) -> nn.Module:
-    """Swin-F (Liu et al. 2023), which timm has no name for."""
+    """Swin-F (Liu et al. 2023). timm has no model of this size."""
     sizes = {
         "img_size": task.image_size,
         "patch_size": 4,

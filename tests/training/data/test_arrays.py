@@ -144,7 +144,7 @@ def grey(count=8, shape=(4, 4), labels=None):
             "training images are uint8 of shape",
         ),  # files swapped
         (grey(), grey(shape=(5, 5)), "training images have shape"),
-        (grey(0), grey(), "expected one label an image"),
+        (grey(0), grey(), "expected one label per image"),
     ],
 )
 def test_arrays_that_do_not_fit_together_are_refused(train, test, says):
@@ -155,7 +155,7 @@ def test_arrays_that_do_not_fit_together_are_refused(train, test, says):
 def test_constant_images_and_bad_archives_are_refused(tmp_path, monkeypatch):
     images, labels = np.full((8, 4, 4), 7, np.uint8), np.arange(8) % 3
     monkeypatch.setitem(ARRAYS, "grey", lambda _: image_arrays(images, labels, images, labels, 3))
-    with pytest.raises(ConfigError, match="all of one grey"):
+    with pytest.raises(ConfigError, match="the same value in every pixel"):
         ArraySource(DataConfig(name="grey"), AugmentConfig(shift=0), CPU)
     for content in (b"", b"no gzip", gzip.compress(bytes(50))[:-12]):
         (tmp_path / "x.gz").write_bytes(content)

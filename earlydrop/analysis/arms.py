@@ -1,8 +1,8 @@
 """Arms: groups of runs that differ only in their seed.
 
-An arm is every setting that acts on a run's weights, except the seed
-(`earlydrop.training.fingerprint.settings`). Runs belong to one arm if all of these are equal,
-whatever their labels and folders. A label is only for display.
+`Arm` holds every setting that affects a run's weights, except the seed
+(`earlydrop.training.fingerprint.settings`). Runs belong to one arm if all of these settings are
+equal. Their labels and folders do not matter: a label is only for display.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _SCHEDULE = "schedule."
 
 @dataclass(frozen=True)
 class Arm:
-    """The settings of some runs that act on their weights.
+    """The settings that affect the weights of a group of runs.
 
     Attributes:
         values: Key and value of every setting in use, null ones too, in the schema's order.
         base: The settings of the same runs without dropout. An arm that never drops is its own
             base.
-        words: Its schedule in a few words, such as ``early-0.1-20%``.
+        words: Its schedule as a short label, such as ``early-0.1-20%``; ``none`` without dropout.
     """
 
     values: tuple[tuple[str, Any], ...]
@@ -105,8 +105,8 @@ def config_of(values: Mapping[str, Any]) -> Config:
     """A configuration from values by dotted key.
 
     Args:
-        values: Values by dotted key. As in a table, NaN stands for null, and values may be text
-            where the key's type says what it means.
+        values: Values by dotted key, as read from a table of runs. NaN means null. A value may be
+            text, which is converted to the type of its key.
 
     Raises:
         ValueError: A key that the schema does not have.
@@ -127,7 +127,7 @@ def config_of(values: Mapping[str, Any]) -> Config:
 
 
 def _set_own(config: Config, name: str, value: Any) -> None:
-    """Set a key below an open one, such as ``model.args.width``; NaN leaves it out."""
+    """Set a key of the user's own, such as ``model.args.width``. NaN means that it is not set."""
     if isinstance(value, float) and math.isnan(value):
         return
     group, field, key = name.split(".", 2)
@@ -194,11 +194,12 @@ def label_arms(arms: Mapping[Any, tuple[Arm, str | None]]) -> dict[Any, str]:
 def differing(arms: list[Arm], among: Callable[[str], bool] = lambda key: True) -> list[str]:
     """Keys whose values differ between arms.
 
-    A key that some arms do not use counts only if it belongs to the schedule or to the user's code.
+    Keys are compared over the arms that use them. If only some arms use a key of the schedule or of
+    the user's code, it counts as different.
 
     Args:
         arms: The arms.
-        among: Whether a key is compared; all are by default.
+        among: Function that says whether a key is compared. Default: all keys are.
 
     Returns:
         The keys, sorted.
@@ -225,7 +226,7 @@ def _name(arm: Arm, keys_: list[str]) -> str:
 
 
 def _addition(arm: Arm, keys_: list[str]) -> str:
-    """What is added to a name that several arms have."""
+    """An arm's values of some keys in parentheses, to tell it from arms with the same name."""
     settings = _settings(arm, keys_, exact=True)
     return f" ({settings})" if settings else ""
 

@@ -114,13 +114,13 @@ def default_figures(history: pd.DataFrame) -> dict[str, str]:
 
 
 def words_of(metric: str) -> str:
-    """A metric's words: its label, or the name of the user's own measure."""
+    """The label of a metric, or the name of the user's own measure."""
     known = known_metric(metric)
     return known.label if known is not None else metric.removeprefix("probe/")
 
 
 def axis_of(metric: str) -> str:
-    """A metric's words on an axis: label, unit, and which way is better."""
+    """The axis label of a metric: name, unit, and whether lower or higher is better."""
     known = known_metric(metric)
     if known is None:
         return metric.removeprefix("probe/")
@@ -139,7 +139,7 @@ def values_panel(
         history: The columns ``step``, ``arm``, ``seed`` and the metric.
         metric: Its name.
         classes: Number of classes, for the chance level of an accuracy; None where not known.
-        label: The vertical axis; None for the metric's own words.
+        label: The label of the vertical axis; None for that of the metric (`axis_of`).
 
     Returns:
         The panel.
@@ -212,9 +212,9 @@ def rates_panel(history: pd.DataFrame, runs: pd.DataFrame) -> tuple[Panel, list[
         runs: The runs, from `earlydrop.analysis.load_runs`.
 
     Returns:
-        The panel, and the arms that are drawn from logged rates because the configuration does
-        not give them. These have a schedule of the user's own, which is not imported, or a cutoff
-        in epochs of unknown length.
+        The panel, and the arms that are drawn from logged rates because their configuration does
+        not tell the rates. Such an arm has a schedule of the user's own, which is not imported, or
+        durations in epochs although the length of an epoch is not known.
     """
     panel = (
         values_panel(history, RATE_METRIC)
@@ -248,7 +248,7 @@ def staircase(rates: np.ndarray) -> Curve:
     grid = np.unique(np.linspace(0, total - 1, min(total, 200)).astype(int))
     before = [(step + 1.0, rates[step]) for step in jumps]
     after = [(step + 1.0, rates[step + 1]) for step in jumps]
-    # a point on the grid that follows a jump is the end of that jump
+    # Leave out a grid point right after a jump: it is in ``after`` already.
     points = [(float(step), rates[step]) for step in grid if step - 1 not in jumps]
     # Each corner is (step, order, rate). The order sorts the corners of one step: first the point
     # on the grid, then the rate before a jump, then the rate after it, then the end.
@@ -275,7 +275,11 @@ def _rates(row: Mapping[str, Any]) -> np.ndarray | None:
 
 
 def _schedules(arm: Arm, total: Any, steps_per_epoch: Any) -> list[Schedule] | None:
-    """The schedules of an arm in steps; None where they cannot be known without its code."""
+    """The schedules of an arm in steps; None if they are not known.
+
+    They are not known for a schedule of the user's own, for a run without ``total_steps``, and for
+    durations in epochs if the length of an epoch was not recorded.
+    """
     config = config_of(dict(arm.values))
     if is_own_schedule(config) or not total:
         return None

@@ -9,8 +9,8 @@ adjusts the p-values of all claims of a family together. The verdicts are:
   predicted direction;
 - *opposite*: the claim is not absent, and the difference differs from 0 at the 5% level, in the
   other direction;
-- *not resolved*: none of these. For the t test, the verdict has the number of seeds that would
-  resolve it, and the time that they take;
+- *not resolved*: none of these. For the t test, the verdict gives the number of seeds that would
+  resolve the claim, and their time;
 - *incomplete*: not all declared seeds have finished, so there is no verdict yet;
 - *not run*: no seed has finished.
 
@@ -18,9 +18,10 @@ A file may declare looks (a group-sequential design). Then a claim is judged at 
 seeds have all finished. Its p-values are those of `earlydrop.analysis.sequential.sequential_p`.
 With the t test, its interval is the repeated confidence interval of Jennison and Turnbull (1989).
 
-A claim of equivalence is *reproduced* if the two one-sided tests show it, *opposite* if the
-difference lies beyond the margin. A claim that an arm is not lower is *reproduced* if a one-sided
-test shows that it is not lower by the smallest effect, *opposite* if it is lower.
+A claim of equivalence is *reproduced* if the two one-sided tests show equivalence. It is *opposite*
+if a test shows that the difference is beyond the margin. A claim that an arm is not lower is
+*reproduced* if a one-sided test shows a difference above minus the smallest effect. It is
+*opposite* if a two-sided test shows that the arm is lower.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ def _judge_looks(
 ) -> list[Verdict]:
     """For each claim, the verdict at the first look that decides it.
 
-    If no look decides it: the verdict at the last look whose seeds have all finished, or at the
-    first look if there is none.
+    If no look decides it, this is the verdict at the last look whose seeds have all finished. If no
+    look's seeds have all finished, it is the verdict at the first look.
     """
     p_values_so_far: dict[str, tuple[list[float], list[float]]] = {}
     for claim in declaration.claims:
@@ -218,9 +219,10 @@ def _measured(
     claim: Claim,
     seeds: tuple[int, ...],
 ) -> Differences:
-    """A claim's differences; none, with a remark, where a run has no value in its window.
+    """The differences of a claim.
 
-    The seed of such a run is not simply left out, because that would select among the seeds.
+    If a run has no value in its window, there are no differences, and the remark says why. Leaving
+    out only the seed of that run would bias the selection of seeds.
     """
     try:
         return differences(runs, study, claim, seeds)
@@ -245,7 +247,7 @@ def _undecided(
 ) -> Verdict:
     """The verdict of a claim before its p-values are known.
 
-    Its word is empty where all seeds have finished.
+    ``Verdict.verdict`` is empty if all seeds have finished.
     """
     whole = paired_test is not None and len(measured.values) == expected
     if whole:
@@ -312,7 +314,7 @@ def _with_decision(
     first: float,
     second: float,
 ) -> Verdict:
-    """The verdict with its word and p-value, and its price where nothing is decided."""
+    """The verdict, with its word and p-value filled in, and its price if it is *not resolved*."""
     word, p = _word_and_p(verdict.claim, tested, first, second)
     cost = None
     scatters = tested.spread > 0 and verdict.claim.test is None
@@ -393,8 +395,8 @@ def _word_and_p(claim: Claim, tested: Paired, first: float, second: float) -> tu
 def judge_all(declarations: list[Declaration], summaries: Summaries) -> list[Verdict]:
     """Judge every claim in each study and round that has runs, except the round ``label``.
 
-    Claims that were not run are listed only for the round ``first`` of a main study: other rounds
-    and studies may be about some of the claims.
+    Claims that were not run are listed only for the round ``first`` of a main study, if any claim
+    has runs there. Other rounds and studies may cover only some of the claims.
     """
     verdicts = []
     for declaration in declarations:

@@ -128,12 +128,12 @@ def _as_text(value: Any) -> str | None:
 
 
 def _plain_number(value: Any) -> Any:
-    """A number of NumPy as one of Python."""
+    """Convert a NumPy number to a Python number."""
     return value.item()
 
 
 def _from_text(cell: str) -> Any:
-    """The value that `_as_text` wrote; a cell that is no JSON is text."""
+    """The value that `_as_text` wrote; a cell that is not valid JSON is returned as text."""
     if not cell:
         return math.nan
     try:
@@ -197,8 +197,8 @@ def _history(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def merged(before: Summaries, more: Summaries) -> Summaries:
     """Summaries with further runs.
 
-    A run that both have, by study and fingerprint, is taken from ``more``. An arm keeps the name
-    that it has in ``before``.
+    A run that is in both, with equal study and fingerprint, is taken from ``more``. An arm that is
+    in both keeps its name from ``before``.
     """
     more = _with_names_of(before, more)
     key = ["study", "fingerprint"]
@@ -216,9 +216,10 @@ def merged(before: Summaries, more: Summaries) -> Summaries:
 
 
 def _with_names_of(before: Summaries, more: Summaries) -> Summaries:
-    """``more``, in which arms that ``before`` has too take their names from ``before``.
+    """``more``, with its arms renamed to match ``before``.
 
-    A new arm whose name another arm of ``before`` has gets the settings added in which they differ.
+    An arm that is also in ``before`` takes its name from there. If a new arm has the same name as
+    another arm of ``before``, the settings in which the two differ are added to its name.
     """
     columns = ["study", "settings", "arm"]
     names = {(study, settings): name for study, settings, name in _rows(before.runs[columns])}
@@ -250,10 +251,10 @@ def summaries_in(
     Args:
         folder: A folder of summaries, or of runs.
         declarations: The files of claims whose studies are summarised.
-        fallback: A folder of summaries to read where the first holds no runs.
+        fallback: A folder of summaries to read if ``folder`` holds no runs of these studies.
 
     Raises:
-        FileNotFoundError: The folder holds no runs, and there is no fallback.
+        FileNotFoundError: The folder holds no runs of these studies, and there is no fallback.
     """
     if (folder / RUNS).is_file():
         return read_summaries(folder)

@@ -43,8 +43,8 @@ def probe(
 ) -> GradientReport:
     """Measure the gradients of a model: norm, direction variance and error, bias, noise scale.
 
-    Afterwards all is as before: random state of Python, NumPy and torch, generators of loaders,
-    samplers and transforms, ``.grad``, modes and buffers. Parameters are never written.
+    The probe restores the random state of Python, NumPy and torch, the generators of loaders,
+    samplers and transforms, ``.grad``, modes and buffers. It never writes parameters.
 
     Args:
         model: The model, measured in training mode. If it is in training mode already, its modules
@@ -54,7 +54,7 @@ def probe(
         batches: The mini-batches, at least two. One gradient is taken of each. Use the batch size
             of training.
         dataset: All training batches, for the whole-dataset gradient. It is iterated once, in its
-            own order. With None there is no direction error and no bias.
+            own order. If it is None, direction error and bias are None.
         images_in: The number of images in a batch, as a function of the batch. Default: the first
             dimension of the first tensor in it.
         parts: A function that splits one of ``batches`` into parts. The parts pass through the
@@ -152,7 +152,7 @@ class _Gradient:
         self.module = module
         self.loss_fn = loss_fn
         self.parameters = parameters
-        self.checked = False  # whether the graph of the first loss was checked
+        self.checked = False  # whether a loss was checked for reentrant checkpoints
 
     def __call__(self, batch: Any) -> tuple[Tensor | None, ...]:
         loss = self.loss_fn(self.module, batch)

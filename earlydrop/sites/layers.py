@@ -34,7 +34,7 @@ def released(module: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def only_input(x: Tensor | None, by_name: dict[str, Tensor]) -> Tensor:
-    """The input of a layer that takes one, given by position or by the layer's own keyword."""
+    """The single input of a layer, passed by position or by keyword."""
     inputs = list(by_name.values()) if x is None else [x, *by_name.values()]
     if len(inputs) != 1:
         raise TypeError(f"forward() got {len(inputs)} inputs: expected one")
@@ -52,7 +52,7 @@ class MaskDriver(Scheduled):
     def forward(self, x: Tensor | None = None, **by_name: Tensor) -> Tensor:
         if x is None or by_name:
             x = only_input(x, by_name)
-        if not self.training:  # first, so that evaluation needs no guard on the rest
+        if not self.training:  # first: compiled evaluation needs no guard on the rest
             return x
         link: Link | None = self.__dict__.get(LINK)
         if link is None:
@@ -124,7 +124,7 @@ def _feature_shape(x: Tensor, leading: int) -> tuple[int, ...]:
 
 
 class DropPathDriver(MaskDriver):
-    """Driver of DropPath of timm and transformers: stochastic depth by sample."""
+    """Driver of DropPath of timm and transformers: stochastic depth per sample."""
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
         scale = getattr(self, "scale_by_keep", True)
@@ -132,7 +132,7 @@ class DropPathDriver(MaskDriver):
 
 
 class StochasticDepthDriver(MaskDriver):
-    """Driver of torchvision's StochasticDepth, by sample (``mode="row"``) or by batch."""
+    """Driver of torchvision's StochasticDepth, per sample (``mode="row"``) or per batch."""
 
     mode: str
 
@@ -205,12 +205,12 @@ class GaussianDropoutDriver(MaskDriver):
 
 
 class EagerOnlyDriver(Scheduled):
-    """Driver of a module that hands rates to kernels as Python floats.
+    """Driver of a module that passes rates to kernels as Python floats.
 
-    The rates are its own or those of modules inside. While one of them is above 0, or will be, the
-    module runs in eager mode under torch.compile: the graph breaks around it, because every new
-    rate would compile a new graph. Under ``fullgraph=True`` torch refuses the break and prints the
-    reason.
+    The rates are those of the module or of its submodules. Every new rate would compile a new
+    graph. So torch.compile runs the module in eager mode, with a graph break, in training while a
+    rate is above 0 or is known to rise later. Under ``fullgraph=True`` torch raises an error with
+    the reason instead.
     """
 
     training: bool
@@ -256,9 +256,9 @@ class AttentionDriver(Scheduled):
 
     In training, while the dropout is on:
 
-    - with fast masks, the module takes its plain path, in eager mode too;
-    - under torch.compile, an operator that takes the rate as a tensor calls the fused kernel where
-      `attention.available` allows it, and the module takes its plain path elsewhere.
+    - with fast masks, the module takes its plain path (``fused_attn=False``), in eager mode too;
+    - under torch.compile, the module calls an operator that takes the rate as a tensor, if
+      `attention.available` allows it. Otherwise it takes its plain path.
 
     In all other cases the module runs as it was built.
     """

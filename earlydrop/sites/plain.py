@@ -1,7 +1,7 @@
 """Plain float rates: attributes that a forward reads, on its module or on the module's config.
 
-A module may hold a rate that it only passed on when it was built. `reads` finds the rates that a
-forward uses, from the source code of the class.
+A module may store a rate that only its ``__init__`` uses, to build submodules. `reads` finds the
+rates that a forward uses, from the source code of the class.
 
 transformers reads rates from a config (``self.config.layerdrop``). Modules share a config, so it is
 never written. A driven module gets a view of it (`ConfigView`): the same object except for the
@@ -24,15 +24,15 @@ from torch import nn
 
 PREFIX = "config."
 
-# Base classes with code that is no forward.
+# Modules of base classes whose methods are not searched.
 _FRAMEWORK = ("torch.nn.modules.module", "transformers.modeling_utils")
-# Methods that build or print a module.
+# Methods that build, print or pickle a module.
 _BUILDING = ("__init__", "extra_repr", "__repr__", "__setstate__", "__getstate__")
 _BUILDING_PREFIXES = (
     "init_", "_init", "reset_", "_reset", "set_", "make_", "_make", "build", "_build", "get_config",
     "from_",
 )  # fmt: skip
-_MOST = 60  # functions inside one method that are looked at
+_MOST = 60  # the largest number of functions searched in one method
 
 
 def reads(cls: type[nn.Module]) -> frozenset[str]:
@@ -75,7 +75,7 @@ def _builds(name: str) -> bool:
 
 
 def _reached(start: str, methods: Mapping[str, set[str]]) -> set[str]:
-    """The methods that one method calls through ``self``, itself included."""
+    """A method and the methods that it calls through ``self``, directly or indirectly."""
     reached: set[str] = set()
     waiting = {start} & methods.keys()
     while waiting:
@@ -137,7 +137,10 @@ def _chains(function: types.FunctionType) -> set[str]:
 
 
 def _chain(node: ast.expr, owners: set[str]) -> set[str]:
-    """The chain of attributes of an expression such as ``self.attn_drop.p``, if it has an owner."""
+    """The attributes of an expression such as ``self.attn_drop.p``, as a set of one chain.
+
+    The set is empty if the expression does not start with one of the owners.
+    """
     attributes: list[str] = []
     while isinstance(node, ast.Attribute):
         attributes.insert(0, node.attr)
@@ -180,7 +183,7 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def stored_rate(module: nn.Module, attribute: str) -> Any:
-    """The value with which a module was built: of its attribute, or of its config.
+    """The rate that a module stores in its ``__dict__`` or its config, as it was built.
 
     Args:
         module: Any module.

@@ -34,16 +34,17 @@ _NOT_READ = ("_abc_impl", "__annotate__", "__annotate_func__")
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether the ``repr`` of a value says all of it."""
+    """Whether the ``repr`` of a value describes it completely."""
     if type(value) is tuple:
         return all(map(_is_plain, value))
     return isinstance(value, _PLAIN)
 
 
 def _is_internal(module: nn.Module, key: str, value: Any) -> bool:
-    """Whether an attribute is private to a library and no plain value.
+    """Whether an attribute is internal to an installed module class, and is left out.
 
-    ``torch.nn.LSTM`` has weak references to its weights, for example.
+    Such an attribute is private and holds neither a plain value nor a tensor. For example,
+    ``torch.nn.LSTM`` has weak references to its weights.
     """
     is_private = key.startswith("_") and is_installed(type(module).__module__)
     return is_private and not isinstance(value, (*_PLAIN, Tensor))
@@ -70,15 +71,15 @@ def digest_of_weights(module: nn.Module) -> str:
 class Reader:
     """Collects digests of everything that an object is made of, by name.
 
-    Each value is recorded under the place where it was found. An object that was read before is
-    recorded by the name that it got then, so that the record says which places share it.
+    Each value is recorded under the place where it was found. If an object is found again, only the
+    name of its first place is recorded, so that the record shows which places share the object.
 
     Args:
         what: ``model`` or ``data``, for messages.
 
     Attributes:
-        found: What was read, by name: a SHA-256, the ``repr`` of a plain value, the name of a
-            class or function, or ``installed`` for code of an installed package.
+        found: The record. It maps a name to a SHA-256, the ``repr`` of a plain value, the name of
+            a class or function, or ``installed`` for code of an installed package.
         paths: The source files.
     """
 
@@ -86,8 +87,8 @@ class Reader:
         self.what = what
         self.found: dict[str, str] = {}
         self.paths: set[Path] = set()
-        # By id, with the name of each object. Holding the objects keeps their ids from being
-        # reused.
+        # The objects read so far and their names, by id. A reference to each object is kept, so
+        # that Python does not reuse its id.
         self._seen: dict[int, tuple[Any, str]] = {}
 
     def add_structure(self, model: nn.Module, where: str = "") -> None:
@@ -137,7 +138,7 @@ class Reader:
         elif isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
             self._record(where, qualified(value))
             self._add_code(value)
-            owner = getattr(value, "__self__", None)  # of a method that C code makes
+            owner = getattr(value, "__self__", None)  # of a built-in method
             if owner is not None and not isinstance(owner, (type, types.ModuleType)):
                 self.add(owner, f"{where}.method")
         elif isinstance(value, CACHED):
@@ -223,17 +224,19 @@ class Reader:
         for file_module, path in files.items():
             if differs_from_file(file_module, path):
                 raise ConfigError(
-                    f"{self.what} uses the module {file_module}, which is not what its file "
-                    f"{path.name} holds now, so that the file does not tell what runs; reload it "
+                    f"{self.what} uses the module {file_module}, which differs from its file "
+                    f"{path.name}: one of them was changed after the import; reload the module "
                     f"with importlib.reload({file_module}), or start Python again"
                 )
             self.found[file_module] = hashlib.sha256(path.read_bytes()).hexdigest()
         self.paths |= set(files.values())
 
     def _add_code(self, value: Any) -> None:
-        """Add a function or class: its file or, in a notebook or script, its text and what it uses.
+        """Add the code of a function or class.
 
-        The defaults of a function and the variables that it captures are added too.
+        The code is its whole source file. In a notebook or script, it is the text and the global
+        names of a function, or the bases and members of a class. The defaults of a function and
+        the variables that it captures are added too.
         """
         module = getattr(value, "__module__", None) or "builtins"
         # functools.wraps gives a wrapper the module of the function that it wraps.
@@ -274,10 +277,10 @@ class Reader:
                 self.add(field.default_factory, f"{qualified(cls)}.{name}: default_factory")
 
     def _add_member(self, member: Any, where: str, cls: type) -> None:
-        """Add a member of a class, and the functions of a property.
+        """Add a member of a class, or the functions of a property.
 
-        The methods that a dataclass or a named tuple writes follow from its fields, and are left
-        out.
+        Methods that Python generates for a dataclass or a named tuple are left out, because they
+        follow from its fields.
         """
         inner = getattr(member, "__func__", member)
         functions = [inner]
@@ -307,7 +310,7 @@ class Reader:
 
 
 def _is_made_by_exec(function: Any) -> bool:
-    """Whether a function was made from a string. A decorator of Python's may wrap it."""
+    """Whether a function was made by ``exec`` of a string. Wrappers are removed first."""
     if not isinstance(function, types.FunctionType):
         return False
     code: types.CodeType = inspect.unwrap(function).__code__

@@ -63,7 +63,7 @@ from earlydrop.training.trainer import Trainer
 log = logging.getLogger("earlydrop")
 
 Watch = Callable[[int, dict[str, float]], bool]
-"""Called with (step, metrics) for a line of ``metrics.jsonl``; True asks to stop after saving."""
+"""Called with (step, metrics) for a line of ``metrics.jsonl``; if it is True, save and stop."""
 
 
 def run(
@@ -79,10 +79,11 @@ def run(
         in_sweep: Whether the run is a job of a sweep. Such a run waits for another job that works
             in the same folder.
         unused: Overrides that this run does not use; each is printed as a warning.
-        watch: Called for every line of metrics.
+        watch: Called for every line of ``metrics.jsonl``, on the first worker; see `Watch`.
 
     Returns:
-        The run's folder, state and last metrics.
+        The run's folder and state. The first worker also returns the last metrics, except with
+        ``mode=plan``.
 
     Raises:
         ConfigError: A value cannot be used. Nothing was trained.
@@ -125,7 +126,7 @@ def run(
 
 
 def _plan_only(config: Config, device: torch.device, unused: Iterable[str]) -> dict[str, Any]:
-    """Print the plan; of several workers only the first does."""
+    """Print the plan, on the first worker only."""
     plan = make_plan(config)
     if _begin(config, unused):
         with arithmetic(config.trainer, device):
@@ -155,7 +156,7 @@ def _train_or_skip(plan: Plan, group: Group, in_sweep: bool, watch: Watch | None
     folder: RunFolder | None = None
 
     def open_folder() -> bool:
-        """Open the folder on the first worker; return whether its run is finished and is kept."""
+        """Open the folder, on the first worker; return whether its run is to be skipped."""
         nonlocal folder
         folder = RunFolder(plan.folder, wait=in_sweep)
         return read_status(plan.folder).get("state") == "finished" and config.resume != "never"
@@ -210,8 +211,8 @@ def _skipped(plan: Plan) -> dict[str, Any]:
     new = [name for name in plan.config.data.extra if f"{name}/accuracy" not in metrics]
     if new:
         print(
-            f"warning: data.extra.{new[0]} is not measured by a run that is finished: the same "
-            "command with mode=eval measures it",
+            f"warning: data.extra.{new[0]} was not measured, since the run had finished before: "
+            "run the same command with mode=eval to measure it",
             file=sys.stderr,
         )
     return {"folder": str(plan.folder), "state": "skipped"} | metrics
@@ -302,7 +303,7 @@ class _Listeners:
 
 
 class _Status:
-    """Writes ``status.json``, on the first worker, as a run goes on and ends."""
+    """Writes the state of a run to ``status.json``, on the first worker only."""
 
     def __init__(self, plan: Plan, folder: RunFolder | None) -> None:
         self.plan, self.folder = plan, folder
@@ -319,7 +320,7 @@ class _Status:
     def write(self, state: str, reason: str | None = None) -> None:
         """Write a state at the step reached.
 
-        A run that ends before it is running leaves the status of an earlier start as it is.
+        If the run ends before the state ``running``, the status of an earlier start is kept.
         """
         self.running = self.running or state == "running"
         if self.folder is None or (not self.running and read_status(self.plan.folder)):
@@ -425,6 +426,7 @@ def _summary(plan: Plan, step: int, metrics: dict[str, float]) -> str:
     if best is not None:
         lines.append(
             f"the metrics are those of the last weights; {best['metric']} was best after step "
-            f"{best['step']} ({best['value']:.4f}), and those weights are in checkpoints/best.pt"
+            f"{best['step']} ({best['value']:.4f}); the weights of that step are in "
+            "checkpoints/best.pt"
         )
     return "\n".join([*lines, str(plan.folder)])

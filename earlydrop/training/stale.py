@@ -1,6 +1,7 @@
-"""Whether an imported module is still what its file says.
+"""Whether an imported module still matches its file.
 
-A file that is edited after its import runs as it was, and is hashed as it is.
+If a file is edited after its import, Python runs the old code, but the digest would be that of the
+new code.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ _IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, tuple)
 def differs_from_file(name: str, path: Path) -> bool:
     """Whether an imported module has other functions or constants than its file.
 
-    Functions, methods, and constants that the file assigns once are compared. False for a module
-    that is not imported, or that an import hook has rewritten.
+    The functions and methods of the module are compared, and the constants that the file assigns
+    only once. The result is True if the file cannot be compiled. It is False if the module is not
+    imported, or if its loader is not Python's own, as with an import hook that rewrites it.
 
     Args:
         name: The module's name.
@@ -54,7 +56,7 @@ def differs_from_file(name: str, path: Path) -> bool:
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """The code of every function and class in a file."""
+    """The code of a file and of every function and class in it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -62,7 +64,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _functions(module: types.ModuleType, path: Path) -> Iterator[types.FunctionType]:
-    """The functions of a file, and those of its classes."""
+    """The functions of a module that its file defines, and the methods of its classes."""
     waiting: list[Any] = list(vars(module).values())
     seen: set[int] = set()
     while waiting:
@@ -83,7 +85,10 @@ def _functions(module: types.ModuleType, path: Path) -> Iterator[types.FunctionT
 
 
 def _constants(tree: ast.Module) -> dict[str, Any]:
-    """The names that a file gives an immutable constant, once and outside functions."""
+    """The immutable constants that a file assigns at its top level, by name.
+
+    A name that is assigned more than once anywhere in the file is left out.
+    """
     constants = {}
     times: Counter[str] = Counter()
     for node in ast.walk(tree):

@@ -59,9 +59,9 @@ class Trainer:
     Args:
         plan: The plan of the run.
         model: The model at its initial weights, from `earlydrop.training.prepare`.
-        scheduler: The driver of its dropout; None if nothing is driven.
-        folder: Where it is recorded, held by this process; None on every worker but the first.
-        track: Called with (step, metrics) for every line of ``metrics.jsonl``.
+        scheduler: The scheduler of the model's dropout; None if nothing is driven.
+        folder: The folder of the run, which this process holds. None on all workers but the first.
+        track: Called with (step, metrics) for every line of ``metrics.jsonl``, on the first worker.
         stop: Called after each step; True asks to stop.
         progress: Called with the metrics and the line of timing of each logged step.
         group: The workers of the run, of which this is one.
@@ -128,7 +128,7 @@ class Trainer:
             self.save()
 
     def _remaining_batches(self, pace: Pace) -> Iterator[list[Batch]]:
-        """The parts of each remaining step; none for a run that stopped early already."""
+        """The parts of each remaining step; none if the run has already stopped early."""
         self._saved_at = time.perf_counter()
         if self.patience.is_over:
             return iter(())
@@ -170,8 +170,8 @@ class Trainer:
     def _accumulate_gradients(self, parts: list[Batch]) -> Tensor:
         """Run the forward and backward passes of the parts; return their share of the mean loss.
 
-        One autocast context spans them all, so that each weight is cast once per step. A backward
-        pass runs outside autocast, as torch asks.
+        All parts run in one autocast context, so that each weight is cast only once per step. The
+        backward passes run outside autocast, as PyTorch recommends.
         """
         plan, options = self.plan, self.plan.config.trainer
         self.optimizer.zero_grad(set_to_none=True)
@@ -192,7 +192,7 @@ class Trainer:
         return loss
 
     def _summing_gradients(self, last: bool) -> AbstractContextManager[None]:
-        """Context in which the backward pass of a step's last part sums the workers' gradients."""
+        """Context for the backward pass of a part; for the last, it sums the workers' gradients."""
         if last and self.reduction is not None:
             return self.reduction.summed()
         return nullcontext()
@@ -206,8 +206,8 @@ class Trainer:
     def _log(self, pace: Pace) -> dict[str, float]:
         """Log every ``log_every`` steps, and at the last step of the plan.
 
-        To log is to write a line of timing and to report progress. Return the training metrics, or
-        an empty dictionary if the step is not logged.
+        A logged step writes a line of ``timing.jsonl`` and reports progress. The training metrics
+        are returned, or an empty dictionary if the step is not logged.
         """
         if self.step % self.plan.config.trainer.log_every and self.step != self.plan.total_steps:
             return {}
@@ -254,9 +254,10 @@ class Trainer:
         return metrics
 
     def _watch(self, watched: str, value: float) -> None:
-        """Take the watched metric; save the weights if it is the best so far.
+        """Add a value of the watched metric; save the weights if it is the best so far.
 
-        All its values are of the same images, those of the evaluations before the last.
+        All values must come from the same images. So if earlier evaluations used only some of the
+        images, the last one gives its value on these too.
         """
         if self.patience.take(value) and self.group.main:
             content = self._content() | {"metric": watched, "value": value}
@@ -274,10 +275,11 @@ class Trainer:
         )
 
     def _evaluate_at_the_end(self) -> dict[str, float]:
-        """Measure what is measured only at the end.
+        """Take the measurements of the end of the run.
 
-        After an early stop, evaluate on all images if earlier evaluations used only some.
-        Measure further test sets and, if ``trainer.mc_passes`` is set, Monte Carlo dropout.
+        After an early stop, evaluate on all images if earlier evaluations used only some. Then
+        evaluate on further test sets and, if ``trainer.mc_passes`` is set, with Monte Carlo
+        dropout.
         """
         metrics: dict[str, float] = {}
         stopped_early = self.step < self.plan.total_steps
@@ -337,7 +339,9 @@ class Trainer:
             pace.restart(self.step)
 
     def record(self, metrics: dict[str, float]) -> None:
-        """Write a line of ``metrics.jsonl`` for the step reached, and pass it on.
+        """Write a line of ``metrics.jsonl`` for the step reached, and call ``track`` with it.
+
+        Only the first worker does so. All workers check the values.
 
         Raises:
             TrainingFailed: A metric is not finite.
@@ -382,7 +386,7 @@ class Trainer:
             save_checkpoint(self._folder.path / "checkpoints", self.step, content)
 
     def _content(self) -> dict[str, Any]:
-        """The content that every file of weights has."""
+        """The content that checkpoints and ``best.pt`` have in common."""
         averaged = {"model_ema": self.average.state_dict()} if self.average is not None else {}
         return averaged | {
             "fingerprint": self.plan.fingerprint,
@@ -396,8 +400,9 @@ class Trainer:
         """Resume from the folder's newest complete checkpoint, if there is one.
 
         Raises:
-            ConfigError: The checkpoint was made on another device, thread count or torch, and
-                ``resume`` is not ``force``. Or ``metrics.jsonl`` was changed since then.
+            ConfigError: The checkpoint was made with another device, thread count, torch version or
+                number of workers, and ``resume`` is not ``force``. Or ``metrics.jsonl`` was changed
+                since then, or the checkpoint belongs to another configuration.
         """
         content = self.group.decide(self._load)
         if content is None:
@@ -414,7 +419,10 @@ class Trainer:
         log.info("going on from step %d of %d", self.step, self.plan.total_steps)
 
     def _load(self) -> dict[str, Any] | None:
-        """On the first worker: the newest whole checkpoint. The record is cut back to it."""
+        """Load the newest complete checkpoint, and cut ``metrics.jsonl`` back to its step.
+
+        Only the first worker calls this. The result is None if there is no checkpoint.
+        """
         folder = self._folder
         content = load_checkpoint(folder.path / "checkpoints", self.plan.fingerprint)
         if content is None:

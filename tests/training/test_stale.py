@@ -102,7 +102,7 @@ def test_a_function_of_an_edited_module_is_refused(edited):
     assert reference_of(module.build) == "edited_models:build"
     file.write_text(MODULE.replace("WIDTH = 10", "WIDTH = 20"))
     assert reference_of(module.build) is None
-    message = r"edited_models, which is not what its file .* importlib.reload\(edited_models\)"
+    message = r"edited_models, which differs from its file .* importlib.reload\(edited_models\)"
     with pytest.raises(ConfigError, match=message):
         given_model(module.build)
     with pytest.raises(ConfigError, match=message):

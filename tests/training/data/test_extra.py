@@ -279,7 +279,7 @@ def test_other_data_refuses_them_by_name(config, folders):
 def test_a_finished_run_says_that_it_measures_no_more(config, folders, capsys):
     run(config(**settings(folders)))
     run(config(**settings(folders, "v2")))
-    assert "data.extra.v2 is not measured by a run that is finished" in capsys.readouterr().err
+    assert "data.extra.v2 was not measured, since the run had finished" in capsys.readouterr().err
     evaluated = run(config(**settings(folders, "v2"), mode="eval"))
     assert 0 <= evaluated["v2/accuracy"] <= 1
 

@@ -237,20 +237,18 @@ class Trainer:
             metrics[f"dropout/{kind}_rate"] = max(rates, default=0.0)
         return metrics
 
-    def _check_finite(self) -> None:
-        self.window.check_finite(self.step)
-
     def _evaluate_if_due(self) -> dict[str, float]:
         """Evaluate if this step is in ``eval_steps``; else return nothing."""
         if self.step not in self.plan.eval_steps:
             return {}
-        self._check_finite()
+        self.window.check_finite(self.step)
         last = self.step == self.plan.total_steps
         metrics = self._evaluate(last)
         watched = self.plan.config.trainer.stop_metric
         if watched is not None:
             same_images = not last or self.plan.config.evaluation.interim_images is None
-            self._watch(watched, (metrics if same_images else self._evaluate(last=False))[watched])
+            interim = metrics if same_images else self._evaluate(last=False)
+            self._watch(watched, interim[watched])
         return metrics
 
     def _watch(self, watched: str, value: float) -> None:
@@ -290,11 +288,8 @@ class Trainer:
         if passes is None:
             return metrics
         if self.scheduler is None or self.scheduler.last_rate == 0:
-            log.warning(
-                "stopped early at step %d, where no dropout was on: Monte Carlo dropout was not "
-                "measured",
-                self.step,
-            )
+            reason = f"stopped early at step {self.step}, where no dropout was on"
+            log.warning("%s: Monte Carlo dropout was not measured", reason)
             return metrics
         return metrics | evaluate_mc(self.model, self.plan, passes)
 
@@ -305,7 +300,7 @@ class Trainer:
     def _probe_if_due(self) -> dict[str, float]:
         if self.step not in self.plan.probe_steps:
             return {}
-        self._check_finite()
+        self.window.check_finite(self.step)
         return self._probe()
 
     def _probe(self) -> dict[str, float]:
@@ -376,7 +371,7 @@ class Trainer:
         Raises:
             TrainingFailed: A loss or a gradient norm is not finite.
         """
-        self._check_finite()
+        self.window.check_finite(self.step)
         window = self.window.summed()
         if self.group.main:
             content = self._content()

@@ -494,9 +494,9 @@ def test_a_reduction_that_fails_while_it_is_waited_for_has_a_type():
     sum_of_gradients = GradientSum([], None)
     bucket = Bucket([torch.nn.Parameter(torch.zeros(1))])
     bucket.work = Work()
-    sum_of_gradients.buckets, sum_of_gradients.next = [bucket], 1
+    sum_of_gradients.buckets = [bucket]
     with (
         pytest.raises(torch.distributed.DistBackendError, match="pair closure"),
         sum_of_gradients.summed(),
     ):
-        sum_of_gradients.next = 1
+        sum_of_gradients.next_bucket = 1

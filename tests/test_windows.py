@@ -39,6 +39,7 @@ def stop_after_one_step():
 
 if __name__ == "__main__":  # workers, which are spawned, import this file
     from earlydrop.commands import cite, report, run
+    from earlydrop.training.record import files
 
     assert not hasattr(signal, "SIGUSR1")
     small = ["trainer.batch_size=4", "trainer.eval_every=100%", "evaluation.splits=[test]"]
@@ -73,6 +74,7 @@ if __name__ == "__main__":  # workers, which are spawned, import this file
     assert typed(report.main, "runs/folder-aux") == 0
     assert typed(cite.main, "runs/folder-aux") == 0
     long = "/".join(["x" * 40] * 5)
+    files.LONGEST_PATH = 259
     assert typed(run.main, f"out={long}", "model=mlp", "tracking=off") == 1
 """
 

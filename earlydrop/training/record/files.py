@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _WAITS = (0.01, 0.03, 0.1, 0.3, 0.6)  # seconds between tries
-_LONGEST_PATH = 259  # characters, on Windows where long paths are not enabled
+LONGEST_PATH = 259 if os.name == "nt" else None
+"""Characters of the longest path that Windows allows by default; None on another system."""
 
 
 def replace(new: Path, old: Path) -> None:
@@ -75,9 +76,9 @@ def why(error: OSError, path: Path | None = None) -> str:
     words = error.strerror or str(error)
     length = len(os.path.abspath(path if path is not None else error.filename or ""))
     may_be_length = error.errno in (errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG)
-    if os.name == "nt" and length > _LONGEST_PATH and may_be_length:
+    if LONGEST_PATH is not None and length > LONGEST_PATH and may_be_length:
         words += (
-            f"; the path has {length} characters, and Windows allows {_LONGEST_PATH}: use a folder "
+            f"; the path has {length} characters, and Windows allows {LONGEST_PATH}: use a folder "
             "with a shorter path"
         )
     return words

@@ -71,7 +71,7 @@ def test_a_long_path_is_named_as_the_reason_on_windows(length, number, long, mon
     path = "/" + "x" * (length - 1)
     error = OSError(number, "why not", path)
     assert files.why(error) == "why not"
-    monkeypatch.setattr(os, "name", "nt")
+    monkeypatch.setattr(files, "LONGEST_PATH", 259)
     words = files.why(error)
     expected = (
         f"why not; the path has {length} characters, and Windows allows 259: "

@@ -211,29 +211,29 @@ def differing(arms: list[Arm], among: Callable[[str], bool] = lambda key: True) 
             if among(key):
                 values_of.setdefault(key, set()).add(value)
                 users[key] += 1
-    keys_ = []
+    names = []
     for key, values in values_of.items():
         optional = key.startswith(_SCHEDULE) or ".args." in key
         if len(values) > 1 or (optional and users[key] < len(arms)):
-            keys_.append(key)
-    return sorted(keys_)
+            names.append(key)
+    return sorted(names)
 
 
-def _name(arm: Arm, keys_: list[str]) -> str:
+def _name(arm: Arm, names: list[str]) -> str:
     """An arm's schedule, and its values of some keys."""
-    settings = _settings(arm, keys_)
-    return f"{arm.words} · {settings}" if settings else arm.words
+    values = _values_as_text(arm, names)
+    return f"{arm.words} · {values}" if values else arm.words
 
 
-def _addition(arm: Arm, keys_: list[str]) -> str:
+def _addition(arm: Arm, names: list[str]) -> str:
     """An arm's values of some keys in parentheses, to tell it from arms with the same name."""
-    settings = _settings(arm, keys_, exact=True)
-    return f" ({settings})" if settings else ""
+    values = _values_as_text(arm, names, exact=True)
+    return f" ({values})" if values else ""
 
 
-def _settings(arm: Arm, keys_: list[str], exact: bool = False) -> str:
+def _values_as_text(arm: Arm, names: list[str], exact: bool = False) -> str:
     values = dict(arm.values)
-    in_use = [key for key in keys_ if values.get(key) is not None]
+    in_use = [key for key in names if values.get(key) is not None]
     return ", ".join(f"{key}={text(values[key], exact)}" for key in in_use)
 
 

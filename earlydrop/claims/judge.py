@@ -66,6 +66,9 @@ from earlydrop.claims.power import first_level, price
 from earlydrop.claims.summaries import Summaries
 from earlydrop.claims.verdict import DECIDED, OPEN, UNJUDGED, Verdict
 
+_UNTESTED = ""
+"""The word of a verdict before its tests, where all seeds have finished."""
+
 BOOTSTRAP_FROM = 20
 """The number of seeds from which a verdict has a bootstrap interval."""
 
@@ -80,8 +83,45 @@ class _Tests(NamedTuple):
     within: Within | None
 
 
-Adjust = Callable[[Claim, float, float], tuple[float, float]]
+class _PValues(NamedTuple):
+    """The p-values of a claim's two tests, which depend on its direction.
+
+    - lower, higher: ``primary`` of a difference (two-sided), ``secondary`` of equivalence;
+    - equivalent: ``primary`` of equivalence, ``secondary`` of a difference beyond the margin;
+    - not lower: ``primary`` of not being lower by the smallest effect, ``secondary`` of a
+      difference.
+    """
+
+    primary: float
+    secondary: float
+
+
+Adjust = Callable[[Claim, _PValues], _PValues]
 """Turns the p-values of a claim's two tests into those that Holm's procedure takes."""
+
+
+class _SequentialPValues:
+    """The p-values of claims over the looks so far.
+
+    `add_look` is called once per claim and look, in the order of the looks.
+    """
+
+    def __init__(self, looks: Looks) -> None:
+        self.looks = looks
+        self._so_far: dict[str, list[_PValues]] = {}
+
+    def add_look(self, claim: Claim, at_look: _PValues) -> _PValues:
+        """Add the p-values of a claim at the next look, and return its sequential p-values."""
+        so_far = self._so_far.setdefault(claim.id, [])
+        so_far.append(at_look)
+        # Tests of equivalence and of not-lower are one-sided, tests of a difference two-sided.
+        sides = (1, 2) if claim.direction in (EQUIVALENT, NOT_LOWER) else (2, 1)
+        primary = [p.primary for p in so_far]
+        secondary = [p.secondary for p in so_far]
+        return _PValues(
+            sequential_p(primary, self.looks.seeds, self.looks.boundary, sides[0]),
+            sequential_p(secondary, self.looks.seeds, self.looks.boundary, sides[1]),
+        )
 
 
 def judge(
@@ -125,21 +165,7 @@ def _judge_looks(
     If no look decides it, this is the verdict at the last look whose seeds have all finished. If no
     look's seeds have all finished, it is the verdict at the first look.
     """
-    p_values_so_far: dict[str, tuple[list[float], list[float]]] = {}
-    for claim in declaration.claims:
-        p_values_so_far[claim.id] = ([], [])
-
-    def adjust(claim: Claim, first: float, second: float) -> tuple[float, float]:
-        first_test, second_test = p_values_so_far[claim.id]
-        first_test.append(first)
-        second_test.append(second)
-        # Tests of equivalence and of not-lower are one-sided, tests of a difference two-sided.
-        sides = (1, 2) if claim.direction in (EQUIVALENT, NOT_LOWER) else (2, 1)
-        return (
-            sequential_p(first_test, looks.seeds, looks.boundary, sides[0]),
-            sequential_p(second_test, looks.seeds, looks.boundary, sides[1]),
-        )
-
+    sequential = _SequentialPValues(looks)
     chosen: list[Verdict] = []
     for i, count in enumerate(looks.seeds):
         at_look = _judge_seeds(
@@ -148,7 +174,7 @@ def _judge_looks(
             round_name=FIRST,
             runs=runs,
             seeds=seeds[:count],
-            adjust=adjust,
+            adjust=sequential.add_look,
         )
         at_look = [_with_look(verdict, looks, i) for verdict in at_look]
         if chosen:
@@ -200,16 +226,13 @@ def _judge_seeds(
     for claim in declaration.claims:
         measured = _measured(runs, study, claim, seeds)
         paired_test, within = _compare(claim, measured)
-        verdict = _undecided(claim, measured, paired_test, len(seeds))
+        verdict = _before_tests(claim, measured, paired_test, len(seeds))
         verdicts.append(dataclasses.replace(verdict, study=study_name, round=round_name))
-        tests.append(_Tests(paired_test if verdict.verdict == "" else None, within))
-    p_values = _adjusted_p_values(verdicts, tests, adjust)
-    for i, (first, second) in enumerate(p_values):
+        tests.append(_Tests(paired_test if verdict.verdict == _UNTESTED else None, within))
+    for i, p_values in enumerate(_adjusted_p_values(verdicts, tests, adjust)):
         tested = tests[i].paired
         if tested is not None and verdicts[i].smallest is not None:
-            verdicts[i] = _with_decision(
-                declaration, verdicts[i], tested, first=first, second=second
-            )
+            verdicts[i] = _with_decision(declaration, verdicts[i], tested, p_values)
     return verdicts
 
 
@@ -239,7 +262,7 @@ def _measured(
         )
 
 
-def _undecided(
+def _before_tests(
     claim: Claim,
     measured: Differences,
     paired_test: Paired | None,
@@ -249,15 +272,17 @@ def _undecided(
 
     ``Verdict.verdict`` is empty if all seeds have finished.
     """
-    whole = paired_test is not None and len(measured.values) == expected
-    if whole:
-        word = ""
+    all_finished = paired_test is not None and len(measured.values) == expected
+    if all_finished:
+        word = _UNTESTED
     elif measured.values or measured.value_missing:
         word = "incomplete"
     else:
         word = "not run"
-    scatters = paired_test is not None and paired_test.spread > 0
-    has_bootstrap = whole and scatters and expected >= BOOTSTRAP_FROM and claim.test is None
+    has_spread = paired_test is not None and paired_test.spread > 0
+    has_bootstrap = (
+        all_finished and has_spread and expected >= BOOTSTRAP_FROM and claim.test is None
+    )
     lower = sum(value < 0 for value in measured.values.values())
     higher = sum(value > 0 for value in measured.values.values())
     smallest = None
@@ -288,22 +313,22 @@ def _adjusted_p_values(
     verdicts: list[Verdict],
     tests: list[_Tests],
     adjust: Adjust | None,
-) -> list[tuple[float, float]]:
+) -> list[_PValues]:
     """The p-values of each claim's two tests, after Holm over the claims of its family."""
     families: dict[str, list[int]] = {}
     for i, verdict in enumerate(verdicts):
         families.setdefault(verdict.claim.family, []).append(i)
-    pairs = [(1.0, 1.0)] * len(verdicts)
+    pairs = [_PValues(1.0, 1.0)] * len(verdicts)
     for members in families.values():
         p_values: list[float] = []
         for i in members:
-            first, second = _p_values(verdicts[i], tests[i])
+            of_claim = _p_values(verdicts[i], tests[i])
             if adjust is not None and tests[i].paired is not None:
-                first, second = adjust(verdicts[i].claim, first, second)
-            p_values += [first, second]
+                of_claim = adjust(verdicts[i].claim, of_claim)
+            p_values += of_claim
         adjusted = holm(p_values)
         for k, i in enumerate(members):
-            pairs[i] = (adjusted[2 * k], adjusted[2 * k + 1])
+            pairs[i] = _PValues(adjusted[2 * k], adjusted[2 * k + 1])
     return pairs
 
 
@@ -311,17 +336,16 @@ def _with_decision(
     declaration: Declaration,
     verdict: Verdict,
     tested: Paired,
-    first: float,
-    second: float,
+    p_values: _PValues,
 ) -> Verdict:
     """The verdict, with its word and p-value filled in, and its price if it is *not resolved*."""
-    word, p = _word_and_p(verdict.claim, tested, first, second)
+    word, p = _word_and_p(verdict.claim, tested, p_values)
     cost = None
-    scatters = tested.spread > 0 and verdict.claim.test is None
+    has_spread = tested.spread > 0 and verdict.claim.test is None
     # For a claim of equivalence, the price assumes the observed effect, or 0 if that is not
     # significant.
     assumed_effect = tested.effect if tested.p < LEVEL else 0.0
-    if word == OPEN and scatters and verdict.smallest is not None:
+    if word == OPEN and has_spread and verdict.smallest is not None:
         cost = price(
             verdict.claim,
             spread=tested.spread,
@@ -358,38 +382,39 @@ def _compare(claim: Claim, measured: Differences) -> _Tests:
     return _Tests(*compared) if compared is not None else _Tests(None, None)
 
 
-def _p_values(verdict: Verdict, tests: _Tests) -> tuple[float, float]:
+def _p_values(verdict: Verdict, tests: _Tests) -> _PValues:
     """p-values of a claim's two tests.
 
     Both are 1 for a claim that is not tested, so that Holm's procedure counts it too.
     """
     tested, smallest = tests.paired, verdict.smallest
     if tested is None or smallest is None:
-        return 1.0, 1.0
+        return _PValues(1.0, 1.0)
     if tests.within is not None:
-        return tested.p, tests.within(smallest)
+        return _PValues(tested.p, tests.within(smallest))
     if verdict.claim.direction == EQUIVALENT:
-        return p_within(tested, smallest), p_beyond(tested, smallest)
+        return _PValues(p_within(tested, smallest), p_beyond(tested, smallest))
     if verdict.claim.direction == NOT_LOWER:
-        return p_above(tested, -smallest), tested.p
-    return tested.p, p_within(tested, smallest)
+        return _PValues(p_above(tested, -smallest), tested.p)
+    return _PValues(tested.p, p_within(tested, smallest))
 
 
-def _word_and_p(claim: Claim, tested: Paired, first: float, second: float) -> tuple[str, float]:
-    """The verdict, and the p-value that gives it, from the p-values of `_p_values` after Holm."""
+def _word_and_p(claim: Claim, tested: Paired, p_values: _PValues) -> tuple[str, float]:
+    """The verdict, and the p-value that gives it, from the p-values after Holm."""
+    primary, secondary = p_values
     if claim.direction in (EQUIVALENT, NOT_LOWER):
-        if first < LEVEL:
-            return "reproduced", first
+        if primary < LEVEL:
+            return "reproduced", primary
         may_be_opposite = claim.direction == EQUIVALENT or tested.effect < 0
-        if second < LEVEL and may_be_opposite:
-            return "opposite", second
-        return OPEN, first
-    if second < LEVEL:
-        return "absent", second
-    if first >= LEVEL:
-        return OPEN, first
+        if secondary < LEVEL and may_be_opposite:
+            return "opposite", secondary
+        return OPEN, primary
+    if secondary < LEVEL:
+        return "absent", secondary
+    if primary >= LEVEL:
+        return OPEN, primary
     as_claimed = (tested.effect < 0) == (claim.direction == "lower")
-    return ("reproduced" if as_claimed else "opposite"), first
+    return ("reproduced" if as_claimed else "opposite"), primary
 
 
 def judge_all(declarations: list[Declaration], summaries: Summaries) -> list[Verdict]:

@@ -109,9 +109,10 @@ def has_value(key: str, value: object) -> bool:
     holds no value. In a column of a user's own key, such as ``model.args.width``, an empty cell
     means that the run does not give the key.
     """
-    known = key_of(key)
-    is_empty = isinstance(value, float) and math.isnan(value)
-    return not is_empty or (known is not None and key in keys() and type(None) in known.kinds)
+    if not isinstance(value, float) or not math.isnan(value):
+        return True
+    is_users_own = key not in keys()
+    return not is_users_own and type(None) in keys()[key].kinds
 
 
 def _is_open(column: str) -> bool:

@@ -21,23 +21,32 @@ from earlydrop.training.fields import ConfigError
 from earlydrop.training.plugins import is_installed, sources_from_here
 from earlydrop.training.stale import CACHED, differs_from_file
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+_PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 # Members that C code makes, such as those of ``__slots__``.
-_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_C_MEMBER_TYPES = (
+    types.MemberDescriptorType,
+    types.GetSetDescriptorType,
+    types.WrapperDescriptorType,
+)
+_HOOK_ATTRIBUTES = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+)
 # The attributes that every module has.
-_OF_TORCH = frozenset(vars(nn.Module()))
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 # Members of a class that Python makes: an abstract class's cache, and the annotations.
-_NOT_READ = ("_abc_impl", "__annotate__", "__annotate_func__")
+_SKIPPED_MEMBERS = ("_abc_impl", "__annotate__", "__annotate_func__")
 
 
 def _is_plain(value: Any) -> bool:
     """Whether the ``repr`` of a value describes it completely."""
     if type(value) is tuple:
         return all(map(_is_plain, value))
-    return isinstance(value, _PLAIN)
+    return isinstance(value, _PLAIN_TYPES)
 
 
 def _is_internal(module: nn.Module, key: str, value: Any) -> bool:
@@ -47,7 +56,7 @@ def _is_internal(module: nn.Module, key: str, value: Any) -> bool:
     ``torch.nn.LSTM`` has weak references to its weights.
     """
     is_private = key.startswith("_") and is_installed(type(module).__module__)
-    return is_private and not isinstance(value, (*_PLAIN, Tensor))
+    return is_private and not isinstance(value, (*_PLAIN_TYPES, Tensor))
 
 
 def digest_of(digests: Mapping[str, str]) -> str:
@@ -104,11 +113,11 @@ class Reader:
             self._record(f"module {name}", qualified(type(module)))
             self.add(type(module))
             for key, value in vars(module).items():
-                if key not in _OF_TORCH and not _is_internal(module, key, value):
+                if key not in _MODULE_ATTRIBUTES and not _is_internal(module, key, value):
                     self.add(value, f"{name}.{key}")
             for key in sorted(module._non_persistent_buffers_set):
                 self.add(module._buffers[key], f"{name}.{key}")
-            for hooks in _HOOKS:
+            for hooks in _HOOK_ATTRIBUTES:
                 for index, hook in enumerate(vars(module)[hooks].values()):
                     self.add(hook, f"{name}.{hooks}[{index}]")
         names: dict[int, str] = {}
@@ -181,7 +190,7 @@ class Reader:
     def _add_set(self, values: Iterable[Any], where: str) -> None:
         """Add a set, whose order differs between processes."""
         for value in values:
-            if not isinstance(value, _PLAIN):
+            if not isinstance(value, _PLAIN_TYPES):
                 raise ConfigError(
                     f"{self.what} uses {where or 'a set'}, a set that holds a "
                     f"{type(value).__name__}, which cannot be hashed in a fixed order; use a list"
@@ -240,11 +249,11 @@ class Reader:
         """
         module = getattr(value, "__module__", None) or "builtins"
         # functools.wraps gives a wrapper the module of the function that it wraps.
-        defined = getattr(value, "__globals__", {}).get("__name__") or module
-        if is_installed(defined):
+        globals_module = getattr(value, "__globals__", {}).get("__name__") or module
+        if is_installed(globals_module):
             self.found[qualified(value)] = "installed"
-        elif defined != "__main__":
-            self._add_module(defined)
+        elif globals_module != "__main__":
+            self._add_module(globals_module)
         elif isinstance(value, type):
             self._add_members(value)
         else:
@@ -252,8 +261,12 @@ class Reader:
         if not isinstance(value, types.FunctionType):
             return
         is_global = "<locals>" not in value.__qualname__
-        if is_global and is_installed(defined) and is_installed(module):
+        if is_global and is_installed(globals_module) and is_installed(module):
             return
+        self._add_captured(value)
+
+    def _add_captured(self, value: types.FunctionType) -> None:
+        """Add the variables that a function captures, and its defaults."""
         cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
         for name, cell in cells.items():
             try:
@@ -270,7 +283,7 @@ class Reader:
             self.add(base)
         for name, member in sorted(vars(cls).items()):
             is_read = callable(member) or not name.startswith("__")
-            if is_read and name not in _NOT_READ:
+            if is_read and name not in _SKIPPED_MEMBERS:
                 self._add_member(member, f"{qualified(cls)}.{name}", cls)
         for name, field in vars(cls).get("__dataclass_fields__", {}).items():
             if field.default_factory is not dataclasses.MISSING:
@@ -291,7 +304,7 @@ class Reader:
         has_written_methods = hasattr(cls, "__dataclass_fields__") or hasattr(cls, "_fields")
         for function in functions:
             written = has_written_methods and _is_made_by_exec(function)
-            if not isinstance(function, _SLOTS) and not written:
+            if not isinstance(function, _C_MEMBER_TYPES) and not written:
                 self.add(function, where)
 
     def _add_text(self, function: Any) -> None:

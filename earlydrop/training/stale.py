@@ -11,7 +11,6 @@ import functools
 import inspect
 import sys
 import types
-from collections import Counter
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -90,17 +89,12 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
     A name that is assigned more than once anywhere in the file is left out.
     """
     constants = {}
-    times: Counter[str] = Counter()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, (ast.Store, ast.Del)):
-            times[node.id] += 1
-        elif isinstance(node, ast.Global):
-            times.update(dict.fromkeys(node.names, 2))
+    reassigned = _reassigned(tree)
     for node in tree.body:
         if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
             continue
         target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-        if not isinstance(target, ast.Name) or times[target.id] != 1:
+        if not isinstance(target, ast.Name) or target.id in reassigned:
             continue
         try:
             value = ast.literal_eval(node.value)
@@ -109,3 +103,17 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
         if isinstance(value, _IMMUTABLE):
             constants[target.id] = value
     return constants
+
+
+def _reassigned(tree: ast.Module) -> set[str]:
+    """Names that a file assigns more than once, deletes, or declares ``global`` in a function."""
+    assigned: set[str] = set()
+    reassigned: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            reassigned.update(node.names)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, (ast.Store, ast.Del)):
+            if node.id in assigned:
+                reassigned.add(node.id)
+            assigned.add(node.id)
+    return reassigned

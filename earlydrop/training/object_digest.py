@@ -36,8 +36,6 @@ _HOOK_ATTRIBUTES = (
 )
 # The attributes that every module has.
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
-
-
 # Members of a class that Python makes: an abstract class's cache, and the annotations.
 _SKIPPED_MEMBERS = ("_abc_impl", "__annotate__", "__annotate_func__")
 

@@ -324,8 +324,8 @@ def _is_made_by_exec(function: Any) -> bool:
     """Whether a function was made by ``exec`` of a string. Wrappers are removed first."""
     if not isinstance(function, types.FunctionType):
         return False
-    code: types.CodeType = inspect.unwrap(function).__code__
-    return code.co_filename.startswith("<string>")
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is not None and code.co_filename.startswith("<string>")
 
 
 def _globals(code: types.CodeType) -> Iterator[str]:

@@ -78,8 +78,9 @@ def _functions(module: types.ModuleType, path: Path) -> Iterator[types.FunctionT
         elif isinstance(value, (classmethod, staticmethod)):
             waiting.append(value.__func__)
         elif isinstance(value, (types.FunctionType, CACHED)):
-            function = inspect.unwrap(value)
-            if Path(function.__code__.co_filename).resolve() == path:
+            function = inspect.unwrap(value)  # may be a class
+            code = getattr(function, "__code__", None)
+            if code is not None and Path(code.co_filename).resolve() == path:
                 yield function
 
 
@@ -106,12 +107,16 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
 
 
 def _reassigned(tree: ast.Module) -> set[str]:
-    """Names that a file assigns more than once, deletes, or declares ``global`` in a function."""
+    """Names that a file assigns more than once, or by anything else than an assignment."""
     assigned: set[str] = set()
     reassigned: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Global):
             reassigned.update(node.names)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            reassigned.add(node.name)
+        elif isinstance(node, ast.alias):
+            reassigned.add(node.asname or node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, (ast.Store, ast.Del)):
             if node.id in assigned:
                 reassigned.add(node.id)

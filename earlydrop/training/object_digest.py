@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ _HOOK_ATTRIBUTES = (
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 # Members of a class that Python makes: an abstract class's cache, and the annotations.
 _SKIPPED_MEMBERS = ("_abc_impl", "__annotate__", "__annotate_func__")
+# Attributes that differ between processes. GenerationConfig, which every language model of
+# transformers has, keeps its own ``hash``.
+_PROCESS_DEPENDENT = ("_original_object_hash",)
 
 
 def _is_plain(value: Any) -> bool:
@@ -158,7 +161,7 @@ class Reader:
             self._add_all([value.__func__, value.__self__], f"{where}.method")
         elif isinstance(value, (Mapping, list, tuple)):
             self._record(where, f"{type(value).__name__} of {len(value)}")
-            self._add_all(value.items() if isinstance(value, Mapping) else value, where)
+            self._add_entries(value, where)
             self.add(type(value))
             self.add(getattr(value, "__dict__", None), f"{where}.__dict__")
         elif isinstance(value, (set, frozenset)):
@@ -184,6 +187,17 @@ class Reader:
     def _add_all(self, values: Iterable[Any], where: str) -> None:
         for index, value in enumerate(values):
             self.add(value, f"{where}[{index}]")
+
+    def _add_entries(self, values: Mapping[Any, Any] | Sequence[Any], where: str) -> None:
+        """Add the entries of a mapping, by key where the keys are text, or of a sequence."""
+        if not isinstance(values, Mapping):
+            self._add_all(values, where)
+        elif all(isinstance(key, str) for key in values):
+            self._record(f"{where} keys", repr(list(values)))
+            for key, value in values.items():
+                self.add(value, f"{where}[{key!r}]")
+        else:
+            self._add_all(values.items(), where)
 
     def _add_set(self, values: Iterable[Any], where: str) -> None:
         """Add a set, whose order differs between processes."""
@@ -212,9 +226,18 @@ class Reader:
             ) from error
         self._record(where, qualified(type(value)))
         self.add(type(value))
-        if isinstance(parts, tuple):
-            parts = [list(part) if isinstance(part, Iterator) else part for part in parts]
-        self.add(parts, f"{where}.state")
+        if not isinstance(parts, tuple):
+            self.add(parts, f"{where}.state")
+            return
+        make, arguments, state, items, pairs = (*parts, None, None, None)[:5]
+        self._add_all([make, arguments], f"{where}.made")
+        if isinstance(state, dict):
+            for key, attribute in state.items():
+                if key not in _PROCESS_DEPENDENT:
+                    self.add(attribute, f"{where}.{key}")
+        else:
+            self.add(state, f"{where}.state")
+        self._add_all([*(items or ()), *(pairs or ())], f"{where}.items")
 
     def _add_module(self, name: str) -> None:
         if is_installed(name):

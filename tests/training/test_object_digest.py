@@ -216,6 +216,31 @@ CHANGES = {
         """,
         (3, 4),
     ),
+    "the settings of a language model of transformers": (
+        """
+        import transformers
+        settings = transformers.GenerationConfig(max_length=VALUE)
+        def model(task):
+            return nn.Linear(16, settings.max_length)
+        """,
+        (3, 4),
+    ),
+    "the order of a mapping": (
+        """
+        widths = {"a": 3, "b": 4} if VALUE else {"b": 4, "a": 3}
+        def model(task):
+            return nn.Linear(16, list(widths.values())[0])
+        """,
+        (0, 1),
+    ),
+    "an entry of a mapping with numbers as keys": (
+        """
+        widths = {1: 3, 2: VALUE}
+        def model(task):
+            return nn.Linear(16, widths[2])
+        """,
+        (3, 4),
+    ),
     "which weights are frozen": (
         "torch.manual_seed(0)\nmodel = nn.Linear(16, 3)\nmodel.weight.requires_grad_(VALUE)",
         (True, False),

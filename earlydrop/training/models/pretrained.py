@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.record.foreign import (
-    NOT_OF_THIS_MODEL,
     UnreadableWeightsError,
     is_weights,
     read_weights,
+    renamed_by_timm,
 )
 
 # Where a checkpoint may keep its weights; averaged ones first.
@@ -123,17 +122,7 @@ def _renamed(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     if {key: value.shape for key, value in weights.items()} == shapes:
         return weights
-    home = type(model).__module__
-    if home.partition(".")[0] != "timm":
-        return weights
-    rename = getattr(importlib.import_module(home), "checkpoint_filter_fn", None)
-    if rename is None:
-        return weights
-    try:
-        renamed: dict[str, Tensor] = rename(dict(weights), model)
-    except NOT_OF_THIS_MODEL:
-        return weights  # the comparison of names reports what differs
-    return renamed
+    return renamed_by_timm(weights, model)
 
 
 def _for_channels(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:

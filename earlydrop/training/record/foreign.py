@@ -15,18 +15,8 @@ from earlydrop.training.fields import ConfigError
 from earlydrop.training.names import first_line
 from earlydrop.training.record.checkpoint import BEST, list_checkpoints
 
-# modules that translate old names into timm's present ones, by the beginning of a model's name
-_FILTERS = {
-    "vit": "timm.models.vision_transformer",
-    "deit": "timm.models.vision_transformer",
-    "mixer": "timm.models.mlp_mixer",
-    "swin": "timm.models.swin_transformer",
-    "convnext": "timm.models.convnext",
-}
-
-
-NOT_OF_THIS_MODEL = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""The errors of timm's rules for names where the weights are of another model."""
+# The errors of timm's rules for names where the weights are of another model.
+_NOT_OF_THIS_MODEL = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
@@ -65,7 +55,9 @@ def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, d
     titled = []
     for key, words in (("model_ema", "averaged weights"), ("model", "weights")):
         if isinstance(content.get(key), dict):
-            weights = _named_as(content[key], name, model)
+            weights = content[key]
+            if weights.keys() != model.state_dict().keys():
+                weights = renamed_by_timm(weights, model)
             _check(weights, model, f"checkpoint is {path!r}: {file.name}", name)
             title = f"{words} of {file}{_position(content)}"
             titled.append((title, {"model": weights, "scheduler": content.get("scheduler")}))
@@ -131,18 +123,22 @@ def _file(path: Path, given: str) -> Path:
     return files[0]
 
 
-def _named_as(weights: dict[str, Any], name: str, model: nn.Module) -> dict[str, Any]:
-    """The weights under their present names, by timm's own rules for the architecture."""
-    if weights.keys() == model.state_dict().keys():
+def renamed_by_timm(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The weights under the present names of a model of timm, by timm's own rules.
+
+    They are returned as they are for a model of another library, and if timm's rules fail because
+    they are of another model.
+    """
+    home = type(model).__module__
+    rename = None
+    if home.startswith("timm."):
+        rename = getattr(importlib.import_module(home), "checkpoint_filter_fn", None)
+    if rename is None:
         return weights
-    module = _FILTERS.get(name.split("_")[0])
-    if module is None:
-        return weights
-    rename = importlib.import_module(module).checkpoint_filter_fn
     try:
         renamed: dict[str, Any] = rename(dict(weights), model)
-    except NOT_OF_THIS_MODEL:
-        return weights  # the comparison of names reports what differs
+    except _NOT_OF_THIS_MODEL:
+        return weights
     return renamed
 
 

@@ -38,8 +38,8 @@ _HOOK_ATTRIBUTES = (
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 # Members of a class that Python makes: an abstract class's cache, and the annotations.
 _SKIPPED_MEMBERS = ("_abc_impl", "__annotate__", "__annotate_func__")
-# Attributes that differ between processes. GenerationConfig, which every language model of
-# transformers has, keeps its own ``hash``.
+# Attributes that differ between processes. Every language model of transformers has a
+# GenerationConfig, and that stores its own ``hash``.
 _PROCESS_DEPENDENT = ("_original_object_hash",)
 
 
@@ -72,7 +72,7 @@ def digest_of_tensor(value: Tensor) -> str:
     return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + content).hexdigest()
 
 
-def digest_of_weights(module: nn.Module) -> str:
+def _digest_of_weights(module: nn.Module) -> str:
     """Hash the state dict of a module."""
     state = module.state_dict()
     return digest_of({name: digest_of_tensor(value) for name, value in state.items()})
@@ -100,15 +100,13 @@ class Reader:
         # The objects read so far and their names, by id. A reference to each object is kept, so
         # that Python does not reuse its id.
         self._seen: dict[int, tuple[Any, str]] = {}
+        self._modules: set[str] = set()
 
-    def add_structure(self, model: nn.Module, where: str = "") -> None:
+    def _add_structure(self, model: nn.Module, where: str) -> None:
         """Add everything of a module that its state dict does not hold.
 
         It adds the classes, the attributes, the hooks, the buffers that are not saved, and which
         parameters are frozen or shared.
-
-        Raises:
-            ConfigError: A part of the module cannot be hashed.
         """
         for name, module in model.named_modules(prefix=where):
             self._record(f"module {name}", qualified(type(module)))
@@ -163,12 +161,13 @@ class Reader:
             self._record(where, f"{type(value).__name__} of {len(value)}")
             self._add_entries(value, where)
             self.add(type(value))
-            self.add(getattr(value, "__dict__", None), f"{where}.__dict__")
+            if hasattr(value, "__dict__"):
+                self.add(vars(value), f"{where}.__dict__")
         elif isinstance(value, (set, frozenset)):
             self._add_set(value, where)
         elif isinstance(value, nn.Module):
-            self.add_structure(value, where)
-            self._record(f"{where} weights", digest_of_weights(value))
+            self._add_structure(value, where)
+            self._record(f"{where} weights".lstrip(), _digest_of_weights(value))
         elif isinstance(value, Tensor):
             self._record(where, digest_of_tensor(value))
         else:
@@ -240,6 +239,9 @@ class Reader:
         self._add_all([*(items or ()), *(pairs or ())], f"{where}.items")
 
     def _add_module(self, name: str) -> None:
+        if name in self._modules:
+            return
+        self._modules.add(name)
         if is_installed(name):
             self.found[name] = "installed"
             return

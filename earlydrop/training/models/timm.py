@@ -14,6 +14,7 @@ import timm
 from torch import Tensor, nn
 
 from earlydrop.training.fields import ConfigError
+from earlydrop.training.fingerprint import LIBRARY_MODELS
 from earlydrop.training.models.build import Task, set_path_profile
 
 
@@ -36,13 +37,6 @@ ARCHITECTURES = {
     "swin": _Architecture(("proj_drop_rate", "attn_drop_rate"), ("drop_path_rate",), "layers"),
     "convnext": _Architecture((), ("drop_path_rate",), "stages"),
 }
-
-
-RELATIVE_POSITIONS = ("vit_relpos_", "vit_srelpos_")
-"""Prefixes of ViTs that take no ``pos_drop_rate``. `earlydrop.training.models.library` builds them.
-
-They start with ``vit_``, but do not fit the entry of `ARCHITECTURES`.
-"""
 
 
 def _built(name: str, task: Task, make: Callable[..., Any], **sizes: Any) -> nn.Module:
@@ -120,7 +114,7 @@ def swin_femto(task: Task) -> nn.Module:
 def named(name: str) -> Callable[[Task], nn.Module] | None:
     """The builder of a timm model; None for architectures outside `ARCHITECTURES`."""
     prefixes = [prefix for prefix in ARCHITECTURES if name.startswith(prefix + "_")]
-    if not prefixes or name.startswith(RELATIVE_POSITIONS):
+    if not prefixes or name.startswith(LIBRARY_MODELS):
         return None
     architecture = prefixes[0]
 

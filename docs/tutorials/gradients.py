@@ -37,9 +37,9 @@ for name in ("gradient_norm", "gdv", "gde", "bias", "noise_scale"):
 # ## With dropout and without
 #
 # One model, the same weights and batches, with dropout on and off. The difference is due to the
-# masks alone. Here both numbers are larger with dropout: the model is small, and its weights have
-# not been trained. The paper measured smaller ones during the training of ViT-T on ImageNet. `none`
-# switches off the dropout that the model was built with.
+# masks alone. In this model, at its initial weights, both numbers are larger with dropout. The
+# paper measured smaller ones early in the training of ViT-T on ImageNet. `none` switches off the
+# dropout that the model was built with.
 
 # %%
 scheduler = earlydrop.DropoutScheduler(model, earlydrop.constant(0.3))

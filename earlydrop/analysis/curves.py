@@ -248,7 +248,7 @@ def staircase(rates: np.ndarray) -> Curve:
     grid = np.unique(np.linspace(0, total - 1, min(total, 200)).astype(int))
     before = [(step + 1.0, rates[step]) for step in jumps]
     after = [(step + 1.0, rates[step + 1]) for step in jumps]
-    # Leave out a grid point right after a jump: it is in ``after`` already.
+    # A grid point right after a jump is left out, because ``after`` has it.
     points = [(float(step), rates[step]) for step in grid if step - 1 not in jumps]
     # Each corner is (step, order, rate). The order sorts the corners of one step: first the point
     # on the grid, then the rate before a jump, then the rate after it, then the end.

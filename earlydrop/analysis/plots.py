@@ -108,10 +108,8 @@ def drawings(runs: pd.DataFrame, most: int = _MOST_POINTS) -> list[Drawing]:
             note = f"as logged: {', '.join(logged)}" if logged else "from the configuration"
             panels, subtitle = [_with_cutoffs(rates, marks)], f"{subtitle_start}; {note}"
         else:
-            panels, subtitle = (
-                [values_panel(history, metric, classes)],
-                f"{subtitle_start}; {BANDS}",
-            )
+            panels = [values_panel(history, metric, classes)]
+            subtitle = f"{subtitle_start}; {BANDS}"
             known = known_metric(metric)
             comparable = known is None or known.column is not None
             paired = paired_panel(history, metric, bases) if comparable else None

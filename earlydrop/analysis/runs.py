@@ -142,13 +142,10 @@ def runs_in(folders: Iterable[Path], name: str) -> pd.DataFrame:
         expected = "a run's folder has a config.yaml and a provenance.json"
         raise FileNotFoundError(f"{name} holds no runs: {expected}")
     runs = named(pd.DataFrame(rows))
-    # One run without a number would make all the others floats.
-    totals = [None if total != total else total for total in runs["total_steps"]]
-    runs["total_steps"] = pd.Series(
-        [None if total is None else int(total) for total in totals],
-        index=runs.index,
-        dtype=object if None in totals else int,
-    )
+    # pandas makes all of them floats if one run has none.
+    totals = [row["total_steps"] for row in rows]
+    kind = object if None in totals else int
+    runs["total_steps"] = pd.Series(totals, index=runs.index, dtype=kind)
     runs.attrs[DAMAGED] = damaged
     return runs
 

@@ -53,10 +53,8 @@ def styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
             colour, marker = _COLOURS[name], _MARKERS[name]
         else:
             place = others.setdefault(name, len(others))
-            colour, marker = (
-                _OTHER_COLOURS[place % len(_OTHER_COLOURS)],
-                _VARIANT_MARKERS[place % len(_VARIANT_MARKERS)],
-            )
+            colour = _OTHER_COLOURS[place % len(_OTHER_COLOURS)]
+            marker = _VARIANT_MARKERS[place % len(_VARIANT_MARKERS)]
         variant = seen[name]
         seen[name] += 1
         if variant:

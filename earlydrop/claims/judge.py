@@ -101,7 +101,7 @@ Adjust = Callable[[Claim, _PValues], _PValues]
 
 
 class _SequentialPValues:
-    """The p-values of claims over the looks so far.
+    """Collects the p-values of each claim, look by look.
 
     `add_look` is called once per claim and look, in the order of the looks.
     """

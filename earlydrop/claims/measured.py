@@ -39,9 +39,11 @@ def value_of(run: Any, claim: Claim, metric: str) -> float:
     try:
         if claim.test is not None and claim.test.kind == "steps to":
             reached = _step_at(run.history, metric, claim.test.bound or 0.0)
-            if reached is not None or stopped_early:
-                return math.nan if reached is None else reached
-            return float(run.total_steps) if _is_measured(run.history, metric) else math.nan
+            if reached is not None:
+                return reached
+            if stopped_early or not _is_measured(run.history, metric):
+                return math.nan
+            return float(run.total_steps)
         value = windowed(run.history, metric, claim.window, int(run.total_steps))
         if claim.test is not None and claim.test.kind == "share above" and math.isfinite(value):
             return float(value > (claim.test.bound or 0.0))

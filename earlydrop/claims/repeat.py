@@ -25,7 +25,7 @@ from earlydrop.training.record.folder import DamagedFileError, read_config
 log = logging.getLogger(__name__)
 
 _NEEDED = {"probe/": "probe.at", "test_mc/": "trainer.mc_passes", "ema/": "trainer.ema"}
-"""By the beginning of a metric's name, the key that its runs need."""
+"""The key that a metric needs, by the beginning of the metric's name."""
 
 FIRST_SEED = 10_000
 """The smallest fresh seed."""

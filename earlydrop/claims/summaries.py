@@ -134,7 +134,7 @@ def _plain_number(value: Any) -> Any:
 
 
 def _from_text(cell: str) -> Any:
-    """The value that `_as_text` wrote; a cell that is not valid JSON is returned as text."""
+    """Read a cell that `_as_text` wrote. A cell that is not valid JSON is kept as text."""
     if not cell:
         return math.nan
     try:

@@ -46,7 +46,7 @@ class MonteCarloPrediction:
 
 @contextmanager
 def _only_dropout_on(model: nn.Module, inputs: Any) -> Iterator[None]:
-    """Context with the modules that drop in training mode, and all others in evaluation mode."""
+    """Context in which only the modules that drop are in training mode."""
     inner = unwrap(model)
     # The fast path of nn.TransformerEncoderLayer would skip its dropouts.
     fast_path = torch.backends.mha.get_fastpath_enabled()

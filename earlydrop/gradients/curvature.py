@@ -163,7 +163,7 @@ def preconditioned_sharpness(
         return list(result)
 
     def product(vector: list[Tensor]) -> list[Tensor]:
-        """The product with the preconditioned Hessian."""
+        """Multiply a vector by P^(-1/2) H P^(-1/2)."""
         if scales is None:
             return hessian_product(vector)
         scaled = [s * v for s, v in zip(scale, vector, strict=True)]

@@ -54,9 +54,8 @@ class RateBank:
         self.names = list(names)
         self.base_rates = list(base_rates)
         self.rates = [0.0] * len(built)
-        self.last_forward_rates = [0.0] * len(
-            built
-        )  # of each site in its last forward (see `guards`)
+        # Of each site in its last forward (see `guards`).
+        self.last_forward_rates = [0.0] * len(built)
         self.value = 0.0
         self.on = False
         self.silent = False

@@ -84,9 +84,8 @@ class GradientSum:
         self.group = group
         self.buckets = _buckets([p for p in parameters if p.requires_grad], bucket_bytes)
         self.in_backward = False
-        self.next_bucket = (
-            0  # buckets are reduced in their order on every worker, whichever is full first
-        )
+        # Every worker reduces the buckets in their order, whichever is full first.
+        self.next_bucket = 0
         for bucket in self.buckets:
             for place, parameter in enumerate(bucket.parameters):
                 parameter.register_post_accumulate_grad_hook(self._hook(bucket, place))
@@ -134,9 +133,8 @@ class GradientSum:
             yield
         finally:
             self.in_backward = False
-        while self.next_bucket < len(
-            self.buckets
-        ):  # those with a parameter that had no part in the loss
+        # Buckets with a parameter that had no part in the loss.
+        while self.next_bucket < len(self.buckets):
             self._start()
         for bucket in self.buckets:
             wait_for(bucket.work)

@@ -156,7 +156,7 @@ def _train_or_skip(plan: Plan, group: Group, in_sweep: bool, watch: Watch | None
     folder: RunFolder | None = None
 
     def open_folder() -> bool:
-        """Open the folder, on the first worker; return whether its run is to be skipped."""
+        """Open the folder on the first worker, and return whether to skip the run."""
         nonlocal folder
         folder = RunFolder(plan.folder, wait=in_sweep)
         return read_status(plan.folder).get("state") == "finished" and config.resume != "never"

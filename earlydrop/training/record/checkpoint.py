@@ -58,9 +58,9 @@ def save_best(folder: Path, content: dict[str, Any]) -> None:
 
 
 def load_best(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The content that `save_best` wrote for this configuration, on the CPU; None if none.
+    """Load what `save_best` wrote for this configuration, on the CPU.
 
-    Also None, with a warning, if the file is damaged.
+    None if there is no such file. Also None, with a warning, if it is damaged.
     """
     path = folder / BEST
     if not path.is_file():

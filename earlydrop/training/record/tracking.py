@@ -50,7 +50,7 @@ class Tracker:
         self._timing: dict[int, dict[str, float]] = {}
 
     def time(self, line: dict[str, float]) -> None:
-        """Keep a line of ``timing.jsonl``; `log` logs it with the metrics of its step."""
+        """Store a line of ``timing.jsonl``. `log` adds it to the metrics of its step."""
         named = {f"{TIMING}{name}": value for name, value in line.items() if name != "step"}
         self._timing = {int(line["step"]): named}
 

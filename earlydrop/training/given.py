@@ -31,7 +31,7 @@ from earlydrop.training.data.own import digest_of_images, pair_of, read_images
 from earlydrop.training.data.source import Source
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.build import Task
-from earlydrop.training.object_digest import Reader, digest_of, qualified
+from earlydrop.training.object_digest import Reader, digest_of, digest_of_weights, qualified
 from earlydrop.training.plugins import OBJECT, Code, is_installed, raised, sources_from_here
 from earlydrop.training.stale import differs_from_file
 
@@ -61,12 +61,13 @@ def given_model(model: Any) -> Code:
                 "before their first forward pass: pass one batch through the model first"
             )
         reader = Reader("model")
-        reader.add(model)
+        reader.add_structure(model)
+        # The name leaves the weights out: they differ between the seeds of one arm.
         name = _name(type(model).__name__, reader.found)
         return _make_code(
             name,
             functools.partial(_as_given, model),
-            reader.found,
+            reader.found | {"weights": digest_of_weights(model)},
             reader.paths,
         )
     if isinstance(model, str):

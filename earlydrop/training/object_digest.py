@@ -72,7 +72,7 @@ def digest_of_tensor(value: Tensor) -> str:
     return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + content).hexdigest()
 
 
-def _digest_of_weights(module: nn.Module) -> str:
+def digest_of_weights(module: nn.Module) -> str:
     """Hash the state dict of a module."""
     state = module.state_dict()
     return digest_of({name: digest_of_tensor(value) for name, value in state.items()})
@@ -102,11 +102,14 @@ class Reader:
         self._seen: dict[int, tuple[Any, str]] = {}
         self._modules: set[str] = set()
 
-    def _add_structure(self, model: nn.Module, where: str) -> None:
+    def add_structure(self, model: nn.Module, where: str = "") -> None:
         """Add everything of a module that its state dict does not hold.
 
         It adds the classes, the attributes, the hooks, the buffers that are not saved, and which
         parameters are frozen or shared.
+
+        Raises:
+            ConfigError: A part of the module cannot be hashed.
         """
         for name, module in model.named_modules(prefix=where):
             self._record(f"module {name}", qualified(type(module)))
@@ -166,8 +169,8 @@ class Reader:
         elif isinstance(value, (set, frozenset)):
             self._add_set(value, where)
         elif isinstance(value, nn.Module):
-            self._add_structure(value, where)
-            self._record(f"{where} weights".lstrip(), _digest_of_weights(value))
+            self.add_structure(value, where)
+            self._record(f"{where} weights", digest_of_weights(value))
         elif isinstance(value, Tensor):
             self._record(where, digest_of_tensor(value))
         else:

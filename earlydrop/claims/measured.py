@@ -71,12 +71,14 @@ def windowed(history: pd.DataFrame, metric: str, window: Window, total_steps: in
         return math.nan
     if isinstance(window, LossWindow):
         return _at_losses(history, metric, window)
-    rows = history.dropna(subset=[metric])
+    values = history[metric].to_numpy(float)
+    measured = ~np.isnan(values)
     if window is None:
-        return float(rows[metric].iloc[-1]) if len(rows) else math.nan
+        return float(values[measured][-1]) if measured.any() else math.nan
     low, high = (end * total_steps for end in window)
-    inside = (rows["step"] >= low - 1e-9) & (rows["step"] <= high + 1e-9)
-    return float(rows[metric][inside].mean())
+    steps = history["step"].to_numpy(float)
+    inside = measured & (steps >= low - 1e-9) & (steps <= high + 1e-9)
+    return float(values[inside].mean()) if inside.any() else math.nan
 
 
 def _is_measured(history: pd.DataFrame, metric: str) -> bool:

@@ -94,10 +94,15 @@ def read_summaries(folder: Path) -> Summaries:
         key = column.removeprefix(_CONFIG)
         if key_of(key) is not None:
             columns[key] = column
+    known: dict[str, Arm] = {}
     arms = []
     for row in runs.to_dict("records"):
-        values = {key: row[column] for key, column in columns.items()}
-        arms.append(Arm.of({key: value for key, value in values.items() if has_value(key, value)}))
+        cells = {key: row[column] for key, column in columns.items() if key != "seed"}
+        values = {key: value for key, value in cells.items() if has_value(key, value)}
+        arm = repr(values)  # many seeds share an arm
+        if arm not in known:
+            known[arm] = Arm.of(values)
+        arms.append(known[arm])
     runs = runs.copy()  # pandas warns when a column is added to a fragmented frame
     return Summaries(runs.assign(settings=arms), pd.read_csv(folder / HISTORY, dtype=text))
 

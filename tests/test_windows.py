@@ -59,7 +59,7 @@ if __name__ == "__main__":  # workers, which are spawned, import this file
         "data=imagefolder",
         "data.root=images",
         "data.image_size=16",
-        "data.workers=2",
+        "data.workers=1",
         "model=mlp",
         "model.hidden=[4]",
         "study='folder: <aux>?'",

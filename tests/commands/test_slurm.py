@@ -64,7 +64,7 @@ def test_a_run_that_is_warned_saves_is_queued_again_and_goes_on(tmp_path):
     process = start(
         tmp_path,
         "schedule=early",
-        "trainer.steps=4000",
+        "trainer.steps=2000",
         "trainer.log_every=1",
         "trainer.eval_every=100%",
     )
@@ -81,7 +81,7 @@ def test_a_run_that_is_warned_saves_is_queued_again_and_goes_on(tmp_path):
     _, error = process.communicate(timeout=240)
     assert process.returncode == 0, error
     (status,) = statuses(tmp_path)
-    assert (status["state"], status["step"]) == ("finished", 4000)
+    assert (status["state"], status["step"]) == ("finished", 2000)
     assert status["pid"] != worker
     (log,) = (tmp_path / "runs").glob("s/*/log.txt")
     going_on = [line for line in log.read_text().splitlines() if "going on from step" in line]

@@ -388,11 +388,24 @@ _TORCHVISION_RATES = (
 
 
 def torchvision_names():
+    """The smallest torchvision model of every set of layer classes.
+
+    The other models of a set have the same layers in other sizes: ResNet-101, say, is a ResNet-50
+    with more blocks.
+    """
     import torchvision
 
-    # The largest RegNets take gigabytes, and are the smaller ones with more and wider layers.
-    large = re.compile(r"regnet_._(16|32|128)gf")
-    return [name for name in torchvision.models.list_models() if not large.fullmatch(name)]
+    smallest = {}
+    # The largest RegNets take gigabytes.
+    large = re.compile(r"regnet_._(8|16|32|128)gf")
+    for name in torchvision.models.list_models():
+        if large.fullmatch(name):
+            continue
+        model = _torchvision_build(name, "meta")[0]
+        layers = frozenset(type(module) for module in model.modules())
+        size = _parameters(model)
+        smallest[layers] = min(smallest.get(layers, (size, name)), (size, name))
+    return sorted(name for _, name in smallest.values())
 
 
 def torchvision_model(name):
@@ -400,28 +413,37 @@ def torchvision_model(name):
 
     A large model is on the meta device.
     """
+    needs_values = any(
+        word in name for word in ("rcnn", "ssd", "retina", "fcos", "raft", "quantized")
+    )
+    device = "cpu" if needs_values else "meta"
+    model, rates = _torchvision_build(name, device)
+    if device == "meta" and _parameters(model) < 40_000_000:
+        device = "cpu"
+        torch.manual_seed(0)
+        model, rates = _torchvision_build(name, device)
+    return model.to(device), _torchvision_inputs(name, device), rates
+
+
+def _parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _torchvision_build(name, device):
+    """The model on a device, and the rates that its builder takes."""
     import torchvision
 
     rates = dict.fromkeys(_TORCHVISION_RATES, RATE)
-    options = {"weights": None} | (
-        {"weights_backbone": None}
-        if "resnet" in name or "mobilenet" in name or "vgg" in name
-        else {}
-    )
-    if "attention" in name or "vit" in name or "swin" in name:
-        options.pop("weights_backbone", None)
+    options = {"weights": None}
+    if any(word in name for word in ("resnet", "mobilenet", "vgg")):
+        options["weights_backbone"] = None
     if any(word in name for word in ("rcnn", "retina", "fcos")):
         options |= {"min_size": 96, "max_size": 128}  # else images are resized to 800 pixels
-    device = (
-        "cpu"
-        if any(word in name for word in ("rcnn", "ssd", "retina", "fcos", "raft", "quantized"))
-        else "meta"
-    )
     while True:
         try:
+            # A RegNet reads values while it is built.
             with torch.device("cpu" if "regnet" in name else device):
-                model = torchvision.models.get_model(name, **options, **rates)
-            break
+                return torchvision.models.get_model(name, **options, **rates), rates
         except TypeError as error:
             unknown = re.search(
                 r"unexpected keyword argument '(\w+)'|multiple values for keyword argument '(\w+)'",
@@ -434,11 +456,6 @@ def torchvision_model(name):
                 del options[word]
             else:
                 raise
-    if device == "meta" and sum(p.numel() for p in model.parameters()) < 40_000_000:
-        device = "cpu"
-        torch.manual_seed(0)
-        model = torchvision.models.get_model(name, **options, **rates)
-    return model.to(device), _torchvision_inputs(name, device), rates
 
 
 def _torchvision_inputs(name, device):

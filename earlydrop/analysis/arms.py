@@ -144,11 +144,13 @@ def _plain(value: Any, kinds: tuple[Any, ...]) -> Any:
         return value in (True, "True", "true")
     if isinstance(value, str):
         value = yaml.safe_load(value)
+    if value is None:
+        return None
     if isinstance(value, (list, tuple)):
         return list(value)
     if int in kinds:
         return int(value)
-    return float(value) if float in kinds and value is not None else value
+    return float(value) if float in kinds else value
 
 
 def _is_null(value: Any) -> bool:
@@ -182,13 +184,14 @@ def label_arms(arms: Mapping[Any, tuple[Arm, str | None]]) -> dict[Any, str]:
     """
     distinct = list(dict.fromkeys(arm for arm, _ in arms.values()))
     others = differing(distinct, lambda key: not key.startswith(_SCHEDULE))
-    names = {run: (arm, label or _name(arm, others)) for run, (arm, label) in arms.items()}
-    by_name: dict[str, list[Arm]] = {}
-    for arm, name in names.values():
-        if arm not in by_name.setdefault(name, []):
-            by_name[name].append(arm)
-    added = {name: differing(group) for name, group in by_name.items() if len(group) > 1}
-    return {run: name + _addition(arm, added.get(name, [])) for run, (arm, name) in names.items()}
+    names = {}
+    arms_of: dict[str, set[Arm]] = {}
+    for run, (arm, label) in arms.items():
+        names[run] = label or _name(arm, others)
+        arms_of.setdefault(names[run], set()).add(arm)
+    # `differing` finds nothing in a single arm.
+    added = {name: differing(list(group)) for name, group in arms_of.items()}
+    return {run: names[run] + _addition(arm, added[names[run]]) for run, (arm, _) in arms.items()}
 
 
 def differing(arms: list[Arm], among: Callable[[str], bool] = lambda key: True) -> list[str]:

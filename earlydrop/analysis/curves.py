@@ -244,22 +244,16 @@ def staircase(rates: np.ndarray) -> Curve:
     """
     total = len(rates)
     peak = max(rates.max(), 1e-9)  # avoids a threshold of 0
-    jumps = np.flatnonzero(np.abs(np.diff(rates)) > _JUMP * peak)
-    grid = np.unique(np.linspace(0, total - 1, min(total, 200)).astype(int))
-    before = [(step + 1.0, rates[step]) for step in jumps]
-    after = [(step + 1.0, rates[step + 1]) for step in jumps]
-    # A grid point right after a jump is left out, because ``after`` has it.
-    points = [(float(step), rates[step]) for step in grid if step - 1 not in jumps]
-    # Each corner is (step, order, rate). The order sorts the corners of one step: first the point
-    # on the grid, then the rate before a jump, then the rate after it, then the end.
-    corners = sorted(
-        [(x, 0, y) for x, y in points]
-        + [(x, 1, y) for x, y in before]
-        + [(x, 2, y) for x, y in after]
-        + [(float(total), 3, rates[-1])]
-    )
-    steps, _, values = zip(*corners, strict=True)
-    return Curve(np.array(steps), np.array(values), np.full(len(steps), np.nan))
+    jumps = set(np.flatnonzero(np.abs(np.diff(rates)) > _JUMP * peak) + 1)
+    grid = set(np.linspace(0, total - 1, min(total, 200)).astype(int))
+    corners: list[tuple[float, float]] = []
+    for step in sorted(jumps | grid):
+        if step in jumps:
+            corners.append((float(step), rates[step - 1]))
+        corners.append((float(step), rates[step]))
+    corners.append((float(total), rates[-1]))
+    steps, values = np.array(corners).T
+    return Curve(steps, values, np.full(len(steps), np.nan))
 
 
 def _rates(row: Mapping[str, Any]) -> np.ndarray | None:

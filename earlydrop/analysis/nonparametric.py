@@ -125,8 +125,9 @@ def time_difference(
     differences = paired({seed: arm[seed] - against[seed] for seed in arm})
     if differences is None:
         return None
-    samples = [_censored(list(values.values()), limit) for values in (arm, against)]
-    reached = any(value < limit for values in (arm, against) for value in values.values())
+    steps = [list(arm.values()), list(against.values())]
+    samples = [_censored(values, limit) for values in steps]
+    reached = min(steps[0] + steps[1]) < limit
     with np.errstate(invalid="ignore"):  # 0 / 0 if all runs reach the bound at the same step
         p = float(scipy.stats.logrank(*samples).pvalue) if reached else 1.0
     comparison = Paired(

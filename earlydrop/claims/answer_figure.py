@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from earlydrop.analysis.plots import LOOK
 from earlydrop.claims.answer import SYMBOLS, Point
 
-_LOOKS = {  # colour, marker, whether the marker is filled; verdicts differ without colour, too
+# Colour, marker, whether the marker is filled. Verdicts differ without colour, too.
+_STYLES = {
     "confirmed": ("#1b7837", "o", True),
     "no effect": ("#555555", "s", True),
     "opposite": ("#b2182b", "X", True),
@@ -46,7 +47,7 @@ def draw_points(points: Sequence[Point], path: Path) -> None:
         _scale(axes)
         for word in dict.fromkeys(point.verdict for point in points):
             label = f"{SYMBOLS.get(word, '')} {word}"
-            axes.plot([], [], linestyle="none", label=label, **_look(word))
+            axes.plot([], [], linestyle="none", label=label, **_style(word))
         axes.legend(
             frameon=False,
             fontsize=9,
@@ -98,8 +99,8 @@ def _scale(axes: Axes) -> None:
     )
 
 
-def _look(word: str) -> dict[str, Any]:
-    colour, marker, filled = _LOOKS.get(word, _LOOKS["undecided"])
+def _style(word: str) -> dict[str, Any]:
+    colour, marker, filled = _STYLES.get(word, _STYLES["undecided"])
     return {
         "color": colour,
         "marker": marker,
@@ -111,9 +112,9 @@ def _look(word: str) -> dict[str, Any]:
 def _draw_point(axes: Axes, point: Point, line: int) -> None:
     ends = (point.paired.low, point.paired.high)
     effect, low, high = (_in_multiples(value, point) for value in (point.paired.effect, *ends))
-    look = _look(point.verdict)
-    axes.plot([low, high], [line, line], color=look["color"], linewidth=1.4)
-    axes.plot([effect], [line], linestyle="none", **look)
+    style = _style(point.verdict)
+    axes.plot([low, high], [line, line], color=style["color"], linewidth=1.4)
+    axes.plot([effect], [line], linestyle="none", **style)
 
 
 def _in_multiples(value: float, point: Point) -> float:

@@ -60,8 +60,8 @@ def next_look(declaration: Declaration, claims: Iterable[Claim], summaries: Summ
     verdicts = tuple(verdict for verdict in judged if verdict.claim.id in ids)
     decided = {verdict.claim.id for verdict in verdicts if verdict.verdict in DECIDED}
     # If a finished run has no value for a claim, more seeds cannot decide it.
-    hopeless = {verdict.claim.id for verdict in verdicts if verdict.value_missing}
-    undecided = [claim for claim in declaration.claims if claim.id in ids - decided - hopeless]
+    not_measured = {verdict.claim.id for verdict in verdicts if verdict.value_missing}
+    undecided = [claim for claim in declaration.claims if claim.id in ids - decided - not_measured]
     look = _looks_done(verdicts, len(undecided))
     counts = declaration.looks.seeds
     if not undecided or look == len(counts):

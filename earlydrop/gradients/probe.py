@@ -100,8 +100,8 @@ def probe(
         "the probe",
         "use DistributedDataParallel, or probe a whole copy in one process",
     )
-    count = images_in or batch_images
-    gradient = _Gradient(module, loss_fn, parameters)
+    count_images = images_in or batch_images
+    gradient_of = _Gradient(module, loss_fn, parameters)
     with (
         leave_no_trace(module, batches, dataset, loss_fn),
         torch.inference_mode(False),
@@ -109,21 +109,21 @@ def probe(
     ):
         if not module.training:
             module.train()
-        reference = None
-        mean = MeanGradient()
+        dataset_gradient, dataset_images = None, None
         if dataset is not None:
+            mean = MeanGradient()
             with sites_off(module):
                 for index, batch in enumerate(_fresh(dataset)):
                     if index == 0:
-                        _check_nothing_drops(module, loss_fn, batch)
-                    mean.add(gradient(batch), count(batch), like=parameters)
-            reference = mean.value(group)
-        sums = GradientSums(reference, mean.images if dataset is not None else None)
+                        _refuse_drops(module, loss_fn, batch)
+                    mean.add(gradient_of(batch), count_images(batch), like=parameters)
+            dataset_gradient, dataset_images = mean.value(group), mean.images
+        sums = GradientSums(dataset_gradient, dataset_images)
         for batch in _fresh(batches):
             if parts is None:
-                sums.add(gradient(batch), count(batch), like=parameters)
+                sums.add(gradient_of(batch), count_images(batch), like=parameters)
             else:
-                mean_gradient, images = _mean_over_parts(gradient, parts(batch), count)
+                mean_gradient, images = _mean_over_parts(gradient_of, parts(batch), count_images)
                 sums.add(mean_gradient, images, like=parameters)
         if group is not None:
             sums.all_reduce(group)
@@ -218,7 +218,7 @@ def _refuse_reentrant(loss: Tensor) -> None:
         waiting.extend(following for following, _ in node.next_functions)
 
 
-def _check_nothing_drops(module: nn.Module, loss_fn: LossFunction, batch: Any) -> None:
+def _refuse_drops(module: nn.Module, loss_fn: LossFunction, batch: Any) -> None:
     """Refuse a model that drops with every site off: its gradient would depend on the seed."""
     inner = unwrap(module)
     with leave_no_trace(module, batch, loss_fn), torch.no_grad(), watch(inner) as seen:

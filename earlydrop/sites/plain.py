@@ -59,12 +59,12 @@ def _reads(cls: type[Any]) -> frozenset[str]:
                 methods[name] = set()
                 for function in _functions(member):
                     methods[name] |= _chains(function)
-    used = _reached("forward", methods) | _reached("__call__", methods)
-    built = _reached("__init__", methods) - used
+    by_forward = _reached("forward", methods) | _reached("__call__", methods)
+    by_init = _reached("__init__", methods)
     kept: set[str] = set()
     for name, chains in methods.items():
-        only_builds = name not in used and (name in built or _builds(name))
-        if not only_builds:
+        only_builds = name in by_init or _builds(name)
+        if name in by_forward or not only_builds:
             kept |= chains
     return frozenset(kept)
 
@@ -126,7 +126,8 @@ def _chains(function: types.FunctionType) -> set[str]:
     owners = {"self"}
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            owners |= {argument.arg for argument in [*node.args.posonlyargs, *node.args.args][:1]}
+            arguments = [*node.args.posonlyargs, *node.args.args]
+            owners |= {argument.arg for argument in arguments[:1]}
     chains = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):

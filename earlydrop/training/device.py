@@ -149,22 +149,24 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(
             f"device={name} is not a device that torch knows; {hint}on this machine {_advice()}"
         ) from None
-    try:
-        if device.type == "meta":
-            raise RuntimeError("it holds no numbers")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError):
-        worker = (
-            f" (worker {device.index})"
-            if device.index is not None and device_name != name and _accelerator()
-            else ""
-        )
-        raise ConfigError(
-            f"device={name} is not available on this machine{worker}; {_advice()}"
-        ) from None
+    if not _is_available(device):
+        of_worker = device.index is not None and device_name != name and _accelerator()
+        worker = f" (worker {device.index})" if of_worker else ""
+        raise ConfigError(f"device={name} is not available on this machine{worker}; {_advice()}")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device
+
+
+def _is_available(device: torch.device) -> bool:
+    """Whether this machine can compute on a device. Meta tensors hold no numbers."""
+    if device.type == "meta":
+        return False
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError):
+        return False
+    return True
 
 
 def device_of_job(name: str, job: int) -> str:

@@ -147,11 +147,7 @@ class Reader:
             self._record(where, value.__name__)
             self._add_module(value.__name__)
         elif isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
-            self._record(where, qualified(value))
-            self._add_code(value)
-            owner = getattr(value, "__self__", None)  # of a built-in method
-            if owner is not None and not isinstance(owner, (type, types.ModuleType)):
-                self.add(owner, f"{where}.method")
+            self._add_class_or_function(value, where)
         elif isinstance(value, CACHED):
             self._record(where, "cached")
             self.add(value.__wrapped__, f"{where}.cached")
@@ -161,11 +157,7 @@ class Reader:
         elif isinstance(value, types.MethodType):
             self._add_all([value.__func__, value.__self__], f"{where}.method")
         elif isinstance(value, (Mapping, list, tuple)):
-            self._record(where, f"{type(value).__name__} of {len(value)}")
-            self._add_entries(value, where)
-            self.add(type(value))
-            if hasattr(value, "__dict__"):
-                self.add(vars(value), f"{where}.__dict__")
+            self._add_container(value, where)
         elif isinstance(value, (set, frozenset)):
             self._add_set(value, where)
         elif isinstance(value, nn.Module):
@@ -189,6 +181,22 @@ class Reader:
     def _add_all(self, values: Iterable[Any], where: str) -> None:
         for index, value in enumerate(values):
             self.add(value, f"{where}[{index}]")
+
+    def _add_class_or_function(self, value: Any, where: str) -> None:
+        """Add a class or function, and the object of a built-in method."""
+        self._record(where, qualified(value))
+        self._add_code(value)
+        owner = getattr(value, "__self__", None)
+        if owner is not None and not isinstance(owner, (type, types.ModuleType)):
+            self.add(owner, f"{where}.method")
+
+    def _add_container(self, values: Mapping[Any, Any] | Sequence[Any], where: str) -> None:
+        """Add a mapping or sequence: its type, its entries and its attributes."""
+        self._record(where, f"{type(values).__name__} of {len(values)}")
+        self._add_entries(values, where)
+        self.add(type(values))
+        if hasattr(values, "__dict__"):
+            self.add(vars(values), f"{where}.__dict__")
 
     def _add_entries(self, values: Mapping[Any, Any] | Sequence[Any], where: str) -> None:
         """Add the entries of a mapping, by key where the keys are text, or of a sequence."""

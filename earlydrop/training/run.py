@@ -100,19 +100,14 @@ def run(
         )
     if config.mode == "plan":
         return _plan_only(config, device, unused)
-    group = join(config.distributed.timeout, device)
-    failed = True
     try:
-        with answered(group):
+        with _workers(config, device) as group:
             plan = make_plan(config, group.decide)
             _begin(config, unused)
             with arithmetic(config.trainer, device), closing(plan.source):
                 if config.mode == "eval":
-                    result = evaluate_weights(plan, group)
-                else:
-                    result = _train_or_skip(plan, group, in_sweep, watch)
-        failed = False
-        return result
+                    return evaluate_weights(plan, group)
+                return _train_or_skip(plan, group, in_sweep, watch)
     except WorkerLostError as error:
         raise TrainingFailed(str(error)) from error
     except RuntimeError as error:
@@ -120,6 +115,17 @@ def run(
         if problem is None:
             raise
         raise TrainingFailed(problem) from error
+
+
+@contextmanager
+def _workers(config: Config, device: torch.device) -> Iterator[Group]:
+    """Join the workers of the run, and leave them at its end."""
+    group = join(config.distributed.timeout, device)
+    failed = True
+    try:
+        with answered(group):
+            yield group
+        failed = False
     finally:
         if group.size > 1:
             leave(failed)

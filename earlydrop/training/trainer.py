@@ -32,12 +32,7 @@ from earlydrop.training.evaluate import (
     no_autocast,
 )
 from earlydrop.training.flops import utilisation_per_image
-from earlydrop.training.optim import (
-    add_penalties,
-    clip_gradients,
-    learning_rate,
-    make_optimizer,
-)
+from earlydrop.training.optim import add_penalties, clip_gradients, learning_rate, make_optimizer
 from earlydrop.training.pace import Pace
 from earlydrop.training.parts import training_parts
 from earlydrop.training.peaks import Driver
@@ -79,9 +74,14 @@ class Trainer:
         group: Group | None = None,
     ) -> None:
         options = plan.config.trainer
-        self.plan, self.model, self.scheduler, self.folder = plan, model, scheduler, folder
+        self.plan = plan
+        self.model = model
+        self.scheduler = scheduler
+        self.folder = folder
         self.group = group or Group()
-        self.track, self.stop, self.progress = track, stop, progress
+        self.track = track
+        self.stop = stop
+        self.progress = progress
         self.sites = [site for site in find_sites(self.model) if site.driven]
         self.initial = copy.deepcopy({name: p.detach() for name, p in model.named_parameters()})
         self.optimizer = make_optimizer(self.model, plan.config.optim)
@@ -411,7 +411,7 @@ class Trainer:
         self.window.load(content["window"].to(self.plan.device))
         if self.scheduler is not None:
             self.scheduler.load_state_dict(content["scheduler"])
-        log.info("going on from step %d of %d", self.step, self.plan.total_steps)
+        log.info("resuming from step %d of %d", self.step, self.plan.total_steps)
 
     def _load(self) -> dict[str, Any] | None:
         """Load the newest complete checkpoint, and cut ``metrics.jsonl`` back to its step.

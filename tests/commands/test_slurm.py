@@ -84,9 +84,9 @@ def test_a_run_that_is_warned_saves_is_queued_again_and_goes_on(tmp_path):
     assert (status["state"], status["step"]) == ("finished", 2000)
     assert status["pid"] != worker
     (log,) = (tmp_path / "runs").glob("s/*/log.txt")
-    going_on = [line for line in log.read_text().splitlines() if "going on from step" in line]
-    assert len(going_on) == 1
-    assert int(going_on[0].split("from step ")[1].split()[0]) > 20
+    resumed = [line for line in log.read_text().splitlines() if "resuming from step" in line]
+    assert len(resumed) == 1
+    assert int(resumed[0].split("from step ")[1].split()[0]) > 20
     steps = [
         json.loads(line)["step"]
         for line in next((tmp_path / "runs").glob("s/*/metrics.jsonl")).read_text().splitlines()

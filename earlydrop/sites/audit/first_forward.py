@@ -247,8 +247,10 @@ def _reads(module: nn.Module, rate: float | None) -> bool:
     A call without a single rate counts as driven in every driven module.
     """
     link: Link | None = module.__dict__.get(LINK)
-    if link is None or rate is None:
-        return link is not None
+    if link is None:
+        return False
+    if rate is None:
+        return True
     return any(abs(read.bank.rate(read.place) - rate) < 1e-6 for read in link.all_rates)
 
 

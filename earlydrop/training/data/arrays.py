@@ -91,30 +91,8 @@ def image_arrays(
             the test images differ in shape, the number of labels differs from the number of images,
             or a label is not one of the classes.
     """
-    splits = []
-    for split, images, given in (("training", train, train_labels), ("test", test, test_labels)):
-        labels = np.asarray(given)
-        if (
-            images.ndim not in (3, 4)
-            or images.shape[-1] != images.shape[-2]
-            or images.dtype != np.uint8
-        ):
-            raise ConfigError(
-                f"the {split} images are {images.dtype} of shape {images.shape}: expected bytes, "
-                "(N, H, H) or (N, C, H, H)"
-            )
-        if labels.shape != (len(images),) or len(images) == 0:
-            raise ConfigError(
-                f"there are {len(images)} {split} images and labels of shape {labels.shape}: "
-                "expected one label per image"
-            )
-        if labels.min() < 0 or labels.max() >= classes:
-            raise ConfigError(
-                f"a {split} label is {labels.max() if labels.max() >= classes else labels.min()}: "
-                f"expected 0 to {classes - 1}"
-            )
-        splits.append((images[:, None] if images.ndim == 3 else images, labels.astype(np.int64)))
-    (train, train_labels), (test, test_labels) = splits
+    train, train_labels = _checked_split("training", train, train_labels, classes)
+    test, test_labels = _checked_split("test", test, test_labels, classes)
     if train.shape[1:] != test.shape[1:]:
         raise ConfigError(
             f"training images have shape {train.shape[1:]}, test images {test.shape[1:]}: expected "
@@ -126,6 +104,31 @@ def image_arrays(
     for array in (train, train_labels.astype(narrow), test, test_labels.astype(narrow)):
         digest.update(np.ascontiguousarray(array).tobytes())
     return ImageArrays(train, train_labels, test, test_labels, classes, digest.hexdigest())
+
+
+def _checked_split(split: str, images: Array, given: Any, classes: int) -> tuple[Array, Array]:
+    """The images of a split as (N, C, H, H) and its labels as int64, after their checks."""
+    labels = np.asarray(given)
+    is_square = images.ndim in (3, 4) and images.shape[-1] == images.shape[-2]
+    if not is_square or images.dtype != np.uint8:
+        raise ConfigError(
+            f"the {split} images are {images.dtype} of shape {images.shape}: expected bytes, "
+            "(N, H, H) or (N, C, H, H)"
+        )
+    if len(images) == 0:
+        raise ConfigError(f"there are no {split} images: expected one or more")
+    if labels.shape != (len(images),):
+        raise ConfigError(
+            f"there are {len(images)} {split} images and labels of shape {labels.shape}: "
+            "expected one label per image"
+        )
+    smallest, largest = labels.min(), labels.max()
+    if smallest < 0 or largest >= classes:
+        raise ConfigError(
+            f"a {split} label is {largest if largest >= classes else smallest}: "
+            f"expected 0 to {classes - 1}"
+        )
+    return images[:, None] if images.ndim == 3 else images, labels.astype(np.int64)
 
 
 def _embedded(config: DataConfig) -> ImageArrays:
@@ -199,19 +202,24 @@ def _torchvision(config: DataConfig) -> ImageArrays:
     parts: list[Any] = []
     for train in (True, False):
         try:
-            try:
-                dataset = make(str(root), train=train, download=False)
-            except (RuntimeError, OSError):
-                if not config.download:
-                    raise
-                print(f"downloading {config.name} into {root}", file=sys.stderr)
-                dataset = make(str(root), train=train, download=True)
+            dataset = _part(make, root, train, config)
         except (RuntimeError, OSError) as error:
             raise AbsentDataError(_how_to_get(config, root, error)) from error
-        images = np.asarray(dataset.data)  # type: ignore[attr-defined]
-        labels = np.asarray(dataset.targets)  # type: ignore[attr-defined]
+        images = np.asarray(dataset.data)
+        labels = np.asarray(dataset.targets)
         parts += [images.transpose(0, 3, 1, 2) if images.ndim == 4 else images, labels]
     return image_arrays(parts[0], parts[1], parts[2], parts[3], classes)
+
+
+def _part(make: Callable[..., object], root: Path, train: bool, config: DataConfig) -> Any:
+    """The training or test images of a torchvision dataset, downloaded if they are missing."""
+    try:
+        return make(str(root), train=train, download=False)
+    except (RuntimeError, OSError):
+        if not config.download:
+            raise
+    print(f"downloading {config.name} into {root}", file=sys.stderr)
+    return make(str(root), train=train, download=True)
 
 
 def _how_to_get(config: DataConfig, root: Path, error: Exception) -> str:

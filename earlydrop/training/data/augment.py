@@ -69,19 +69,20 @@ def erase(images: Tensor, probability: float, generator: torch.Generator) -> Ten
     draws = torch.rand(4, count, 10, generator=generator)
     area = (0.02 + draws[0] * (1 / 3 - 0.02)) * height * width
     aspect = torch.exp(math.log(0.3) + draws[1] * (math.log(3.3) - math.log(0.3)))
-    high, wide = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-    fits = (high < height) & (wide < width)
+    heights = (area * aspect).sqrt().round()
+    widths = (area / aspect).sqrt().round()
+    fits = (heights < height) & (widths < width)
     first = fits.int().argmax(1, keepdim=True)
-    high, wide, fits, top, left = (
-        values.gather(1, first) for values in (high, wide, fits, draws[2], draws[3])
-    )
-    top, left = (top * (height - high + 1)).floor(), (left * (width - wide + 1)).floor()
-    chosen = fits & (torch.rand(count, 1, generator=generator) < probability)
+    high = heights.gather(1, first)
+    wide = widths.gather(1, first)
+    top = (draws[2].gather(1, first) * (height - high + 1)).floor()
+    left = (draws[3].gather(1, first) * (width - wide + 1)).floor()
+    chosen = fits.gather(1, first) & (torch.rand(count, 1, generator=generator) < probability)
     rows, columns = torch.arange(height), torch.arange(width)
-    inside = ((rows >= top) & (rows < top + high)).unsqueeze(2) & (
-        (columns >= left) & (columns < left + wide)
-    ).unsqueeze(1)
-    erased = (inside & chosen.unsqueeze(2)).unsqueeze(1)
+    in_rows = (rows >= top) & (rows < top + high)
+    in_columns = (columns >= left) & (columns < left + wide)
+    box = in_rows.unsqueeze(2) & in_columns.unsqueeze(1)
+    erased = (box & chosen.unsqueeze(2)).unsqueeze(1)
     noise = torch.randn(images.shape, generator=generator)
     return torch.where(sent(erased, images.device), sent(noise, images.device), images)
 
@@ -114,16 +115,15 @@ def mix(
     Returns:
         The mixed images and their soft targets, (B, K).
     """
+    # The fourth draw is not used. Without it, all later draws would differ from published runs.
     draws = torch.rand(4, generator=generator, dtype=torch.float64)
     cut = cutmix > 0 and (mixup <= 0 or draws[0] < switch)
     share = _beta(cutmix if cut else mixup, generator)
     if cut:
         height, width = images.shape[-2:]
         ratio = (1.0 - share) ** 0.5
-        (top, bottom), (left, right) = (
-            _side(height, ratio, draws[1].item()),
-            _side(width, ratio, draws[2].item()),
-        )
+        top, bottom = _side(height, ratio, draws[1].item())
+        left, right = _side(width, ratio, draws[2].item())
         reversed_part = images[..., top:bottom, left:right].flip(0)
         images = images.clone()
         images[..., top:bottom, left:right] = reversed_part

@@ -51,11 +51,9 @@ def _built(name: str, task: Task, make: Callable[..., Any], **sizes: Any) -> nn.
     if name == "swin" and task.unit > 0:
         _add_position_dropout(model.get_submodule("patch_embed"), task.unit)
     parts: Any = getattr(model, architecture.blocks)
-    blocks = (
-        list(parts)
-        if architecture.blocks == "blocks"
-        else [block for stage in parts for block in stage.blocks]
-    )
+    blocks = list(parts)
+    if architecture.blocks != "blocks":  # each part is a stage of blocks
+        blocks = [block for stage in parts for block in stage.blocks]
     set_path_profile(blocks, task.path)
     return model
 
@@ -122,7 +120,7 @@ def named(name: str) -> Callable[[Task], nn.Module] | None:
         if name.split(".")[0] not in timm.list_models():
             raise ConfigError(
                 f"model.name is {name!r}: timm has no such model; see "
-                f"timm.list_models({name[:4] + '*'!r})"
+                f"timm.list_models({architecture + '*'!r})"
             )
         sized = {} if architecture == "convnext" else {"img_size": task.image_size}
 

@@ -110,7 +110,7 @@ def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
                 io.BytesIO(payload), map_location="cpu", weights_only=True
             )
         except _UNREADABLE as error:
-            log.warning("checkpoint %s is damaged (%s): going on from the one before", path, error)
+            log.warning("checkpoint %s is damaged (%s): resuming from the one before", path, error)
             continue
         if content["fingerprint"] != fingerprint:
             raise ConfigError(

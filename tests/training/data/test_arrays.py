@@ -144,7 +144,7 @@ def grey(count=8, shape=(4, 4), labels=None):
             "training images are uint8 of shape",
         ),  # files swapped
         (grey(), grey(shape=(5, 5)), "training images have shape"),
-        (grey(0), grey(), "expected one label per image"),
+        (grey(0), grey(), "there are no training images"),
     ],
 )
 def test_arrays_that_do_not_fit_together_are_refused(train, test, says):

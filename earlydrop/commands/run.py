@@ -91,7 +91,7 @@ def _note_end(job: int, study: Path | None, failed: bool) -> None:
     """
     from earlydrop.commands import sweep
 
-    done = sweep.Done(None if study is None else str(study), failed)
+    done = sweep.EndedJob(None if study is None else str(study), failed)
     progress = sweep.note_done(job, done)
     if progress is not None:
         print(progress, flush=True)

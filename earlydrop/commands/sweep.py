@@ -33,7 +33,7 @@ seconds, and the folder where ended jobs are noted.
 _HEARTBEAT, _GRACE = 1.0, 8.0  # seconds
 
 
-class Done(NamedTuple):
+class EndedJob(NamedTuple):
     """A job of a sweep that has ended.
 
     Attributes:
@@ -141,7 +141,7 @@ def count_jobs(params: dict[str, Any], overrides: list[str]) -> int:
     return math.prod(sizes.values())
 
 
-def note_done(job: int, done: Done) -> str | None:
+def note_done(job: int, done: EndedJob) -> str | None:
     """Note that a job of the running sweep has ended.
 
     Args:
@@ -166,7 +166,7 @@ def note_done(job: int, done: Done) -> str | None:
     return f"sweep: {ended} of {total} jobs done in {format_duration(elapsed)}{left}"
 
 
-def finish() -> list[Done] | None:
+def finish() -> list[EndedJob] | None:
     """End the sweep that this process launched.
 
     Returns:
@@ -177,7 +177,7 @@ def finish() -> list[Done] | None:
         return None
     notes = Path(sweep["notes"])
     files = sorted(notes.glob("*.json"))
-    done = [Done(*json.loads(path.read_text(encoding="utf-8"))) for path in files]
+    done = [EndedJob(*json.loads(path.read_text(encoding="utf-8"))) for path in files]
     shutil.rmtree(notes, ignore_errors=True)
     del os.environ[_SWEEP]
     return done

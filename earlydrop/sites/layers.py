@@ -41,6 +41,15 @@ def only_input(x: Tensor | None, by_name: dict[str, Tensor]) -> Tensor:
     return inputs[0]
 
 
+# Each ``forward`` below handles the same cases, one after another:
+#
+# - the layer was released, so there is no link any more: its own forward runs;
+# - evaluation;
+# - inside a graph of torch.compile: the rate is a tensor, or the module runs outside the graph;
+# - outside a graph, while a compiler watches: the module runs outside the graph;
+# - eager training, where a recomputation of activations must use the rate of the first time.
+
+
 class MaskDriver(Scheduled):
     """Driver of a layer that multiplies its input by a random mask in training.
 

@@ -128,7 +128,10 @@ def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
             "repeat"
         ]
         claim = '"Early dropout lowers the training loss" on d'
-        expected = f'Other seeds give another verdict: {claim} ({word} in the round "repeat").'
+        expected = (
+            f"In another round of seeds the verdict differs: {claim} "
+            f'({word} in the round "repeat").'
+        )
         assert differing_line(declared, verdicts) == expected
     both = merged(
         made_up(effect=-0.2, seeds=range(20, 30)), made_up(effect=-0.2, seeds=range(10, 14))

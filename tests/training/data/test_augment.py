@@ -28,11 +28,23 @@ def test_every_sample_has_its_own_shift_and_flip():
         5,
         6,
     }  # 2 or, flipped, 4; each shifted by -2 to 2
+    assert len(set(places.tolist())) == 5 * 7  # both directions are drawn on their own
     assert out.sum() == 4_000
     counts = torch.bincount(rows)[1:6]
     assert (counts - 800).abs().max() < 5 * (800 * 0.8) ** 0.5
     clean = augment.shift_and_flip(padded, torch.tensor([0]), 2, True, None)
     assert torch.equal(clean, image)
+
+
+def test_a_shift_without_flips_moves_whole_images():
+    images = torch.randn(40, 2, 5, 6)
+    padded = torch.nn.functional.pad(images, [1] * 4)
+    moved = augment.shift_and_flip(padded, torch.arange(40), 1, False, stream(0, "test"))
+    for image, result in zip(padded, moved, strict=True):
+        places = [image[:, y : y + 5, x : x + 6] for y in range(3) for x in range(3)]
+        assert any(torch.equal(result, place) for place in places)
+    kept = augment.shift_and_flip(images, torch.arange(40), 0, False, stream(0, "test"))
+    assert torch.equal(kept, images)
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0)])
@@ -87,7 +99,10 @@ def test_both_mixes_are_drawn_with_the_switch_probability():
     cut = 0
     for i in range(300):
         mixed, _ = augment.mix(images, labels, 2, 0.8, 1.0, 0.5, stream(i, "mix"))
-        cut += bool((mixed == images).any() or (mixed == images.flip(0)).any())
+        is_cut = bool((mixed == images).any() or (mixed == images.flip(0)).any())
+        switch = torch.rand(4, generator=stream(i, "mix"), dtype=torch.float64)[0]
+        assert is_cut == bool(switch < 0.5)
+        cut += is_cut
     assert 110 < cut < 190
 
 
@@ -119,9 +134,10 @@ def test_erasing_has_timms_distribution():
         )  # one box, but for exact zeros
 
 
-def test_an_erased_box_is_that_of_its_draws():
+@pytest.mark.parametrize(("height", "width"), [(20, 9), (9, 20)])
+def test_an_erased_box_is_that_of_its_draws(height, width):
     """Zhong et al. 2020 in plain Python, from the same draws: the first of ten boxes that fits."""
-    count, height, width = 60, 20, 9
+    count = 60
     images = torch.zeros(count, 1, height, width)
     erased = augment.erase(images, 0.7, stream(3, "erase")) != 0
     again = stream(3, "erase")

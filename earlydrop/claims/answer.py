@@ -149,7 +149,7 @@ def differing_line(declarations: Iterable[Declaration], verdicts: Iterable[Verdi
             if verdict.claim.id in words:
                 claim = f'"{words[verdict.claim.id]}" on {dataset_label(declaration)}'
                 parts.append(f'{claim} ({_word(verdict)} in the round "{verdict.round}")')
-    return f"Other seeds give another verdict: {', '.join(parts)}." if parts else ""
+    return f"In another round of seeds the verdict differs: {', '.join(parts)}." if parts else ""
 
 
 def dataset_label(declaration: Declaration) -> str:

@@ -94,7 +94,7 @@ def _scale(axes: Axes) -> None:
     axes.set_xlabel(
         f"{against}        {towards}\n"
         "difference with its 95% interval, in multiples of the\n"
-        "smallest effect that matters (less is shaded)",
+        "smallest effect that matters (smaller differences are shaded)",
         fontsize=9,
     )
 

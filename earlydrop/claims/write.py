@@ -32,16 +32,16 @@ _HOW = (
     "the two tests of every claim of a family. It is the p-value of the test that decided: of "
     "equivalence where the verdict is absent or the claim is one of equivalence, else of "
     "difference. An effect is absent where the difference is shown to be smaller than the smallest "
-    "that matters. A claim that is not resolved has the number of seeds, in all, that would "
-    "resolve it with a power of 90% if the true difference is 0 or the smallest that matters (for "
-    "a claim of equivalence: 0, or the observed difference where its interval excludes 0), and "
-    "their price. Both rest on the observed scatter. Claims, windows and seeds were written down "
-    "before the runs that test them. So were the smallest effects, except for the rounds on "
-    "Fashion-MNIST that ran first and the repeat of dynamics: theirs were added later, from the "
-    "paper's gains."
+    "that matters. Where a claim is not resolved, the table gives the total number of seeds that "
+    "would resolve it with a power of 90%, and their price. This number assumes that the true "
+    "difference is 0 or the smallest that matters. For a claim of equivalence it assumes 0, or the "
+    "observed difference where its interval excludes 0. Number and price rest on the observed "
+    "scatter. Claims, windows and seeds were written down before the runs that test them. The "
+    "smallest effects were too, except those of the rounds on Fashion-MNIST that ran first and of "
+    "the repeat of dynamics. These were added later, from the paper's gains."
 )
 _EARLY = (
-    f"Early: the mean over the first {EARLY:.0%} of a run, without step 0; the claims' windows are "
+    f"Early: the mean over the first {EARLY:.0%} of a run, without step 0. Claims have windows of "
     "their own. All rounds of seeds are together here, except those that label a regime."
 )
 

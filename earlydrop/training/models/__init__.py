@@ -1,6 +1,7 @@
 """Models by name, built for their schedule.
 
-The scheduled kind of dropout has the schedule's peak; the other kind and the head have 0.
+The scheduled kind of dropout is built with the schedule's peak rate. The other kind and the dropout
+of the head are built with rate 0.
 
 A new model needs a builder, its line in `BUILDERS`, and a file in ``conf/model/``. The builder's
 first argument is the `Task`. Its keyword arguments are the keys of ``model`` that it takes; other
@@ -72,7 +73,7 @@ class WithInputDropout(nn.Module):
     """
 
     PREFIX = "network."
-    """The prefix of the network's weights here."""
+    """The prefix of the network's weights in the ``state_dict``."""
 
     def __init__(self, rate: float, network: nn.Module) -> None:
         super().__init__()
@@ -92,8 +93,8 @@ class WithInputDropout(nn.Module):
 def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
     """Build a model on the CPU.
 
-    The initial weights depend on the seed and the architecture alone, not on the rates; or they are
-    those of ``model.pretrained``. Nothing of the caller's random state is used.
+    The initial weights are those of ``model.pretrained``, if it is given. Else they depend only on
+    the seed and the architecture, not on the rates. The caller's random state is not used.
 
     Raises:
         ConfigError: Unknown model, a key that it does not take, or sizes that do not fit.
@@ -182,8 +183,8 @@ def _values(config: ModelConfig, build: Callable[..., nn.Module], own: bool) -> 
         if name in takes and name not in _EVERY_MODEL:
             if name in config.args and (value is not None or not own):
                 raise ConfigError(
-                    f"model.args.{name} is {config.args[name]!r}: model.{name} is a key by itself; "
-                    "give that alone"
+                    f"model.args.{name} is {config.args[name]!r}: model.{name} is a key of its "
+                    "own; give only that"
                 )
             if value is not None or not own:
                 offered[name] = value

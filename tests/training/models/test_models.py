@@ -100,7 +100,7 @@ def test_initial_weights_depend_on_the_seed_alone():
         ),
         (
             {"name": "vit_micro", "args": {"width": 3}},
-            r"model.args.width is 3: model.width is a key by itself",
+            r"model.args.width is 3: model.width is a key of its own",
         ),
         ({"name": "vit_enormous"}, "'vit_enormous'.*no such model"),
         ({"name": "vit_micro", "patch": 5}, "model.patch is 5.*28"),

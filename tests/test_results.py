@@ -118,7 +118,7 @@ def test_every_undecided_claim_has_its_price():
 def test_the_readmes_gain_beside_other_remedies_is_that_of_the_answer():
     answer = (ROOT / "results" / "findings" / "answer.md").read_text()
     rows = (
-        "Beside clipping, early dropout still",
+        "With gradient clipping, early dropout still",
         "With half the learning rate, early",
         "With twice the warm-up, early",
     )

@@ -46,14 +46,14 @@ _MOST_ARMS = 12
 
 
 def _title(study: str, runs: pd.DataFrame, mark: str = "line") -> str:
-    """The title of a figure, such as "text: gpt_micro on text, n = 20 a line".
+    """The title of a figure, such as "text: gpt_micro on text, 20 seeds per line".
 
     ``mark`` is the last word: the part of the figure that has n seeds, a line or a cell.
     """
     models = ", ".join(sorted(set(map(str, runs["config/model.name"]))))
     data = ", ".join(sorted(set(map(str, runs["config/data.name"]))))
     seeds = runs.groupby("arm")["seed"].nunique().max()
-    return f"{study}: {models} on {data}, n = {seeds} a {mark}"
+    return f"{study}: {models} on {data}, {seeds} seeds per {mark}"
 
 
 def _shared(runs: pd.DataFrame) -> pd.DataFrame:

@@ -34,6 +34,15 @@ def test_clean_images_are_clean():
         train(image)
 
 
+def test_evaluation_sees_224_of_256_pixels():
+    pixels = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
+    _, clean = make_transforms(224, AugmentConfig())
+    image = torch.from_numpy(pixels[16:240, 16:240]).permute(2, 0, 1) / 255
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    assert torch.allclose(clean(Image.fromarray(pixels)), (image - mean) / deviation, atol=1e-5)
+
+
 def test_randaugment_draws_on_this_pillow():
     """Every operation, ten thousand draws; posterize to 0 bits is black, as in older Pillow."""
     train, _ = make_transforms(8, AugmentConfig(crop=True, randaugment="rand-m9-mstd0.5-inc1"))
@@ -45,6 +54,8 @@ def test_randaugment_draws_on_this_pillow():
             assert operation(image).size == (8, 8)
     (posterize,) = (op for op in randaugment.ops if "Posterize" in op.name)
     assert not np.asarray(posterize.aug_fn(image, 0)).any()
+    assert np.asarray(posterize.aug_fn(image, 1)).any()
+    assert posterize.aug_fn(image, 8) == image
 
 
 def test_a_mistyped_randaugment_is_refused():

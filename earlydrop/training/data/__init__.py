@@ -79,12 +79,7 @@ def make_source(
             f"data.args.{name} is {config.args[name]!r}: data.name={config.name} takes no "
             "arguments; leave it out"
         )
-    if (
-        config.root is not None
-        and config.name != "text"
-        and not Path(config.root).expanduser().is_dir()
-    ):
-        raise ConfigError(f"data.root is {config.root!r}: there is no such folder")
+    _check_root(config)
     if _is_loaded_images(DATASETS[config.name]):
         source = DATASETS[config.name](config, options, device, splits, once)
         if isinstance(source, LoadedImages):
@@ -101,6 +96,14 @@ def make_source(
 def code_of_data(name: str) -> Code | None:
     """The user's code that opens a dataset; None if it is earlydrop's."""
     return _own(name) or registered(name, DATASETS[name])
+
+
+def _check_root(config: DataConfig) -> None:
+    """Refuse a folder that does not exist. The root of a text is a file."""
+    if config.root is None or config.name == "text":
+        return
+    if not Path(config.root).expanduser().is_dir():
+        raise ConfigError(f"data.root is {config.root!r}: there is no such folder")
 
 
 def _is_loaded_images(opener: object) -> bool:

@@ -87,7 +87,7 @@ class WithInputDropout(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """The network's own parameters without weight decay, by their names here."""
         names: Callable[[], set[str]] = getattr(self.network, "no_weight_decay", set)
-        return {f"network.{name}" for name in names()}
+        return {f"{self.PREFIX}{name}" for name in names()}
 
 
 def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
@@ -118,7 +118,8 @@ def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
     fusable = [module for module in model.modules() if "fused_attn" in module.__dict__]
     if config.attention == "fused" and not fusable:
         raise ConfigError(
-            f"model.attention is 'fused': model.name={config.name} has no attention; leave it plain"
+            f"model.attention is 'fused': model.name={config.name} has no attention; use "
+            "model.attention=plain"
         )
     for module in fusable:
         module.fused_attn = config.attention == "fused"  # type: ignore[assignment]
@@ -164,35 +165,37 @@ def _builder(name: str) -> tuple[Callable[..., nn.Module], Code | None]:
     if build is None:
         raise ConfigError(
             f"model.name is {name!r}: expected {', '.join(BUILDERS)}, a model of timm or "
-            "torchvision (such as resnet18 or "
-            "torchvision/regnet_y_400mf), or module:function of your "
-            f"own{nearest(name, [*BUILDERS, *library.names()])}"
+            "torchvision (such as resnet18 or torchvision/regnet_y_400mf), or module:function of "
+            f"your own{nearest(name, [*BUILDERS, *library.names()])}"
         )
     return build, None
 
 
-def _values(config: ModelConfig, build: Callable[..., nn.Module], own: bool) -> dict[str, Any]:
+def _values(config: ModelConfig, build: Callable[..., nn.Module], is_own: bool) -> dict[str, Any]:
     """The arguments of a builder: the keys of ``model`` that it takes, and ``model.args``.
 
     A user's builder keeps its defaults where a key of ``model`` is null.
     """
     takes = list(inspect.signature(build).parameters)[1:]
     offered = {}
-    for name in (key.removeprefix("model.") for key in keys() if key.startswith("model.")):
+    names = [key.removeprefix("model.") for key in keys() if key.startswith("model.")]
+    for name in names:
+        if name in _EVERY_MODEL:
+            continue
         value = getattr(config, name)
-        if name in takes and name not in _EVERY_MODEL:
-            if name in config.args and (value is not None or not own):
-                raise ConfigError(
-                    f"model.args.{name} is {config.args[name]!r}: model.{name} is a key of its "
-                    "own; give only that"
-                )
-            if value is not None or not own:
-                offered[name] = value
-        elif name not in _EVERY_MODEL and value is not None:
+        if name not in takes and value is not None:
             raise ConfigError(
                 f"model.{name} is {value!r}: model.name={config.name} has no such key; leave it "
                 "null"
             )
+        if name not in takes or (value is None and is_own):
+            continue
+        if name in config.args:
+            raise ConfigError(
+                f"model.args.{name} is {config.args[name]!r}: model.{name} is a key of its own; "
+                "give only that"
+            )
+        offered[name] = value
     return arguments("model", config.name, build, given=config.args, offered=offered, positional=1)
 
 

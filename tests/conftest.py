@@ -14,11 +14,11 @@ from tests.warm import Warm
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _imports_out_of_garbage_collection():
-    """Leave what is imported out of garbage collection.
+def _garbage_collection_skips_imports():
+    """Exclude imported modules from garbage collection.
 
-    Accelerate collects garbage at the end of each training. With all libraries imported, that takes
-    .8 s.
+    Accelerate collects garbage at the end of each training. This takes .8 s if all imported
+    libraries are searched.
     """
     gc.collect()
     gc.freeze()

@@ -142,7 +142,7 @@ def runs_in(folders: Iterable[Path], name: str) -> pd.DataFrame:
         expected = "a run's folder has a config.yaml and a provenance.json"
         raise FileNotFoundError(f"{name} holds no runs: {expected}")
     runs = named(pd.DataFrame(rows))
-    # pandas makes all of them floats if one run has none.
+    # pandas makes all numbers of steps floats if one run has none.
     totals = [row["total_steps"] for row in rows]
     kind = object if None in totals else int
     runs["total_steps"] = pd.Series(totals, index=runs.index, dtype=kind)

@@ -54,7 +54,7 @@ class RateBank:
         self.names = list(names)
         self.base_rates = list(base_rates)
         self.rates = [0.0] * len(built)
-        # Of each site in its last forward (see `guards`).
+        # The rate of each site in its last forward (see `guards`).
         self.last_forward_rates = [0.0] * len(built)
         self.value = 0.0
         self.on = False

@@ -41,13 +41,13 @@ def only_input(x: Tensor | None, by_name: dict[str, Tensor]) -> Tensor:
     return inputs[0]
 
 
-# Each ``forward`` below handles the same cases, one after another:
+# Each ``forward`` below handles these cases, where they apply to its layer:
 #
-# - the layer was released, so there is no link any more: its own forward runs;
+# - released: there is no link any more, and the layer's own forward runs;
 # - evaluation;
 # - inside a graph of torch.compile: the rate is a tensor, or the module runs outside the graph;
-# - outside a graph, while a compiler watches: the module runs outside the graph;
-# - eager training, where a recomputation of activations must use the rate of the first time.
+# - outside a graph, while the compiler watches calls: the module runs outside the graph;
+# - eager training: activations must be recomputed at the rate of the first forward.
 
 
 class MaskDriver(Scheduled):

@@ -159,7 +159,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def _is_available(device: torch.device) -> bool:
-    """Whether this machine can compute on a device. Meta tensors hold no numbers."""
+    """Whether this machine can compute on a device; never on ``meta``, which holds no numbers."""
     if device.type == "meta":
         return False
     try:

@@ -63,7 +63,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _functions(module: types.ModuleType, path: Path) -> Iterator[types.FunctionType]:
-    """The functions and the methods of a module that its file defines."""
+    """The functions and methods that the file of a module defines."""
     waiting: list[Any] = list(vars(module).values())
     seen: set[int] = set()
     while waiting:

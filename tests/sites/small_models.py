@@ -390,8 +390,8 @@ _TORCHVISION_RATES = (
 def torchvision_names():
     """The smallest torchvision model of every set of layer classes.
 
-    The other models of a set have the same layers in other sizes: ResNet-101, say, is a ResNet-50
-    with more blocks.
+    The other models of a set have the same layers in other sizes or with other options. For
+    example, ResNet-101 is a ResNet-50 with more blocks.
     """
     import torchvision
 

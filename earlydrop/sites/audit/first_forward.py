@@ -174,7 +174,7 @@ class _Watching(TorchFunctionMode):
 
     def _note(self, func: Any, rate: float | None, values: object, frame: FrameType) -> None:
         module, where = self._place(frame)
-        if module is None or id(module) in self._driven_layers or _reads(module, rate):
+        if module is None or id(module) in self._driven_layers or _is_driven_at(module, rate):
             return
         drop = _Undriven(self._names.get(id(module), ""), func.__name__.strip("_"), rate, where)
         self.drops.append((drop, module, _kind(func, values)))
@@ -241,7 +241,7 @@ def _bernoulli(func: Any, given: Mapping[str, Any]) -> tuple[bool, float | None]
     return False, None
 
 
-def _reads(module: nn.Module, rate: float | None) -> bool:
+def _is_driven_at(module: nn.Module, rate: float | None) -> bool:
     """Whether a call at this rate is driven: the rate is one of the module's driven rates.
 
     A call without a single rate counts as driven in every driven module.

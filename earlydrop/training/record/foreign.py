@@ -15,7 +15,7 @@ from earlydrop.training.fields import ConfigError
 from earlydrop.training.names import first_line
 from earlydrop.training.record.checkpoint import BEST, list_checkpoints
 
-# The errors of timm's rules for names where the weights are of another model.
+# The errors that timm's renaming raises for the weights of another model.
 _NOT_OF_THIS_MODEL = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
@@ -126,8 +126,8 @@ def _file(path: Path, given: str) -> Path:
 def renamed_by_timm(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """The weights under the present names of a model of timm, by timm's own rules.
 
-    They are returned as they are for a model of another library, and if timm's rules fail because
-    they are of another model.
+    If the model is not of timm, or if timm's rules fail because the weights are of another model,
+    the weights are returned unchanged.
     """
     home = type(model).__module__
     rename = None

@@ -18,7 +18,7 @@ def number(value: float | int | None) -> str:
 
 
 def rows_as_text(rows: Iterable[Sequence[str]]) -> str:
-    """Rows of cells as text, one line a row, with aligned columns."""
+    """Rows of cells as text, one line per row, with aligned columns."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

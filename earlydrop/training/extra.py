@@ -41,7 +41,7 @@ def check_extra(config: DataConfig) -> None:
         if not (path.is_file() if holds_lists(place) else path.is_dir()):
             raise ConfigError(
                 f"{prefix}: there is no such folder, and no such file that ends in .json; expected "
-                "a folder with one folder a class, or a file of label lists"
+                "a folder with one folder per class, or a file of label lists"
             )
 
 

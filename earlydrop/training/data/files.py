@@ -81,7 +81,7 @@ class ImageFiles:
 
 
 def find_images(split: Path) -> ImageFiles:
-    """The images of a folder with one folder a class, as torchvision's ``ImageFolder`` orders them.
+    """The images of a folder with class folders, as torchvision's ``ImageFolder`` orders them.
 
     Names that begin with a dot, and ``__MACOSX``, are left out. A real folder is read only once, so
     links cannot form a loop. It is read by its own path if it has one below the split, else by the
@@ -96,7 +96,7 @@ def find_images(split: Path) -> ImageFiles:
     files = ImageFiles(reader.classes(), left_out=reader.left_out)
     if not files.classes:
         raise ConfigError(
-            f"{split} holds no class folder: expected one folder a "
+            f"{split} holds no class folder: expected one folder per "
             f"class{_in_brackets(files.left_out)}"
         )
     reader.read_own_folders(files.classes)

@@ -1,4 +1,4 @@
-"""Image folders such as ImageNet, one folder a class."""
+"""Image folders such as ImageNet, one folder per class."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def splits_of(config: DataConfig, splits: Sequence[str]) -> dict[str, Path]:
         expected = " and ".join(
             "train/" if split == "train" else "val/ (or test/)" for split in splits
         )
-        inside = "tar files" if config.name == "shards" else "one folder a class"
+        inside = "tar files" if config.name == "shards" else "one folder per class"
         raise ConfigError(
             f"data.root is {config.root!r}: expected a folder with {expected}, {inside} in each"
         )

@@ -137,12 +137,12 @@ def test_a_folder_that_cannot_be_used_is_named_with_what_is_in_it(tmp_path):
     (tmp_path / "empty").mkdir()
     make(tmp_path, "files/1.png", "files/.hidden/1.png")
     with pytest.raises(
-        ConfigError, match=r"empty holds no class folder: expected one folder a class$"
+        ConfigError, match=r"empty holds no class folder: expected one folder per class$"
     ):
         find_images(tmp_path / "empty")
     with pytest.raises(
         ConfigError,
-        match=r"one folder a class \(left out: files beside the class folders: 1; hidden",
+        match=r"one folder per class \(left out: files beside the class folders: 1; hidden",
     ):
         find_images(tmp_path / "files")
     make(tmp_path, "split/cat/1.png", "split/dog/1.avif")

@@ -164,10 +164,10 @@ def test_only_the_splits_that_are_asked_for_are_read(tmp_path):
     ]
     with pytest.raises(
         ConfigError,
-        match=r"expected a folder with train/ and val/ \(or test/\), one folder a class",
+        match=r"expected a folder with train/ and val/ \(or test/\), one folder per class",
     ):
         make_source(options, AugmentConfig(), CPU)
     with pytest.raises(
-        ConfigError, match=r"expected a folder with train/, one folder a class in each"
+        ConfigError, match=r"expected a folder with train/, one folder per class in each"
     ):
         make_source(options, AugmentConfig(), CPU, ["train"])

@@ -12,6 +12,8 @@ from earlydrop.training.plugins import load
 from earlydrop.training.stale import differs_from_file
 
 MODULE = """
+import dataclasses
+import enum
 import functools
 
 WIDTH = 10
@@ -28,6 +30,19 @@ def count():
     COUNT += 1
 
 class Net:
+    depths = 12
+    calls = 0
+
+    def __init__(self):
+        Net.calls += 1
+
+    def hidden(self, __scale=1):
+        return __scale
+
+    @functools.cached_property
+    def cost(self):
+        return 30
+
     @property
     def width(self):
         return WIDTH
@@ -35,6 +50,16 @@ class Net:
     @staticmethod
     def depth():
         return 3
+
+def scaled(x, factor=2, *, shift=0.5):
+    return factor * x + shift
+
+class Kind(enum.Enum):
+    SMALL = 1
+
+@dataclasses.dataclass(slots=True)
+class Options:
+    rate: float = 0.1
 
 def build(task):
     from torch import nn
@@ -65,6 +90,10 @@ def edited(tmp_path, monkeypatch):
         ("COUNT += 1", "COUNT += 2"),
         ("nn.Linear(16, WIDTH)", "nn.Linear(16, WIDTH, bias=False)"),
         ("class Net:", "class Net("),
+        ("factor=2", "factor=3"),
+        ("shift=0.5", "shift=1.5"),
+        ("depths = 12", "depths = 13"),
+        ("return 30", "return 31"),
     ],
     ids=lambda text: text,
 )
@@ -72,6 +101,7 @@ def test_an_edit_is_noticed(edited, before, after):
     module, file = edited
     module.count()  # what a module changes itself is no edit
     module.LIST.append(2)
+    module.Net()
     assert not differs_from_file("edited_models", file)
     file.write_text(MODULE.replace(before, after))
     assert differs_from_file("edited_models", file)
@@ -81,6 +111,15 @@ def test_a_value_that_is_set_from_outside_is_noticed(edited):
     module, file = edited
     module.WIDTH = 12
     assert differs_from_file("edited_models", file)
+
+
+def test_an_edit_is_noticed_through_a_linked_folder(edited, tmp_path):
+    _, file = edited
+    link = tmp_path / "linked"
+    link.symlink_to(file.parent)
+    assert not differs_from_file("edited_models", link / file.name)
+    file.write_text(MODULE.replace("return 3", "return 4"))
+    assert differs_from_file("edited_models", link / file.name)
 
 
 def test_an_edited_module_is_imported_again_by_its_name(edited):

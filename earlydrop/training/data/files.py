@@ -84,8 +84,9 @@ def find_images(split: Path) -> ImageFiles:
     """The images of a folder with class folders, as torchvision's ``ImageFolder`` orders them.
 
     Names that begin with a dot, and ``__MACOSX``, are left out. A real folder is read only once, so
-    links cannot form a loop. It is read by its own path if it has one below the split, else by the
-    first link to it, in the order of the classes. A link to the split itself, or to a folder that
+    links cannot form a loop. It is read by its own path if it has one below the split. Otherwise it
+    is read by the first link to it: class folders that are links come first, then the links below
+    class folders, both in the order of the classes. A link to the split itself, or to a folder that
     holds it, is not followed.
 
     Raises:
@@ -130,7 +131,8 @@ class _Reader:
     def classes(self) -> list[str]:
         """List the names of the class folders, sorted.
 
-        A link to the folder of another class is not a class.
+        A link to the folder of another class, to the split, or to a folder that holds the split is
+        not a class.
         """
         folders: list[str] = []
         links: list[str] = []
@@ -153,10 +155,14 @@ class _Reader:
         return sorted(folders)
 
     def read_own_folders(self, classes: list[str]) -> None:
-        """Read the classes' folders and what is below them, up to the links."""
-        for name in classes:
+        """Read the class folders and those below them, first those that are not links.
+
+        Links below class folders are kept for later.
+        """
+        paths = {name: os.path.join(self.split, name) for name in classes}
+        for name in sorted(classes, key=lambda name: os.path.islink(paths[name])):
             self.images[name], self.links[name] = [], []
-            self._walk(name, os.path.join(self.split, name))
+            self._walk(name, paths[name])
 
     def follow_links(self, classes: list[str]) -> None:
         """Read the folders that the links lead to, and follow the links inside them."""

@@ -119,6 +119,22 @@ def test_links_that_lead_in_a_circle_are_not_followed(tmp_path):
     assert found.left_out == {READ_ALREADY: 7, "files without an ending": 1}
 
 
+def test_a_class_that_is_a_link_takes_no_image_from_a_real_class_folder(tmp_path):
+    make(tmp_path, "split/b/1.png", "split/b/sub/2.png")
+    (tmp_path / "split" / "a").symlink_to(tmp_path / "split" / "b" / "sub")
+    with pytest.raises(ConfigError, match=r"a holds no image: .* \(left out: .*: 1\)"):
+        find_images(tmp_path / "split")
+
+
+def test_a_class_that_is_a_link_comes_before_links_below_other_classes(tmp_path):
+    make(tmp_path, "split/a/1.png", "shared/2.png")
+    for link in ("a/linked", "z"):
+        (tmp_path / "split" / link).symlink_to(tmp_path / "shared")
+    found = find_images(tmp_path / "split")
+    assert below(tmp_path / "split", found) == [("a/1.png", 0), ("z/2.png", 1)]
+    assert found.left_out == {READ_ALREADY: 1}
+
+
 def test_a_folder_is_read_by_its_own_path_and_a_linked_one_once(tmp_path):
     make(tmp_path, "split/cat/z/1.png", "split/dog/0.png", "shared/2.png", "shared/deep/3.png")
     (tmp_path / "split" / "cat" / "a").symlink_to("z")

@@ -62,21 +62,23 @@ def check(config: Config) -> None:
 
 
 def _check_values(config: Config) -> None:
-    """Every value is one of its choices, inside its bounds, finite, and UTF-8."""
+    """Check that each value is one of its choices, inside its bounds, finite, and UTF-8."""
     for name, key in keys().items():
         value = key.of(config)
         takes_any = name == "schedule.name"  # a user's schedule is checked when the plan is made
         if key.choices and value not in key.choices and not takes_any:
             choices = ", ".join(str(choice) for choice in key.choices if choice is not None)
             raise ConfigError(f"{name} is {value!r}: expected one of {choices}")
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and printable(text) != text:
+        parts = value if isinstance(value, list) else [value]
+        for part in parts:
+            if isinstance(part, str) and printable(part) != part:
                 raise ConfigError(
-                    f"{name} is {text!r}: expected UTF-8; rename it, or use a link with another "
+                    f"{name} is {part!r}: expected UTF-8; rename it, or use a link with another "
                     "name"
                 )
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{name} is {value!r}: expected a finite number")
+            if isinstance(part, float) and not math.isfinite(part):
+                finite = "finite numbers" if isinstance(value, list) else "a finite number"
+                raise ConfigError(f"{name} is {value!r}: expected {finite}")
         if key.bounds is not None and value is not None:
             inside, expected = BOUNDS[key.bounds]
             if not inside(value):
@@ -117,7 +119,7 @@ def _check_trainer(config: Config) -> None:
 
 
 def _check_objective(config: Config) -> None:
-    """Refuse an objective that is unknown, or that the chosen splits or probes leave out."""
+    """Refuse an objective that is unknown, or that the configuration does not measure."""
     name = config.objective
     if name is None:
         return
@@ -189,7 +191,10 @@ def _check_schedule(config: Config) -> None:
 
 
 def _check_path_rate(config: Config) -> None:
-    """Refuse ``schedule.path_rate`` unless it sets a second peak beside ``schedule.rate``."""
+    """Refuse ``schedule.path_rate`` where it cannot set a second peak beside ``schedule.rate``.
+
+    With ``schedule=none`` it is ignored.
+    """
     schedule = config.schedule
     if schedule.path_rate is None:
         return
@@ -236,7 +241,7 @@ _NOT_IN_PROJECTS = "/\\#?%:"  # characters that W&B refuses in the name of a pro
 
 
 def _check_names(config: Config) -> None:
-    """Check the names that become folders or titles on the dashboard."""
+    """Check the names of folders, and the names and tags that the dashboard shows."""
     for key, name in (("study", config.study), ("label", config.label)):
         if name is None:
             continue

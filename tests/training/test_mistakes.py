@@ -56,6 +56,7 @@ MISTAKES = [
     ({"optim.name": "adam"}, "optim.name is 'adam': expected one of adamw, sgd, rmsprop"),
     ({"optim.lr": 0.0}, "optim.lr is 0.0: expected more than 0"),
     ({"optim.lr": float("inf")}, "optim.lr is inf: expected a finite number"),
+    ({"model.profile": [float("nan")]}, r"model.profile is \[nan\]: expected finite numbers"),
     ({"optim.min_lr": -1.0}, "optim.min_lr is -1.0: expected 0 or more"),
     ({"optim.warmup": "200%"}, "optim.warmup is '200%': past the end of the run"),
     ({"optim.beta1": 1.0}, r"optim.beta1 is 1.0: expected a number in \[0, 1\)"),

@@ -106,7 +106,7 @@ def image_arrays(
     return ImageArrays(train, train_labels, test, test_labels, classes, digest.hexdigest())
 
 
-def _checked_split(split: str, images: Array, given: Any, classes: int) -> tuple[Array, Array]:
+def _checked_split(split: str, images: Array, given: Any, classes: int) -> tuple[Array, Labels]:
     """The images of a split as (N, C, H, H) and its labels as int64, after their checks."""
     labels = np.asarray(given)
     is_square = images.ndim in (3, 4) and images.shape[-1] == images.shape[-2]
@@ -141,8 +141,8 @@ def _unpacked() -> ImageArrays:
     content = lzma.decompress(EMBEDDED.read_bytes())
     if hashlib.sha256(content).hexdigest() != EMBEDDED_SHA256:
         raise ConfigError(
-            f"{EMBEDDED.name} is damaged: its SHA-256 is not the published one; install "
-            "earlydrop again"
+            f"{EMBEDDED.name} is damaged: the SHA-256 of its content is not the expected one; "
+            "install earlydrop again"
         )
     flat = np.frombuffer(content, np.uint8)
     train, train_labels, test, test_labels = np.split(
@@ -212,7 +212,10 @@ def _torchvision(config: DataConfig) -> ImageArrays:
 
 
 def _part(make: Callable[..., object], root: Path, train: bool, config: DataConfig) -> Any:
-    """The training or test images of a torchvision dataset, downloaded if they are missing."""
+    """The training or test images of a torchvision dataset.
+
+    Missing images are downloaded if ``data.download`` is true.
+    """
     try:
         return make(str(root), train=train, download=False)
     except (RuntimeError, OSError):
@@ -233,7 +236,8 @@ def _how_to_get(config: DataConfig, root: Path, error: Exception) -> str:
         f"set data.root to a folder into which torchvision downloaded {config.name}",
     ]
     if config.name == "fashion_mnist":
-        ways.insert(0, "install Debian's package dataset-fashion-mnist")
+        package = "install Debian's package dataset-fashion-mnist"
+        ways.insert(0, package if config.root is None else f"{package} and leave out data.root")
     ways.append("use data=fashion_mnist_mini, which comes with earlydrop")
     return (
         f"data.name is {config.name!r}: not on this machine (looked for in {root}). "
@@ -252,7 +256,7 @@ ARRAYS: dict[str, Callable[[DataConfig], ImageArrays]] = {
 
 
 def load_arrays(config: DataConfig) -> ImageArrays:
-    """Load a dataset, with only ``train_images`` of its training images if that is given.
+    """Load a dataset. If ``data.train_images`` is given, keep only that many training images.
 
     Raises:
         ConfigError: ``data.root`` or the dataset is not there or cannot be read, or
@@ -301,7 +305,7 @@ def stratified(labels: Labels, count: int, classes: int) -> npt.NDArray[np.int64
 
 
 class ImagesInMemory(Source):
-    """Images on the device that trains, normalised, shifted and flipped."""
+    """Images kept on the device that trains. Batches are normalised, and augmented if asked."""
 
     def hold(
         self,

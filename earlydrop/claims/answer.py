@@ -148,8 +148,11 @@ def differing_line(declarations: Iterable[Declaration], verdicts: Iterable[Verdi
         for verdict in differing_verdicts(declaration, verdicts):
             if verdict.claim.id in words:
                 claim = f'"{words[verdict.claim.id]}" on {dataset_label(declaration)}'
-                parts.append(f'{claim} ({_word(verdict)} in the round "{verdict.round}")')
-    return f"In another round of seeds the verdict differs: {', '.join(parts)}." if parts else ""
+                parts.append(f'{claim} ({_word(verdict)} in "{verdict.round}")')
+    if not parts:
+        return ""
+    listed = ", ".join(parts)
+    return f"Another round differs (smaller undecided rounds left out): {listed}."
 
 
 def dataset_label(declaration: Declaration) -> str:

@@ -11,17 +11,17 @@ adjusts the p-values of all claims of a family together. The verdicts are:
   other direction;
 - *not resolved*: none of these. For the t test, the verdict gives the number of seeds that would
   resolve the claim, and their time;
-- *incomplete*: not all declared seeds have finished, so there is no verdict yet;
-- *not run*: no seed has finished.
+- *incomplete*: some declared seeds have no value in both arms;
+- *not run*: no seed has a value in both arms.
 
 A file may declare looks (a group-sequential design). Then a claim is judged at each look whose
 seeds have all finished. Its p-values are those of `earlydrop.analysis.sequential.sequential_p`.
 With the t test, its interval is the repeated confidence interval of Jennison and Turnbull (1989).
 
-A claim of equivalence is *reproduced* if the two one-sided tests show equivalence. It is *opposite*
-if a test shows that the difference is beyond the margin. A claim that an arm is not lower is
-*reproduced* if a one-sided test shows a difference above minus the smallest effect. It is
-*opposite* if a two-sided test shows that the arm is lower.
+A claim of equivalence is *reproduced* if the two one-sided tests show equivalence. Otherwise it is
+*opposite* if a test shows that the difference is beyond the margin. A claim that an arm is not
+lower is *reproduced* if a one-sided test shows a difference above minus the smallest effect.
+Otherwise it is *opposite* if a two-sided test shows that the arm is lower.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import pandas as pd
 
 from earlydrop.analysis.compare import paired_table, summary_table
 from earlydrop.analysis.stats import Paired
+from earlydrop.claims.answer import counting_verdicts
 from earlydrop.claims.declare import (
     FIRST,
     LABEL,
@@ -78,7 +79,7 @@ def verdict_table(verdicts: list[Verdict], summaries: Summaries) -> pd.DataFrame
             "model": str(runs["config/model.name"].iloc[0]),
             "study": _study_and_round(verdict),
             "compared": compared,
-            "metric": f"{claim.metric}, {window_words(claim.window)}{sensitivity_words(claim)}",
+            "metric": metric_words(claim),
             "predicted": claim.direction,
             "smallest": "" if verdict.smallest is None else f"{verdict.smallest:.3g}",
             "difference": _difference(verdict),
@@ -139,6 +140,15 @@ def sensitivity_words(claim: Claim) -> str:
     return f", sensitivity to {claim.sensitivity.key}" if claim.sensitivity is not None else ""
 
 
+def metric_words(claim: Claim) -> str:
+    """What a claim compares, such as ``probe/gdv, 5% to 50%`` or ``train/loss, steps to 2.1``."""
+    if claim.test is None:
+        return f"{claim.metric}, {window_words(claim.window)}{sensitivity_words(claim)}"
+    if claim.test.bound is None:
+        return f"{claim.metric}, {window_words(claim.window)}, {claim.test.kind}"
+    return f"{claim.metric}, {claim.test.kind} {claim.test.bound:g}"
+
+
 def _count(verdict: Verdict) -> str:
     """The number of seeds, such as ``6``, or ``4 of 6`` where some have not finished."""
     n = len(verdict.paired.seeds) if verdict.paired else 0
@@ -148,27 +158,23 @@ def _count(verdict: Verdict) -> str:
 def short_table(declarations: list[Declaration], verdicts: list[Verdict]) -> pd.DataFrame:
     """One row per claim of each file's main study, in text.
 
-    A row has the measurement, the verdict, and the verdicts of other rounds and studies.
+    A row has the verdict that counts, as in the answer, and the verdicts of other rounds and
+    studies.
     """
-    main_studies = {}
-    for declaration in declarations:
-        for claim in declaration.claims:
-            main_studies[id(claim)] = declaration.main_study
     rows = []
-    for verdict in verdicts:
-        if verdict.study != main_studies[id(verdict.claim)] or verdict.round != FIRST:
-            continue
-        row = {
-            "finding": verdict.claim.id,
-            "claimed": verdict.claim.claim,
-            "study": verdict.study,
-            "metric": verdict.claim.metric,
-            "difference": _interval(verdict.paired) if verdict.paired else "",
-            "n": _count(verdict),
-            "verdict": verdict.verdict,
-            "elsewhere": _elsewhere(verdict, verdicts),
-        }
-        rows.append(row)
+    for declaration in declarations:
+        for verdict in counting_verdicts(declaration, verdicts).values():
+            row = {
+                "finding": verdict.claim.id,
+                "claimed": verdict.claim.claim,
+                "study": _study_and_round(verdict),
+                "metric": metric_words(verdict.claim),
+                "difference": _interval(verdict.paired) if verdict.paired else "",
+                "n": _count(verdict),
+                "verdict": verdict.verdict,
+                "elsewhere": _elsewhere(verdict, verdicts),
+            }
+            rows.append(row)
     columns = ["finding", "claimed", "study", "metric", "difference", "n", "verdict", "elsewhere"]
     table = pd.DataFrame(rows, columns=columns).set_index("finding").sort_index(kind="stable")
     return table if (table["elsewhere"] != "").any() else table.drop(columns="elsewhere")
@@ -180,7 +186,8 @@ def _elsewhere(verdict: Verdict, verdicts: list[Verdict]) -> str:
     for further in verdicts:
         same_claim = further.claim is verdict.claim and further is not verdict
         if same_claim and further.paired and further.study != SMOKE:
-            place = further.round if further.study == verdict.study else further.study
+            same_study = further.study == verdict.study
+            place = further.round if same_study else _study_and_round(further)
             parts.append(f"{place}: {further.verdict} (n = {_count(further)})")
     return "; ".join(parts)
 

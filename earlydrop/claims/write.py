@@ -28,21 +28,23 @@ from earlydrop.claims.verdict import Verdict
 
 # These two texts explain the columns of the tables, so they stand with the code that writes them.
 _HOW = (
-    "Differences are paired by seed, with 95% intervals (Student's t). p is adjusted by Holm over "
-    "the two tests of every claim of a family. It is the p-value of the test that decided: of "
-    "equivalence where the verdict is absent or the claim is one of equivalence, else of "
-    "difference. An effect is absent where the difference is shown to be smaller than the smallest "
-    "that matters. Where a claim is not resolved, the table gives the total number of seeds that "
-    "would resolve it with a power of 90%, and their price. This number assumes that the true "
-    "difference is 0 or the smallest that matters. For a claim of equivalence it assumes 0, or the "
-    "observed difference where its interval excludes 0. Number and price rest on the observed "
-    "scatter. Claims, windows and seeds were written down before the runs that test them. The "
-    "smallest effects were too, except those of the rounds on Fashion-MNIST that ran first and of "
-    "the repeat of dynamics. These were added later, from the paper's gains."
+    "Differences are paired by seed, with 95% intervals: Student's t, or the interval of the "
+    "claim's own test. p is adjusted by Holm over the two tests of every claim of a family. It is "
+    "the p-value of the test that decided. If none did, it is that of the test that would confirm "
+    "the claim. An effect is absent where the difference is shown to be smaller than the smallest "
+    "that matters. Where a claim with the t test is not resolved, the table gives the total number "
+    "of seeds that would resolve it with a power of 90%, and the core hours of their runs. This "
+    "number assumes that the true difference is 0 or the smallest that matters. For a claim of "
+    "equivalence it assumes 0, or the observed difference where its interval excludes 0. Both "
+    "numbers come from the observed standard deviation of the differences. Claims, windows and "
+    "seeds were written down before the runs that test them. The smallest effects were too, unless "
+    "the file of claims says otherwise."
 )
 _EARLY = (
     f"Early: the mean over the first {EARLY:.0%} of a run, without step 0. Claims have windows of "
-    "their own. All rounds of seeds are together here, except those that label a regime."
+    "their own. All rounds of seeds are together here, except those that label a regime. ± is half "
+    "of a 95% interval over seeds. An arm minus none is compared with the arm without dropout that "
+    "has the same other settings."
 )
 
 
@@ -86,8 +88,8 @@ def write_findings(
         declared = f"the seeds that {claims_folder(claims)} declares"
         raise FileNotFoundError(f"{folder} holds no runs with {declared}")
     table = verdict_table(verdicts, summaries)
-    words = labels(declarations, summaries)
-    remarks = _Remarks(_notes(declarations, summaries), _regimes(words, summaries))
+    regimes = labels(declarations, summaries)
+    remarks = _Remarks(_notes(declarations, summaries), _regimes(regimes, summaries))
     out.mkdir(parents=True, exist_ok=True)
     figures = draw_findings(declarations, summaries, out / "figures")
     if claims == "findings":
@@ -99,7 +101,7 @@ def write_findings(
     table.to_csv(out / "table.csv", lineterminator="\n")
     _write(out / "fingerprints.csv", _fingerprints(verdicts, figures))
     _write(out / "findings.html", _page(table, remarks, list(figures), left_out, out=out))
-    return table, words, list(figures)
+    return table, regimes, list(figures)
 
 
 def _summaries(
@@ -141,9 +143,9 @@ def _notes(declarations: list[Declaration], summaries: Summaries) -> list[str]:
     return notes
 
 
-def _regimes(words: Mapping[str, str], summaries: Summaries) -> list[str]:
+def _regimes(labels_by_study: Mapping[str, str], summaries: Summaries) -> list[str]:
     """The regimes of the studies, then those of the cells of the regime map."""
-    lines = [f"{study}: {label}" for study, label in words.items()]
+    lines = [f"{study}: {label}" for study, label in labels_by_study.items()]
     for (width, images), (name, difference) in regime_cells(summaries).items():
         cell = f"width {width}, {images:,} images"
         measured = f"{standard_minus_none(difference)}, n = {len(difference.seeds)}"
@@ -158,7 +160,7 @@ def _write(path: Path, text: str) -> None:
 def _table_text(table: pd.DataFrame, remarks: _Remarks) -> str:
     """The text of ``table.md``: the verdicts, how to read them, and the remarks."""
     lines = [to_markdown(table), "", _HOW]
-    titles = ("Notes:", "Regimes, from seeds that enter no verdict:")
+    titles = ("Notes:", "Regimes, from seeds that no verdict uses:")
     for title, items in zip(titles, remarks, strict=True):
         if items:
             lines += ["", title, "", *(f"- {item}" for item in items)]

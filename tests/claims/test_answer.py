@@ -129,8 +129,8 @@ def test_a_repetition_that_disagrees_is_named_beside_the_round_that_counts():
         ]
         claim = '"Early dropout lowers the training loss" on d'
         expected = (
-            f"In another round of seeds the verdict differs: {claim} "
-            f'({word} in the round "repeat").'
+            f"Another round differs (smaller undecided rounds left out): {claim} "
+            f'({word} in "repeat").'
         )
         assert differing_line(declared, verdicts) == expected
     both = merged(
@@ -150,7 +150,7 @@ def test_a_repetition_that_leaves_open_what_was_decided_is_named_unless_it_is_sm
     declared, verdicts = judged(
         F5, summaries=both, studies=[study(first=range(20, 24), repeat=range(10, 14))]
     )
-    assert '(undecided in the round "repeat")' in differing_line(declared, verdicts)
+    assert '(undecided in "repeat")' in differing_line(declared, verdicts)
     more = merged(both, made_up(effect=-0.2, seeds=range(24, 25)))
     declared, verdicts = judged(
         F5, summaries=more, studies=[study(first=range(20, 25), repeat=range(10, 14))]

@@ -3,7 +3,7 @@
 #
 # ## timm
 #
-# Build the model with the peak rates. `attach` is all that timm's `train.py` needs.
+# Build the model with the peak rates. timm's `train.py` needs the two lines with `scheduler`.
 
 # %%
 import timm
@@ -13,7 +13,7 @@ from torch import nn
 
 import earlydrop
 
-model = timm.create_model("test_vit", num_classes=2, proj_drop_rate=0.1, drop_path_rate=0.1)
+model = timm.create_model("test_vit", num_classes=2, drop_path_rate=0.1)
 optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-3)
 scheduler = earlydrop.DropoutScheduler(model, earlydrop.early(rate=0.1, cutoff=2), kind="path")
 scheduler.attach(optimizer)

@@ -1,4 +1,4 @@
-"""Paired comparisons for runs that fall into two groups, where a mean says little.
+"""Comparisons of two arms for values with two peaks, where a mean says little.
 
 Each function returns a `Paired` and a function that gives the p-value of equivalence within a
 margin. Sources: Wilcoxon's signed-rank test (1945), McNemar's exact test (1947) with the interval

@@ -1,6 +1,6 @@
 """The parts of a figure: its look, its title, and a pair of axes with one curve per arm.
 
-Figures are 4.8 inches wide, so that their text can be read on a phone.
+The figures of a report are 4.8 inches wide, so that their text can be read on a phone.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def draw_panel(axes: Axes, panel: Panel, arms: Sequence[str], place: int = 0) ->
     for number, step in enumerate(panel.cutoffs):
         _draw_cutoff(axes, step, named=place == 0 and number == 0)
     for number, artist in enumerate([*axes.lines, *axes.collections, *axes.texts]):
-        artist.set_gid(f"data-{place}-{number}")  # page.js redraws these when it zooms in
+        artist.set_gid(f"data-{place}-{number}")  # page.js hides these when it zooms in
 
 
 def _draw_curve(axes: Axes, arm: str, curve: Curve, style: Mapping[str, Any]) -> None:
@@ -103,7 +103,7 @@ def draw_level(axes: Axes, height: float, name: str) -> None:
 
 
 def _draw_cutoff(axes: Axes, step: float, named: bool) -> None:
-    """A dotted line at a cutoff, with its name on the side where there is room."""
+    """Draw a dotted line at a cutoff. If ``named``, write "cutoff" on the side with more room."""
     axes.axvline(step, color=GREY, linewidth=1, linestyle=":", zorder=1)
     left, right = axes.get_xlim()
     late = (step - left) / (right - left) > 0.8

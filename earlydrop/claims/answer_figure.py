@@ -34,7 +34,7 @@ def draw_points(points: Sequence[Point], path: Path) -> None:
     The scale is linear between -1 and 1, which is shaded, and logarithmic outside.
 
     Args:
-        points: In the order of the rows.
+        points: The points in the order of the figure's lines, those of one claim together.
         path: The file to write.
     """
     lines = len(points) + len({point.claim for point in points})
@@ -60,7 +60,7 @@ def draw_points(points: Sequence[Point], path: Path) -> None:
 
 
 def _draw_lines(axes: Axes, points: Sequence[Point]) -> None:
-    """Draw the points below the words of their row, from the top."""
+    """Draw each claim as a heading with its points below it, from top to bottom."""
     line = 0
     ticks: dict[int, str] = {}
     for words, group in itertools.groupby(points, lambda point: point.claim):

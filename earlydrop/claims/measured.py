@@ -1,4 +1,7 @@
-"""The value of a run for a claim: a metric in a window, above a bound, or the step at a bound."""
+"""The value of a run for a claim.
+
+It is the mean of a metric in a window, whether that is above a bound, or the first step at a bound.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def value_of(run: Any, claim: Claim, metric: str) -> float:
         WindowError: The window is one of losses, and the run's loss does not fall through it.
     """
     stopped_early = run.step != run.total_steps
-    # A share of a shorter run does not match that of the others. Losses do.
+    # Such a window is in shares of the planned steps. A run that stopped early may not cover it.
     is_share = claim.window is not None and not isinstance(claim.window, LossWindow)
     if is_share and stopped_early:
         return math.nan

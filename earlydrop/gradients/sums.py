@@ -326,10 +326,10 @@ class GradientSums:
         )
 
     def moments(self) -> Moments:
-        """The arguments of the measures.
+        """The sums from which every measure is computed.
 
         Returns:
-            The moments.
+            The sums, as `Moments`.
 
         Raises:
             ValueError: Fewer than two gradients were added.
@@ -339,7 +339,7 @@ class GradientSums:
             raise ValueError(
                 f"gradient direction variance needs at least 2 mini-batch gradients, got {n}"
             )
-        mean_square, along, bias = self._mean_gradient()
+        mean_square, along, bias = self._mean_gradient_moments()
         return Moments(
             n=n,
             norms=self._norm_sum,
@@ -354,10 +354,10 @@ class GradientSums:
             dataset_gradient_norm=self.reference_norm if self.has_dataset else None,
         )
 
-    def _mean_gradient(self) -> tuple[float, float, float | None]:
+    def _mean_gradient_moments(self) -> tuple[float, float, float | None]:
         """‖ḡ‖², ḡ · d and ½(1 − cos(ḡ, d)); the last is None if ḡ is 0.
 
-        It is computed as ¼‖ḡ/‖ḡ‖ − d‖².
+        The last is computed as ¼‖ḡ/‖ḡ‖ − d‖².
         """
         if self._reference is None:
             raise ValueError("no gradients were added")

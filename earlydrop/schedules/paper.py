@@ -132,8 +132,8 @@ def early(rate: float, cutoff: Duration, shape: str = "linear") -> Schedule:
         The schedule.
 
     Raises:
-        ValueError: The rate is outside [0, 1), the cutoff is malformed or negative, or the shape is
-            unknown.
+        ValueError: The rate is outside [0, 1), the cutoff is malformed, negative or more than 100%,
+            or the shape is unknown.
 
     >>> [early(0.5, cutoff=5)(step) for step in range(7)]
     [0.5, 0.375, 0.25, 0.125, 0.0, 0.0, 0.0]
@@ -159,8 +159,8 @@ def late(rate: float, cutoff: Duration, shape: str = "constant") -> Schedule:
         The schedule.
 
     Raises:
-        ValueError: The rate is outside [0, 1), the cutoff is malformed or negative, or the shape is
-            unknown.
+        ValueError: The rate is outside [0, 1), the cutoff is malformed, negative or more than 100%,
+            or the shape is unknown.
 
     >>> [late(0.4, cutoff=2)(step) for step in range(4)]
     [0.0, 0.0, 0.4, 0.4]

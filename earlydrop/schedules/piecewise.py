@@ -59,7 +59,8 @@ class _Piecewise(Schedule):
                 )
             return self
         pairs = parse_points(self.points)
-        self._table(pairs, total_steps, steps_per_epoch)
+        self._table(pairs, total_steps, steps_per_epoch)  # checks the order
+        # Epochs become fractions, so that the resolved schedule does not need steps_per_epoch.
         texts = []
         for rate, position in pairs[1:-1]:
             exact = exact_position(position, total_steps, steps_per_epoch, self.points)
@@ -93,8 +94,9 @@ def piecewise(points: str) -> Schedule:
         The schedule. Resolve it before you call it.
 
     Raises:
-        ValueError: The points are malformed, a rate is outside [0, 1), or a position is below the
-            one before it. If a position is in epochs, ``resolve`` checks the order instead.
+        ValueError: The points are malformed, a rate is outside [0, 1), a position is outside
+            [0, 1], or a position is below the one before it. If a position is in epochs,
+            ``resolve`` checks the order instead.
 
     >>> schedule = piecewise("0,0@0.20,0.5@0.50,0").resolve(total_steps=20)
     >>> [round(schedule(step), 3) for step in (0, 4, 7, 10, 15, 20, 99)]
@@ -113,7 +115,8 @@ def parse_points(points: str) -> list[tuple[float, str]]:
         (rate, position) pairs; a position is a fraction, ``"20%"`` or ``"50ep"``, as text.
 
     Raises:
-        ValueError: The points are malformed, or a rate is outside [0, 1).
+        ValueError: The points are malformed, a rate is outside [0, 1), or a position is outside
+            [0, 1].
     """
     help_text = (
         "expected Kaldi's notation, such as '0,0@0.20,0.5@0.50,0': "
@@ -128,9 +131,9 @@ def parse_points(points: str) -> list[tuple[float, str]]:
         )
     pairs: list[tuple[float, str]] = []
     for i, part in enumerate(parts):
-        ends = i in (0, len(parts) - 1)
+        is_first_or_last = i in (0, len(parts) - 1)
         rate_text, at, position = (piece.strip() for piece in part.partition("@"))
-        if ends and at:
+        if is_first_or_last and at:
             raise ValueError(
                 f"points is {points!r}: the first and last rates stand at the start and end of the "
                 f"run, so {part!r} takes no position; {help_text}"
@@ -142,11 +145,11 @@ def parse_points(points: str) -> list[tuple[float, str]]:
                 f"points is {points!r}: {rate_text!r} is not a rate; {help_text}"
             ) from None
         check_rate(rate, f"a rate in points {points!r}")
-        if not ends and not at:
+        if not is_first_or_last and not at:
             position = "0.5"  # Kaldi's default for a rate in between
         if i == 0:
             position = "0"
-        elif ends:
+        elif is_first_or_last:
             position = "1"
         pairs.append((rate, position))
     for _, position in pairs:

@@ -31,7 +31,7 @@ LINK = "_earlydrop_link"
 RATE = "_earlydrop_rate"
 # In the __dict__ of a copy of a driven module: {attribute: (rate when copied, base rate)}.
 COPIED_BASE = "_earlydrop_base"
-# In the memo of a deepcopy: (dictionary of hooks, key) of the hooks that the copy must not have.
+# In the memo of a deepcopy: the hooks that the copy must not have, each as (dictionary, key).
 COPIED_HOOKS = "earlydrop: hooks in the copy"
 
 
@@ -218,6 +218,7 @@ def _scheduled_class(
     if len(members) < len(attributes):
         members["config"] = _config_property()
     members |= {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
+    # The forward of a driver takes *args. Give this class a copy with the module's own signature.
     forward = _first_forward(drivers)
     if forward is not None and "args" in inspect.signature(forward).parameters:
         own = types.FunctionType(
@@ -301,8 +302,10 @@ def drive_module(
         )
     _put(module, link, device)
     copied = module.__dict__.pop(COPIED_BASE, {})
+    # A copy holds the rates at the time of the copy. Give it its base rates, which a release leaves
+    # in place. A config that was not copied may be shared, so it stays as it is.
     for attribute, (bank, index) in rates.items():
-        in_config = attribute.startswith(PREFIX)  # a shared config stays as it is
+        in_config = attribute.startswith(PREFIX)
         if attribute in copied or not in_config:
             _store(module, attribute, bank.base_rates[index])
     undriven = {attribute: pair for attribute, pair in copied.items() if attribute not in rates}

@@ -45,7 +45,8 @@ def arguments(
         The arguments by name, without the leading ones.
 
     Raises:
-        ConfigError: An argument is unknown, has the wrong type, or is required and missing.
+        ConfigError: An argument is unknown, has the wrong type, or is required and missing; the
+            function takes too few leading arguments, or its signature cannot be read.
     """
     first = _parameters(group, name, function)[:positional]
     in_front = [parameter for parameter in first if parameter.kind in _IN_FRONT]
@@ -96,7 +97,7 @@ def typed(
     return values
 
 
-def takes(group: str, name: str, function: Callable[..., Any]) -> list[str]:
+def parameter_names(group: str, name: str, function: Callable[..., Any]) -> list[str]:
     """The names of a function's parameters."""
     return [parameter.name for parameter in _parameters(group, name, function)]
 
@@ -118,8 +119,8 @@ def _takes(parameters: list[inspect.Parameter]) -> dict[str, inspect.Parameter]:
 def fit(value: Any, kind: Any, key: str) -> Any:
     """Convert a value to the type that an annotation asks for.
 
-    Conversion knows bool, int, float, str, Path, list, tuple, Literal, Annotated and unions of
-    them. With any other annotation the value stays as it is.
+    These types are supported: bool, int, float, str, None, Path, list, tuple, Literal and
+    unions of them. With any other annotation the value stays as it is.
 
     Raises:
         ConfigError: The value has another type.
@@ -144,8 +145,6 @@ def _fitted(value: Any, kind: Any) -> Any:
         return _WRONG
     if origin is typing.Literal:
         return value if value in inner else _WRONG
-    if origin is typing.Annotated:
-        return _fitted(value, inner[0])
     if kind in (None, type(None)):
         return None if value is None else _WRONG
     if kind is bool:
@@ -189,6 +188,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     if inspect.isclass(function):
         target = function.__init__
     elif not inspect.isroutine(function) and hasattr(function, "__call__"):  # noqa: B004
+        # The function of a functools.partial, or the __call__ of another object.
         target = getattr(function, "func", type(function).__call__)
     try:
         return typing.get_type_hints(target)

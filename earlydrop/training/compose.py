@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,7 +37,8 @@ def results_folder() -> Path | None:
 def register_schema() -> None:
     """Register the schema with Hydra.
 
-    Schedules and installed names that have no configuration file are registered as options.
+    Schedules, and names that installed packages offer, become options if they have no
+    configuration file.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -77,7 +77,8 @@ def compose_one(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Compose the configuration of one run. Sweeps are refused.
 
     Raises:
-        ConfigError: An unknown key or option, an impossible value, or several values for one key.
+        ConfigError: An unknown key or option, a value of the wrong type, or several values for one
+            key.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -118,7 +119,7 @@ def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def one_line(error: Exception) -> str:
-    """Hydra's error about a configuration, in one line, without the names of its classes."""
+    """Hydra's error about a configuration, in one line, without most of its inner details."""
     sweep = re.search(r"Ambiguous value for argument '(.*?)'", str(error))
     if sweep is not None:
         return f"{sweep[1]} is a sweep: add -m"
@@ -180,4 +181,4 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
         raise ConfigError(f"{error.full_key or 'configuration'}: {first_line(error)}") from error
     if not isinstance(config, Config):
         raise ConfigError("the configuration is not a mapping of the schema's keys")
-    return dataclasses.replace(config)
+    return config

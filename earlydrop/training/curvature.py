@@ -1,4 +1,4 @@
-"""Curvature of the training loss at a probe, in units that compare with the learning rate."""
+"""Curvature of the training loss at a probe, in units of 1 / learning rate."""
 
 from __future__ import annotations
 
@@ -99,6 +99,7 @@ def _measure(
             logits = model(batch[0])
         return objective.loss(logits, batch[1], plan.config.probe.clean)
 
+    # Fused attention cannot be differentiated twice.
     with leave_no_trace(model, objective), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         model.train()
         gradients = torch.autograd.grad(loss(), parameters, materialize_grads=True)

@@ -131,7 +131,10 @@ def _argument_texts(maker: Any) -> dict[str, str]:
 
 
 def _of_a_schedule(parameter: str) -> str:
-    """The text about a parameter in a schedule's docstring, where the schema has none."""
+    """The text about a parameter in the first docstring of a schedule that has it; else empty.
+
+    It is the help of a key that has no text in the schema.
+    """
     texts = (_argument_texts(maker).get(parameter) for maker in schedules.MAKERS.values())
     return next(filter(None, texts), "")
 
@@ -141,11 +144,12 @@ def expected(key: Key) -> str:
     if key.choices:
         listed = ", ".join(map(shown, key.choices))
         return f"One of {listed}"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     kinds = [names.get(kind, "") for kind in key.kinds if kind is not type(None)]
-    kind = next(filter(None, kinds), "a list" if "list" in str(key.kinds) else "keys of their own")
+    kind = next(filter(None, kinds), "a list" if "list" in str(key.kinds) else "keys of your own")
     bounds = f", {BOUNDS[key.bounds][1]}" if key.bounds else ""
     null = ", or null" if type(None) in key.kinds else ""
+    # Bounds such as "a rate in [0, 1)" name the kind themselves.
     text = f"{kind}{bounds}{null}".replace("a number, a ", "a ")
     return text[0].upper() + text[1:]
 

@@ -170,7 +170,7 @@ def test_code_changed_between_stop_and_resume_is_not_begun_anew_in_silence(own, 
     folders = list((Path(own(threads=1).out) / "default").iterdir())
     assert len(folders) == 1
     (here / "mymodels.py").write_text(MODELS)
-    with pytest.raises(ConfigError, match="was begun in another environment"):
+    with pytest.raises(ConfigError, match="was last saved in another environment"):
         run(own(threads=2))
     (here / "mymodels.py").write_text(MODELS.replace("nn.ReLU()", "nn.Tanh()"))
     with pytest.raises(ConfigError, match="mymodels:build changed since"):

@@ -23,8 +23,9 @@ def shift_and_flip(
 ) -> Tensor:
     """Shift and flip images, each by draws of its own.
 
-    A shift is up to ``shift`` pixels in both directions, a flip has probability ½. The images are
-    chosen by index, (B,); the result is (B, C, H, W).
+    A shift is up to ``shift`` pixels up or down, and up to ``shift`` pixels left or right. If
+    ``flip`` is true, an image is flipped left to right with probability ½. ``indices``, (B,),
+    chooses the images; the result is (B, C, H, W).
 
     ``padded`` is the dataset with ``shift`` pixels of 0 around each image, (N, C, H + 2·shift, W +
     2·shift). Without a generator every image is taken as it is.
@@ -50,7 +51,9 @@ def shift_and_flip(
 
 
 def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Random erasing (Zhong et al. 2020, arXiv:1708.04896), as in the released code.
+    """Random erasing (Zhong et al. 2020, arXiv:1708.04896), as in timm.
+
+    One number differs: the aspect ratio of a box is at most 3.3, in timm 1 / 0.3.
 
     Each image is chosen with ``probability``. A box of a chosen image is replaced by normal noise.
 
@@ -100,8 +103,10 @@ def mix(
 
     Image i is mixed with image B - 1 - i.
 
-    This is timm's ``batch`` mode with its arithmetic. The draws come from an explicit generator,
-    and a batch may have an odd number of images.
+    This is timm's ``batch`` mode with the arithmetic of its older versions. Newer ones paste a
+    box that is one pixel larger along a side of odd length. The draws come from
+    an explicit generator, and a batch may have an odd number of images. One of ``mixup`` and
+    ``cutmix`` must be above 0.
 
     Args:
         images: (B, C, H, W), floating point.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from earlydrop.training.arguments import arguments, takes
+from earlydrop.training.arguments import arguments, parameter_names
 from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.arrays import ImagesInMemory, stratified
 from earlydrop.training.data.source import Source
@@ -40,7 +40,7 @@ def own_source(
             data.
     """
     prefix = f"data.name is {config.name!r}"
-    known = takes("data", config.name, code.value)
+    known = parameter_names("data", config.name, code.value)
     offered: dict[str, Any] = {"config": config, "options": options, "device": device}
     takes_all = "config" in known
     for name in (key.removeprefix("data.") for key in keys() if key.startswith("data.")):

@@ -26,8 +26,8 @@ def _embedded() -> bytes:
     content = lzma.decompress(EMBEDDED.read_bytes())
     if hashlib.sha256(content).hexdigest() != EMBEDDED_SHA256:
         raise ConfigError(
-            f"{EMBEDDED.name} is damaged: its SHA-256 is not the published one; install "
-            "earlydrop again"
+            f"{EMBEDDED.name} is damaged: the SHA-256 of its content is not the expected one; "
+            "install earlydrop again"
         )
     return content
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command in the package's checkout; None if there is no checkout."""
+    """Output of a git command in the package's checkout; None without one, or if git fails."""
     root = Path(earlydrop.__file__).parent.parent
     if not (root / ".git").exists():
         return None
@@ -54,7 +54,7 @@ def processor(device: torch.device) -> str:
     """The name of the GPU or the processor.
 
     Args:
-        device: Where it runs.
+        device: The device of the run.
 
     Returns:
         For example ``"AMD EPYC 7B13"``.
@@ -70,7 +70,9 @@ def processor(device: torch.device) -> str:
 
 
 def environment(device: torch.device, workers: int = 1) -> dict[str, Any]:
-    """Everything besides the configuration that can change the bits of a run.
+    """The parts of the environment that are compared when a run is resumed.
+
+    They can change the last bits of its results.
 
     Args:
         device: Where it runs.
@@ -94,7 +96,7 @@ def environment(device: torch.device, workers: int = 1) -> dict[str, Any]:
 def check_environment(
     folder: Path, recorded: Mapping[str, Any], present: Mapping[str, Any]
 ) -> None:
-    """Refuse to resume a run in another environment than it was begun in.
+    """Refuse to resume a run in an environment other than the one in which it was last saved.
 
     Args:
         folder: The run's folder.
@@ -106,21 +108,22 @@ def check_environment(
     """
     if recorded == present:
         return
-    absent = {"workers": 1}
+    if_left_out = {"workers": 1}
     differing = []
     for key in {**present, **recorded}:
         if recorded.get(key) != present.get(key):
-            there = recorded.get(key, absent.get(key))
-            here = present.get(key, absent.get(key))
+            there = recorded.get(key, if_left_out.get(key))
+            here = present.get(key, if_left_out.get(key))
             differing.append(f"{key} {there} there, {here} here")
     raise ConfigError(
-        f"{folder} was begun in another environment ({'; '.join(differing)}), so the last bits may "
-        "differ: resume it there, resume it here with resume=force, or start over with resume=never"
+        f"{folder} was last saved in another environment ({'; '.join(differing)}), so the last "
+        "bits may differ: resume it there, resume it here with resume=force, or start over with "
+        "resume=never"
     )
 
 
 def _cuda_versions() -> dict[str, Any]:
-    """CUDA (or ROCm), cuDNN, NCCL and the driver; None for an absent one."""
+    """CUDA (or ROCm), cuDNN, NCCL and the driver; None for one that is missing."""
     nccl = (
         ".".join(map(str, torch.cuda.nccl.version()))
         if torch.distributed.is_nccl_available()
@@ -159,8 +162,8 @@ def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | No
 def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
     """Write ``provenance.json`` and ``config.yaml``. A resumed run keeps its own.
 
-    A run that is resumed with other further test sets (``data.extra``) records the new ones: it is
-    measured on them only at its end.
+    If ``data.extra`` (the further test sets) has changed when a run is resumed, both files take the
+    new value. A run is measured on these sets only at its end.
     """
     extra = extra_record(plan.source.extra) if plan.config.data.extra else {}
     recorded: dict[str, Any] = {}

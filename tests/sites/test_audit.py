@@ -296,6 +296,16 @@ def test_before_a_scheduler_after_it_and_by_kind():
     assert some.last_rate == 0.1
 
 
+def test_a_layer_that_computes_what_it_draws_from_its_rate_is_listed_with_its_rate():
+    """DropBlock draws the centres of its blocks with a smaller probability."""
+    model = nn.Sequential(nn.Identity(), timm.layers.DropBlock2d(0.1, 3))
+    (before,) = audit(model, X).drops
+    DropoutScheduler(model, constant(0.05), kind="all")
+    (after,) = audit(model, X).drops
+    assert (before.rate, before.site, before.status) == (0.1, "1", "drivable")
+    assert (after.rate, after.site, after.status) == (0.1, "1", "driven")
+
+
 class Plain(nn.Module):
     """Unit dropout that no scheduler drives by default, beside a drop path."""
 

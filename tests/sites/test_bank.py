@@ -1,6 +1,12 @@
 import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+import earlydrop
 from earlydrop.sites.bank import RateBank
+from earlydrop.sites.drive import banks_in
+from tests.sites.others_layers import Encoder, LayerDropModuleList
 
 
 def test_a_rate_set_while_silenced_acts_only_afterwards():
@@ -27,3 +33,71 @@ def test_a_bank_that_was_off_is_on_after_a_rate_was_set_while_silenced():
     with bank.silenced():
         bank.set(0.0)
     assert not bank.on
+
+
+class PlainRate(nn.Module):
+    """Reads a float in its forward; no drop layer runs that could check the rate too."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = 0.5
+
+    def forward(self, x):
+        return nn.functional.dropout(x, self.dropout, self.training)
+
+
+class FarContainer(nn.Module):
+    """Iterates over a container two levels below, so no module near the rate has a forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.layers = LayerDropModuleList(0.5, [nn.Linear(4, 4) for _ in range(12)])
+
+    def forward(self, x):
+        for layer in self.inner.layers:
+            x = x + layer(x)
+        return x
+
+
+@pytest.fixture(
+    params=[
+        (lambda: nn.Dropout(0.5), "0"),
+        (PlainRate, "0.dropout"),
+        (lambda: Encoder(0.5, layers=12), "0.layers.p"),
+        (FarContainer, "0.inner.layers.p"),
+    ],
+    ids=["layer", "float", "container", "far container"],
+)
+def driven(request):
+    """A driven model at rate 0.2, whose base rate is 0.5, and its bank."""
+    make, site = request.param
+    model = nn.Sequential(make(), nn.Linear(4, 4))
+    earlydrop.DropoutScheduler(model, earlydrop.constant(0.2), kind="all", sites=site)
+    (bank,) = banks_in(model)
+    assert bank.rate(0) == pytest.approx(0.2)
+    return model, bank
+
+
+def checkpointed(model):
+    return checkpoint(model, torch.ones(8, 4), use_reentrant=False).sum()
+
+
+@pytest.mark.parametrize("context", ["silenced", "at_base_rates"])
+def test_a_forward_at_other_rates_is_not_recomputed_at_the_rates_of_now(driven, context):
+    model, bank = driven
+    with getattr(bank, context)():
+        loss = checkpointed(model)
+    with pytest.raises(RuntimeError, match="the rate of site"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("context", ["silenced", "at_base_rates"])
+def test_after_other_rates_a_forward_is_recomputed_as_it_was(driven, context):
+    model, bank = driven
+    before = checkpointed(model)
+    with getattr(bank, context)():
+        checkpointed(model)
+    after = checkpointed(model)
+    before.backward()
+    after.backward()

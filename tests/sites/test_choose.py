@@ -230,3 +230,10 @@ def test_plain_rates_of_zero_do_not_stop_a_glob():
         choose_sites(model, sites=["encoder.dropout", "*.self_attn.dropout"])
     zeros = choose_sites(bart(dropout=0.0, attention_dropout=0.0), sites="*")
     assert "encoder.layers.0.self_attn.dropout" in {site.name for site in zeros}
+
+
+@pytest.mark.parametrize(("count", "listed"), [(6, "4, 5$"), (7, r"4, 5, \.\.\.$")])
+def test_at_most_six_sites_are_listed(count, listed):
+    model = nn.Sequential(*(nn.Dropout(0.1) for _ in range(count)))
+    with pytest.raises(ValueError, match=listed):
+        earlydrop.DropoutScheduler(model, earlydrop.constant(0.1), sites="another")

@@ -31,7 +31,8 @@ class Drop:
         module: Dotted name of the innermost module that was running; ``""`` for the model itself.
         operation: The operation that drew: a function of torch.nn.functional, a kernel, or a
             function of ``random`` or ``numpy.random``.
-        rate: Its rate, with the model at its base rates; None where it cannot be told.
+        rate: The base rate of its site; without a site, the rate of the draw. None if it cannot be
+            told.
         where: The line that called the operation.
         site: The name of the site behind it; None if there is none.
         status: ``"driven"``, ``"drivable"`` (a scheduler of this kind would drive it), ``"other
@@ -244,7 +245,7 @@ def _drops(
             status = "driven"
         else:
             status = "drivable"
-        rate = site.base_rate if site is not None and draw.rate is None else draw.rate
+        rate = site.base_rate if site is not None else draw.rate
         drops[key] = Drop(
             module=names.get(id(draw.module), ""),
             operation=draw.operation,

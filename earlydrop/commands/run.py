@@ -52,7 +52,7 @@ def _job(config: DictConfig) -> dict[str, Any] | float:
         launcher = str(hydra.launcher.get("_target_", "")).lower()
         if multirun and "slurm" in launcher:
             sweep.become_worker()
-        job = hydra.job.num if "joblib" in launcher else None
+        job = hydra.job.num if multirun and "joblib" in launcher else None
         settings, study = _settings(config, job)
         trains = settings.mode == "train"
         if multirun:

@@ -347,6 +347,13 @@ def test_a_sweep_in_which_every_job_is_refused_ends_with_1(tmp_path, earlydrop):
         assert "Traceback" not in done.stderr + done.stdout
 
 
+def test_a_sweeping_experiment_runs_once_in_hydras_mode_of_one_run(tmp_path, earlydrop):
+    single = ("experiment=quickstart", "hydra.mode=RUN", "trainer.steps=2", "data.train_images=64")
+    done = earlydrop(*single, "trainer.batch_size=32", "evaluation.splits=[test]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs" / "quickstart").glob("*/status.json"))) == 1
+
+
 def test_a_sweeps_folder_is_the_runs_folder_whatever_the_study_is_called(tmp_path, earlydrop):
     (tmp_path / "x" / "failures").mkdir(parents=True)
     (tmp_path / "in").mkdir()

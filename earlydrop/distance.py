@@ -108,10 +108,10 @@ def model_distance(model: ModelOrState, initial: ModelOrState) -> float:
     """The Euclidean distance ‖W − W₀‖₂ of two models over all parameters.
 
     Liu et al. 2023, section 3, *model distance*. If one side is a module, its parameters are
-    compared and buffers are ignored. If both are state dicts, every floating-point and complex
-    entry is compared, except the running statistics of BatchNorm. A tied parameter counts once. In
-    two state dicts it is recognised by its shared memory in one and its equal values in the other.
-    If both are clones, it counts under each of its names.
+    compared, and all other entries of a state dict are ignored. If both are state dicts, every
+    floating-point and complex entry is compared, except the running statistics of BatchNorm. A tied
+    parameter counts once. In two state dicts it is recognised by its shared memory in one and its
+    equal values in the other. If both are clones, it counts under each of its names.
 
     Args:
         model: A module or a state dict. An AveragedModel stands for the model inside.

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from earlydrop.schedules import Schedule, check_rate, check_step
 from earlydrop.sites.audit.first_forward import FirstForward
 from earlydrop.sites.bank import RateBank
-from earlydrop.sites.choose import Kind, SiteChoice, choose_sites, undrivable, undriven
+from earlydrop.sites.choose import Kind, SiteChoice, choose_sites, doubtful_left_out, undrivable
 from earlydrop.sites.drive import drive, is_driven_by, release_all
 from earlydrop.sites.find import Site
 from earlydrop.sites.unwrap import renamed
@@ -89,7 +89,7 @@ class DropoutScheduler:
         first = check_rate(schedule(0), "the schedule's rate at step 0")
         self.schedule = schedule
         self.sites = choose_sites(model, kind, sites)
-        doubtful = undriven(model, kind, self.sites) if sites is None else []
+        doubtful = doubtful_left_out(model, kind, self.sites) if sites is None else []
         _warn_of_doubtful(doubtful)  # before the model is changed: a warning may be an error
         _warn_of_tuples(undrivable(model, kind) if sites is None else [])
         self._bank: RateBank | None = drive(model, self.sites, fast_masks=masks == "fast")

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Your own model, data and schedule
 #
-# The trainer takes any model of timm or torchvision by its name (`model.name=resnet18`). Your own
-# code is named `module:function`, found in the folder where the command runs. Its arguments become
-# keys.
+# The trainer takes any model of timm, and any image classifier of torchvision, by its name. Code of
+# your own is named `module:function`, found in the folder where the command runs. Its arguments
+# become keys.
 
 # %%
 import os

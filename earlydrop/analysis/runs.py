@@ -26,7 +26,10 @@ from earlydrop.training.record.folder import (
 )
 
 DAMAGED = "damaged"
-"""Key in ``attrs`` of `load_runs`' frame: a line for each run left out for a damaged file."""
+"""The key in the ``attrs`` of the table of `load_runs` that lists the runs with a damaged file.
+
+Such runs are left out of the table.
+"""
 
 _OF_A_RUN = ("provenance.json", "metrics.jsonl")
 """A folder that holds one of these files is the folder of a run."""
@@ -92,8 +95,8 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
           ``reason``: why it failed;
         - ``changed``: files of a finished run that differ from what it wrote;
         - ``step`` and ``total_steps``, which is None for a run without a status;
-        - ``classes`` and ``steps_per_epoch``: of its data; null where a run of an earlier version
-          did not record them;
+        - ``classes`` and ``steps_per_epoch``: of its data. If the run did not record them,
+          ``classes`` follows from the name of a known dataset; otherwise they are null;
         - ``seconds``: training time of the run's last process (a resumed run has several);
         - ``images_per_second``, ``data_wait`` (share of the time) and ``mfu`` (share of the peak
           FLOP/s): medians over the lines of ``timing.jsonl``; null where not recorded;
@@ -157,7 +160,7 @@ def named(runs: pd.DataFrame) -> pd.DataFrame:
         arms = {}
         for row in group.index:
             label = group.loc[row, "config/label"] if "config/label" in group else None
-            arms[row] = group.loc[row, "settings"], None if pd.isna(label) else label
+            arms[row] = (group.loc[row, "settings"], None if pd.isna(label) else label)
         names |= label_arms(arms)
     return runs.assign(arm=pd.Series(names))
 
@@ -263,7 +266,7 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     foreign = [key for key, value in values.items() if key not in known and value is not None]
     if foreign:
         names = ", ".join(foreign)
-        raise ValueError(f"its config.yaml has keys that this version does not know: {names}")
+        raise ValueError(f"it has keys that this version does not know: {names}")
     whole = flat(dataclasses.asdict(Config())) | known
     if whole["trainer.stop_metric"] is None:
         whole["trainer.stop_patience"] = None

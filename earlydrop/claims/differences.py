@@ -15,8 +15,8 @@ from earlydrop.analysis.stats import Paired, paired
 from earlydrop.claims.declare import Claim, Settings, Study
 from earlydrop.claims.measured import value_of
 
-_MEASURED = ("arm", "seed", "fingerprint", "step", "total_steps", "history")
-"""The columns that a difference needs: a frame of runs has some hundred more."""
+_COLUMNS = ("arm", "seed", "fingerprint", "step", "total_steps", "history")
+"""The columns that `_value` reads: a frame of runs has some hundred more."""
 
 
 class _Sides(NamedTuple):
@@ -140,8 +140,8 @@ def sensitivities(by_setting: list[dict[int, float]], at_most: float) -> dict[in
 def _differences(runs: pd.DataFrame, study: Study, claim: Claim, seeds: list[int]) -> Differences:
     """The values of a claim's metric in its two arms."""
     sides = _sides(runs, study, claim)
-    arm_rows = list(sides.arm[list(_MEASURED)].itertuples(index=False))
-    against_rows = list(sides.against[list(_MEASURED)].itertuples(index=False))
+    arm_rows = list(sides.arm[list(_COLUMNS)].itertuples(index=False))
+    against_rows = list(sides.against[list(_COLUMNS)].itertuples(index=False))
     arm: dict[int, float] = {}
     against: dict[int, float] = {}
     fingerprints: list[str] = []
@@ -206,11 +206,15 @@ def _sides(runs: pd.DataFrame, study: Study, claim: Claim) -> _Sides:
     and the remark says how they differ from the declaration.
 
     Raises:
-        ValueError: No runs are as declared, and the others are of several configurations.
+        ValueError: An arm has no run as declared, and the runs that fit are of several
+            configurations.
     """
     done = runs[runs["state"] == "finished"]
     declared = (study.arm(claim.arm), study.arm(claim.against))
-    exact = _Sides(runs_of(done, declared[0].__eq__), runs_of(done, declared[1].__eq__))
+    exact = _Sides(
+        arm=runs_of(done, lambda arm: arm == declared[0]),
+        against=runs_of(done, lambda arm: arm == declared[1]),
+    )
     if len(exact.arm) and len(exact.against):
         return exact
     arm_settings = {**study.config, **claim.arm}
@@ -225,10 +229,11 @@ def _sides(runs: pd.DataFrame, study: Study, claim: Claim) -> _Sides:
         expected = "name the one that it is about in the study's config"
         raise ValueError(f"study {study.name}: {message}: {expected}")
     ((arm, against),) = pairs
+    remarks = dict.fromkeys([_differs(arm, declared[0]), _differs(against, declared[1])])
     return _Sides(
         arm=runs_of(arm_rows, arm.__eq__),
         against=runs_of(against_rows, against.__eq__),
-        remark=_differs(arm, declared[0]) or _differs(against, declared[1]),
+        remark="; ".join(filter(None, remarks)),
     )
 
 
@@ -246,7 +251,7 @@ def _pairs(
     against_rows: pd.DataFrame,
     named_keys: set[str],
 ) -> list[tuple[Arm, Arm]]:
-    """The pairs of arms of some runs that differ only in keys that are named."""
+    """The pairs of arms that agree in the settings both use, except named keys and schedules."""
     pairs = []
     for arm in dict.fromkeys(arm_rows["settings"]):
         for against in dict.fromkeys(against_rows["settings"]):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from earlydrop.analysis.arms import config_of
 from earlydrop.analysis.runs import find_runs
-from earlydrop.claims.declare import Claim, Declaration, Study
+from earlydrop.claims.declare import SMOKE, Claim, Declaration, Study
 from earlydrop.claims.judge import judge
 from earlydrop.claims.summaries import collect
 from earlydrop.claims.verdict import Verdict
@@ -64,7 +64,7 @@ def _seeds_in(folder: Path) -> Iterator[int]:
 def begin(notes: Path, seeds: list[int]) -> None:
     """Write down the seeds of a repetition before they run.
 
-    A repetition that is stopped then goes on with the same seeds.
+    If the repetition is stopped, the next one with this file goes on with the same seeds.
     """
     notes.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(notes, json.dumps(seeds).encode())
@@ -95,7 +95,7 @@ def begun_seeds(notes: Path, count: int) -> list[int] | None:
     return seeds
 
 
-class Tested(NamedTuple):
+class TestedStudy(NamedTuple):
     """A study on which a finding is tested.
 
     Attributes:
@@ -109,11 +109,11 @@ class Tested(NamedTuple):
     claims: tuple[Claim, ...]
 
 
-def claims_of(
+def studies_of(
     declarations: Iterable[Declaration],
     finding: str,
     study: str | None,
-) -> list[Tested]:
+) -> list[TestedStudy]:
     """The studies on which a finding is tested, one per file of claims.
 
     Args:
@@ -130,16 +130,26 @@ def claims_of(
         name = study or declaration.main_study
         claims = [claim for claim in declaration.claims if finding in (claim.finding, claim.id)]
         if claims and name in declaration.studies:
-            tested.append(Tested(declaration, declaration.studies[name], tuple(claims)))
+            tested.append(TestedStudy(declaration, declaration.studies[name], tuple(claims)))
     if not tested:
-        known: set[str] = set()
-        for declaration in declarations:
-            known.update(claim.finding for claim in declaration.claims)
-        findings = sorted(known, key=lambda name: (len(name), name))
-        where = f" in the study {study!r}" if study else ""
-        expected = f"expected one of {', '.join(findings)}"
-        raise ValueError(f"finding {finding!r}{where} is not claimed: {expected}")
+        raise ValueError(_not_claimed(declarations, finding, study))
     return tested
+
+
+def _not_claimed(declarations: list[Declaration], finding: str, study: str | None) -> str:
+    """The error for a finding, or for a study on which it is not tested."""
+    findings: set[str] = set()
+    studies: set[str] = set()
+    for declaration in declarations:
+        for claim in declaration.claims:
+            findings.add(claim.finding)
+            if finding in (claim.finding, claim.id):
+                studies.update(set(declaration.studies) - {SMOKE})
+    if studies:
+        expected = f"expected one of {', '.join(sorted(studies))}"
+        return f"finding {finding!r} in the study {study!r} is not claimed: {expected}"
+    by_number = sorted(findings, key=lambda name: (len(name), name))
+    return f"finding {finding!r} is not claimed: expected one of {', '.join(by_number)}"
 
 
 def configurations(
@@ -183,7 +193,7 @@ def _check_cadence(study: Study, claim: Claim) -> None:
             if metric is None or not metric.startswith(prefix):
                 continue
             if not {**study.config, **study.cadence}.get(needed):
-                need = f"claim {claim.id} needs {needed} in the study's cadence"
+                need = f"claim {claim.id} needs {needed} in the study's config or cadence"
                 raise ValueError(f"study {study.name}: {need}, to measure {metric}")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from earlydrop.analysis.arms import text
 from earlydrop.analysis.plots import LOOK
 from earlydrop.analysis.stats import interval
 from earlydrop.analysis.styles import styles
@@ -24,11 +25,11 @@ def draw_sensitivity(declaration: Declaration, summaries: Summaries, path: Path)
     Args:
         declaration: A file of claims.
         summaries: The runs.
-        path: The picture.
+        path: The file to write the picture to.
 
     Returns:
-        The fingerprints of the runs in it; empty, without a picture, where no claim about a
-        sensitivity has runs.
+        The fingerprints of the runs in the picture. Empty if no claim about a sensitivity has runs
+        at two or more values of its setting; then no picture is written.
     """
     study = declaration.studies[declaration.main_study]
     claims = [claim for claim in declaration.claims if claim.sensitivity is not None]
@@ -60,7 +61,7 @@ def draw_sensitivity(declaration: Declaration, summaries: Summaries, path: Path)
 
 
 Curve = dict[float, list[float]]
-"""By the value of the setting, the values of the metric, one per seed."""
+"""The values of the metric, one per seed, for each value of the setting."""
 
 
 def _curves(claim: Claim, study: Study, summaries: Summaries) -> dict[str, Curve]:
@@ -100,9 +101,9 @@ def _draw_panel(axes: Axes, claim: Claim, curves: dict[str, Curve]) -> None:
     ticks = sorted(set().union(*curves.values()))
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axes.set_xlabel(key)
-    beside = []  # the settings of the arm that are not part of its schedule
+    other_settings = []  # the settings of the arm that are not part of its schedule
     for name, value in claim.arm.items():
         if not name.startswith("schedule."):
-            beside.append(f"{name}={value:g}")
-    axes.set_title(", ".join(beside) or "as in the study", fontsize=10, loc="left")
+            other_settings.append(f"{name}={text(value)}")
+    axes.set_title(", ".join(other_settings) or "as in the study", fontsize=10, loc="left")
     axes.grid(alpha=0.25)

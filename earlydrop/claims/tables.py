@@ -24,7 +24,10 @@ from earlydrop.claims.verdict import DECIDED, OPEN, Verdict
 
 
 def labels(declarations: list[Declaration], summaries: Summaries) -> dict[str, str]:
-    """The regime of each study in words, such as ``underfit (claimed for underfit): ...``."""
+    """The regime of studies in words, such as ``underfit (claimed for underfit): ...``, by name.
+
+    A main study that ran without a label says so. Other studies without a label are left out.
+    """
     words: dict[str, str] = {}
     ran = set(summaries.runs["study"])
     for declaration in declarations:
@@ -45,7 +48,7 @@ def _label(
     study: Study,
     summaries: Summaries,
 ) -> tuple[str, Paired] | None:
-    """A study's regime and the difference behind it; None where no label seeds have run."""
+    """A study's regime and the difference behind it; None without two finished label seeds."""
     seeds = study.rounds.get(LABEL, ())
     name, difference = regime(summaries.of(study.name), study, declaration.standard, seeds)
     return (name, difference) if difference is not None else None
@@ -114,15 +117,15 @@ def _verdict(verdict: Verdict) -> str:
 
 
 def _look_or_price(verdict: Verdict) -> str:
-    """The look of a verdict, or the price of a claim that is not resolved; empty for neither.
+    """A remark on a verdict, or an empty text.
 
-    A price is known only for the t test. If a claim with another test is not resolved, the name of
-    the test is given instead.
+    It is the look, if the claim is decided or further looks follow. Otherwise, for a claim that is
+    not resolved, it is the price, or the name of its test: only the t test has a price.
     """
     if verdict.look and (verdict.verdict in DECIDED or verdict.look < verdict.looks):
         return f"look {verdict.look} of {verdict.looks}"
     if verdict.verdict == OPEN and verdict.claim.test is not None:
-        return f"by the test of {verdict.claim.test.kind}"
+        return f"test: {verdict.claim.test.kind}"
     return str(verdict.price) if verdict.price is not None else ""
 
 
@@ -150,7 +153,10 @@ def metric_words(claim: Claim) -> str:
 
 
 def _count(verdict: Verdict) -> str:
-    """The number of seeds, such as ``6``, or ``4 of 6`` where some have not finished."""
+    """The number of paired seeds, such as ``6``, or ``4 of 6`` where some are missing.
+
+    One finished pair counts as 0, because it has no paired difference.
+    """
     n = len(verdict.paired.seeds) if verdict.paired else 0
     return str(n) if n == verdict.expected else f"{n} of {verdict.expected}"
 
@@ -158,8 +164,8 @@ def _count(verdict: Verdict) -> str:
 def short_table(declarations: list[Declaration], verdicts: list[Verdict]) -> pd.DataFrame:
     """One row per claim of each file's main study, in text.
 
-    A row has the verdict that counts, as in the answer, and the verdicts of other rounds and
-    studies.
+    A row has the verdict that counts (`counting_verdicts`). The column ``elsewhere`` has those of
+    other rounds and studies; it is left out if it is empty in every row.
     """
     rows = []
     for declaration in declarations:
@@ -183,12 +189,12 @@ def short_table(declarations: list[Declaration], verdicts: list[Verdict]) -> pd.
 def _elsewhere(verdict: Verdict, verdicts: list[Verdict]) -> str:
     """The verdicts on the same claim from other rounds and studies."""
     parts = []
-    for further in verdicts:
-        same_claim = further.claim is verdict.claim and further is not verdict
-        if same_claim and further.paired and further.study != SMOKE:
-            same_study = further.study == verdict.study
-            place = further.round if same_study else _study_and_round(further)
-            parts.append(f"{place}: {further.verdict} (n = {_count(further)})")
+    for other in verdicts:
+        same_claim = other.claim is verdict.claim and other is not verdict
+        if same_claim and other.paired and other.study != SMOKE:
+            same_study = other.study == verdict.study
+            place = other.round if same_study else _study_and_round(other)
+            parts.append(f"{place}: {other.verdict} (n = {_count(other)})")
     return "; ".join(parts)
 
 

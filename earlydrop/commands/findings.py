@@ -13,7 +13,7 @@ from earlydrop.claims.declare import FIRST, SETS
 from earlydrop.claims.judge import judge_all
 from earlydrop.claims.looks import Next, next_look, no_runs
 from earlydrop.claims.read import claims_folder, load_declarations
-from earlydrop.claims.repeat import Tested, begin, begun_seeds, claims_of, fresh_seeds, repeat
+from earlydrop.claims.repeat import TestedStudy, begin, begun_seeds, fresh_seeds, repeat, studies_of
 from earlydrop.claims.shown import sentences
 from earlydrop.claims.sizing import power_table
 from earlydrop.claims.summaries import RUNS, read_summaries, summaries_in
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--power",
         action="store_true",
-        help="print the seeds that each claim needs and their cost, from label seeds alone",
+        help="print how many seeds each claim needs and their cost, from the label round alone",
     )
     parser.add_argument(
         "--next",
@@ -135,7 +135,7 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
 
 
 def _print_power(folder: Path, claims: str) -> None:
-    """Print the seeds that each claim needs, from the label seeds that have run."""
+    """Print how many seeds each claim needs, estimated from the label seeds that have run."""
     declarations = load_declarations(claims_folder(claims))
     table = power_table(declarations, summaries_in(folder, declarations))
     if len(table):
@@ -157,7 +157,7 @@ def _write(folder: Path, out: Path, claims: str, add: bool) -> None:
 def _print_next(finding: str, folder: Path, claims: str) -> None:
     """Print the verdicts on a finding so far, and the commands of its next look."""
     declarations = load_declarations(claims_folder(claims))
-    tested = claims_of(declarations, finding, study=None)
+    tested = studies_of(declarations, finding, study=None)
     with_looks = [place for place in tested if place.declaration.looks is not None]
     if not with_looks:
         reason = "its rounds are judged once, when all their seeds have finished"
@@ -167,45 +167,57 @@ def _print_next(finding: str, folder: Path, claims: str) -> None:
     except FileNotFoundError:
         summaries = no_runs()
     for place in with_looks:
-        _print_look(finding, next_look(place.declaration, place.claims, summaries))
+        _print_look(finding, next_look(place.declaration, place.claims, summaries), folder)
 
 
-def _print_look(finding: str, look: Next) -> None:
-    """Print the verdicts of one study, and the commands of its next look."""
+def _print_look(finding: str, look: Next, folder: Path) -> None:
+    """Print the verdicts of one study, and the commands of its next look.
+
+    If the folder holds runs, the new runs go there. If it holds summaries, they go to ``runs``, and
+    are added to the summaries by a further command.
+    """
     for verdict in look.verdicts:
         print(sentences(verdict))
     if not look.seeds:
         reason = f"every claim of {finding} is decided or not measured, or its last look is done"
         print(f"{look.study}: nothing to run; {reason}")
         return
+    has_summaries = (folder / RUNS).is_file()
+    out = Path("runs") if has_summaries else folder
     print(f"{look.study}: run the seeds {look.seeds[0]} to {look.seeds[-1]}, then ask again:")
     for config in look.configs:
-        print("  " + _sweep(config, look.seeds))
+        print("  " + _sweep(config, look.seeds, out))
+    if has_summaries:
+        added = ["earlydrop-findings", str(out / look.study), "--out", str(folder), "--add"]
+        print("  " + shlex.join(added))
 
 
-def _sweep(config: Config, seeds: tuple[int, ...]) -> str:
-    """The command that trains one configuration with some seeds."""
+def _sweep(config: Config, seeds: tuple[int, ...], out: Path) -> str:
+    """The command that trains one configuration with some seeds, below a folder of runs."""
     words = shlex.split(command_line(dataclasses.asdict(config)))[1:]
-    replaced = ("seed=", "study=", "tracking.mode=", "out=")
-    kept = [word for word in words if not word.startswith(replaced)]
+    left_out = ("seed=", "study=", "tracking.mode=", "out=")
+    kept = [word for word in words if not word.startswith(left_out)]
     values = ",".join(map(str, seeds))
     if seeds == tuple(range(seeds[0], seeds[-1] + 1)):
         values = f"range({seeds[0]},{seeds[-1] + 1})"
     seeded = [f"study={config.study}", f"seed={values}", "hydra/launcher=joblib"]
+    if out != Path("runs"):
+        seeded.append(f"out={out}")
     return shlex.join(["earlydrop", "-m", *kept, *seeded])
 
 
 def _repeat(finding: str, study: str | None, seeds: int | None, out: Path, claims: str) -> None:
-    """Repeat a finding in each study that claims it; print the verdicts below the published ones.
+    """Repeat a finding in each study that tests it; print the verdicts below the published ones.
 
     Raises:
-        SystemExit: With code 1 if some runs failed. The same command tries them again.
+        SystemExit: With code 1 if a claim is not judged, since some runs failed or have no value.
+            The same command goes on with the same seeds.
     """
     declarations = load_declarations(claims_folder(claims))
     results = results_folder()
     published = results / claims if results is not None else None
     all_judged = True
-    for place in claims_of(declarations, finding, study):
+    for place in studies_of(declarations, finding, study):
         rounds = place.study.rounds
         count = seeds or len(rounds.get(FIRST) or next(iter(rounds.values())))
         notes = out / place.study.name / f"repeat-{finding}.json"
@@ -228,8 +240,8 @@ def _repeat(finding: str, study: str | None, seeds: int | None, out: Path, claim
         raise SystemExit(1)
 
 
-def _verdicts_at(place: Tested, verdicts: list[Verdict]) -> list[Verdict]:
-    """The verdicts on the claims and the study of a finding."""
+def _verdicts_at(place: TestedStudy, verdicts: list[Verdict]) -> list[Verdict]:
+    """The verdicts on the claims of a tested study, in this study only."""
     kept = []
     for verdict in verdicts:
         claimed = any(verdict.claim is claim for claim in place.claims)

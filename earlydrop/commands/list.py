@@ -25,14 +25,14 @@ class Listed(NamedTuple):
 
     Attributes:
         name: What ``experiment=`` takes.
-        time: How long it takes; empty if its folder does not say.
-        done: How many of its runs are below ``out``, by their state; empty if there are none.
+        time: How long it takes; empty if the file `TIMES` of its folder does not say.
+        runs: How many of its runs are below ``out``, by their state; empty if there are none.
         what: The first sentence of its header.
     """
 
     name: str
     time: str
-    done: str
+    runs: str
     what: str
 
 
@@ -44,7 +44,7 @@ def list_studies(out: str = "runs", folders: Iterable[Path] = ()) -> list[Listed
         folders: Further folders of configurations.
 
     Returns:
-        The studies, folder by folder, each sorted by path.
+        The studies, folder by folder; within a folder they are sorted by path.
 
     Raises:
         ValueError: A file `TIMES` does not map names to texts.
@@ -56,8 +56,8 @@ def list_studies(out: str = "runs", folders: Iterable[Path] = ()) -> list[Listed
         for path in sorted(root.rglob("*.yaml")):
             text = path.read_text(encoding="utf-8")
             name = path.relative_to(root).with_suffix("").as_posix()
-            done = _done(out, (yaml.safe_load(text) or {}).get("study"))
-            studies.append(Listed(name, times.get(name, ""), done, _first_sentence(text)))
+            runs = _runs_by_state(out, (yaml.safe_load(text) or {}).get("study"))
+            studies.append(Listed(name, times.get(name, ""), runs, _first_sentence(text)))
     return studies
 
 
@@ -75,7 +75,7 @@ def _times(folder: Path) -> dict[str, str]:
     return times
 
 
-def _done(out: str, study: str | None) -> str:
+def _runs_by_state(out: str, study: str | None) -> str:
     """How many runs of a study are below ``out``, by their state."""
     if not study:
         return ""
@@ -91,7 +91,8 @@ def _first_sentence(text: str) -> str:
         if not line.startswith("#") or line.strip() == "#":
             break
         lines.append(line[1:].strip())
-    return re.split(r"(?<=[a-z0-9)])\. ", " ".join(lines))[0]
+    first, *others = re.split(r"(?<=[a-z0-9)])([.?]) ", " ".join(lines))
+    return first + "?" if others[:1] == ["?"] else first
 
 
 def main(out: str = "runs", folders: Iterable[Path] = ()) -> None:
@@ -101,7 +102,7 @@ def main(out: str = "runs", folders: Iterable[Path] = ()) -> None:
     longest = max(len(study.name) for study in studies)
     print(f"earlydrop experiment=NAME trains one of these. Runs below {Path(out)}/ are counted.\n")
     for study in studies:
-        runs = f"[{study.done}]" if study.done else ""
+        runs = f"[{study.runs}]" if study.runs else ""
         parts = [study.name.ljust(longest), study.time, runs]
         print("  ".join(filter(None, parts)).rstrip())
         print(textwrap.fill(study.what, columns, initial_indent="    ", subsequent_indent="    "))

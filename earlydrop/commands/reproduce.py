@@ -64,6 +64,7 @@ def reproduce(run: Path, out: Path, trust: bool = False) -> str | None:
         ConfigError: The folder is not a finished run, the repetition would go into the same folder,
             the fingerprint of the configuration has changed, or the configuration names code from
             outside earlydrop that is not trusted or was given as an object.
+        TrainingFailed: The repetition failed.
     """
     from earlydrop.training.compose import config_from_dict
     from earlydrop.training.plan import make_plan
@@ -98,7 +99,7 @@ def _check_finished(run: Path) -> None:
     """Refuse a folder that is not a finished run; warn of files that were changed since."""
     if not run.is_dir():
         raise ConfigError(f"there is no folder {run}: give the folder of a finished run")
-    runs = [] if (run / STATUS).exists() else list(find_runs(run))
+    runs = [] if (run / STATUS).exists() else [path for path in find_runs(run) if path != run]
     if runs:
         instead = f"give one of them, such as {runs[0]}"
         raise ConfigError(f"{run} is a folder of {len(runs)} runs: {instead}")
@@ -156,7 +157,7 @@ def main() -> None:
         except (ConfigError, TrainingFailed, OSError) as error:
             raise SystemExit(f"error: {error}") from None
     print(f"different: {difference}" if difference else "identical: every metric of every step")
-    raise SystemExit(difference is not None)
+    raise SystemExit(1 if difference else 0)
 
 
 if __name__ == "__main__":

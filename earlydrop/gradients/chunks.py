@@ -29,9 +29,10 @@ def pieces_of(*vectors: Tensor) -> Iterable[tuple[Tensor, ...]]:
 def flat_chunks(
     pieces: Sequence[Tensor], total: int, dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[slice, Tensor]]:
-    """A gradient as flat chunks, each with its place. Small tensors are joined, large ones split.
+    """A gradient as flat chunks. Small tensors are joined, large ones split.
 
-    The chunks have the given dtype and device. ``total`` is the number of entries of the gradient.
+    Each chunk comes with its place in the flat gradient, a slice. The chunks have the given dtype
+    and device. ``total`` is the number of entries of the gradient.
     """
     waiting: list[Tensor] = []
     limit = chunk_size(total)
@@ -86,7 +87,8 @@ def checked(
     missing tensor becomes zeros of the shape of its parameter.
 
     Args:
-        gradient: One tensor for each parameter, or None where it has no gradient.
+        gradient: One tensor for each parameter, or None where it has no gradient. One tensor alone
+            is taken as a list of one.
         like: The parameters, for the shapes of missing gradients.
         expected: The number of entries of earlier gradients; None for the first.
 
@@ -94,8 +96,8 @@ def checked(
         The tensors, and their number of entries.
 
     Raises:
-        ValueError: All tensors are None, one is None without ``like``, or a shape or the number of
-            entries differs.
+        ValueError: All tensors are None, one is None without ``like``, a shape differs from that of
+            its parameter in ``like``, or the number of entries differs from ``expected``.
     """
     if isinstance(gradient, Tensor):
         gradient = [gradient]
@@ -111,10 +113,10 @@ def checked(
                     f"gradient {index} is None: give the parameters as like=, so that its size is "
                     "known"
                 )
-            missing = like[index]
+            parameter = like[index]
             # one expanded zero takes no memory
-            piece = torch.zeros((), dtype=missing.dtype, device=missing.device)
-            piece = piece.expand(missing.shape)
+            piece = torch.zeros((), dtype=parameter.dtype, device=parameter.device)
+            piece = piece.expand(parameter.shape)
         elif like is not None and piece.shape != like[index].shape:
             shapes = f"{tuple(piece.shape)}, its parameter {tuple(like[index].shape)}"
             raise ValueError(f"gradient {index} has shape {shapes}")

@@ -32,10 +32,10 @@ SAVED = "earlydrop"
 class DropoutCallback(Callback):
     """Schedule the dropout of a LightningModule. The rate is logged as ``dropout_rate``.
 
-    A step of the schedule is a batch in which an optimizer stepped. With one optimizer this is
-    ``trainer.global_step``. With several optimizers, Lightning counts each of their steps; here,
-    their steps in one batch count as one. With automatic optimization, resuming needs no further
-    state. With manual optimization, the count is saved in Lightning's checkpoints.
+    A step of the schedule is a batch in which an optimizer stepped. With automatic optimization the
+    count is ``trainer.global_step``, and resuming needs no further state. With manual optimization,
+    Lightning counts each step of each optimizer; here, their steps in one batch count as one. This
+    count is saved in Lightning's checkpoints.
 
     The model is released when ``fit()`` ends, also by an exception.
 
@@ -72,7 +72,11 @@ class DropoutCallback(Callback):
         self.scheduler.set_step(self._stepped)
 
     def _resume_count(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the count of steps for the start of the trainer: 0, or the saved count."""
+        """Set the count of steps at the start of training.
+
+        It is ``trainer.global_step``. With manual optimization it is the saved count, if the
+        checkpoint holds one, plus 1 if an optimizer has stepped since it was written.
+        """
         counted = 0 < self._global_step <= trainer.global_step
         several = not pl_module.automatic_optimization and len(trainer.optimizers) > 1
         if trainer.global_step > 0 and several and not counted:
@@ -137,9 +141,9 @@ class DropoutCallback(Callback):
         """Report that `_length` assumed another pace: as an error, or once as a warning."""
         message = (
             f"{self.schedule!r} has a duration in epochs or percent: with manual optimization "
-            "this is possible only if each of the optimizers "
-            f"({len(trainer.optimizers)} here) steps once per batch, but in this batch there were "
-            f"{grown} steps; give the duration in steps (batches in which an optimizer stepped)"
+            "an optimizer must step in every batch, and with max_steps each of the optimizers "
+            f"({len(trainer.optimizers)} here) once, but in this batch there were {grown} steps; "
+            "give the duration in steps (batches in which an optimizer stepped)"
         )
         if refuse:
             raise ValueError(message)
@@ -162,18 +166,20 @@ class ProbeCallback(Callback):
     """Measure gradients while a LightningModule trains.
 
     ``probe/gradient_norm``, ``probe/gdv``, ``probe/gde`` and ``model/distance`` go to the trainer's
-    loggers, at the step of the measurement, and into ``trainer.callback_metrics``. Training is bit
+    loggers, at the step of the measurement, and into ``trainer.callback_metrics`` (except those of
+    the first measurement, at the start of training). Training is bit
     for bit the same as without the callback: random numbers, ``.grad``, buffers and the states of
     torchmetrics are as before.
 
     Args:
         every: Optimizer steps (``trainer.global_step``) between two measurements. The first is
-            before the first step.
+            before the first step. Each other one is after a batch that ends at a multiple of
+            ``every``. Two optimizers that step in each batch add 2 per batch.
         batches: The number of mini-batches to take from the training data, the same ones every
             time; or a list of mini-batches. At least 2.
-        dataset: The batches for the whole-dataset gradient of the GDE. Default: the mini-batches
-            together. False leaves the GDE out; choose it for a model with noise that is not
-            dropout.
+        dataset: The batches for the whole-dataset gradient of the gradient direction error (GDE).
+            Default: the mini-batches together. False leaves the GDE out; choose it for a model with
+            noise that is not dropout.
         loss_fn: ``loss_fn(module, batch)`` returns the mean loss, a scalar. Default: the loss of
             ``training_step``, without its ``self.log``. With manual optimization, give it.
         initial: The module or state dict from which the model distance is taken. Default: the
@@ -243,21 +249,21 @@ class _Loss:
     """The loss of a batch, as a trainer computes it.
 
     It has slots and no ``__dict__``, so the search for random generators does not walk through the
-    trainer.
+    trainer. It finds the user's function as ``__wrapped__``.
     """
 
-    __slots__ = ("given", "pl_module", "trainer")
+    __slots__ = ("__wrapped__", "pl_module", "trainer")
 
     def __init__(
         self, trainer: Trainer, pl_module: LightningModule, given: LossFunction | None
     ) -> None:
-        self.trainer, self.pl_module, self.given = trainer, pl_module, given
+        self.trainer, self.pl_module, self.__wrapped__ = trainer, pl_module, given
 
     def __call__(self, module: nn.Module, batch: Any) -> Tensor:
         batch = self.trainer.strategy.batch_to_device(batch)
         with self.trainer.precision_plugin.train_step_context():
-            if self.given is not None:
-                return self.given(module, batch)
+            if self.__wrapped__ is not None:
+                return self.__wrapped__(module, batch)
             arguments = (batch, 0) if _takes_index(self.pl_module) else (batch,)
             output: Any = self.pl_module.training_step(*arguments)
             loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
@@ -308,13 +314,14 @@ def _length(trainer: Trainer, pl_module: LightningModule) -> RunLength:
     """The steps of the run and of an epoch.
 
     They follow from the length of the loader, the accumulation and the limits of the trainer. With
-    manual optimization, each optimizer is assumed to step once a batch.
+    manual optimization, one step of the schedule per batch is assumed; with ``max_steps``, one step
+    of each optimizer per batch.
     """
     batches, epochs = trainer.num_training_batches, trainer.max_epochs
     max_steps = trainer.max_steps
     if max_steps != -1 and not pl_module.automatic_optimization:
         max_steps = math.ceil(max_steps / max(len(trainer.optimizers), 1))
-    in_epochs = None
+    steps_to_max_epochs = None
     if batches == math.inf:
         no_epoch = "the loader has no length, so the steps of an epoch are not known"
         per_epoch = None
@@ -322,8 +329,8 @@ def _length(trainer: Trainer, pl_module: LightningModule) -> RunLength:
         epoch_steps = [math.ceil(batches / parts) for parts in _accumulation(trainer, epochs)]
         no_epoch = "the accumulation changes between epochs, and with it the steps of an epoch"
         per_epoch = epoch_steps[0] if len(set(epoch_steps)) == 1 else None
-        in_epochs = sum(epoch_steps) if epochs not in (None, -1) else None
-    limits = [] if in_epochs is None else [in_epochs]
+        steps_to_max_epochs = sum(epoch_steps) if epochs not in (None, -1) else None
+    limits = [] if steps_to_max_epochs is None else [steps_to_max_epochs]
     if max_steps != -1:
         limits.append(max_steps)
     no_total = "neither max_steps nor max_epochs with a loader of known length gives it"

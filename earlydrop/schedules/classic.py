@@ -74,7 +74,8 @@ def annealed(rate: float, cutoff: Duration = "100%") -> Schedule:
         The schedule.
 
     Raises:
-        ValueError: The rate is outside [0, 1), or the cutoff is malformed or negative.
+        ValueError: The rate is outside [0, 1), or the cutoff is malformed, negative or more than
+            100%.
 
     >>> [annealed(0.5, cutoff=5)(step) for step in (0, 1, 4, 5, 6)]
     [0.5, 0.4, 0.09999999999999998, 0.0, 0.0]
@@ -96,7 +97,7 @@ def curriculum(rate: float, gamma: float | None = None) -> Schedule:
         The schedule.
 
     Raises:
-        ValueError: The rate is outside [0, 1), or gamma is not above 0.
+        ValueError: The rate is outside [0, 1), or gamma is not a finite number above 0.
 
     >>> schedule = curriculum(0.5).resolve(total_steps=10)
     >>> [round(schedule(step), 4) for step in (0, 1, 2, 10)]
@@ -119,7 +120,8 @@ def ramp(rate: float, cutoff: Duration = "100%") -> Schedule:
         The schedule.
 
     Raises:
-        ValueError: The rate is outside [0, 1), or the cutoff is malformed or negative.
+        ValueError: The rate is outside [0, 1), or the cutoff is malformed, negative or more than
+            100%.
 
     >>> [ramp(0.5, cutoff=4)(step) for step in range(6)]
     [0.0, 0.125, 0.25, 0.375, 0.5, 0.5]

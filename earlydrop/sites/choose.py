@@ -28,7 +28,9 @@ def choose_sites(
             globs (``"blocks.*.mlp.*"``), sites of `find_sites` or a predicate
             ``(name, module) -> bool``, matched against the sites of the kind. A doubtful site
             (`find_sites` leaves it out) is chosen by a pattern that ends with its attribute
-            (``"*.attention_dropout"``) or is the name of its layer.
+            (``"*.attention_dropout"``) or is the name of its layer. A plain rate of 0 that a glob
+            matches is left out if a site of its kind with a rate above 0 is chosen too, unless a
+            pattern ends with its attribute.
 
     Returns:
         The chosen sites, at least one.
@@ -76,7 +78,7 @@ def _patterns(sites: object) -> list[str]:
     )
 
 
-def undriven(model: nn.Module, kind: str, chosen: list[Site]) -> list[Site]:
+def doubtful_left_out(model: nn.Module, kind: str, chosen: list[Site]) -> list[Site]:
     """Doubtful sites with a rate above 0 that a choice leaves out.
 
     Args:
@@ -127,7 +129,8 @@ def _without_plain_zeros(chosen: list[Site], patterns: list[str]) -> list[Site]:
     kinds_above = {site.kind for site in chosen if site.base_rate > 0}
     kept = []
     for site in chosen:
-        by_chance = site.plain and site.base_rate == 0 and site.attribute not in endings
+        attribute = site.attribute.rpartition(".")[2]
+        by_chance = site.plain and site.base_rate == 0 and attribute not in endings
         if not by_chance or site.kind not in kinds_above:
             kept.append(site)
     return kept
@@ -156,9 +159,10 @@ def _match(model: nn.Module, kind: str, sites: list[Site], patterns: list[str]) 
         matches = [site for site in sites if _matches(site, pattern)]
         matches += [site for site in doubtful if _asks_for(site, pattern)]
         if not matches:
+            count = f"{len(sites + doubtful)} {_adjective(kind)}sites"
             raise ValueError(
-                f"sites: {pattern!r} matches none of the {len(sites)} {_adjective(kind)}sites: "
-                f"{_listed(sites + doubtful)}{_second_name(model, sites, pattern)}"
+                f"sites: {pattern!r} matches none of the {count}: {_listed(sites + doubtful)}"
+                f"{_second_name(model, sites, pattern)}"
             )
         chosen |= {site.name: site for site in matches}
     if not chosen:
@@ -167,7 +171,10 @@ def _match(model: nn.Module, kind: str, sites: list[Site], patterns: list[str]) 
 
 
 def _matches(site: Site, pattern: str) -> bool:
-    """Whether a pattern matches the name of a site, with or without its attribute."""
+    """Whether a pattern matches the name of a site.
+
+    The attribute may be left out of the pattern, except for a plain rate.
+    """
     if fnmatch.fnmatchcase(site.name, pattern):
         return True
     if site.plain:
@@ -183,7 +190,8 @@ def _asks_for(site: Site, pattern: str) -> bool:
     """
     if not site.plain and pattern == site.name:
         return True
-    return pattern.rpartition(".")[2] == site.attribute and _matches(site, pattern)
+    attribute = site.attribute.rpartition(".")[2]
+    return pattern.rpartition(".")[2] == attribute and _matches(site, pattern)
 
 
 def _second_name(model: nn.Module, sites: list[Site], pattern: str) -> str:
@@ -239,7 +247,7 @@ def _hints(model: nn.Module, kind: str) -> str:
     kinds = sorted({site.kind for site in find_sites(model)})
     if kinds:
         hints += f" It has {kinds[0]} sites: kind={kinds[0]!r} drives those."
-    doubtful = undriven(model, kind, [])
+    doubtful = doubtful_left_out(model, kind, [])
     if doubtful:
         site = doubtful[0]
         hints += f" This may be a rate, {site.name}={site.base_rate:g}: "

@@ -105,10 +105,10 @@ def _plan_reader(
     child: nn.Module,
     rates: dict[str, Rate],
 ) -> None:
-    """Add a module to the plan, if its forward reads the rates of a driven child."""
+    """Add a module to the plan, if it is an attention of timm or reads the rates of the child."""
     timm_attention = key == "attn_drop" and "fused_attn" in module.__dict__
     used = reads(original_class(module))
-    # A container has no forward: the module around it calls the children of the container.
+    # A container has no forward, so the module around it must read the rates of the container.
     container = original_class(child).forward is nn.Module.forward
     read = [rate for name, rate in rates.items() if container or f"{key}.{name}" in used]
     if not read and not timm_attention:
@@ -188,7 +188,7 @@ def driven_at_base(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def driven_off(model: nn.Module) -> Iterator[None]:
-    """Within it, no driven site drops. Sites that are not driven go on."""
+    """Within it, no driven site drops. Sites that are not driven still drop."""
     with ExitStack() as stack:
         for bank in banks_in(model):
             stack.enter_context(bank.silenced())

@@ -21,11 +21,17 @@ import torch.utils.checkpoint
 from earlydrop.sites.bank import RateBank
 
 
-def refuse(rate: str, module: str, layer: str) -> NoReturn:
-    """Refuse a changing rate inside a compiled graph."""
+def refuse(site: str, module: str, reader: str) -> NoReturn:
+    """Raise, because a rate cannot change inside a compiled graph.
+
+    Args:
+        site: The name of the site.
+        module: The path of the module that holds the site; empty for the model itself.
+        reader: What reads the rate, in words.
+    """
     path = f"model.get_submodule({module!r})" if module else "model"
     raise RuntimeError(
-        f"site {rate!r} cannot have a changing rate under torch.compile: {layer} hands it to a "
+        f"site {site!r} cannot have a changing rate under torch.compile: {reader} hands it to a "
         "kernel as a Python float, so every new rate would compile a new graph. Leave that module "
         f"out of the compiled part (m = {path}; m.forward = torch.compiler.disable(m.forward)), "
         "choose other sites with sites=, replace it by a layer that calls an nn.Dropout, or train "
@@ -33,8 +39,8 @@ def refuse(rate: str, module: str, layer: str) -> NoReturn:
     )
 
 
-# torch.compiler.disable() sets these attributes, but imports the compiler. Tracing stops at such a
-# function, and the function runs in Python and raises its error.
+# torch.compiler.disable() sets these attributes, but it also imports the compiler, so they are set
+# here by hand. Tracing stops at such a function. The function then runs in Python and raises.
 refuse._torchdynamo_disable = True  # type: ignore[attr-defined]
 refuse._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
     "earlydrop: this drop rate cannot change inside a compiled graph"
@@ -46,7 +52,8 @@ refuse._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
 compiler_watches: Callable[[], object] = torch._C._dynamo.eval_frame.get_eval_frame_callback
 
 
-# The same as torch.compiler.disable(), which imports the compiler at once.
+# As torch.compiler.disable(), which imports the compiler at once. This one imports it at the first
+# call.
 @torch._compile._disable_dynamo
 def outside_the_graph(module: Any, *args: Any, **kwargs: Any) -> Any:
     """Run the forward of a driven module in eager mode. Tracing stops here."""
@@ -62,12 +69,12 @@ outside_the_graph._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
 
 
 def check_recomputation(bank: RateBank, index: int) -> None:
-    """Refuse a rate that changed between a forward and its recomputation.
+    """In a forward, note the rate of a site. In a recomputation, refuse a rate that has changed.
 
     Activation checkpointing runs a forward again during the backward.
     """
     rate = bank.rate(index)
-    if torch._C._current_graph_task_id() == -1:
+    if torch._C._current_graph_task_id() == -1:  # no backward is running: an ordinary forward
         bank.last_forward_rates[index] = rate
         if threading.get_ident() != bank.thread:
             bank.other_thread = True
@@ -82,23 +89,24 @@ def check_recomputation(bank: RateBank, index: int) -> None:
 
 
 def _rate_of_graph(bank: RateBank, index: int) -> float:
-    """The rate of a site at the time of the forward that is now computed again.
+    """The rate of a site in the forward that is now computed again.
 
-    That forward made the autograd node that is running now, so the number of the node gives the
-    time.
+    That forward made the autograd node that is running now. Autograd numbers nodes in the order in
+    which they are made, so the number of the node gives the time of the forward.
     """
     node = torch._C._current_autograd_node()
     if bank.other_thread or node is None:  # numbers of another thread cannot be compared
         return bank.last_forward_rates[index]
     then = bank.rate_at(index, node._sequence_nr())
-    # An inner recomputation runs a node that the outer one made. The outer one has been checked.
+    # In nested checkpoints, the outer recomputation made the node of the inner one, not the first
+    # forward. Its number says nothing then, but the outer recomputation has been checked.
     if then != bank.rate(index) and _recomputing_twice():
         return bank.rate(index)
     return then
 
 
 def _recomputing_twice() -> bool:
-    """Whether a recomputation runs inside another, as in nested reentrant checkpoints."""
+    """Whether a reentrant checkpoint is recomputed inside the recomputation of another."""
     recomputations = 0
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and recomputations < 2:

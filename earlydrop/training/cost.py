@@ -1,4 +1,4 @@
-"""The estimated cost of a run, from short timings: time, memory, disk and input path."""
+"""Estimate the time, memory and disk space of a run, from short timings and sizes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from earlydrop.training.record.folder import RunFolder
 from earlydrop.training.trainer import Trainer
 
 _SECONDS = 2.0  # approximate longest time of one measurement
-_FORWARD = 1 / 3  # of a training pass: a backward pass takes about two forward ones
-_CURVATURE = 65  # training passes of one part, as measured on gpt_micro
+_FORWARD = 1 / 3  # forward pass / training pass, because a backward takes about two forwards
+_CURVATURE = 65  # cost of a curvature measurement, in training passes over one part (gpt_micro)
 
 
 class Cost(NamedTuple):
@@ -88,7 +88,8 @@ def workers_of(plan: Plan) -> int:
 def estimate(plan: Plan, like: Cost | None = None) -> Cost:
     """Time a few training passes and reads, and scale them to the whole run.
 
-    ``like`` is the cost of a run with the same model and data. Its timings are reused.
+    ``like`` is the cost of a run with the same model, data and optimizer. Then nothing is measured:
+    its rates and sizes are reused.
     """
     config = plan.config
     workers, batch = workers_of(plan), config.trainer.batch_size
@@ -99,21 +100,22 @@ def estimate(plan: Plan, like: Cost | None = None) -> Cost:
             evaluated += evaluated_images(plan, split, last=step == plan.total_steps)
     evaluated += sum(len(extra.indices) for extra in plan.source.extra.values())
     evaluated *= 2 if config.trainer.ema is not None else 1
+    by_each_worker = 0  # Monte Carlo dropout is not shared
     if config.trainer.mc_passes is not None:
-        evaluated += (config.trainer.mc_passes + 1) * plan.source.sizes["test"]
+        by_each_worker = (config.trainer.mc_passes + 1) * plan.source.sizes["test"]
     images = config.probe.batches * batch + dataset_images(plan)
     if config.probe.curvature:
         images += _CURVATURE * (batch // config.trainer.accumulate) * workers
     probed = len(plan.probe_steps) * images * (2 if plan.compares else 1)
     return like._replace(
         training=like.seconds(plan.total_steps * batch / workers),
-        evaluation=like.seconds(evaluated / workers, _FORWARD),
+        evaluation=like.seconds(evaluated / workers + by_each_worker, _FORWARD),
         probes=like.seconds(probed / workers),
     )
 
 
 def _measure(plan: Plan) -> Cost:
-    """The part of a cost that does not depend on a run's length; its times are 0."""
+    """Measure rates and sizes. The times, which depend on the length of the run, are 0."""
     config = plan.config
     model, _ = scheduled_model(plan)
     given = config.plan.images_per_second
@@ -165,7 +167,7 @@ def _timed(plan: Plan, images: int) -> float:
         for parts in trainer.batches():
             began = time.perf_counter()
             trainer.train_step(parts)
-            trainer.window.summed()[-1].tolist()
+            trainer.window.summed()[-1].tolist()  # wait for the device
             times.append(time.perf_counter() - began)
         folder.close()
     return images / sorted(times[1:])[1]

@@ -1,4 +1,4 @@
-"""Mistakes on the command line, found before Hydra starts, each with a suggestion."""
+"""Find mistakes on the command line before Hydra starts, and suggest a correction."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ _OVERRIDE = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=]+)=(?P<value>.*)", re
 def mistake(arguments: Iterable[str]) -> str | None:
     """A one-line message about the first mistake; None if there is none.
 
-    Mistakes are an unknown flag, key or option, a value that cannot be read, and flags that exclude
-    each other.
+    Mistakes are, for example, an unknown flag, key or option, a value that cannot be read, and
+    flags that exclude each other.
     """
     arguments = list(arguments)
     groups = options(config_dirs(arguments))
@@ -210,7 +210,7 @@ def _mistaken_option(key: str, value: str, groups: Mapping[str, list[str]]) -> s
 def _unreadable(argument: str) -> str | None:
     """A message about an argument that is not UTF-8 or that Hydra cannot parse; else None.
 
-    The message gives a quoted form that works, if there is one.
+    If the value of its key may be text, the message gives a quoted form.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Quote, QuotedString
@@ -225,11 +225,11 @@ def _unreadable(argument: str) -> str | None:
     try:
         parser.parse_override(argument)
     except HydraException as error:
-        reason = first_line(error.__cause__ or error)
+        reason = first_line(error)
     else:
         return None
     match = _OVERRIDE.fullmatch(argument)
-    if match is None or match["key"] not in keys() or str not in keys()[match["key"]].kinds:
+    if match is None or not _may_be_text(match["key"]):
         return f"{argument} is not in Hydra's grammar: {reason}"
     value = QuotedString(match["value"], Quote.double).with_quotes()
     quoted = f"{match['prefix'] or ''}{match['key']}={value}"
@@ -239,8 +239,15 @@ def _unreadable(argument: str) -> str | None:
     )
 
 
+def _may_be_text(key: str) -> bool:
+    """Whether the value of a key may be text. Keys below an open key may have any value."""
+    if any(key.startswith(f"{open_key}.") for open_key in OPEN):
+        return True
+    return key in keys() and str in keys()[key].kinds
+
+
 def options(further: Iterable[Path] = ()) -> dict[str, list[str]]:
-    """The options of each group: the package's, those of further folders, and installed names."""
+    """The options of each group: of the package, of further folders, and of installed plugins."""
     groups: dict[str, list[str]] = {}
     for root in (conf_folder(), *further):
         for path in sorted(root.rglob("*.yaml")):
@@ -276,7 +283,8 @@ _COMMON_NAMES = {  # a name used elsewhere: the key of earlydrop
 def meant(word: str, known: Iterable[str]) -> str:
     """A text such as ``: did you mean x?`` with the nearest known word; empty if none is near.
 
-    The whole word is compared first, then its last part.
+    A common name such as ``learning_rate`` gives its key. Otherwise the whole word is compared
+    first, then its last part.
     """
     known = list(known)
     last_part = word.rpartition(".")[2]

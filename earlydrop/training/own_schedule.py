@@ -43,7 +43,7 @@ class OwnSchedule(Schedule):
 
     @property
     def peak(self) -> float:
-        return max(self.rates, default=0.0)
+        return max(self.rates, default=0.0)  # 0 until the schedule is resolved
 
     def _rate(self, step: int) -> float:
         return self.rates[min(step, len(self.rates) - 1)]
@@ -56,9 +56,8 @@ class OwnSchedule(Schedule):
         asked = {key: length[key] for key in _OF_THE_RUN if key in _parameters(self.code)}
         try:
             made = self.code.value(**(dict(self.arguments) | asked))
-            made = (
-                made.resolve(total_steps, steps_per_epoch) if isinstance(made, Schedule) else made
-            )
+            if isinstance(made, Schedule):
+                made = made.resolve(total_steps, steps_per_epoch)
         except Exception as error:
             raise ConfigError(
                 f"{prefix}: making it raised {raised(error, self.code.paths)}"
@@ -74,6 +73,7 @@ class OwnSchedule(Schedule):
         )
 
     def to_config(self) -> dict[str, Any]:
+        """The schedule as the keys of ``schedule``. `from_config` does not read them."""
         return {"name": self.code.name, "args": dict(self.arguments)}
 
     def __repr__(self) -> str:
@@ -85,7 +85,8 @@ def own_schedule(config: ScheduleConfig) -> OwnSchedule:
 
     Its arguments are the keys of ``schedule.args``. A parameter with the name of another key of
     ``schedule`` (``rate``, ``cutoff``) takes the value of that key, if it is not null.
-    ``total_steps`` and ``steps_per_epoch`` take the length of the run.
+    ``total_steps`` and ``steps_per_epoch`` take the steps of the run and of an epoch, also where
+    ``schedule.args`` gives another value.
 
     Raises:
         ConfigError: There is no such schedule, or an argument does not fit.
@@ -109,6 +110,7 @@ def own_schedule(config: ScheduleConfig) -> OwnSchedule:
         config.name,
         code.value,
         given=config.args,
+        # The length of the run is not known yet: None stands for it until `OwnSchedule.resolve`.
         offered=offered | dict.fromkeys(_OF_THE_RUN),
     )
     return OwnSchedule(

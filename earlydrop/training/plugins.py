@@ -1,8 +1,8 @@
 """A user's code by name: ``module:function``, or a name that an installed package offers.
 
 Only `load` imports such code, and it is called only while a run is planned or built. The commands
-that read runs (report, cite, findings, list) never call it, so a configuration from elsewhere never
-runs code.
+that read runs (report, cite, findings, list) never call it, so reading a run from elsewhere never
+runs its code.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OBJECT = "__main__:"
 """The prefix of the name of an object given in Python. `load` never imports such a name."""
 
 _loaded: dict[str, str] = {}
-"""The modules that were imported here, each with the digest of its source at that moment."""
+"""The modules that `load` imported, each with the digest of its local sources at that moment."""
 
 
 class Code(NamedTuple):
@@ -90,11 +90,13 @@ def is_own(kind: str, name: str) -> bool:
 def load(key: str, kind: str, name: str) -> Code:
     """Import code that the user named.
 
-    The module is looked for in the folder where the command runs, then on the Python path. A module
-    whose source has changed since its import is imported again.
+    An object of `given` is returned as it is. A module is looked for in the folder where the
+    command runs, then on the Python path. It is imported again if its source has changed since its
+    import, or that of a local module that it imports.
 
     Raises:
-        ConfigError: There is no such module or name in it, or its import fails.
+        ConfigError: The name is not well formed, there is no such module or name in it, its import
+            fails, another module of this name is imported, or the value is not callable.
     """
     prefix = f"{key} is {name!r}"
     if name in _given:
@@ -147,7 +149,7 @@ def registered(name: str, value: Callable[..., Any]) -> Code | None:
     Raises:
         ConfigError: Its source cannot be found, so that a change of it would not be noticed.
     """
-    inner = getattr(value, "func", value)
+    inner = getattr(value, "func", value)  # the function of a functools.partial
     module_name = getattr(inner, "__module__", None) or type(inner).__module__
     if module_name.partition(".")[0] == "earlydrop":
         return None
@@ -183,7 +185,7 @@ def given(codes: Iterable[Code]) -> Iterator[None]:
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module is part of Python, of earlydrop, or of an installed package."""
+    """Whether a module is part of Python, of earlydrop, or of an installed and imported package."""
     top = module.partition(".")[0]
     if top == "__main__":  # in a notebook its file is that of an installed package
         return False
@@ -204,8 +206,9 @@ def sources_from_here(module: str) -> dict[str, Path]:
 def source_files(module: str) -> dict[str, Path]:
     """The sources of a module and of the local modules that it imports. Imports nothing.
 
-    A local module is in the same package or, if the module is not installed, below the folder that
-    holds the module. Imports by a computed name are not seen.
+    Imports are followed from file to file. A local module is in the same outermost package or, if
+    the module is not installed, below the folder that holds this package or single file. Imports by
+    a computed name are not seen.
     """
     first = _spec(module.partition(".")[0])
     if first is None:
@@ -256,7 +259,9 @@ def _names(module: Any) -> list[str]:
 
 @contextmanager
 def _from_here() -> Iterator[None]:
-    """Put the working folder first on the path while a module is looked for, and last afterwards.
+    """Put the working folder first on the path while a module is looked for.
+
+    Afterwards it is last, unless it was on the path before.
 
     No bytecode is written, because Python would reuse it for a file that is changed again within
     the same second.
@@ -293,7 +298,11 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def _root(spec: ModuleSpec) -> Path | None:
-    """The folder or file that holds a module's own code, from the spec of its outermost package."""
+    """The folder or file below which a module's local sources are, from its outermost package.
+
+    For an installed package it is the package's folder, or its only file. For code that is not
+    installed it is the folder that holds the package or the file.
+    """
     locations = list(spec.submodule_search_locations or [])
     if locations:
         folder = Path(locations[0]).resolve()
@@ -334,7 +343,7 @@ def _digest(files: Mapping[str, Path]) -> str:
 
 
 def _imported(prefix: str, name: str, files: Mapping[str, Path]) -> Any:
-    """Import a module. A module imported before is reused if it is what its source says."""
+    """Import a module. If it is imported already and its source has not changed, it is reused."""
     digest = _digest(files)
     there = getattr(sys.modules.get(name), "__file__", None)
     if there is not None and name not in _loaded and Path(there).resolve() != files[name]:

@@ -27,8 +27,8 @@ def scheduled_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
     The driver is None for a schedule that never drops, unless a probe compares with dropout on.
 
     Raises:
-        ConfigError: The model has no site of the scheduled kind, or no convolution with
-            ``trainer.channels_last``.
+        ConfigError: The model has no site of the scheduled kind, or ``trainer.channels_last`` is
+            true and the model has no convolution.
     """
     config, task = plan.config, task_of(plan)
     kind = cast(Kind, config.schedule.kind)  # `check` has refused other values
@@ -159,10 +159,10 @@ def refuse_broken_compiler(plan: Plan) -> None:
 
 
 def refuse_batch_norm(model: nn.Module, plan: Plan, workers: int) -> None:
-    """Refuse BatchNorm on several workers: each would see the statistics of its own parts alone.
+    """Refuse BatchNorm on several workers: each would use the statistics of its own images alone.
 
     Raises:
-        ConfigError: It has BatchNorm, and there are several workers.
+        ConfigError: The model has BatchNorm, and there are several workers.
     """
     if workers == 1:
         return
@@ -179,8 +179,8 @@ def refuse_batch_norm(model: nn.Module, plan: Plan, workers: int) -> None:
 def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
     """Refuse a model that still drops when its schedule is at rate 0.
 
-    Two blank images pass through the model. The model and random state stay unchanged. Input
-    dropout is allowed, because no schedule drives it.
+    Two blank examples pass through the model. The model and random state stay unchanged. Input
+    dropout is allowed: by design no schedule drives it.
 
     Raises:
         ConfigError: Something else still drops, so the arms of a study would not be as declared.
@@ -199,10 +199,13 @@ def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
         IndexError,
     ) as error:  # such as BatchNorm over a single value
         refuse_device_problem(error, plan)
+        inputs, advice = "texts", "give another model"
+        if source.image_size:
+            inputs = f"{source.image_size}-pixel images"
+            advice = "give another model, or larger images"
         raise ConfigError(
             f"model.name is {plan.config.model.name!r}: in training mode it cannot take two "
-            f"{source.image_size}-pixel images "
-            f"({(str(error).splitlines() or ['?'])[0]}); give another model, or larger images"
+            f"{inputs} ({(str(error).splitlines() or ['?'])[0]}); {advice}"
         ) from error
     left = [drop for drop in audited.undriven if drop.site != INPUT_DROPOUT]
     undriven = [site for site in find_sites(model) if not site.driven and site.rate > 0]
@@ -223,5 +226,8 @@ def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
 
 
 def _driven(name: str, module: nn.Module) -> bool:
-    """Whether a schedule drives a site of a model with input dropout."""
+    """Whether a schedule drives a module of a model with input dropout.
+
+    Modules that were built with rate 0 are left alone.
+    """
     return name != INPUT_DROPOUT and any(site.base_rate > 0 for site in find_sites(module))

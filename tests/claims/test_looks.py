@@ -122,6 +122,16 @@ def test_the_command_names_the_seeds_and_arms_of_the_next_look(tmp_path, capsys,
     ]
     for each in words:
         assert {"data.name=glyphs", "trainer.steps=40", "study=toy"} <= set(each), each
+    monkeypatch.setattr("sys.argv", ["earlydrop-findings", "elsewhere", "--next", "F1"])
+    findings.main()
+    _, *commands = capsys.readouterr().out.strip().splitlines()
+    assert all(command.endswith(" out=elsewhere") for command in commands)
+    made_up(seeds=[10]).write(tmp_path / "summaries")
+    monkeypatch.setattr("sys.argv", ["earlydrop-findings", "summaries", "--next", "F1"])
+    findings.main()
+    *commands, last = capsys.readouterr().out.strip().splitlines()
+    assert not any("out=" in command for command in commands)
+    assert last == "  earlydrop-findings runs/toy --out summaries --add"
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from earlydrop.claims.repeat import (
     FIRST_SEED,
     begin,
     begun_seeds,
-    claims_of,
     configurations,
     fresh_seeds,
+    studies_of,
 )
 from earlydrop.commands.findings import main
 from earlydrop.training.plan import make_plan
@@ -71,10 +71,11 @@ def test_a_finding_that_is_not_claimed_is_refused():
     with pytest.raises(
         ValueError, match=r"finding 'F99' is not claimed: expected one of F1, F2, .*F11"
     ):
-        claims_of(declared, "F99", None)
-    with pytest.raises(ValueError, match=r"finding 'F5' in the study 'dynamics' is not claimed"):
-        claims_of(declared, "F5", "dynamics")
-    assert {where.name for _, where, _ in claims_of(declared, "F5", None)} == {
+        studies_of(declared, "F99", None)
+    studies = r"finding 'F5' in the study 'dynamics' is not claimed: expected one of glyphs, .*text"
+    with pytest.raises(ValueError, match=studies):
+        studies_of(declared, "F5", "dynamics")
+    assert {where.name for _, where, _ in studies_of(declared, "F5", None)} == {
         "underfitting",
         "glyphs",
         "glyphs-long",
@@ -86,11 +87,11 @@ def test_what_a_claim_measures_has_to_be_in_the_studys_cadence(tmp_path):
     claim = dataclasses.replace(LOSS, metric="probe/gdv")
     with pytest.raises(
         ValueError,
-        match=r"study toy: claim L needs probe.at in the study's cadence, to measure probe/gdv",
+        match=r"study toy: claim L needs probe.at in the study's config or cadence, to measure",
     ):
         configurations(study(first=[1]), [claim], [5], tmp_path)
     against = dataclasses.replace(LOSS, against_metric="ema/train_eval/loss")
-    with pytest.raises(ValueError, match=r"needs trainer.ema in the study's cadence"):
+    with pytest.raises(ValueError, match=r"needs trainer.ema in the study's config or cadence"):
         configurations(study(first=[1]), [against], [5], tmp_path)
 
 

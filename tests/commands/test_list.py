@@ -19,6 +19,7 @@ def test_every_experiment_is_listed_with_its_first_sentence():
     }
     assert all(len(what) > 10 for what in rows.values())
     assert rows["findings/glyphs"].startswith("F5, F6, F7 and F9 where no overfitting is possible")
+    assert rows["early_gain"] == "Does early dropout help a small language model?"
 
 
 def test_a_study_has_the_time_of_its_key(tmp_path):

@@ -50,3 +50,12 @@ def test_a_study_is_no_run_to_reproduce(tmp_path, monkeypatch):
         SystemExit, match=r"seeds is a folder of 2 runs: give one of them, such as .*none-seed0"
     ):
         main()
+
+
+def test_a_run_without_a_status_is_not_a_folder_of_runs(tmp_path, monkeypatch):
+    make_run(tmp_path / "seeds", "none", 0, 0.5)
+    (folder,) = (tmp_path / "seeds").iterdir()
+    (folder / "status.json").unlink()
+    monkeypatch.setattr("sys.argv", ["earlydrop-reproduce", str(folder)])
+    with pytest.raises(SystemExit, match=r"is not a finished run according to its status\.json"):
+        main()

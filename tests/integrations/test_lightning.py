@@ -409,6 +409,17 @@ def test_what_is_logged_is_what_the_probe_measures(tmp_path):
     assert first["probe/gdv"] != last["probe/gdv"]
 
 
+def test_random_generators_of_the_users_loss_are_as_before(tmp_path):
+    generator = torch.Generator().manual_seed(7)
+
+    def loss_fn(module, batch):
+        noise = torch.randn(batch[0].shape, generator=generator)
+        return nn.functional.cross_entropy(module.net(batch[0] + noise)[:, :2], batch[1])
+
+    train_random(tmp_path, ProbeCallback(every=5, batches=3, loss_fn=loss_fn))
+    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(7).get_state())
+
+
 def test_accumulated_steps_are_measured_once(tmp_path):
     _, lines, _ = train_random(
         tmp_path, ProbeCallback(every=2, batches=2), accumulate_grad_batches=2

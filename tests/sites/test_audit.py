@@ -306,6 +306,17 @@ def test_a_layer_that_computes_what_it_draws_from_its_rate_is_listed_with_its_ra
     assert (after.rate, after.site, after.status) == (0.1, "1", "driven")
 
 
+def test_a_model_may_import_numpy_while_it_is_audited(monkeypatch):
+    random_numbers = sys.modules["numpy.random"]
+    monkeypatch.delitem(sys.modules, "numpy.random")
+
+    def imports(x, rate):
+        sys.modules["numpy.random"] = random_numbers
+        return nn.functional.dropout(x, rate)
+
+    assert one(imports) == [("dropout", 0.2)]
+
+
 class Plain(nn.Module):
     """Unit dropout that no scheduler drives by default, beside a drop path."""
 

@@ -1,3 +1,4 @@
+import types
 import warnings
 
 import pytest
@@ -237,3 +238,30 @@ def test_at_most_six_sites_are_listed(count, listed):
     model = nn.Sequential(*(nn.Dropout(0.1) for _ in range(count)))
     with pytest.raises(ValueError, match=listed):
         earlydrop.DropoutScheduler(model, earlydrop.constant(0.1), sites="another")
+
+
+class ReadsConfig(nn.Module):
+    """Drops at the rate of a config, and makes its model doubt that it does."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.config = types.SimpleNamespace(dropout=rate)
+
+    def forward(self, x):
+        return nn.functional.dropout(x, self.config.dropout, self.training)
+
+
+def test_the_name_that_an_error_advises_is_a_choice():
+    model = nn.Sequential(ReadsConfig(0.2))
+    with pytest.raises(ValueError, match=r"sites='0.config.dropout' drives it"):
+        earlydrop.DropoutScheduler(model, earlydrop.constant(0.1))
+    (site,) = earlydrop.DropoutScheduler(
+        model, earlydrop.constant(0.1), sites="0.config.dropout"
+    ).sites
+    assert site.name == "0.config.dropout"
+
+
+def test_a_rate_of_zero_in_a_config_stays_if_it_is_named():
+    model = nn.Sequential(ReadsConfig(0.0), nn.Dropout(0.1))
+    with pytest.raises(ValueError, match=r"mixes rates of 0 \('0.config.dropout'\)"):
+        earlydrop.DropoutScheduler(model, earlydrop.constant(0.1), sites=["0.config.dropout", "1"])

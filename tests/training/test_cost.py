@@ -52,6 +52,14 @@ def test_monte_carlo_passes_and_curvature_are_counted(config):
     assert both.probes - without.probes == pytest.approx(65 * 32 / 100)
 
 
+def test_every_worker_makes_all_monte_carlo_passes(config):
+    given = {"plan__images_per_second": 100.0, "plan__workers": 4, "schedule__name": "constant"}
+    without = estimate(make_plan(config(**given)))
+    plan = make_plan(config(**given, trainer__mc_passes=3))
+    passes = estimate(plan).evaluation - without.evaluation
+    assert passes == pytest.approx(4 * plan.source.sizes["test"] / 3 / 100)
+
+
 def test_the_plan_says_what_each_worker_gets(config, capsys):
     run(config(mode="plan", trainer__accumulate=8, plan__workers=4, plan__images_per_second=50.0))
     out = capsys.readouterr().out

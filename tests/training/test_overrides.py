@@ -66,6 +66,8 @@ def test_what_needs_quotes_is_said_with_the_quotes(argument):
 
 
 def test_what_quotes_do_not_mend_is_said():
+    quoted = mistake(["model.args.file=a(b"])
+    assert """write 'model.args.file="a(b"'""" in quoted
     assert mistake(["probe.at=[10%"]).startswith("probe.at=[10% is not in Hydra's grammar: ")
     assert mistake(["chekpoint=a=b"]).startswith(
         "chekpoint is not a key of the configuration: did you mean checkpoint?"

@@ -54,7 +54,8 @@ class Draw:
     Attributes:
         module: The innermost module that was running; None if no module of the model was.
         operation: The function of torch.nn.functional that drew, or the kernel.
-        where: The line outside torch that called the operation.
+        where: The line outside torch that called the operation; if there is none, the line in
+            torch.nn.
         rate: The rate given to the operation; None if there was none.
         matters: Whether a result depends on the numbers.
         used: Whether an operation used the numbers.
@@ -89,7 +90,9 @@ class _Extremes:
 
 
 class Watch(TorchDispatchMode):
-    """Context that notes every random draw in torch's dispatcher in this thread.
+    """Context that notes each random draw in torch's dispatcher in this thread.
+
+    A draw that drops nothing by its rate, such as a bernoulli draw with p = 1, is left out.
 
     Draws of scripted and C++ code pass the dispatcher too.
 
@@ -100,7 +103,7 @@ class Watch(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.draws: list[Draw] = []
-        self.sources: set[str] = set()  # sources of random numbers with a noted draw
+        self.sources: set[str] = set()  # libraries whose random operations were seen
         self._modules = {id(module): module for module in model.modules()}
         self._extremes_of: Any = WeakTensorKeyDictionary()
         self._enabled = True
@@ -205,7 +208,10 @@ class Watch(TorchDispatchMode):
             self._extremes_of[part] = _Extremes(values, list(draws.values()))
 
     def _mixes_with_data(self, call: _Call) -> bool:
-        """Whether an operation combines drawn numbers with the data of the model."""
+        """Whether an operation combines drawn numbers with the data of the model.
+
+        A tensor of one element, such as a rate, does not count as data.
+        """
         operands = _tensors((call.args, call.kwargs))
         return any(tensor.numel() > 1 and tensor not in self._extremes_of for tensor in operands)
 
@@ -253,7 +259,7 @@ class Watch(TorchDispatchMode):
             self._mark_as_mattering(tensor)
             return value
         extreme = self._extremes_of[tensor]
-        ends = [float(value) for value in extreme.values]
+        ends = [float(end) for end in extreme.values]
         for draw in extreme.draws:
             draw.used = True
         above = math.nextafter(max(ends), math.inf)
@@ -369,7 +375,10 @@ def _all_same(results: list[Any]) -> bool:
 
 
 def _drops_and_rate(name: str, values: Mapping[str, Any]) -> tuple[bool, float | None]:
-    """Whether a random operation draws anything, and the rate given to it."""
+    """Whether a random operation may drop something at random, and the rate given to it.
+
+    ``torch.rand`` and others without a rate may.
+    """
     if values.get("train") is False or values.get("training") is False:
         return False, None
     if name.startswith("bernoulli"):
@@ -401,7 +410,8 @@ def watch(model: nn.Module) -> Iterator[Watch]:
     """
     watching = Watch(model)
     numpy_random = sys.modules.get("numpy.random")
-    states_before = [read() for _, read in random_states()]
+    readers = list(random_states())  # the model may import NumPy while it runs
+    states_before = [read() for _, read in readers]
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # compiled parts run in eager mode
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -412,7 +422,7 @@ def watch(model: nn.Module) -> Iterator[Watch]:
         stack.enter_context(watching)
         stack.enter_context(_Reading(watching))
         yield watching
-    for (source, read), state in zip(random_states(), states_before, strict=True):
+    for (source, read), state in zip(readers, states_before, strict=True):
         if source not in watching.sources and not _same(read(), state):
             watching.draws.append(Draw(None, f"{source} (unseen)", "somewhere", matters=True))
 

@@ -39,7 +39,7 @@ DATASETS: dict[str, Callable[..., Source]] = {
 }
 """The function or class that opens each dataset.
 
-It is called with the keys of ``data`` and ``augment``, and the device. A subclass of `LoadedImages`
+It is called with a `DataConfig`, an `AugmentConfig` and the device. A subclass of `LoadedImages`
 also gets the splits to open, and a `Once`.
 """
 
@@ -60,15 +60,17 @@ def make_source(
         device: Where batches are made.
         splits: The splits to open, for images that are read one by one. Other splits need not
             exist.
-        planning: Whether to download nothing, and to use the published sizes of a dataset that is
-            not on this machine.
+        planning: Whether the run is only planned. Then nothing is downloaded, and the published
+            sizes stand for a dataset of earlydrop's that is not on this machine. Image folders,
+            shards, Hugging Face datasets and a user's own data are opened as usual.
         once: Runs the work that one of several workers can do for all.
 
     Returns:
         The dataset.
 
     Raises:
-        ConfigError: The dataset is unknown or not there.
+        ConfigError: The dataset is unknown or not there, or ``data.args`` is given for one of
+            earlydrop's.
     """
     code = _own(config.name)
     if code is not None:
@@ -82,7 +84,7 @@ def make_source(
     _check_root(config)
     if _is_loaded_images(DATASETS[config.name]):
         source = DATASETS[config.name](config, options, device, splits, once)
-        if isinstance(source, LoadedImages):
+        if isinstance(source, LoadedImages):  # it always is; this line is for the type checker
             add_extra(source, config, once)
         return source
     if not planning:

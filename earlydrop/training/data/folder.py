@@ -47,10 +47,10 @@ class FolderImages:
 
 
 def splits_of(config: DataConfig, splits: Sequence[str]) -> dict[str, Path]:
-    """The folder of each split that is asked for.
+    """The folder of each split that is asked for. The split ``test`` is ``val/``, else ``test/``.
 
     Raises:
-        ConfigError: One of them is not there.
+        ConfigError: ``data.root`` is null, or a folder is not there.
     """
     if config.root is None:
         raise ConfigError(
@@ -73,7 +73,7 @@ def splits_of(config: DataConfig, splits: Sequence[str]) -> dict[str, Path]:
 def digest_of(splits: dict[str, FolderImages]) -> str:
     """Hash of the images' names, sizes and labels.
 
-    Their content is not hashed: to read every image of ImageNet would take an hour.
+    Their content is not hashed, because reading every image of ImageNet would take an hour.
 
     Raises:
         ConfigError: A file cannot be read, or is empty. An interrupted copy leaves empty files.

@@ -31,11 +31,11 @@ class ShardIndex(NamedTuple):
     """The positions of the samples in one shard.
 
     Attributes:
-        names: The key and the ending of each image, such as ``00000012.jpg``, N of them.
-        offsets: First byte of each image, (N,).
-        lengths: Bytes of each image, (N,).
-        labels: (N,).
-        left_out: How many other members there are, by reason.
+        names: The name of each image in the tar file, such as ``00000012.jpg``, N of them.
+        offsets: Position of the first byte of each image in the tar file, (N,).
+        lengths: Number of bytes of each image, (N,).
+        labels: The class of each image, (N,).
+        left_out: How many other files the tar file holds, by type of file.
     """
 
     names: list[str]
@@ -49,8 +49,8 @@ def read_index(path: Path) -> ShardIndex:
     """Find the positions of the samples in a shard.
 
     Raises:
-        ConfigError: It is no tar file, is cut off or holds no sample, or a sample does not have
-            exactly one image and one label.
+        ConfigError: It is not a tar file, is cut off or holds no sample. Or a sample does not have
+            exactly one image and one label, its image is empty, or its label is not a class number.
     """
     rows: list[tuple[str, int, int, int]] = []
     left_out: Counter[str] = Counter()
@@ -154,7 +154,7 @@ def _refuse_cut(path: Path, end: int) -> None:
         after = file.read(_BLOCK)
     if len(after) < _BLOCK or any(after):
         raise ConfigError(
-            f"{path} is cut off after {end} bytes: a tar file ends with zeros; copy it again"
+            f"{path} is cut off or damaged at byte {end}: a tar file ends with zeros; copy it again"
         )
 
 
@@ -170,6 +170,7 @@ def cached_index(path: Path) -> ShardIndex:
         status = path.stat()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): copy it again") from error
+    # "1" is the version of the format of an index.
     identity = f"1:{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
     cache = INDEXES.expanduser() / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}.npz"
     with (

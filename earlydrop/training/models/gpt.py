@@ -70,7 +70,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Embeddings, blocks, normalisation, and the embedding again as the classifier."""
+    """Embeddings, blocks, a LayerNorm, and a classifier that shares the embedding's weights."""
 
     def __init__(
         self, vocabulary: int, context: int, width: int, depth: int, heads: int, rate: float
@@ -84,8 +84,9 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             # As in GPT-2, the last layer of each residual branch starts smaller in a deeper model.
             if parameter.dim() > 1:
-                ends = name.endswith(("attn.proj.weight", "mlp.2.weight"))
-                nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if ends else 0.02)
+                ends_branch = name.endswith(("attn.proj.weight", "mlp.2.weight"))
+                std = 0.02 / (2 * depth) ** 0.5 if ends_branch else 0.02
+                nn.init.normal_(parameter, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 

@@ -1,10 +1,11 @@
-"""Any model of timm and torchvision by its name. Its dropout is found from its signature.
+"""Any model of timm, and any image classifier of torchvision, by its name.
 
-The architectures of `earlydrop.training.models.timm` have an explicit map of arguments and the
-released profiles. This module is for all other models. An argument of the class with ``drop`` or
-``stochastic_depth`` in its name takes a rate. To find the sites that an argument sets, and their
-kind, a model is built on the meta device, once per process. An argument that only the classifier's
-head uses stays 0.
+The architectures of `earlydrop.training.models.timm` have an explicit map of arguments, and the
+profiles of stochastic depth of the paper's code. This module is for all other models. An argument
+of the class with ``drop`` or ``stochastic_depth`` in its name is taken for a rate, except those of
+`_NOT_RATES` and those whose default is a bool or a string. To find the sites that an argument sets,
+and their kind, the model is built at least twice, on the meta device if it can be. The result is
+kept for the process. An argument that only the classifier's head uses stays 0.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class DropoutArguments(NamedTuple):
         path: The sites that each argument for a stochastic depth rate sets.
         head: Arguments that stay 0.
         fixed: Sites whose rate no argument sets.
-        classifier: Sites of the classifier's head, which are set to 0 after the model is built.
+        classifier: Sites of the head of a torchvision classifier, to set to 0 after the model is
+            built; empty if no argument in ``unit`` could have set them.
     """
 
     cls: type
@@ -109,7 +111,10 @@ def rates(dropout: DropoutArguments, task: Task) -> dict[str, float]:
 
 
 def in_words(name: str, task: Task) -> list[str]:
-    """A line for each dropout argument: its value, and the sites that it sets."""
+    """A line for each dropout argument: its value, and the sites that it sets.
+
+    A further line lists the sites that no argument sets. Without any, one line says so.
+    """
     dropout = find_dropout(name)
     lines = []
     for argument, rate in rates(dropout, task).items():
@@ -162,7 +167,7 @@ def find_dropout(name: str) -> DropoutArguments:
 def _mark(index: int) -> float:
     """A rate by which an argument is recognised at its sites.
 
-    It is not round, because models fix round rates, such as .125.
+    It is not round, because some models have round rates in their code, such as 0.125.
     """
     return 0.12357 + index / 71
 
@@ -193,9 +198,10 @@ def _may_be_rate(parameter: inspect.Parameter) -> bool:
 def _without_refused(
     name: str, asked: list[str], head: Iterable[str]
 ) -> tuple[nn.Module, set[str]]:
-    """Build the model with a different rate at each argument.
+    """Build the model with a different rate at each argument of ``asked``, and 0 for ``head``.
 
-    Arguments that its builder refuses are left out. They are returned beside the model.
+    Arguments that its builder refuses are left out. If its error names none of them, all of
+    `_HIDDEN` are left out. They are returned beside the model.
     """
     refused: set[str] = set()
     while True:
@@ -237,7 +243,10 @@ def _build(name: str, values: dict[str, Any]) -> nn.Module:
 
 
 def _sizes(name: str, cls: type, task: Task) -> dict[str, Any]:
-    """The arguments of classes, channels and image size that a class takes."""
+    """The arguments for the number of classes, the channels and the image size of a task.
+
+    The image size is given only to a class that takes it.
+    """
     parameters = inspect.signature(cls).parameters
     values: dict[str, Any] = {"num_classes": task.classes}
     if not name.startswith(TORCHVISION):
@@ -292,7 +301,7 @@ def _adapt_channels(name: str, model: nn.Module, channels: int) -> None:
         ConfigError: The model has no convolution, or its first one does not take 3 channels.
     """
     modules = model.named_modules()
-    convolutions = ((name, m) for name, m in modules if isinstance(m, nn.Conv2d))
+    convolutions = ((path, m) for path, m in modules if isinstance(m, nn.Conv2d))
     full, module = next(convolutions, ("", None))
     if module is None or module.in_channels != 3:
         raise ConfigError(

@@ -56,7 +56,7 @@ def test_a_key_of_another_version_is_named_and_its_run_left_out(study):
     runs = load_runs(study)
     assert len(runs) == 5
     assert (
-        f"{path} is damaged: its config.yaml has keys that this version does not know: optim.warp"
+        f"{path} is damaged: it has keys that this version does not know: optim.warp"
         in runs.attrs["damaged"][0]
     )
 

@@ -31,8 +31,8 @@ def test_a_key_is_shown_with_its_default_its_values_and_its_effect():
         ("trainer.steps", "A whole number, more than 0, or null;"),
         ("probe.at", "A list;"),
         ("trainer.compile", "True or false;"),
-        ("data.root", "A text, or null;"),
-        ("data.args", "Keys of their own;"),
+        ("data.root", "Text, or null;"),
+        ("data.args", "Keys of your own;"),
     ],
 )
 def test_values_are_in_words(name, values):

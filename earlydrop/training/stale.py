@@ -24,7 +24,7 @@ _MISSING = object()
 
 
 def differs_from_file(name: str, path: Path) -> bool:
-    """Whether an imported module has functions or constants that its file does not have.
+    """Whether the functions or constants of an imported module differ from those of its file.
 
     The code of the module's functions and methods is compared, with its line numbers. Constants are
     compared too: the defaults of arguments, and the constants of the module and of its classes that
@@ -58,10 +58,9 @@ def differs_from_file(name: str, path: Path) -> bool:
         expected = defaults.get((code.co_name, code.co_firstlineno), {})
         if _are_other_values(_defaults_of(function), expected):
             return True
-    reassigned = _reassigned(tree)
-    if _are_other_values(vars(module), _constants(tree.body, reassigned)):
+    if _are_other_values(vars(module), _constants(tree.body, _reassigned(tree))):
         return True
-    return _has_other_attributes(module, tree, reassigned)
+    return _has_other_attributes(module, tree)
 
 
 def _are_other_values(values: Mapping[str, Any], constants: Mapping[str, Any]) -> bool:
@@ -73,16 +72,19 @@ def _are_other_values(values: Mapping[str, Any], constants: Mapping[str, Any]) -
     return False
 
 
-def _has_other_attributes(module: types.ModuleType, tree: ast.Module, reassigned: set[str]) -> bool:
+def _has_other_attributes(module: types.ModuleType, tree: ast.Module) -> bool:
     """Whether a class at the top level of a module has other constants than in the file.
 
-    What a class turns into something else, such as a member of an enum, is left out.
+    Constants that a class turns into something else, such as members of an enum, are left out. So
+    are the names of attributes that the file sets, such as ``calls`` in ``Net.calls += 1``.
     """
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    attributes_set = {node.attr for node in nodes if not isinstance(node.ctx, ast.Load)}
     for node in tree.body:
         if not isinstance(node, ast.ClassDef):
             continue
         attributes = vars(getattr(module, node.name, object))
-        constants = _constants(node.body, reassigned)
+        constants = _constants(node.body, _reassigned(node) | attributes_set)
         for key, constant in constants.items():
             is_constant = isinstance(attributes.get(key, _MISSING), _IMMUTABLE)
             if is_constant and _are_other_values(attributes, {key: constant}):
@@ -181,11 +183,8 @@ def _constants(body: Iterable[ast.stmt], reassigned: set[str]) -> dict[str, Any]
     return constants
 
 
-def _reassigned(tree: ast.Module) -> set[str]:
-    """Names that a file assigns more than once, defines, imports or declares ``global``.
-
-    The names of attributes that it assigns are among them, such as ``count`` in ``Net.count += 1``.
-    """
+def _reassigned(tree: ast.AST) -> set[str]:
+    """Names that a file or class assigns more than once, defines, imports or declares global."""
     assigned: set[str] = set()
     reassigned: set[str] = set()
     for node in ast.walk(tree):
@@ -195,8 +194,6 @@ def _reassigned(tree: ast.Module) -> set[str]:
             reassigned.add(node.name)
         elif isinstance(node, ast.alias):
             reassigned.add(node.asname or node.name)
-        elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
-            reassigned.add(node.attr)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, (ast.Store, ast.Del)):
             if node.id in assigned:
                 reassigned.add(node.id)

@@ -51,6 +51,9 @@ class Net:
     def depth():
         return 3
 
+class Deep(Net):
+    depths = 24
+
 def scaled(x, factor=2, *, shift=0.5):
     return factor * x + shift
 
@@ -93,6 +96,7 @@ def edited(tmp_path, monkeypatch):
         ("factor=2", "factor=3"),
         ("shift=0.5", "shift=1.5"),
         ("depths = 12", "depths = 13"),
+        ("depths = 24", "depths = 25"),
         ("return 30", "return 31"),
     ],
     ids=lambda text: text,

@@ -103,10 +103,9 @@ def mix(
 
     Image i is mixed with image B - 1 - i.
 
-    This is timm's ``batch`` mode with the arithmetic of its older versions. Newer ones paste a
-    box that is one pixel larger along a side of odd length. The draws come from
-    an explicit generator, and a batch may have an odd number of images. One of ``mixup`` and
-    ``cutmix`` must be above 0.
+    This is timm's ``batch`` mode, but a box with an odd side is one pixel smaller along it than in
+    timm 1.0.31. The draws come from an explicit generator, and a batch may have an odd number of
+    images. One of ``mixup`` and ``cutmix`` must be above 0.
 
     Args:
         images: (B, C, H, W), floating point.

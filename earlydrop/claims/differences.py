@@ -211,10 +211,7 @@ def _sides(runs: pd.DataFrame, study: Study, claim: Claim) -> _Sides:
     """
     done = runs[runs["state"] == "finished"]
     declared = (study.arm(claim.arm), study.arm(claim.against))
-    exact = _Sides(
-        arm=runs_of(done, lambda arm: arm == declared[0]),
-        against=runs_of(done, lambda arm: arm == declared[1]),
-    )
+    exact = _Sides(_of_arm(done, declared[0]), _of_arm(done, declared[1]))
     if len(exact.arm) and len(exact.against):
         return exact
     arm_settings = {**study.config, **claim.arm}
@@ -231,10 +228,15 @@ def _sides(runs: pd.DataFrame, study: Study, claim: Claim) -> _Sides:
     ((arm, against),) = pairs
     remarks = dict.fromkeys([_differs(arm, declared[0]), _differs(against, declared[1])])
     return _Sides(
-        arm=runs_of(arm_rows, arm.__eq__),
-        against=runs_of(against_rows, against.__eq__),
+        arm=_of_arm(arm_rows, arm),
+        against=_of_arm(against_rows, against),
         remark="; ".join(filter(None, remarks)),
     )
+
+
+def _of_arm(runs: pd.DataFrame, arm: Arm) -> pd.DataFrame:
+    """The runs of an arm."""
+    return runs_of(runs, lambda other: other == arm)
 
 
 def _like(runs: pd.DataFrame, settings: Settings) -> pd.DataFrame:

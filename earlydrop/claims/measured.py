@@ -1,6 +1,7 @@
 """The value of a run for a claim.
 
-It is the mean of a metric in a window, whether that is above a bound, or the first step at a bound.
+The value is the mean of a metric in a window, or its last value. For some tests it is 1 or 0, for
+whether that is above a bound, or the first step at which the metric reaches a bound.
 """
 
 from __future__ import annotations

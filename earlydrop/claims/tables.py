@@ -20,7 +20,7 @@ from earlydrop.claims.declare import (
 )
 from earlydrop.claims.regime import regime
 from earlydrop.claims.summaries import Summaries
-from earlydrop.claims.verdict import DECIDED, OPEN, Verdict
+from earlydrop.claims.verdict import DECIDED, Verdict
 
 
 def labels(declarations: list[Declaration], summaries: Summaries) -> dict[str, str]:
@@ -119,13 +119,11 @@ def _verdict(verdict: Verdict) -> str:
 def _look_or_price(verdict: Verdict) -> str:
     """A remark on a verdict, or an empty text.
 
-    It is the look, if the claim is decided or further looks follow. Otherwise, for a claim that is
-    not resolved, it is the price, or the name of its test: only the t test has a price.
+    It is the look, if the claim is decided or further looks follow. Otherwise it is the price, if
+    there is one.
     """
     if verdict.look and (verdict.verdict in DECIDED or verdict.look < verdict.looks):
         return f"look {verdict.look} of {verdict.looks}"
-    if verdict.verdict == OPEN and verdict.claim.test is not None:
-        return f"test: {verdict.claim.test.kind}"
     return str(verdict.price) if verdict.price is not None else ""
 
 
@@ -138,18 +136,16 @@ def window_words(window: Window) -> str:
     return f"{window[0]:.0%} to {window[1]:.0%}"
 
 
-def sensitivity_words(claim: Claim) -> str:
-    """A claim's sensitivity in words, such as ``, sensitivity to optim.lr``; empty for none."""
-    return f", sensitivity to {claim.sensitivity.key}" if claim.sensitivity is not None else ""
-
-
 def metric_words(claim: Claim) -> str:
     """What a claim compares, such as ``probe/gdv, 5% to 50%`` or ``train/loss, steps to 2.1``."""
-    if claim.test is None:
-        return f"{claim.metric}, {window_words(claim.window)}{sensitivity_words(claim)}"
-    if claim.test.bound is None:
-        return f"{claim.metric}, {window_words(claim.window)}, {claim.test.kind}"
-    return f"{claim.metric}, {claim.test.kind} {claim.test.bound:g}"
+    if claim.test is not None and claim.test.bound is not None:
+        return f"{claim.metric}, {claim.test.kind} {claim.test.bound:g}"
+    words = [claim.metric, window_words(claim.window)]
+    if claim.sensitivity is not None:
+        words.append(f"sensitivity to {claim.sensitivity.key}")
+    if claim.test is not None:
+        words.append(claim.test.kind)
+    return ", ".join(words)
 
 
 def _count(verdict: Verdict) -> str:

@@ -91,8 +91,7 @@ def _first_sentence(text: str) -> str:
         if not line.startswith("#") or line.strip() == "#":
             break
         lines.append(line[1:].strip())
-    first, *others = re.split(r"(?<=[a-z0-9)])([.?]) ", " ".join(lines))
-    return first + "?" if others[:1] == ["?"] else first
+    return re.split(r"(?<=[a-z0-9)][.?]) ", " ".join(lines))[0].removesuffix(".")
 
 
 def main(out: str = "runs", folders: Iterable[Path] = ()) -> None:

@@ -167,9 +167,8 @@ class ProbeCallback(Callback):
 
     ``probe/gradient_norm``, ``probe/gdv``, ``probe/gde`` and ``model/distance`` go to the trainer's
     loggers, at the step of the measurement, and into ``trainer.callback_metrics`` (except those of
-    the first measurement, at the start of training). Training is bit
-    for bit the same as without the callback: random numbers, ``.grad``, buffers and the states of
-    torchmetrics are as before.
+    the first measurement, at the start of training). Training is bit for bit the same as without
+    the callback: random numbers, ``.grad``, buffers and the states of torchmetrics are as before.
 
     Args:
         every: Optimizer steps (``trainer.global_step``) between two measurements. The first is

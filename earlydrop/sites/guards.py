@@ -52,8 +52,7 @@ refuse._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
 compiler_watches: Callable[[], object] = torch._C._dynamo.eval_frame.get_eval_frame_callback
 
 
-# As torch.compiler.disable(), which imports the compiler at once. This one imports it at the first
-# call.
+# Like torch.compiler.disable(), but the compiler is imported at the first call, not at once.
 @torch._compile._disable_dynamo
 def outside_the_graph(module: Any, *args: Any, **kwargs: Any) -> Any:
     """Run the forward of a driven module in eager mode. Tracing stops here."""
@@ -69,7 +68,7 @@ outside_the_graph._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
 
 
 def check_recomputation(bank: RateBank, index: int) -> None:
-    """In a forward, note the rate of a site. In a recomputation, refuse a rate that has changed.
+    """Note the rate of a site in a forward, and refuse another rate in its recomputation.
 
     Activation checkpointing runs a forward again during the backward.
     """

@@ -131,9 +131,9 @@ def _argument_texts(maker: Any) -> dict[str, str]:
 
 
 def _of_a_schedule(parameter: str) -> str:
-    """The text about a parameter in the first docstring of a schedule that has it; else empty.
+    """The help of a schedule's parameter, for a key that has no text in the schema.
 
-    It is the help of a key that has no text in the schema.
+    It comes from the first schedule whose docstring describes the parameter. Empty if none does.
     """
     texts = (_argument_texts(maker).get(parameter) for maker in schedules.MAKERS.values())
     return next(filter(None, texts), "")

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 import earlydrop
 from earlydrop.sites.bank import RateBank
 from earlydrop.sites.drive import banks_in
-from tests.sites.others_layers import Encoder, LayerDropModuleList
+from tests.sites.others_layers import Encoder, LayerDropModuleList, MyDropout
 
 
 def test_a_rate_set_while_silenced_acts_only_afterwards():
@@ -35,19 +35,8 @@ def test_a_bank_that_was_off_is_on_after_a_rate_was_set_while_silenced():
     assert not bank.on
 
 
-class PlainRate(nn.Module):
-    """Reads a float in its forward; no drop layer runs that could check the rate too."""
-
-    def __init__(self):
-        super().__init__()
-        self.dropout = 0.5
-
-    def forward(self, x):
-        return nn.functional.dropout(x, self.dropout, self.training)
-
-
 class FarContainer(nn.Module):
-    """Iterates over a container two levels below, so no module near the rate has a forward."""
+    """Reads a container two levels below. The modules between them have no forward."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +52,7 @@ class FarContainer(nn.Module):
 @pytest.fixture(
     params=[
         (lambda: nn.Dropout(0.5), "0"),
-        (PlainRate, "0.dropout"),
+        (lambda: MyDropout(0.5), "0.p"),
         (lambda: Encoder(0.5, layers=12), "0.layers.p"),
         (FarContainer, "0.inner.layers.p"),
     ],

@@ -241,7 +241,7 @@ def test_at_most_six_sites_are_listed(count, listed):
 
 
 class ReadsConfig(nn.Module):
-    """Drops at the rate of a config, and makes its model doubt that it does."""
+    """Drops at the rate of a config."""
 
     def __init__(self, rate):
         super().__init__()

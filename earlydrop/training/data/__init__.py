@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -84,8 +85,7 @@ def make_source(
     _check_root(config)
     if _is_loaded_images(DATASETS[config.name]):
         source = DATASETS[config.name](config, options, device, splits, once)
-        if isinstance(source, LoadedImages):  # it always is; this line is for the type checker
-            add_extra(source, config, once)
+        add_extra(cast(LoadedImages, source), config, once)
         return source
     if not planning:
         return DATASETS[config.name](config, options, device)

@@ -96,7 +96,7 @@ def environment(device: torch.device, workers: int = 1) -> dict[str, Any]:
 def check_environment(
     folder: Path, recorded: Mapping[str, Any], present: Mapping[str, Any]
 ) -> None:
-    """Refuse to resume a run in an environment other than the one in which it was last saved.
+    """Refuse to resume a run if the environment has changed since its last checkpoint.
 
     Args:
         folder: The run's folder.

@@ -20,7 +20,7 @@ from earlydrop.claims.declare import (
 )
 from earlydrop.claims.regime import regime
 from earlydrop.claims.summaries import Summaries
-from earlydrop.claims.verdict import DECIDED, Verdict
+from earlydrop.claims.verdict import DECIDED, OPEN, Verdict
 
 
 def labels(declarations: list[Declaration], summaries: Summaries) -> dict[str, str]:
@@ -119,11 +119,13 @@ def _verdict(verdict: Verdict) -> str:
 def _look_or_price(verdict: Verdict) -> str:
     """A remark on a verdict, or an empty text.
 
-    It is the look, if the claim is decided or further looks follow. Otherwise it is the price, if
-    there is one.
+    It is the look, if the claim is decided or further looks follow. Otherwise, for a claim that is
+    not resolved, it is the price, or the name of its test: only the t test has a price.
     """
     if verdict.look and (verdict.verdict in DECIDED or verdict.look < verdict.looks):
         return f"look {verdict.look} of {verdict.looks}"
+    if verdict.verdict == OPEN and verdict.claim.test is not None:
+        return f"test: {verdict.claim.test.kind}"
     return str(verdict.price) if verdict.price is not None else ""
 
 

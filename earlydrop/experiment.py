@@ -25,7 +25,6 @@ if _missing:
     _names = ", ".join(_missing)
     raise ImportError(f"{_names} missing: {__name__} needs more than the library; {_INSTALL}")
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -37,12 +36,14 @@ from earlydrop.analysis.plots import Picture, picture
 from earlydrop.analysis.runs import load_history, runs_in
 from earlydrop.analysis.runs import load_runs as load_runs
 from earlydrop.sites.traceless import leave_no_trace
+from earlydrop.training.callbacks import Callback as Callback
+from earlydrop.training.callbacks import Callbacks
 from earlydrop.training.compose import compose_one, config_from_dict
 from earlydrop.training.config import Config as Config
 from earlydrop.training.endings import Interrupted
 from earlydrop.training.fields import ConfigError as ConfigError
 from earlydrop.training.given import given_data, given_model, reference_of
-from earlydrop.training.outside import names_of
+from earlydrop.training.outside import check_trusted
 from earlydrop.training.overrides import mistake, unknown_keys, unused, with_own_keys
 from earlydrop.training.plan import make_plan
 from earlydrop.training.plugins import Code, given, nearest
@@ -50,10 +51,6 @@ from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.checkpoint import load_best, load_checkpoint
 from earlydrop.training.record.folder import read_config, read_provenance, read_status
 from earlydrop.training.run import run as carry_out
-
-Callback = Callable[[int, dict[str, float]], object]
-"""A function of the step and the metrics measured after it; one that returns True ends the run."""
-
 
 _EXAMPLE = "'schedule.rate=0.2'"
 
@@ -92,7 +89,7 @@ def _checked(overrides: str | Iterable[str]) -> list[str]:
     if not isinstance(overrides, (str, Iterable)) or isinstance(overrides, (Mapping, bytes)):
         kind = type(overrides).__name__
         raise ConfigError(f"overrides is a {kind}: expected a list of strings such as {_EXAMPLE}")
-    words = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    words = _words(overrides) if isinstance(overrides, str) else list(overrides)
     for word in words:
         if not isinstance(word, str):
             raise ConfigError(f"overrides holds {word!r}: expected strings such as {_EXAMPLE}")
@@ -103,6 +100,14 @@ def _checked(overrides: str | Iterable[str]) -> list[str]:
     if wrong is not None:
         raise ConfigError(wrong)
     return with_own_keys(words)
+
+
+def _words(overrides: str) -> list[str]:
+    """The arguments in a string, as a shell splits them."""
+    try:
+        return shlex.split(overrides)
+    except ValueError as error:  # a quotation that is not closed
+        raise ConfigError(f"overrides is {overrides!r}: {error}") from error
 
 
 def train(
@@ -151,7 +156,7 @@ def train(
             "for other modes"
         )
     codes = _name_objects(config, model, data)
-    watch = _Callbacks(callbacks)
+    watch = Callbacks(callbacks)
     with given(codes), _restoring_process_state():
         try:
             ignored = unused(overrides, config)
@@ -193,29 +198,6 @@ def _name_objects(config: Config, model: Any, data: Any) -> list[Code]:
         codes.append(code)
         config.data = dataclasses.replace(config.data, name=code.name)
     return codes
-
-
-class _Callbacks:
-    """Calls the callbacks, and notes whether one asked to stop."""
-
-    def __init__(self, callbacks: Sequence[Callback]) -> None:
-        for callback in callbacks:
-            if not callable(callback):
-                kind = type(callback).__name__
-                expected = "functions of (step, metrics)"
-                raise ConfigError(f"callbacks holds a {kind}: expected {expected}")
-        self.callbacks = callbacks
-        self.stop_requested = False
-
-    def __call__(self, step: int, metrics: dict[str, float]) -> bool:
-        answers = [callback(step, metrics) for callback in self.callbacks]
-        self.stop_requested = self.stop_requested or any(_is_true(answer) for answer in answers)
-        return self.stop_requested
-
-
-def _is_true(answer: object) -> bool:
-    """Whether a callback asks to stop: True, of Python or of NumPy."""
-    return isinstance(answer, (bool, np.bool_)) and bool(answer)
 
 
 @contextlib.contextmanager
@@ -307,18 +289,22 @@ class Run:
                 earlydrop's.
         """
         config = self.config
-        if not self._trusted and not trust and names_of(config):
-            names = ", ".join(names_of(config))
-            raise ConfigError(
-                f"{self.folder / 'config.yaml'} names code that is not earlydrop's ({names}), and "
-                "building the model would import that code: look at it first, then say "
-                "model(trust=True)"
+        if not self._trusted:
+            check_trusted(
+                file=self.folder / "config.yaml",
+                config=config,
+                trust=trust,
+                purpose="building the model",
+                how="model(trust=True)",
             )
         load = load_best if best else load_checkpoint
         content = load(self.folder / "checkpoints", self.fingerprint)
         if content is None:
-            if best:
+            if best and config.trainer.stop_metric is None:
                 raise ConfigError(f"{self.folder} has no best weights: set trainer.stop_metric")
+            if best:
+                reason = "it ended before its first evaluation, or the file is damaged"
+                raise ConfigError(f"{self.folder} has no best weights: {reason}")
             raise ConfigError(f"{self.folder} has no checkpoint")
         config.mode, config.device = "plan", "cpu"  # a plan needs no data on this machine
         with given(self._codes), leave_no_trace(nn.Module()):
@@ -393,7 +379,8 @@ class Comparison:
         text = "\n\n".join(table.to_string() for table in tables)
         if len(tables) > 1:
             return text
-        return f"{text}\nno two arms share two finished seeds: there is no difference to show"
+        reason = "no arm shares two finished seeds with the arm that it is compared with"
+        return f"{text}\n{reason}: there is no difference to show"
 
     __repr__ = __str__
 
@@ -417,7 +404,7 @@ def compare(
 
     Raises:
         ValueError: There is no such arm, or ``runs`` is something else.
-        FileNotFoundError: There are no runs.
+        FileNotFoundError: The folder holds no runs.
     """
     if isinstance(runs, (str, Path)):
         runs = load_runs(runs)

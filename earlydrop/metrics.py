@@ -349,8 +349,9 @@ def known_metric(name: str) -> Metric | None:
 
 def is_own(name: str) -> bool:
     """Whether a metric of a run is a measure of the user's own, taken at the probes."""
-    measure = name.removeprefix("probe/")
-    return name not in METRICS and measure != name and measure.isidentifier()
+    split, _, measure = name.partition("/")
+    at_probes = split in ("probe", "probe_on", "probe_off")
+    return name not in METRICS and at_probes and measure.isidentifier()
 
 
 def improved(name: str, value: float, best: float) -> bool:

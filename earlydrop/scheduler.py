@@ -14,7 +14,7 @@ from earlydrop.sites.audit.first_forward import FirstForward
 from earlydrop.sites.bank import RateBank
 from earlydrop.sites.choose import Kind, SiteChoice, choose_sites, doubtful_left_out, undrivable
 from earlydrop.sites.drive import drive, is_driven_by, release_all
-from earlydrop.sites.find import Site
+from earlydrop.sites.find import Site, find_sites
 from earlydrop.sites.unwrap import renamed
 
 Masks = Literal["native", "fast"]
@@ -29,10 +29,10 @@ class DropoutScheduler:
     The rate of step 0 is set at once. Call `step` once after each optimizer step to set the rate of
     the next one; or `attach` an optimizer once, and its steps are counted.
 
-    The base rate of a site is the rate that it was built with. A site with the largest base rate
-    of its kind gets the schedule's rate. Each other site gets
-    schedule(step) · (its base rate / the largest base rate of its kind), so a profile over depth
-    keeps its shape (Liu et al. 2023).
+    The base rate of a site is the rate that it was built with. Among the driven sites of a kind,
+    one with the largest base rate gets the schedule's rate. Each other one gets
+    schedule(step) · (its base rate / that largest base rate), so a profile over depth keeps its
+    shape (Liu et al. 2023).
     The last value holds past the end of the schedule. For two peaks (dropout 0.1, stochastic depth
     0.5) put two schedulers on one model, one of each kind.
 
@@ -90,7 +90,9 @@ class DropoutScheduler:
         self.schedule = schedule
         self.sites = choose_sites(model, kind, sites)
         doubtful = doubtful_left_out(model, kind, self.sites) if sites is None else []
-        _warn_of_doubtful(doubtful)  # before the model is changed: a warning may be an error
+        _warn_of_doubtful(
+            doubtful, model, kind
+        )  # before the model is changed: a warning may be an error
         _warn_of_tuples(undrivable(model, kind) if sites is None else [])
         self._bank: RateBank | None = drive(model, self.sites, fast_masks=masks == "fast")
         self._bank.rises = first == 0 and _rises(schedule)
@@ -198,8 +200,8 @@ class DropoutScheduler:
 
         Raises:
             RuntimeError: After `restore`.
-            ValueError: The schedule's rate is outside [0, 1), or the schedule refuses the step (a
-                `Schedule` refuses a negative one). The rates stay as they were.
+            ValueError: The step is negative or not whole, or the schedule's rate is outside [0, 1).
+                The rates stay as they were.
         """
         bank = self._active_bank()
         step = check_step(step)
@@ -330,9 +332,9 @@ def _base_rate(rate: float | None) -> str:
 
 
 def _rises(schedule: Schedule | Callable[[int], float]) -> bool:
-    """Whether a schedule with rate 0 at step 0 is known to rise.
+    """Whether a schedule with rate 0 at step 0 may rise.
 
-    A `Schedule` rises if its peak is above 0. Any other function is called at powers of 2.
+    A `Schedule` may rise if its peak is above 0. Any other function is called at powers of 2.
     """
     if isinstance(schedule, Schedule):
         return schedule.peak > 0
@@ -345,21 +347,36 @@ def _rises(schedule: Schedule | Callable[[int], float]) -> bool:
 _MOST_NAMED = 6  # sites that one warning names
 
 
-def _warn_of_doubtful(sites: list[Site]) -> None:
+def _warn_of_doubtful(sites: list[Site], model: nn.Module, kind: Kind) -> None:
     """Warn of attributes that look like a rate and are not driven."""
     if not sites:
         return
     named = sites[:_MOST_NAMED]
     listed = ", ".join(f"{_with_attribute(site)}={site.base_rate:g}" for site in named)
     more = ", ..." if len(sites) > _MOST_NAMED else ""
-    patterns = sorted({_pattern(site) for site in sites})
     warnings.warn(
         f"not driven, though it looks like a drop rate: {listed}{more}. To drive it together with "
-        "the default sites, give "
-        "sites=[s.name for s in earlydrop.find_sites(model) if s.base_rate > 0] + "
-        f"{patterns!r}. earlydrop.audit(model, inputs) shows whether it drops",
+        f"the default sites, give {_arguments_for(sites, model, kind)}. "
+        "earlydrop.audit(model, inputs) shows whether it drops",
         stacklevel=3,
     )
+
+
+def _arguments_for(doubtful: list[Site], model: nn.Module, kind: Kind) -> str:
+    """The arguments of a scheduler that drives some doubtful sites and the default ones."""
+    others = [site for site in find_sites(model) if site.base_rate > 0]
+    of_kind = [site.name for site in others if kind in ("all", site.kind)]
+    condition = "s.base_rate > 0"
+    if len(of_kind) < len(others):
+        condition += f" and s.kind == {kind!r}"
+    same_kind = all(kind in ("all", site.kind) for site in doubtful)
+    names = sorted({_pattern(site) for site in doubtful})
+    try:
+        choose_sites(model, kind if same_kind else "all", of_kind + names)
+    except ValueError:  # a pattern also matches a rate of 0
+        names = [site.name for site in doubtful]
+    default = f"[s.name for s in earlydrop.find_sites(model) if {condition}]"
+    return ("" if same_kind else "kind='all', ") + f"sites={default} + {names!r}"
 
 
 def _warn_of_tuples(tuples: list[str]) -> None:

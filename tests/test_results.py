@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import scipy.stats
+from matplotlib.figure import Figure
 
 from earlydrop.claims.write import write_findings
 
@@ -15,7 +16,9 @@ SETS = [name for name in ("findings", "classic") if (ROOT / "results" / name).is
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_committed_tables_are_what_the_summaries_give(name, tmp_path):
+def test_the_committed_tables_are_what_the_summaries_give(name, tmp_path, monkeypatch):
+    # Only the names of the pictures are compared.
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).touch())
     for file in ("runs.csv", "history.csv.xz"):
         shutil.copy(ROOT / "results" / name / file, tmp_path)
     write_findings(tmp_path, tmp_path, name)

@@ -609,3 +609,41 @@ def test_a_scheduler_shows_its_schedule_its_sites_and_its_step():
     scheduler = DropoutScheduler(model, early(0.1, 10))
     scheduler.step()
     assert repr(scheduler) == f"DropoutScheduler({early(0.1, 10)!r}, 2 sites, step 1)"
+
+
+class Doubtful(nn.Module):
+    """Holds a rate under a name that only looks like one."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.attention_dropout = rate
+
+    def forward(self, x):
+        return nn.functional.dropout(x, self.attention_dropout, self.training)
+
+
+def advised(model, kind):
+    """A scheduler with the arguments that the warning advises."""
+    with pytest.warns(UserWarning, match="give ") as warned:
+        DropoutScheduler(model, constant(0.1), kind=kind).restore()
+    (text,) = [str(each.message) for each in warned if "though it looks" in str(each.message)]
+    arguments = text.partition(", give ")[2].partition(". earlydrop.audit")[0]
+    if "kind=" not in arguments:
+        arguments += f", kind={kind!r}"
+    names = {"earlydrop": earlydrop, "model": model}
+    return eval(f"earlydrop.DropoutScheduler(model, earlydrop.constant(0.1), {arguments})", names)
+
+
+@pytest.mark.parametrize("kind", ["unit", "all"])
+def test_the_advice_on_doubtful_rates_works(kind):
+    both = nn.Sequential(
+        nn.Dropout(0.1), torchvision.ops.StochasticDepth(0.1, "row"), Doubtful(0.3)
+    )
+    scheduler = advised(both, kind)
+    expected = {"0", "2.attention_dropout"} | ({"1"} if kind == "all" else set())
+    assert {site.name for site in scheduler.sites} == expected
+
+
+def test_the_advice_on_doubtful_rates_leaves_rates_of_0_out():
+    model = nn.Sequential(nn.Dropout(0.1), Doubtful(0.0), Doubtful(0.3))
+    assert {site.name for site in advised(model, "unit").sites} == {"0", "2.attention_dropout"}

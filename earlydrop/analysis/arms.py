@@ -2,7 +2,7 @@
 
 `Arm` holds every setting that affects a run's weights, except the seed
 (`earlydrop.training.fingerprint.settings`). Runs belong to one arm if all of these settings are
-equal. Their labels and folders do not matter: a label is only for display.
+equal. Labels and folders are not part of an arm. Tables have a row for each label.
 """
 
 from __future__ import annotations
@@ -143,12 +143,17 @@ def _plain(value: Any, kinds: tuple[Any, ...]) -> Any:
     if bool in kinds:
         return value in (True, "True", "true")
     if isinstance(value, str):
-        value = yaml.safe_load(value)
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{value!r} is not a value in YAML") from error
     if value is None:
         return None
     if isinstance(value, (list, tuple)):
         return list(value)
     if int in kinds:
+        if int(value) != value:
+            raise ValueError(f"{value!r}: expected a whole number")
         return int(value)
     return float(value) if float in kinds else value
 
@@ -159,7 +164,7 @@ def _is_null(value: Any) -> bool:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as values by dotted key."""
+    """A nested configuration as values by dotted key. Empty mappings are left out."""
     values: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -236,19 +241,37 @@ def _addition(arm: Arm, names: list[str]) -> str:
 
 def _values_as_text(arm: Arm, names: list[str], exact: bool = False) -> str:
     values = dict(arm.values)
-    in_use = [key for key in names if values.get(key) is not None]
-    return ", ".join(f"{key}={text(values[key], exact)}" for key in in_use)
+    parts = []
+    for key in names:
+        null_given = exact and ".args." in key and key in values  # an argument may be left out too
+        if values.get(key) is not None or null_given:
+            parts.append(f"{key}={text(values[key], exact)}")
+    return ", ".join(parts)
 
 
 def text(value: Any, exact: bool = False) -> str:
-    """A setting as text; floats in six digits unless ``exact``."""
+    """A setting as text; floats in six digits unless ``exact``.
+
+    If ``exact``, a text that reads as something else, such as ``'1'``, is in quotation marks.
+    """
     if value is None:
         return "null"
     if isinstance(value, tuple):
         return str(_as_lists(value))
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or exact:
-        return str(value)
-    return f"{value:g}"
+    if isinstance(value, float) and not exact:
+        return f"{value:g}"
+    if isinstance(value, str) and exact and is_number(value):
+        return repr(value)
+    return str(value)
+
+
+def is_number(value: str) -> bool:
+    """Whether a text reads as a number."""
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _as_lists(value: Any) -> Any:

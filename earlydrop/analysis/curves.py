@@ -214,7 +214,8 @@ def rates_panel(history: pd.DataFrame, runs: pd.DataFrame) -> tuple[Panel, list[
     Returns:
         The panel, and the arms that are drawn from logged rates because their configuration does
         not tell the rates. Such an arm has a schedule of the user's own, which is not imported, or
-        durations in epochs although the length of an epoch is not known.
+        durations in epochs although the length of an epoch is not known, or its first run has no
+        status and so no ``total_steps``.
     """
     panel = (
         values_panel(history, RATE_METRIC)
@@ -290,7 +291,7 @@ def _schedules(arm: Arm, total: Any, steps_per_epoch: Any) -> list[Schedule] | N
 
 
 def cutoffs(runs: pd.DataFrame) -> dict[str, float]:
-    """By arm, the step at which its schedule switches dropout off or on, if it has a cutoff."""
+    """The cutoff of each arm's schedule in steps, if it has one. Then the rate is constant."""
     steps = {}
     for row in runs.to_dict("records"):
         schedules = _schedules(row["settings"], row.get("total_steps"), row.get("steps_per_epoch"))

@@ -107,7 +107,7 @@ def report_page(**values: Any) -> str:
     """The page of a study, from ``report.html``.
 
     Args:
-        **values: What the template shows. Text is escaped; `jinja2`'s ``Markup`` is not.
+        **values: What the template shows. Text is escaped; ``markupsafe.Markup`` is not.
     """
     from markupsafe import Markup
 

@@ -1,7 +1,7 @@
 """Figures: each quantity against the step, with one line per arm.
 
-Every figure says what it shows, of which model and data, over how many seeds, and what its bands
-are.
+Every figure of a report says what it shows, of which model and data, over how many seeds, and what
+its bands are.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def drawings(runs: pd.DataFrame, most: int = _MOST_POINTS) -> list[Drawing]:
 
     Args:
         runs: The runs, from `earlydrop.analysis.load_runs`.
-        most: Points of a line, at most.
+        most: Points of a line, at most, before the last one is added. Drop rates ignore it.
     """
     history, bases, subtitle_start = histories(runs), base_arms(runs), what_was_run(runs)
     marks = tuple(sorted(set(cutoffs(runs).values())))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 from earlydrop.analysis.arms import Arm, flat, label_arms
 from earlydrop.schedules import MAKERS
 from earlydrop.training.config import Config
-from earlydrop.training.keys import key_of
+from earlydrop.training.keys import key_of, keys
 from earlydrop.training.record.folder import (
     STATES,
     STATUS,
@@ -33,6 +33,9 @@ Such runs are left out of the table.
 
 _OF_A_RUN = ("provenance.json", "metrics.jsonl")
 """A folder that holds one of these files is the folder of a run."""
+
+CONFIG = "config/"
+"""The prefix of the columns that hold configuration values."""
 
 EARLY = 0.2
 """The early window of a run, as a share of its steps; step 0 is not in it."""
@@ -144,13 +147,32 @@ def runs_in(folders: Iterable[Path], name: str) -> pd.DataFrame:
     if not rows:
         expected = "a run's folder has a config.yaml and a provenance.json"
         raise FileNotFoundError(f"{name} holds no runs: {expected}")
-    runs = named(pd.DataFrame(rows))
+    runs = named(table_of(rows))
     # pandas makes all numbers of steps floats if one run has none.
     totals = [row["total_steps"] for row in rows]
     kind = object if None in totals else int
     runs["total_steps"] = pd.Series(totals, index=runs.index, dtype=kind)
     runs.attrs[DAMAGED] = damaged
     return runs
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A table of runs. The values of a user's own keys keep their types.
+
+    Otherwise pandas would make 32 of one run and no value of another floats, and null no value.
+    """
+    table = pd.DataFrame(rows)
+    for column in table:
+        if is_own_column(column):
+            values = [row.get(column, math.nan) for row in rows]
+            table[column] = pd.Series(values, index=table.index, dtype=object)
+    return table
+
+
+def is_own_column(column: str) -> bool:
+    """Whether a column holds a user's own key, such as ``config/model.args.width``."""
+    key = column.removeprefix(CONFIG)
+    return column.startswith(CONFIG) and key not in keys() and key_of(key) is not None
 
 
 def named(runs: pd.DataFrame) -> pd.DataFrame:
@@ -185,6 +207,8 @@ def _row(path: Path) -> dict[str, Any]:
         settings = Arm.of({key: value for key, value in config.items() if key_of(key) is not None})
     except ValueError as error:  # an impossible value, or a key of another version
         raise DamagedFileError(f"{path / 'config.yaml'} is damaged: {error}") from error
+    if not isinstance(config["study"], str):
+        raise DamagedFileError(f"{path / 'config.yaml'} is damaged: study is {config['study']!r}")
     _check_schedule(path / "config.yaml", config, provenance)
     _check_status(path / STATUS, status, config["trainer.stop_metric"] is not None)
     recorded = provenance.get("data")
@@ -245,6 +269,9 @@ def _check_status(path: Path, status: Mapping[str, Any], may_stop_early: bool) -
     if status and state not in STATES:
         states = ", ".join(STATES)
         raise DamagedFileError(f"{path} is damaged: its state is {state!r}, not one of {states}")
+    for name, value in (("step", step), ("total_steps", total)):
+        if value is not None and not isinstance(value, int):
+            raise DamagedFileError(f"{path} is damaged: its {name} is {value!r}, not a number")
     if state == "finished" and step != total and not may_stop_early:
         raise DamagedFileError(f"{path} is damaged: it says finished at step {step} of {total}")
 

@@ -46,9 +46,13 @@ def answer(runs: pd.DataFrame, found: Mapping[str, Mapping[str, Paired]]) -> Ans
         The sentences. If nothing can be compared, one sentence says why.
     """
     names = _names(runs)
+    settings = {str(row["arm"]): row["settings"] for row in runs.to_dict("records")}
+    early_first = sorted(
+        found, key=lambda arm: (settings[arm].get("schedule.name") != "early", arm)
+    )
     sentences = []
     for metric in (METRICS[name] for name in _COMPARED_METRICS):
-        for arm in sorted(found, key=lambda arm: (not names[arm].startswith("early"), arm)):
+        for arm in early_first:
             paired = found[arm].get(metric.heading or "")
             if paired is not None:
                 better, equal = _better_and_equal_seeds(runs, arm, metric)
@@ -113,11 +117,11 @@ def _better_and_equal_seeds(runs: pd.DataFrame, arm: str, metric: Metric) -> tup
 
 
 def _names(runs: pd.DataFrame) -> dict[str, str]:
-    """By arm, its schedule in words, or its name where several have the same words."""
+    """By arm, its schedule in words, or ``arm <name>`` where several have the same words."""
     arms = {str(row["arm"]): row["settings"] for row in runs.to_dict("records")}
     words = {arm: _in_words(settings) for arm, settings in arms.items()}
     counts = pd.Series(list(words.values())).value_counts()
-    return {arm: name if counts[name] == 1 else arm for arm, name in words.items()}
+    return {arm: name if counts[name] == 1 else f"arm {arm}" for arm, name in words.items()}
 
 
 def _in_words(arm: Arm) -> str:
@@ -133,7 +137,10 @@ def _why_not(runs: pd.DataFrame) -> str:
     elif not any(settings.without_dropout for settings in runs["settings"]):
         why = "Nothing to compare: no run is without dropout."
     else:
-        why = "Nothing to compare: no arm shares two finished seeds with the arm without dropout."
+        why = (
+            "Nothing to compare: no arm shares two seeds, each finished once, with an arm without "
+            "dropout that has the same other settings."
+        )
     return f"{why} A sweep such as earlydrop -m schedule=none,early seed=0,1,2 gives a comparison."
 
 

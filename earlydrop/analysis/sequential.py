@@ -20,7 +20,10 @@ OBRIEN_FLEMING, POCOCK = "obrien-fleming", "pocock"
 SHAPES = (OBRIEN_FLEMING, POCOCK)
 
 _NODES = 160
-"""Gauss-Legendre nodes per look: the probabilities are exact to about ten digits."""
+"""Gauss-Legendre nodes per look.
+
+The probabilities are exact to about ten digits if each look adds a tenth of the seeds or more.
+"""
 _FAR = 9.0
 """Standard deviations beyond which a normal density counts as 0."""
 

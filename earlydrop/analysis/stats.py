@@ -154,11 +154,11 @@ def p_above(found: Paired, bound: float) -> float:
 
 
 def power_of_difference(spread: float, effect: float, n: int, level: float) -> float:
-    """Power of the two-sided paired t test.
+    """Power of the two-sided paired t test to find an effect in its true direction.
 
     Args:
         spread: Standard deviation of the differences.
-        effect: Their true mean.
+        effect: Their true mean, above 0.
         n: Number of pairs.
         level: Level of the test.
     """

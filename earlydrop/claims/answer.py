@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
@@ -69,8 +69,8 @@ def answer_rows(path: Path | None = None) -> list[Row]:
         keys = set(values) if isinstance(values, dict) else set()
         complete = {"words", "claims"} <= keys
         known = keys <= {"words", "claims", "ours"}
-        if not (complete and known and values["claims"]):
-            expected = "expected the keys words and claims, and optionally ours"
+        if not (complete and known and _is_row(values)):
+            expected = "expected words: a text, claims: a list of claims, and optionally ours: true"
             raise ValueError(f"{path.name}: a row is {values!r}: {expected}")
         ours = values.get("ours", False)
         rows.append(Row(values["words"], tuple(values["claims"]), ours=bool(ours)))
@@ -79,6 +79,12 @@ def answer_rows(path: Path | None = None) -> list[Row]:
     if twice:
         raise ValueError(f"{path.name}: claim {twice[0]} is in two rows: expected one")
     return rows
+
+
+def _is_row(values: Mapping[str, Any]) -> bool:
+    """Whether the words of a row are a text, and its claims a list that is not empty."""
+    claims = values["claims"]
+    return isinstance(values["words"], str) and isinstance(claims, list) and bool(claims)
 
 
 def words_of_claims() -> dict[str, str]:
@@ -96,9 +102,15 @@ def _is_about(verdict: Verdict, declaration: Declaration) -> bool:
     return any(verdict.claim is claim for claim in declaration.claims)
 
 
-def _rank(verdict: Verdict) -> tuple[bool, int]:
+def _seeds_of_round(declaration: Declaration, verdict: Verdict) -> int:
+    """The number of declared seeds of a verdict's round, of which a look may use fewer."""
+    rounds = declaration.studies[verdict.study].rounds
+    return len(rounds.get(verdict.round, ())) or verdict.expected
+
+
+def _rank(declaration: Declaration, verdict: Verdict) -> tuple[bool, int]:
     """Sort key: judged verdicts last, then by the number of declared seeds."""
-    return verdict.verdict not in UNJUDGED, verdict.expected
+    return verdict.verdict not in UNJUDGED, _seeds_of_round(declaration, verdict)
 
 
 def counting_verdicts(declaration: Declaration, verdicts: Iterable[Verdict]) -> dict[str, Verdict]:
@@ -111,7 +123,7 @@ def counting_verdicts(declaration: Declaration, verdicts: Iterable[Verdict]) -> 
     for verdict in verdicts:
         if _is_about(verdict, declaration):
             best = chosen.setdefault(verdict.claim.id, verdict)
-            if _rank(verdict) > _rank(best):
+            if _rank(declaration, verdict) > _rank(declaration, best):
                 chosen[verdict.claim.id] = verdict
     return chosen
 
@@ -129,7 +141,8 @@ def differing_verdicts(declaration: Declaration, verdicts: Iterable[Verdict]) ->
         if not _is_about(verdict, declaration):
             continue
         counting = chosen[verdict.claim.id]
-        as_large = verdict.expected >= counting.expected
+        seeds = [_seeds_of_round(declaration, each) for each in (verdict, counting)]
+        as_large = seeds[0] >= seeds[1]
         may_differ = verdict.verdict in DECIDED or (verdict.verdict == OPEN and as_large)
         if may_differ and verdict.verdict != counting.verdict:
             differing.append(verdict)
@@ -244,8 +257,9 @@ def _text(verdicts: list[Verdict]) -> str:
 def measured(verdict: Verdict) -> str:
     """The measured difference in plain units.
 
-    Examples: ``-1.9% loss``, ``+0.45 points`` (of accuracy), ``-50 steps``. A percentage is
-    relative to the mean of the arm that the claim's arm is compared with.
+    Examples: ``-1.9% loss``, ``+0.45 points`` (of accuracy), ``-50 steps``. A percentage of a
+    metric is relative to the mean of the arm that the claim's arm is compared with. ``-20% of
+    runs`` is a difference of two shares.
     """
     if verdict.paired is None or verdict.smallest is None:
         return "not measured"
@@ -256,7 +270,7 @@ def measured(verdict: Verdict) -> str:
         text = f"{effect:+.0f} steps"
     elif claim.metric.endswith("accuracy"):
         text = f"{100 * effect:+.2f} points"
-    elif claim.relative:
+    elif claim.relative and verdict.smallest > 0:
         # verdict.smallest is claim.smallest times the mean of the other arm
         mean = verdict.smallest / claim.smallest
         text = f"{100 * effect / mean:+.1f}% {METRICS[claim.metric].short}"
@@ -274,6 +288,7 @@ class Point(NamedTuple):
         verdict: The verdict in the words of the answer.
         paired: The difference. It is positive if it has the direction that is claimed.
         smallest: The smallest effect that matters, in the same units.
+        fingerprints: The runs behind it.
     """
 
     claim: str
@@ -281,6 +296,7 @@ class Point(NamedTuple):
     verdict: str
     paired: Paired
     smallest: float
+    fingerprints: tuple[str, ...]
 
 
 def points(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> list[Point]:
@@ -304,6 +320,7 @@ def points(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> 
                     verdict=_word(verdict),
                     paired=paired if direction == "higher" else _negated(paired),
                     smallest=verdict.smallest,
+                    fingerprints=tuple(verdict.fingerprints),
                 )
                 drawn.append(point)
     return drawn

@@ -11,7 +11,7 @@ from earlydrop.analysis.curves import common_value
 from earlydrop.analysis.plots import draw_axis, draw_metric
 from earlydrop.analysis.runs import runs_of
 from earlydrop.analysis.stats import Paired, paired
-from earlydrop.claims.answer import counting_verdicts, not_replaced, points, words_of_claims
+from earlydrop.claims.answer import points
 from earlydrop.claims.answer_figure import draw_points
 from earlydrop.claims.declare import SMOKE, Declaration, Study, label_seeds
 from earlydrop.claims.gain_figure import draw_gain
@@ -78,7 +78,8 @@ def draw_findings(
 ) -> dict[Path, list[str]]:
     """Draw every figure that the runs have values for.
 
-    A figure uses the seeds that all arms of a study have, without those that label its regime.
+    The figures of a study use the seeds that all its arms have, or all seeds if they share none,
+    without those that label its regime. Maps use all finished runs.
 
     Returns:
         The files, with the fingerprints of the runs in each.
@@ -122,19 +123,17 @@ def draw_answer(
     matters.
 
     Returns:
-        The files, with the fingerprints of the runs in each; empty where no claim has a difference.
+        The files, with the fingerprints of the runs in each. Empty if no claim that an arm is lower
+        or higher has a difference.
     """
     drawn = points(declarations, verdicts)
     if not drawn:
         return {}
     path = folder / "answer.png"
     draw_points(drawn, path)
-    claims = words_of_claims()
     fingerprints: set[str] = set()
-    for declaration in not_replaced(declarations, verdicts):
-        for verdict in counting_verdicts(declaration, verdicts).values():
-            if verdict.claim.id in claims:
-                fingerprints.update(verdict.fingerprints)
+    for point in drawn:
+        fingerprints.update(point.fingerprints)
     files = {path: sorted(fingerprints)}
     gain = folder / "early-gain.png"
     behind_gain = draw_gain(declarations, verdicts, gain)

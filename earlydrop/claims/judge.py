@@ -11,7 +11,7 @@ adjusts the p-values of all claims of a family together. The verdicts are:
   other direction;
 - *not resolved*: none of these. For the t test, the verdict gives the number of seeds that would
   resolve the claim, and their time;
-- *incomplete*: some declared seeds have no value in both arms;
+- *incomplete*: some declared seeds have no value in both arms, or the round has one seed;
 - *not run*: no seed has a value in both arms.
 
 A file may declare looks (a group-sequential design). Then a claim is judged at each look whose
@@ -244,8 +244,8 @@ def _measured(
 ) -> Differences:
     """The differences of a claim.
 
-    If a run has no value in its window, there are no differences, and the remark says why. Leaving
-    out only the seed of that run would bias the selection of seeds.
+    If the loss of a run does not fall through a window of losses, there are no differences, and the
+    remark says why. Leaving out only the seed of that run would bias the selection of seeds.
     """
     try:
         return differences(runs, study, claim, seeds)

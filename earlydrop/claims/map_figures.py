@@ -48,6 +48,7 @@ def draw_maps(
     for study, cells, words in maps:
         if cells:
             runs, path = summaries.of(study), folder / f"{study}.png"
+            runs = runs[runs["state"] == "finished"]
             draw_map(cells, words, path, title(study, runs))
             files[path] = sorted(runs["fingerprint"])
     return files

@@ -68,7 +68,9 @@ def needed_seeds(
         bounds = [abs(smallest - abs(seen))]  # the distances from the effect to the two bounds
         if abs(seen) < smallest:
             bounds.append(smallest + abs(seen))
-        missed = [1 - power_of_bound(spread, bound, n, level, sides=1) for bound in bounds]
+        # That an effect is larger is a two-sided test.
+        one_sided = level if abs(seen) < smallest else level / 2
+        missed = [1 - power_of_bound(spread, bound, n, one_sided, sides=1) for bound in bounds]
         return sum(missed) <= 1 - POWER
 
     def is_enough(n: int) -> bool:

@@ -27,6 +27,7 @@ from earlydrop.claims.declare import (
 )
 from earlydrop.metrics import METRICS
 from earlydrop.training.compose import conf_folder
+from earlydrop.training.keys import key_of
 
 _FILE_KEYS = {"claims", "regime", "standard", "studies"}
 _OPTIONAL_FILE_KEYS = {"families", "looks", "replaces"}
@@ -64,10 +65,11 @@ def _wrong_keys(keys: Iterable[str], needed: set[str], optional: set[str]) -> se
     return needed ^ (set(keys) - optional)
 
 
-def _check_keys(where: str, wrong: set[str], needed: set[str]) -> None:
+def _check_keys(where: str, wrong: set[str], needed: set[str], optional: set[str]) -> None:
     if wrong:
         names = _listed(wrong)
-        raise ValueError(f"{where}: {names} missing or unknown: expected {_listed(needed)}")
+        expected = f"expected {_listed(needed)}, and optionally {_listed(optional)}"
+        raise ValueError(f"{where}: {names} missing or unknown: {expected}")
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -79,7 +81,8 @@ def _declaration(path: Path) -> Declaration:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, Mapping):
         raise ValueError(f"{file}: expected a mapping with {_listed(_FILE_KEYS)}")
-    _check_keys(file, _wrong_keys(content, _FILE_KEYS, _OPTIONAL_FILE_KEYS), _FILE_KEYS)
+    wrong = _wrong_keys(content, _FILE_KEYS, _OPTIONAL_FILE_KEYS)
+    _check_keys(file, wrong, _FILE_KEYS, _OPTIONAL_FILE_KEYS)
     if content["regime"] not in ("underfit", "overfit"):
         raise _not_expected(f"{file}: regime", content["regime"], "underfit or overfit")
     for key in ("claims", "studies"):
@@ -90,7 +93,7 @@ def _declaration(path: Path) -> Declaration:
     claims = []
     for name, values in content["claims"].items():
         claims.append(_claim(file, name, values, families.get(name, name)))
-    standard = _settings(f"{file}: standard", content["standard"])
+    standard = _known_settings(f"{file}: standard", content["standard"])
     for study, claim in itertools.product(studies.values(), claims):
         _check_arms(file, study, claim)
     looks = _looks(file, content.get("looks"), next(iter(studies.values())))
@@ -110,7 +113,7 @@ def _declaration(path: Path) -> Declaration:
 
 
 def _check_arms(file: str, study: Study, claim: Claim) -> None:
-    """Raise where a claim has settings that no run of the study can have."""
+    """Raise where a claim has a key that does not exist, or an impossible schedule."""
     for part in claim.parts:
         for side, settings in (("arm", part.arm), ("against", part.against)):
             try:
@@ -128,7 +131,8 @@ def _looks(file: str, value: Any, study: Study) -> Looks | None:
         counts, boundary = value["seeds"], value["boundary"]
     whole = isinstance(counts, list) and all(map(_is_whole, counts))
     if not whole or len(counts) < 2 or counts[0] < 2 or sorted(set(counts)) != counts:
-        raise _not_expected(f"{file}: looks", value, "rising numbers of seeds such as [20, 40, 60]")
+        expected = "two or more rising numbers of seeds, from 2 on, such as [20, 40, 60]"
+        raise _not_expected(f"{file}: looks", value, expected)
     if boundary not in SHAPES:
         expected = f"expected one of {', '.join(SHAPES)}"
         raise ValueError(f"{file}: looks has the boundary {boundary!r}: {expected}")
@@ -154,9 +158,9 @@ def _study(file: str, name: str, values: Any) -> Study:
         raise _not_expected(f"{where}, note", note, "a sentence")
     return Study(
         name=name,
-        config=_settings(f"{where}, config", values.get("config", {})),
+        config=_known_settings(f"{where}, config", values.get("config", {})),
         rounds=rounds,
-        cadence=_settings(f"{where}, cadence", values.get("cadence", {})),
+        cadence=_known_settings(f"{where}, cadence", values.get("cadence", {})),
         note=note,
     )
 
@@ -189,6 +193,14 @@ def _is_number(value: Any) -> bool:
     return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
+def _number(value: Any) -> Any:
+    """A number in a text such as ``1e-3``, which YAML reads as text; another value as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def _settings(where: str, value: Any) -> Settings:
     if not isinstance(value, Mapping):
         example = "{schedule.name: constant, schedule.rate: 0.1}"
@@ -197,14 +209,29 @@ def _settings(where: str, value: Any) -> Settings:
     return dict(value)
 
 
+def _known_settings(where: str, value: Any) -> Settings:
+    """Settings whose keys are those of the configuration."""
+    given = _settings(where, value)
+    unknown = [str(key) for key in given if key_of(str(key)) is None]
+    if unknown:
+        raise ValueError(f"{where}: {unknown[0]!r} is not a key of the configuration")
+    return given
+
+
 def _families(file: str, families: Any, claims: Mapping[str, Any]) -> dict[str, str]:
-    """The family of each claim that is in one; a claim without a family is tested by itself."""
+    """The family of each claim that is in one.
+
+    A claim without a family is tested by itself, in a family of its own name.
+    """
     lists = isinstance(families, Mapping) and all(isinstance(v, list) for v in families.values())
     if not lists:
         expected = "lists of claims by name, such as {gradients: [F1, F2]}"
         raise _not_expected(f"{file}: families", families, expected)
     family_of: dict[str, str] = {}
     for family, members in families.items():
+        if family in claims and family not in members:
+            reason = "it is the name of a claim that is not in it"
+            raise ValueError(f"{file}: family {family}: {reason}; give another name")
         for claim in members:
             if claim not in claims:
                 missing = f"the claim {claim!r}, which the file does not have"
@@ -224,12 +251,12 @@ def _claim(file: str, name: str, values: Any, family: str) -> Claim:
     if wrong == {"smallest"}:
         expected = "expected the smallest effect that matters, such as 1% or 0.004"
         raise ValueError(f"{where}: smallest is missing: {expected}")
-    _check_keys(where, wrong, _CLAIM_KEYS)
+    _check_keys(where, wrong, _CLAIM_KEYS, _OPTIONAL_CLAIM_KEYS)
     if values["direction"] not in DIRECTIONS:
         raise _not_expected(f"{where}: direction", values["direction"], ", ".join(DIRECTIONS))
     for key in ("metric", "against_metric"):
         if values.get(key) is not None and values[key] not in METRICS:
-            expected = f"no run measures it; expected one of {', '.join(METRICS)}"
+            expected = f"claims cannot use it; expected one of {', '.join(METRICS)}"
             raise ValueError(f"{where}: {key} is {values[key]!r}: {expected}")
     smallest, relative = _smallest(where, values["smallest"], values["metric"])
     window = _window(where, values["window"])
@@ -260,6 +287,8 @@ def _sensitivity(where: str, value: Any, test: Comparison | None) -> Sensitivity
         example = "{key: optim.lr, values: [0.001, 0.002], at most: 5.5}"
         raise _not_expected(f"{where}: sensitivity", value, example)
     settings = value["values"]
+    if isinstance(settings, list):
+        settings = [_number(setting) for setting in settings]
     if not isinstance(settings, list) or len(settings) < 2 or not all(map(_is_number, settings)):
         expected = "expected two or more numbers"
         raise ValueError(f"{where}: sensitivity has the values {settings!r}: {expected}")
@@ -272,7 +301,7 @@ def _sensitivity(where: str, value: Any, test: Comparison | None) -> Sensitivity
     if test is not None:
         reason = "a sensitivity is compared by the paired t test: leave test out"
         raise ValueError(f"{where}: test is {test.kind}: {reason}")
-    return Sensitivity(str(value["key"]), tuple(map(float, settings)), float(value["at most"]))
+    return Sensitivity(str(value["key"]), tuple(settings), float(value["at most"]))
 
 
 def _test(where: str, value: Any, direction: str, window: Window) -> Comparison | None:
@@ -302,8 +331,8 @@ def _smallest(where: str, value: Any, metric: str) -> tuple[float, bool]:
     try:
         if relative:
             number = float(value[:-1]) / 100
-        elif not isinstance(value, (str, bool)):
-            number = float(value)
+        elif not isinstance(value, bool):
+            number = float(value)  # YAML reads 1e-3 as text
     except (TypeError, ValueError):
         pass
     if not 0 < number < math.inf:

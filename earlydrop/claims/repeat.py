@@ -17,15 +17,14 @@ from earlydrop.claims.declare import SMOKE, Claim, Declaration, Study
 from earlydrop.claims.judge import judge
 from earlydrop.claims.summaries import collect
 from earlydrop.claims.verdict import Verdict
+from earlydrop.training.checks import needed_for
 from earlydrop.training.config import Config
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.names import first_line
 from earlydrop.training.record.files import write_atomically
 from earlydrop.training.record.folder import DamagedFileError, read_config
 
 log = logging.getLogger(__name__)
-
-_NEEDED = {"probe/": "probe.at", "test_mc/": "trainer.mc_passes", "ema/": "trainer.ema"}
-"""The key that a metric needs, by the beginning of the metric's name."""
 
 FIRST_SEED = 10_000
 """The smallest fresh seed."""
@@ -188,13 +187,14 @@ def configurations(
 
 def _check_cadence(study: Study, claim: Claim) -> None:
     """Raise where the runs of a study would not measure a claim's metric."""
+    config = config_of({**study.config, **study.cadence})
     for metric in (claim.metric, claim.against_metric):
-        for prefix, needed in _NEEDED.items():
-            if metric is None or not metric.startswith(prefix):
-                continue
-            if not {**study.config, **study.cadence}.get(needed):
-                need = f"claim {claim.id} needs {needed} in the study's config or cadence"
-                raise ValueError(f"study {study.name}: {need}, to measure {metric}")
+        needed = None if metric is None else needed_for(metric, config)
+        if needed is not None:
+            state, remedy = needed
+            need = f"{state}, so {metric} of claim {claim.id} is not measured"
+            where = "in the study's config or cadence"
+            raise ValueError(f"study {study.name}: {need}; give {remedy} {where}")
 
 
 def _train(config: Config) -> None:
@@ -204,7 +204,7 @@ def _train(config: Config) -> None:
 
     try:
         run(config, in_sweep=True)
-    except TrainingFailed as error:
+    except (ConfigError, TrainingFailed) as error:
         print(f"failed: {error}", flush=True)
 
 
@@ -228,7 +228,7 @@ def repeat(
 
     Raises:
         ValueError: The study does not declare a setting that a claim's metric needs.
-        FileNotFoundError: No run could begin.
+        FileNotFoundError: No run left a folder.
     """
     from joblib import Parallel, delayed
 

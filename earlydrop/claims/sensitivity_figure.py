@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,7 +15,8 @@ from earlydrop.analysis.plots import LOOK
 from earlydrop.analysis.stats import interval
 from earlydrop.analysis.styles import styles
 from earlydrop.claims.declare import FIRST, Claim, Declaration, Study
-from earlydrop.claims.differences import differences
+from earlydrop.claims.differences import Differences, differences
+from earlydrop.claims.measured import WindowError
 from earlydrop.claims.summaries import Summaries
 from earlydrop.metrics import METRICS
 
@@ -32,9 +34,15 @@ def draw_sensitivity(declaration: Declaration, summaries: Summaries, path: Path)
         at two or more values of its setting; then no picture is written.
     """
     study = declaration.studies[declaration.main_study]
-    claims = [claim for claim in declaration.claims if claim.sensitivity is not None]
-    curves = {claim.id: _curves(claim, study, summaries) for claim in claims}
-    drawn = [claim for claim in claims if max(map(len, curves[claim.id].values())) > 1]
+    drawn: list[Claim] = []
+    curves: dict[str, dict[str, Curve]] = {}
+    fingerprints: set[str] = set()
+    for claim in declaration.claims:
+        measured = _measured(claim, study, summaries)
+        if len(measured) > 1:
+            drawn.append(claim)
+            curves[claim.id] = _curves(claim, study, measured)
+            fingerprints.update(*(part.fingerprints for part in measured.values()))
     if not drawn:
         return []
     with mpl.rc_context(LOOK):
@@ -45,7 +53,7 @@ def draw_sensitivity(declaration: Declaration, summaries: Summaries, path: Path)
         panels[0].set_ylabel(f"{METRICS[drawn[0].metric].label}, final")
         panels[0].legend(frameon=False, fontsize=9)
         model, data = (study.config.get(f"{key}.name", "") for key in ("model", "data"))
-        seeds = len(study.rounds[FIRST])
+        seeds = _seeds([curves[claim.id] for claim in drawn])
         figure.suptitle(
             f"{study.name}: {model} on {data}, n = {seeds}; bands are 95% intervals",
             fontsize=9,
@@ -53,10 +61,6 @@ def draw_sensitivity(declaration: Declaration, summaries: Summaries, path: Path)
             ha="left",
         )
         figure.savefig(path, dpi=130)
-    runs = summaries.of(study.name)
-    fingerprints: set[str] = set()
-    for claim in drawn:
-        fingerprints.update(differences(runs, study, claim, study.rounds[FIRST]).fingerprints)
     return sorted(fingerprints)
 
 
@@ -64,22 +68,44 @@ Curve = dict[float, list[float]]
 """The values of the metric, one per seed, for each value of the setting."""
 
 
-def _curves(claim: Claim, study: Study, summaries: Summaries) -> dict[str, Curve]:
-    """The curve of each arm, by its name."""
-    sensitivity = claim.sensitivity
-    if sensitivity is None:
-        return {}
-    names = study.arm(claim.arm).words, study.arm(claim.against).words
-    curves: dict[str, Curve] = {names[1]: {}, names[0]: {}}
+def _measured(claim: Claim, study: Study, summaries: Summaries) -> dict[float, Differences]:
+    """The two arms of a claim about a sensitivity, for each value of its setting that has runs."""
     runs = summaries.of(study.name)
-    if runs.empty:
-        return curves
-    for value, part in zip(sensitivity.values, claim.parts, strict=True):
-        measured = differences(runs, study, part, study.rounds[FIRST])
-        for name, values in zip(names, (measured.arm, measured.against), strict=True):
-            if values:
-                curves[name][value] = list(values.values())
+    measured: dict[float, Differences] = {}
+    if claim.sensitivity is None or runs.empty or FIRST not in study.rounds:
+        return measured
+    for value, part in zip(claim.sensitivity.values, claim.parts, strict=True):
+        try:
+            pairs = differences(runs, study, part, study.rounds[FIRST])
+        except WindowError:  # the loss of a run does not fall through the claim's window
+            continue
+        if pairs.arm:
+            measured[value] = pairs
+    return measured
+
+
+def _curves(
+    claim: Claim,
+    study: Study,
+    measured: Mapping[float, Differences],
+) -> dict[str, Curve]:
+    """The curve of each arm, by its name."""
+    against, arm = study.arm(claim.against).words, study.arm(claim.arm).words
+    curves: dict[str, Curve] = {against: {}, arm: {}}
+    for value, pairs in measured.items():
+        curves[against][value] = list(pairs.against.values())
+        curves[arm][value] = list(pairs.arm.values())
     return curves
+
+
+def _seeds(panels: Iterable[dict[str, Curve]]) -> str:
+    """The number of seeds behind each point of some panels, such as ``12`` or ``5 to 12``."""
+    counts: set[int] = set()
+    for curves in panels:
+        for curve in curves.values():
+            counts.update(map(len, curve.values()))
+    fewest, most = min(counts), max(counts)
+    return f"{most}" if fewest == most else f"{fewest} to {most}"
 
 
 def _draw_panel(axes: Axes, claim: Claim, curves: dict[str, Curve]) -> None:
@@ -97,8 +123,9 @@ def _draw_panel(axes: Axes, claim: Claim, curves: dict[str, Curve]) -> None:
             linewidth=0,
         )
     key = claim.sensitivity.key if claim.sensitivity is not None else ""
-    axes.set_xscale("log", base=2)
     ticks = sorted(set().union(*curves.values()))
+    if ticks[0] > 0:
+        axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axes.set_xlabel(key)
     other_settings = []  # the settings of the arm that are not part of its schedule

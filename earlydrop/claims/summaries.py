@@ -5,6 +5,7 @@ All tables and figures are made from them.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -16,7 +17,15 @@ from typing import Any
 import pandas as pd
 
 from earlydrop.analysis.arms import Arm, label_arms
-from earlydrop.analysis.runs import DAMAGED, load_history, load_runs, named
+from earlydrop.analysis.runs import (
+    CONFIG,
+    DAMAGED,
+    is_own_column,
+    load_history,
+    load_runs,
+    named,
+    table_of,
+)
 from earlydrop.claims.declare import Declaration
 from earlydrop.training.fields import CADENCE, NUMBERS
 from earlydrop.training.keys import key_of, keys
@@ -25,7 +34,6 @@ from earlydrop.training.record.folder import STATUS, read_json
 log = logging.getLogger(__name__)
 
 RUNS, HISTORY = "runs.csv", "history.csv.xz"
-_CONFIG = "config/"
 _FACTS = ("study", "arm", "seed", "fingerprint", "state", "step", "total_steps", "seconds")
 _RUN_ORDER = ["study", "arm", "seed", "fingerprint"]
 """The columns by which runs are sorted, so that equal runs give equal files."""
@@ -41,7 +49,8 @@ class Summaries:
             ``total_steps``, ``seconds``, ``torch``, ``hardware``, ``commit``, ``modified`` (whether
             the code had uncommitted changes) and ``began``; ``config/<key>`` for every key with the
             role ``numbers`` or ``cadence``; the last value of every metric (``final/<metric>``) and
-            its mean over the early window (``early/<metric>``).
+            its mean over the early window (``early/<metric>``). A column that is empty for every
+            run is left out.
         history: One row per run and measured step: ``study``, ``fingerprint``, ``arm``, ``seed``,
             ``step`` and one column per metric.
         left_out: A line for each run that was left out, with the file that is damaged or was
@@ -55,20 +64,25 @@ class Summaries:
     def of(self, study: str) -> pd.DataFrame:
         """The runs of one study, with their measured steps in a column ``history``."""
         runs = self.runs[self.runs["study"] == study].copy()
-        key = ["fingerprint", "arm", "seed"]
-        steps = dict(list(self.history[self.history["study"] == study].groupby(key)))
         no_steps = self.history.iloc[:0]
-        runs["history"] = [steps.get(run, no_steps) for run in _rows(runs[key])]
+        key = ["study", "fingerprint", "arm", "seed"]
+        runs["history"] = [self._steps.get(run, no_steps) for run in _rows(runs[key])]
         return runs
+
+    @functools.cached_property
+    def _steps(self) -> dict[tuple[Any, ...], pd.DataFrame]:
+        """The measured steps of each run, by study, fingerprint, arm and seed."""
+        key = ["study", "fingerprint", "arm", "seed"]
+        return dict(list(self.history.groupby(key)))  # type: ignore[arg-type]
 
     def write(self, folder: Path) -> None:
         """Write ``runs.csv`` and ``history.csv.xz``: settings exactly, other floats to 7 digits."""
         folder.mkdir(parents=True, exist_ok=True)
         runs = self.runs.drop(columns="settings")
         for column in runs:
-            if _is_open(column):
+            if is_own_column(column):
                 runs[column] = [_as_text(value) for value in runs[column]]
-            elif column.startswith(_CONFIG) and pd.api.types.is_float_dtype(runs[column]):
+            elif column.startswith(CONFIG) and pd.api.types.is_float_dtype(runs[column]):
                 runs[column] = [_exact(value) for value in runs[column]]
         for table, name in ((runs, RUNS), (self.history, HISTORY)):
             table.to_csv(folder / name, index=False, float_format="%.7g", lineterminator="\n")
@@ -83,7 +97,7 @@ def read_summaries(folder: Path) -> Summaries:
     """Read the files that `Summaries.write` wrote."""
     text = {"arm": str, "study": str, "fingerprint": str}
     runs = pd.read_csv(folder / RUNS, dtype=text)
-    open_columns = [str(column) for column in runs if _is_open(column)]
+    open_columns = [str(column) for column in runs if is_own_column(str(column))]
     if open_columns:
         cells = pd.read_csv(folder / RUNS, usecols=open_columns, dtype=str, na_filter=False)
         for column in open_columns:
@@ -91,7 +105,7 @@ def read_summaries(folder: Path) -> Summaries:
             runs[column] = pd.Series(parsed, index=runs.index, dtype=object)
     columns = {}
     for column in runs:
-        key = column.removeprefix(_CONFIG)
+        key = column.removeprefix(CONFIG)
         if key_of(key) is not None:
             columns[key] = column
     known: dict[str, Arm] = {}
@@ -118,12 +132,6 @@ def has_value(key: str, value: object) -> bool:
         return True
     is_users_own = key not in keys()
     return not is_users_own and type(None) in keys()[key].kinds
-
-
-def _is_open(column: str) -> bool:
-    """Whether a column holds a user's own key, whose values are written as JSON."""
-    key = column.removeprefix(_CONFIG)
-    return column.startswith(_CONFIG) and key not in keys() and key_of(key) is not None
 
 
 def _as_text(value: Any) -> str | None:
@@ -155,6 +163,7 @@ def collect(folder: Path, studies: set[str]) -> Summaries:
 
     Raises:
         FileNotFoundError: There is no such folder, or no run of these studies in it.
+        DamagedFileError: Every run below the folder is damaged.
     """
     runs = load_runs(folder)
     left_out = [*runs.attrs[DAMAGED]]
@@ -168,7 +177,9 @@ def collect(folder: Path, studies: set[str]) -> Summaries:
         names = ", ".join(sorted(studies))
         raise FileNotFoundError(f"{folder} holds no runs of the studies {names}")
     rows = named(runs).to_dict("records")
-    table = pd.DataFrame([_facts(row) for row in rows]).dropna(axis="columns", how="all")
+    table = table_of([_facts(row) for row in rows])
+    empty = [column for column in table if table[column].isna().all()]
+    table = table.drop(columns=[column for column in empty if not is_own_column(column)])
     return Summaries(table.sort_values(_RUN_ORDER), _history(rows), tuple(left_out))
 
 
@@ -282,7 +293,7 @@ def _exact(value: float) -> str | None:
 
 def _kept(column: str) -> bool:
     """Whether a column of the runs is part of the summaries."""
-    if column.startswith(_CONFIG):
-        known = key_of(column.removeprefix(_CONFIG))
+    if column.startswith(CONFIG):
+        known = key_of(column.removeprefix(CONFIG))
         return known is not None and known.role in (NUMBERS, CADENCE)
     return column.startswith(("final/", "early/"))

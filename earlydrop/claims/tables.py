@@ -39,7 +39,10 @@ def labels(declarations: list[Declaration], summaries: Summaries) -> dict[str, s
                 measured = f"{standard_minus_none(difference)} in test accuracy"
                 words[study.name] = f"{name} {claimed}: {measured}, n = {len(difference.seeds)}"
             elif study.name in ran and declaration.main_study == study.name:
-                words[study.name] = f"not labelled {claimed}: no label seeds have run"
+                reason = "its study declares no label seeds"
+                if LABEL in study.rounds:
+                    reason = "fewer than two label seeds have finished in both arms"
+                words[study.name] = f"not labelled {claimed}: {reason}"
     return words
 
 
@@ -55,7 +58,7 @@ def _label(
 
 
 def standard_minus_none(difference: Paired) -> str:
-    """The difference of a regime in words: ``standard minus none +0.010 [...]``."""
+    """The difference of a regime in words: ``standard minus none +0.0100 [...]``."""
     return f"standard minus none {_interval(difference)}"
 
 
@@ -135,14 +138,20 @@ def window_words(window: Window) -> str:
         return "last"
     if isinstance(window, LossWindow):
         return f"at losses from {window.high:g} to {window.low:g}"
-    return f"{window[0]:.0%} to {window[1]:.0%}"
+    return f"{100 * window[0]:g}% to {100 * window[1]:g}%"
 
 
 def metric_words(claim: Claim) -> str:
-    """What a claim compares, such as ``probe/gdv, 5% to 50%`` or ``train/loss, steps to 2.1``."""
+    """What a claim compares, such as ``probe/gdv, 5% to 50%`` or ``train/loss, steps to 2.1``.
+
+    If the two arms have different metrics, both are named: ``test_mc/loss minus test/loss, last``.
+    """
     if claim.test is not None and claim.test.bound is not None:
         return f"{claim.metric}, {claim.test.kind} {claim.test.bound:g}"
-    words = [claim.metric, window_words(claim.window)]
+    metric = claim.metric
+    if claim.against_metric is not None:
+        metric = f"{claim.metric} minus {claim.against_metric}"
+    words = [metric, window_words(claim.window)]
     if claim.sensitivity is not None:
         words.append(f"sensitivity to {claim.sensitivity.key}")
     if claim.test is not None:

@@ -40,7 +40,8 @@ def command_line(config: dict[str, Any]) -> str:
     overrides = []
     for key, value in flat(config).items():
         known = key_of(key)
-        if value != default.get(key) and (known is None or known.cited):
+        changed = key not in default or value != default[key]
+        if changed and (known is None or known.cited):
             own = known is not None and key != known.name  # a key of the user's own code
             added = "+" if own else ""
             overrides.append(f"{added}{key}={_plain(value)}")
@@ -49,7 +50,7 @@ def command_line(config: dict[str, Any]) -> str:
 
 _PLAIN = re.compile(
     r"(?!(?:null|true|false|inf|nan)$)[A-Za-z][\w./-]*(?::[A-Za-z]\w*)?|\d+(?:\.\d+)?(?:%|ep)",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 """Strings that need no quotes in Hydra's grammar, and that are read as nothing but strings."""
 
@@ -108,12 +109,17 @@ def citation(run: Path) -> str:
     own = f", with {', '.join(code)}" if code else ""
     model, data, arm = config["model"]["name"], config["data"]["name"], provenance["arm"]
     entry = f"""@misc{{earlydrop-{fingerprint},
-  title  = {{{model} on {data}, {arm}, seed {config["seed"]}}},
+  title  = {{{_escaped(f"{model} on {data}, {arm}, seed {config['seed']}")}}},
   author = {{{{The earlydrop developers}}}},
-  note   = {{earlydrop run {fingerprint}, {where}{own}}},
+  note   = {{{_escaped(f"earlydrop run {fingerprint}, {where}{own}")}}},
   year   = {{2026}},
 }}"""
     return "\n\n".join([PAPER, software, entry, _repetition(config, bool(code))])
+
+
+def _escaped(text: str) -> str:
+    """Text with a backslash before the characters that LaTeX would read as commands."""
+    return re.sub(r"([_%&#$])", r"\\\1", text)
 
 
 def _repetition(config: dict[str, Any], own_code: bool) -> str:

@@ -25,6 +25,8 @@ from earlydrop.commands.cite import command_line
 from earlydrop.training.compose import results_folder
 from earlydrop.training.config import Config
 
+_DEFAULT_CLAIMS = "findings"
+
 _WIDE = ("display.width", 200, "display.max_columns", None, "display.max_colwidth", None)
 
 
@@ -62,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="earlydrop-findings",
         allow_abbrev=False,
-        usage="%(prog)s FOLDER [--out OUT] [--add] [--claims SET] [--power | --next FINDING | "
+        usage="%(prog)s [FOLDER] [--out OUT] [--add] [--claims SET] [--power | --next FINDING | "
         "--repeat FINDING [--study STUDY] [--seeds N]]",
         description="Verdicts on the claims of conf/claims/, with tables, figures and a page.",
     )
@@ -70,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         "folder",
         type=Path,
         nargs="?",
-        help="runs, or a folder that holds runs.csv and history.csv.xz",
+        help="runs, or a folder that holds runs.csv and history.csv.xz (default with --next and "
+        "--repeat: runs)",
     )
     parser.add_argument(
         "--out",
@@ -85,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--claims",
         choices=SETS,
-        default="findings",
-        help="the set of claims (default: findings)",
+        default=_DEFAULT_CLAIMS,
+        help=f"the set of claims (default: {_DEFAULT_CLAIMS})",
     )
     parser.add_argument(
         "--power",
@@ -167,10 +170,10 @@ def _print_next(finding: str, folder: Path, claims: str) -> None:
     except FileNotFoundError:
         summaries = no_runs()
     for place in with_looks:
-        _print_look(finding, next_look(place.declaration, place.claims, summaries), folder)
+        _print_look(finding, next_look(place.declaration, place.claims, summaries), folder, claims)
 
 
-def _print_look(finding: str, look: Next, folder: Path) -> None:
+def _print_look(finding: str, look: Next, folder: Path, claims: str) -> None:
     """Print the verdicts of one study, and the commands of its next look.
 
     If the folder holds runs, the new runs go there. If it holds summaries, they go to ``runs``, and
@@ -189,6 +192,8 @@ def _print_look(finding: str, look: Next, folder: Path) -> None:
         print("  " + _sweep(config, look.seeds, out))
     if has_summaries:
         added = ["earlydrop-findings", str(out / look.study), "--out", str(folder), "--add"]
+        if claims != _DEFAULT_CLAIMS:
+            added += ["--claims", claims]
         print("  " + shlex.join(added))
 
 

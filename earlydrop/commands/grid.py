@@ -48,7 +48,7 @@ def plan_grid(config: Any) -> int:
     values = []
     for overrides in jobs:
         try:
-            flat_values, settings = _composed(overrides, joblib=_at_once(config) > 1)
+            flat_values, settings = _composed(overrides, joblib=_is_joblib(config))
             plan = make_plan(settings)
             key = _key(plan, flat_values)
             if key not in costs:
@@ -117,9 +117,14 @@ def _composed(overrides: list[str], joblib: bool) -> tuple[dict[str, Any], Any]:
     return flat(values), settings
 
 
+def _is_joblib(config: Any) -> bool:
+    """Whether the launcher of a sweep is joblib's, whose jobs have one thread each."""
+    return "joblib" in str(config.hydra.launcher.get("_target_", "")).lower()
+
+
 def _at_once(config: Any) -> int:
-    """How many jobs run side by side."""
-    if "joblib" not in str(config.hydra.launcher.get("_target_", "")).lower():
+    """How many jobs run side by side on this machine."""
+    if not _is_joblib(config):
         return 1
     jobs = int(config.hydra.launcher.get("n_jobs", -1))
     return jobs if jobs > 0 else max((os.cpu_count() or 1) + 1 + jobs, 1)
@@ -143,9 +148,13 @@ def _estimated(plan: Plan) -> Cost:
     """Time a few steps of a run; raise if its model cannot run a forward."""
     import torch
 
-    from earlydrop.training.cost import estimate
-    from earlydrop.training.prepare import scheduled_model, try_forward
+    from earlydrop.training.cost import estimate, workers_of
+    from earlydrop.training.distributed import check_parts
+    from earlydrop.training.prepare import refuse_broken_compiler, scheduled_model, try_forward
 
+    trainer = plan.config.trainer
+    check_parts(trainer.accumulate, trainer.batch_size, workers_of(plan))
+    refuse_broken_compiler(plan)
     if plan.config.threads is not None:
         torch.set_num_threads(plan.config.threads)
     model, _ = scheduled_model(plan)

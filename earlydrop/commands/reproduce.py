@@ -6,7 +6,6 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from earlydrop.analysis.runs import find_runs
 from earlydrop.commands import command
@@ -19,9 +18,6 @@ from earlydrop.training.record.folder import (
     read_provenance,
     read_status,
 )
-
-if TYPE_CHECKING:
-    from earlydrop.training.config import Config
 
 METRICS = "metrics.jsonl"
 
@@ -43,7 +39,7 @@ def first_difference(
         if old != new:
             name = next(key for key in [*old, *new] if old.get(key) != new.get(key))
             values = f"{old.get(name)} in the run, {new.get(name)} in its repetition"
-            return f"step {old['step']:g}, {name}: {values}"
+            return f"step {old['step']:.0f}, {name}: {values}"
     if len(before) != len(after):
         return f"{len(before)} lines in the run, {len(after)} in its repetition"
     return None
@@ -67,13 +63,20 @@ def reproduce(run: Path, out: Path, trust: bool = False) -> str | None:
         TrainingFailed: The repetition failed.
     """
     from earlydrop.training.compose import config_from_dict
+    from earlydrop.training.outside import check_trusted
     from earlydrop.training.plan import make_plan
     from earlydrop.training.run import run as train
 
     _check_finished(run)
     provenance = read_provenance(run)
     config = config_from_dict(read_config(run))
-    _check_trusted(run, config, trust)
+    check_trusted(
+        file=run / "config.yaml",
+        config=config,
+        trust=trust,
+        purpose="running it again",
+        how="--trust",
+    )
     config.out = str(out)
     config.mode = "train"
     config.resume = "never"
@@ -109,23 +112,6 @@ def _check_finished(run: Path) -> None:
     for name in changed_files(run):
         changed = "was changed after the run: it does not match its digest in"
         print(f"warning: {run / name} {changed} {STATUS}", file=sys.stderr)
-
-
-def _check_trusted(run: Path, config: Config, trust: bool) -> None:
-    """Refuse a configuration that names code from outside earlydrop, unless it is trusted."""
-    from earlydrop.training.outside import names_of
-    from earlydrop.training.plugins import OBJECT
-
-    names = names_of(config)
-    objects = [name for name in names if name.partition("=")[2].startswith(OBJECT)]
-    if objects:
-        given = f"{', '.join(objects)} was given as an object in Python"
-        raise ConfigError(f"{run / 'config.yaml'}: {given}: run the script that gave it")
-    if names and not trust:
-        raise ConfigError(
-            f"{run / 'config.yaml'} names code that is not earlydrop's ({', '.join(names)}), and "
-            "running it again would import that code: look at it first, then say --trust"
-        )
 
 
 @command

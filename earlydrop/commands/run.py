@@ -199,8 +199,9 @@ def _original_error(error: Exception, arguments: list[str]) -> Exception:
     from omegaconf.errors import OmegaConfBaseException
 
     from earlydrop.training.compose import compose
+    from earlydrop.training.overrides import config_dirs
 
-    if "Ambiguous value" not in str(error):
+    if "Ambiguous value" not in str(error) or config_dirs(arguments):  # `compose` adds no folder
         return error
     try:
         words = [argument for argument in arguments if not argument.startswith("-")]
@@ -263,6 +264,7 @@ def _list(arguments: list[str]) -> None:
     flags = [argument for argument in arguments if argument in ("--config-dir", "-cd")]
     # every argument is out=, a flag, or the folder of a flag
     understood = len(out) <= 1 and len(out) + len(folders) + len(flags) == len(arguments)
+    understood = understood and len(flags) <= len(folders)  # each flag has its folder
     if not understood or any(not folder.is_dir() for folder in folders):
         takes = "earlydrop list takes out=FOLDER and --config-dir FOLDER alone"
         raise SystemExit(f"error: {takes}, not {' '.join(arguments)}")

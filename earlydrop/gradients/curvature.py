@@ -51,19 +51,14 @@ def critical_sharpness(
         ``start`` times 2**40 raises the loss, and infinite where even ``start`` over 2**16 does.
 
     Raises:
-        ValueError: The starting learning rate is not positive, the direction does not fit the
-            parameters, or the loss is not finite at the present weights.
+        ValueError: The starting learning rate is not positive and finite, the direction does not
+            fit the parameters, or the loss is not finite at the present weights.
 
     Source: Kalra et al. 2026, arXiv:2601.16979.
     """
     if not start > 0 or not math.isfinite(start):
-        raise ValueError(f"start is {start}: expected a learning rate above 0")
-    shapes = [tuple(p.shape) for p in parameters], [tuple(d.shape) for d in direction]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"the direction has the shapes {shapes[1]} and the parameters {shapes[0]}: "
-            "expected the same"
-        )
+        raise ValueError(f"start is {start}: expected a finite learning rate above 0")
+    _check_shapes("direction", direction, parameters)
     weights = [p.detach().clone() for p in parameters]
     base = float(loss())
     if not math.isfinite(base):
@@ -103,6 +98,16 @@ def _bracket(raises: Callable[[float], bool], start: float) -> tuple[float, floa
     return math.inf, math.inf
 
 
+def _check_shapes(name: str, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Refuse tensors that do not have the shapes of the parameters."""
+    shapes = [tuple(p.shape) for p in parameters], [tuple(t.shape) for t in tensors]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"the {name} has the shapes {shapes[1]} and the parameters {shapes[0]}: "
+            "expected the same"
+        )
+
+
 def preconditioned_sharpness(
     loss: Tensor,
     parameters: Sequence[Tensor],
@@ -129,14 +134,15 @@ def preconditioned_sharpness(
         The eigenvalue, per unit of the learning rate.
 
     Raises:
-        ValueError: The preconditioner is not positive, or the gradient does not depend on the
-            parameters.
+        ValueError: The preconditioner is not positive or does not fit the parameters, or the
+            gradient does not depend on the parameters.
 
     Source: Cohen et al. 2022, arXiv:2207.14484, and Kalra and Barkeshli 2024, arXiv:2406.09405.
     """
     scales = None
     if preconditioner is not None:
-        if any(bool((diagonal <= 0).any()) for diagonal in preconditioner):
+        _check_shapes("preconditioner", preconditioner, parameters)
+        if not all(bool((diagonal > 0).all()) for diagonal in preconditioner):
             raise ValueError(
                 "the preconditioner has entries that are not positive: "
                 "expected sqrt(v) + eps of Adam"
@@ -301,7 +307,8 @@ def _adam_state(
         state = optimizer.state.get(parameter, {})
         if "exp_avg" not in state:
             raise ValueError(
-                "the optimizer has taken no step with a parameter: call optimizer.step() first"
+                "the optimizer has taken no step with a parameter: call optimizer.step() first, "
+                "and give only parameters that it trains"
             )
         group = groups[id(parameter)]
         for option in ("amsgrad", "maximize"):

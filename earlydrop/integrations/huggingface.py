@@ -152,7 +152,12 @@ class ProbeCallback(TrainerCallback):
         loss_fn: ``loss_fn(model, batch)`` returns the mean loss, a scalar. Default: the trainer's
             ``compute_loss``.
         initial: The module or state dict from which the model distance is taken. Default: the
-            weights that the trainer was given, before it loads a checkpoint.
+            weights that the trainer was given, before it loads a checkpoint. A callback that
+            ``trainer.add_callback`` adds takes those at the start of ``train()``, after the
+            checkpoint.
+
+    Put `DropoutCallback` before it in the list of callbacks. Otherwise it measures at the rates of
+    the step before.
 
     Raises:
         ValueError: ``every`` is not a number of at least 1, or ``batches`` is neither a number of
@@ -188,7 +193,7 @@ class ProbeCallback(TrainerCallback):
         trainer = _calling_trainer()
         if trainer is None or not self.measuring.due(state.global_step):
             return
-        loss_fn = _Loss(trainer, self.measuring.loss_fn or trainer.compute_loss)
+        loss_fn = _Loss(trainer, self.measuring.loss_fn)
         waiting = control.should_log  # trainer.log() would clear the trainer's own log of this step
         trainer.log(self.measuring.measure(model, loss_fn))
         control.should_log = waiting
@@ -198,18 +203,20 @@ class _Loss:
     """The loss of a batch, as a trainer computes it.
 
     It has slots and no ``__dict__``, so the search for random generators does not walk through the
-    trainer.
+    trainer. It finds the user's function as ``__wrapped__``.
     """
 
-    __slots__ = ("loss_fn", "trainer")
+    __slots__ = ("__wrapped__", "trainer")
 
-    def __init__(self, trainer: Any, loss_fn: LossFunction) -> None:
-        self.trainer, self.loss_fn = trainer, loss_fn
+    def __init__(self, trainer: Any, given: LossFunction | None) -> None:
+        self.trainer, self.__wrapped__ = trainer, given
 
     def __call__(self, module: nn.Module, batch: Any) -> Tensor:
         inputs = self.trainer._prepare_inputs(batch)
         with self.trainer.compute_loss_context_manager():
-            return self.loss_fn(module, inputs)
+            loss_fn = self.__wrapped__ or self.trainer.compute_loss
+            loss: Tensor = loss_fn(module, inputs)
+            return loss
 
 
 _DRIVING: weakref.WeakSet[DropoutCallback] = weakref.WeakSet()

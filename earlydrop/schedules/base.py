@@ -92,7 +92,7 @@ class Schedule:
         index = check_step(step)
         if not self.resolved:
             raise ValueError(
-                f"{self!r} holds a duration that is not in steps yet: call "
+                f"{self!r} depends on the length of the run: call "
                 "schedule.resolve(total_steps, steps_per_epoch) first and use what it returns"
             )
         return self._rate(index)
@@ -106,12 +106,12 @@ class Schedule:
 
     @property
     def resolved(self) -> bool:
-        """Whether every duration is in steps, so that the schedule can be called."""
+        """Whether the schedule can be called, without the length of the run."""
         return True
 
     @property
     def peak(self) -> float:
-        """The largest rate that the schedule reaches."""
+        """The largest rate in the arguments of the schedule. No rate of it is larger."""
         return 0.0
 
     def resolve(self, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:

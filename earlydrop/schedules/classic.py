@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -37,9 +38,12 @@ class _Curriculum(Schedule):
     def __post_init__(self) -> None:
         object.__setattr__(self, "rate", check_rate(self.rate))
         gamma = self.gamma
-        if gamma is not None and not (isinstance(gamma, (int, float)) and 0 < gamma < math.inf):
+        if gamma is None:
+            return
+        if not isinstance(gamma, numbers.Real) or not 0 < gamma < math.inf:
             expected = "expected more than 0 per step, or None for 10 / the length of the run"
             raise ValueError(f"gamma is {gamma!r}: {expected}")
+        object.__setattr__(self, "gamma", float(gamma))
 
     @property
     def resolved(self) -> bool:

@@ -147,5 +147,6 @@ def _check_length(name: str, value: int, what: str) -> int:
     except TypeError:
         length = 0
     if length < 1 or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}: expected the number of {what}, at least 1")
+        expected = f"expected the number of {what}, at least 1, as an int"
+        raise ValueError(f"{name} is {value!r}: {expected}")
     return length

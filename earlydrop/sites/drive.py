@@ -11,6 +11,7 @@ from torch import nn
 
 from earlydrop.sites.bank import RateBank
 from earlydrop.sites.driven import (
+    CopiedRates,
     Rate,
     banks_of,
     drive_module,
@@ -206,12 +207,15 @@ def sites_at_base(model: nn.Module, sites: list[Site]) -> Iterator[RateBank]:
     Yields:
         The bank.
     """
+    copies = [CopiedRates(site.module) for site in sites]
     bank = drive(model, sites, fast_masks=False)
     try:
         bank.hold_base_rates()
         yield bank
     finally:
         release_all(model, bank)
+        for copied in copies:
+            copied.put_back()
 
 
 def release_all(model: nn.Module, bank: RateBank) -> None:

@@ -12,7 +12,7 @@ import copyreg
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple, NoReturn, cast
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from earlydrop.sites import attention
 from earlydrop.sites.bank import RateBank
 from earlydrop.sites.guards import check_recomputation, refuse
-from earlydrop.sites.plain import PREFIX, ConfigView, real_config
+from earlydrop.sites.plain import PREFIX, ConfigView, real_config, stored_rate
 
 # In the __dict__ of a driven module: its Link, and its first rate as a 0-d tensor, a view of the
 # vector of the bank.
@@ -77,7 +77,7 @@ class Link:
         return (*self.rates.values(), *self.reads)
 
     def changing(self) -> bool:
-        """Whether one of the rates is above 0, or will be."""
+        """Whether a bank of these rates is on, or may be on later."""
         return any(rate.bank.on or rate.bank.rises for rate in self.all_rates)
 
 
@@ -267,7 +267,7 @@ def drive_module(
     drivers: tuple[type, ...],
     rates: Mapping[str, Rate],
     device: torch.device,
-    reads: Iterable[Rate] = (),
+    reads: Sequence[Rate] = (),
 ) -> None:
     """Make banks drive a module, besides those that drive it already.
 
@@ -311,6 +311,26 @@ def drive_module(
     undriven = {attribute: pair for attribute, pair in copied.items() if attribute not in rates}
     if undriven:
         module.__dict__[COPIED_BASE] = undriven
+
+
+class CopiedRates:
+    """The present rates of a copy of a driven module, to put back after it was driven itself.
+
+    Args:
+        module: A module that is not driven. One that is no such copy is left alone.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._pairs: dict[str, tuple[float, float]] = module.__dict__.get(COPIED_BASE, {})
+        self._present = {attribute: stored_rate(module, attribute) for attribute in self._pairs}
+
+    def put_back(self) -> None:
+        """Give the module, which is released again, the rates and base rates that it had."""
+        for attribute, rate in self._present.items():
+            _store(self._module, attribute, rate)
+        if self._pairs:
+            self._module.__dict__[COPIED_BASE] = self._pairs
 
 
 def _put(module: nn.Module, link: Link, device: torch.device) -> None:

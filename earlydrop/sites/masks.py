@@ -2,8 +2,8 @@
 
 Each kind of dropout is a function that computes its forward in training mode. The rate is a 0-d
 float32 tensor instead of a Python float, so a compiled graph reads it at run time. Uniform numbers
-are drawn and scaled in float32, since bfloat16 is too coarse for small rates. `fast_dropout` is the
-exception: it takes a Python float and draws 16 random bits an entry.
+are drawn and scaled in float32, since bfloat16 is too coarse for small rates. `fast_dropout` and
+`fast_inverted` draw 16 random bits an entry instead, and `fast_dropout` takes a Python float.
 
 Shapes: ``x`` is any floating-point tensor, ``rate`` is 0-d float32 on the device of ``x``. The
 result has the shape and dtype of ``x``.

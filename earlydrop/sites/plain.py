@@ -24,8 +24,14 @@ from torch import nn
 
 PREFIX = "config."
 
-# Modules of base classes whose methods are not searched.
-_FRAMEWORK = ("torch.nn.modules.module", "transformers.modeling_utils")
+# Modules of base classes whose methods are not searched, by the beginning of their names.
+_FRAMEWORK = (
+    "torch.nn.modules.module",
+    "transformers.generation",
+    "transformers.integrations",
+    "transformers.modeling_utils",
+    "transformers.utils",
+)
 # Methods that build, print or pickle a module.
 _BUILDING = ("__init__", "extra_repr", "__repr__", "__setstate__", "__getstate__")
 _BUILDING_PREFIXES = (
@@ -51,14 +57,19 @@ def reads(cls: type[nn.Module]) -> frozenset[str]:
 @cache
 def _reads(cls: type[Any]) -> frozenset[str]:
     methods: dict[str, set[str]] = {}
+    overridden: set[str] = set()  # methods whose definition in a later base is never called
     for base in cls.__mro__:
-        if base is object or base.__module__ in _FRAMEWORK:
-            break
+        if base is object or base.__module__.startswith(_FRAMEWORK):
+            continue
         for name, member in vars(base).items():
-            if name not in methods:
-                methods[name] = set()
-                for function in _functions(member):
-                    methods[name] |= _chains(function)
+            if name in overridden:
+                continue
+            functions = list(_functions(member))
+            chains = methods.setdefault(name, set())
+            for function in functions:
+                chains |= _chains(function)
+            if not any("super" in function.__code__.co_names for function in functions):
+                overridden.add(name)
     by_forward = _reached("forward", methods) | _reached("__call__", methods)
     by_init = _reached("__init__", methods)
     kept: set[str] = set()
@@ -202,7 +213,7 @@ class ConfigView:
     """The view that a driven module has of its config.
 
     Args:
-        config: The config. The view forwards every attribute except the rates to it.
+        config: The config. The view forwards every attribute and item except the rates to it.
         rates: Functions that read the rates, by attribute.
     """
 
@@ -231,11 +242,29 @@ class ConfigView:
     def __eq__(self, other: object) -> bool:
         return bool(object.__getattribute__(self, "_config") == real_config(other))
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # many configs have no hash of their own
         return id(object.__getattribute__(self, "_config"))
+
+    def __bool__(self) -> bool:
+        return bool(object.__getattribute__(self, "_config"))
+
+    def __contains__(self, key: object) -> bool:
+        return key in object.__getattribute__(self, "_config")
+
+    def __getitem__(self, key: Any) -> Any:
+        rates = object.__getattribute__(self, "_rates")
+        if isinstance(key, str) and key in rates:
+            return rates[key]()
+        return object.__getattribute__(self, "_config")[key]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(object.__getattribute__(self, "_config"))
+
+    def __len__(self) -> int:
+        return len(object.__getattribute__(self, "_config"))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        object.__getattribute__(self, "_config")[key] = value
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return object.__getattribute__(self, "_config").__reduce_ex__(protocol)

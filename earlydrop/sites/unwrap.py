@@ -29,8 +29,8 @@ def _key_inside(module: nn.Module) -> str | None:
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside all wrappers.
 
-    Known are the wrappers of torch.compile, DistributedDataParallel, DataParallel, FSDP and
-    checkpointing.
+    Known are the wrappers of torch.compile, DistributedDataParallel, DataParallel, DeepSpeed, FSDP
+    and checkpointing.
 
     Args:
         model: A module, wrapped or not.

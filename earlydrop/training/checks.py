@@ -10,7 +10,7 @@ from earlydrop.metrics import METRICS, is_own
 from earlydrop.training.config import SPLITS, Config
 from earlydrop.training.extra import check_extra, metrics_of
 from earlydrop.training.fields import BOUNDS, ConfigError
-from earlydrop.training.keys import OPEN, keys
+from earlydrop.training.keys import OPEN, keys, shown
 from earlydrop.training.names import printable, slug
 from earlydrop.training.profile import profile_window
 from earlydrop.training.record.trackers import missing
@@ -131,13 +131,13 @@ def _check_objective(config: Config) -> None:
             f"objective is {name!r}: expected a metric, such as test/accuracy or "
             f"train_eval/loss{meant}"
         )
-    needed = _needed_for(name, config)
+    needed = needed_for(name, config)
     if needed is not None:
         state, remedy = needed
         raise ConfigError(f"objective is {name!r}: {state}, so it is not measured; give {remedy}")
 
 
-def _needed_for(name: str, config: Config) -> tuple[str, str] | None:
+def needed_for(name: str, config: Config) -> tuple[str, str] | None:
     """The reason why a metric is not measured, and a setting with which it is measured.
 
     None if the metric is measured.
@@ -147,15 +147,24 @@ def _needed_for(name: str, config: Config) -> tuple[str, str] | None:
     splits, trainer, probe = config.evaluation.splits, config.trainer, config.probe
     if metric != name and trainer.ema is None:
         return "trainer.ema is null", "trainer.ema=0.999"
-    if (split == "test_mc" or metric == "test/ece") and trainer.mc_passes is None:
+    monte_carlo = split == "test_mc" or metric == "test/ece"
+    sharpness = quantity.endswith("_sharpness")
+    if monte_carlo and config.data.name == "text":
+        return (
+            "data.name is 'text', and Monte Carlo dropout is measured on images",
+            "another metric",
+        )
+    if sharpness and config.optim.name != "adamw":
+        return f"optim.name is {config.optim.name!r}, and curvature needs adamw", "another metric"
+    if monte_carlo and trainer.mc_passes is None:
         return "trainer.mc_passes is null", "trainer.mc_passes=20"
     if split in SPLITS and split not in splits and metric != "test/ece":
-        return f"evaluation.splits is {splits}", f"evaluation.splits={[*splits, split]}"
+        return f"evaluation.splits is {splits}", f"evaluation.splits={shown([*splits, split])}"
     if split.startswith("probe") and not probe.at:
         return "probe.at is empty", "probe=few"
     if split in ("probe_on", "probe_off") and not probe.compare:
         return "probe.compare is false", "probe.compare=true"
-    if quantity.endswith("_sharpness") and not probe.curvature:
+    if sharpness and not probe.curvature:
         return "probe.curvature is false", "probe.curvature=true"
     return None
 
@@ -193,7 +202,7 @@ def _check_schedule(config: Config) -> None:
 def _check_path_rate(config: Config) -> None:
     """Refuse ``schedule.path_rate`` where it cannot set a second peak beside ``schedule.rate``.
 
-    With ``schedule=none`` it is ignored.
+    With ``schedule=none`` a value above 0 is ignored if ``schedule.kind`` is ``all``.
     """
     schedule = config.schedule
     if schedule.path_rate is None:
@@ -221,7 +230,10 @@ def _check_path_rate(config: Config) -> None:
 
 
 def _check_arguments(config: Config) -> None:
-    """Refuse an argument of a user's code with an invalid name or a nested value."""
+    """Refuse an argument of a user's code with an invalid name, or whose value is a mapping.
+
+    A list may hold mappings.
+    """
     for key in OPEN:
         if not key.endswith(".args"):
             continue

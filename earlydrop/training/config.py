@@ -40,9 +40,9 @@ class ModelConfig:
     """One of ours, a model of timm (``resnet18``) or torchvision (``torchvision/swin_t``), or a
     function of your own, ``module:function``."""
     width: int | None = _key(bounds="positive")
-    """Width of the hidden layers or of the embedding; null is the named model's own."""
+    """Width of the embedding, or of the first block of a ConvNet; null is the named model's own."""
     depth: int | None = _key(bounds="positive")
-    """Number of blocks or hidden layers; null is the named model's own."""
+    """Number of blocks; null is the named model's own."""
     heads: int | None = _key(bounds="positive")
     """Number of attention heads; null is the named model's own."""
     patch: int | None = _key(bounds="positive")
@@ -50,8 +50,8 @@ class ModelConfig:
     hidden: list[int] | None = _key()
     """Widths of the MLP's hidden layers; null is the MLP's own."""
     attention: str = _key("plain", choices=("plain", "fused"))
-    """How our models compute attention: written out (``plain``) or by torch's fused kernel
-    (``fused``)."""
+    """How attention is computed, in our models and those with timm's attention: written out
+    (``plain``) or by torch's fused kernel (``fused``)."""
     dropout: str | None = _key(used=drops)
     """The dropout layer: inverted, standard, shared or gaussian for ``mlp``; element, channel or
     block for ``convnet_micro``."""
@@ -189,7 +189,8 @@ class ProbeConfig:
     batches: int = _key(16, CADENCE, used=_probed)
     """Number of batches whose gradients give the norm, GDV and GDE."""
     dataset_limit: int | None = _key(None, CADENCE, bounds="positive", used=_probed)
-    """Number of training images behind the full gradient of GDE; null is all."""
+    """Number of training images behind the full gradient of GDE; null is all up to 100,000, else
+    50,000."""
     clean: bool = _key(False, CADENCE, used=_probed)
     """Measure without augmentation, mixing and label smoothing."""
     compare: bool = _key(False, CADENCE, used=_probed)

@@ -169,7 +169,7 @@ def _print_shared_memory(plan: Plan) -> None:
     if _SHARED.is_dir():
         free = shutil.disk_usage(_SHARED).free
         line += f"; {in_bytes(free)} free in {_SHARED}"
-        if free < needed:
+        if free < needed * int(os.environ.get("LOCAL_WORLD_SIZE", "1")):  # torchrun sets it
             line += (
                 ": too little; set fewer data.workers or a smaller evaluation.batch_size, "
                 "or enlarge it (docker run --shm-size)"
@@ -223,8 +223,8 @@ def _steps(steps: tuple[int, ...]) -> str:
 
 def in_bytes(count: float) -> str:
     """A size in words."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
             return f"{count:.3g} {unit}"
         count /= 1000
     return ""

@@ -26,7 +26,7 @@ VERSIONS = {
     # image folders: transforms by sample. 2: they follow the keys of `augment`, RandAugment works
     # on every Pillow
     "folder": 2,
-    "torchcodec": 1,  # image folders: decoding and crops by torchcodec and torchvision
+    "torchcodec": 2,  # image folders: decoding and crops by torchcodec and torchvision
     "mixing": 1,
     "parts": 2,  # a batch in several parts. 2: each part has random numbers of its own
     "masks": 1,
@@ -38,7 +38,7 @@ VERSIONS = {
     # models that `models.library` builds; files of initial weights. 2: the rate .125 that timm
     # fixes in the MLP of relative positions follows the schedule's peak
     "library_models": 2,
-    "own_data": 1,  # pairs of a user's datasets, read into memory
+    "own_data": 2,  # pairs of a user's datasets, read into memory
     # 3: no weight decay on the relative position bias tables, as in the released code (2 had it)
     "swin": 3,
     "vit": 2,  # timm's ViTs by name. 2: the class token begins as in the released code, at std 0.02

@@ -25,7 +25,7 @@ class Key:
 
     Attributes:
         name: Dotted, such as ``optim.lr``.
-        help: Its meaning, in one or two sentences.
+        help: Its meaning, in a few sentences.
         default: Its default.
         kinds: The types that its values may have.
         role: ``numbers``, ``cadence``, ``seed``, ``machine`` or ``name``.

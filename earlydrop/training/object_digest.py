@@ -10,7 +10,8 @@ import hashlib
 import inspect
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def _is_plain(value: Any) -> bool:
     """Whether the ``repr`` of a value describes it completely."""
     if type(value) is tuple:
         return all(map(_is_plain, value))
-    return isinstance(value, _PLAIN_TYPES)
+    return type(value) in _PLAIN_TYPES  # a subclass, such as an enum, has code of its own
 
 
 def _is_internal(module: nn.Module, key: str, value: Any) -> bool:
@@ -65,10 +66,16 @@ def digest_of(digests: Mapping[str, str]) -> str:
 
 
 def digest_of_tensor(value: Tensor) -> str:
-    tensor = value.detach().cpu().contiguous()
-    content = b""
-    if tensor.numel():
-        content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    try:
+        tensor = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        content = b""
+        if tensor.numel():
+            content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    except (NotImplementedError, RuntimeError) as error:
+        raise ConfigError(
+            f"a tensor of layout {value.layout} on the device {value.device} cannot be hashed "
+            f"({error}): use a dense tensor with values"
+        ) from error
     return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + content).hexdigest()
 
 
@@ -89,7 +96,8 @@ class Reader:
 
     Attributes:
         found: The record. It maps a name to a SHA-256, the ``repr`` of a plain value, the name of
-            a class or function, or ``installed`` for code of an installed package.
+            a class or function, ``installed`` for code of an installed package, or a few words
+            such as ``list of 2``, ``frozen``, ``cached`` or ``the same as ...``.
         paths: The source files.
     """
 
@@ -154,6 +162,8 @@ class Reader:
         elif isinstance(value, functools.partial):
             parts = [value.func, *value.args, *value.keywords.items()]
             self._add_all(parts, f"{where}.partial")
+        elif isinstance(value, weakref.ReferenceType):  # an LSTM has them to its weights
+            self.add(value(), f"{where}.referent")
         elif isinstance(value, types.MethodType):
             self._add_all([value.__func__, value.__self__], f"{where}.method")
         elif isinstance(value, (Mapping, list, tuple)):
@@ -232,7 +242,7 @@ class Reader:
             raise ConfigError(
                 f"{self.what} uses {where or 'an object'}, a {type(value).__name__}, which cannot "
                 f"be hashed ({error}), so a change to it would go unnoticed; use plain values "
-                "instead, or name the model as module:function"
+                f"instead, or name the {self.what} as module:function"
             ) from error
         self._record(where, qualified(type(value)))
         self.add(type(value))
@@ -269,7 +279,8 @@ class Reader:
                 raise ConfigError(
                     f"{self.what} uses the module {file_module}, which differs from its file "
                     f"{path.name}: one of them was changed after the import; reload the module "
-                    f"with importlib.reload({file_module}), or start Python again"
+                    f"with importlib.reload({file_module}) and make the {self.what} again, or "
+                    "start Python again"
                 )
             self.found[file_module] = hashlib.sha256(path.read_bytes()).hexdigest()
         self.paths |= set(files.values())
@@ -287,6 +298,7 @@ class Reader:
         if is_installed(globals_module):
             self.found[qualified(value)] = "installed"
         elif globals_module != "__main__":
+            self._refuse_class_of_reloaded_module(value)
             self._add_module(globals_module)
         elif isinstance(value, type):
             self._add_members(value)
@@ -298,6 +310,20 @@ class Reader:
         if is_global and is_installed(globals_module) and is_installed(module):
             return
         self._add_captured(value)
+
+    def _refuse_class_of_reloaded_module(self, value: Any) -> None:
+        """Refuse a class that its module has replaced by a new one of the same name."""
+        if not isinstance(value, type):
+            return
+        present: Any = sys.modules.get(value.__module__)
+        for part in value.__qualname__.split("."):
+            present = getattr(present, part, None)
+        is_other = isinstance(present, type) and present is not value
+        if is_other and qualified(present) == qualified(value):
+            raise ConfigError(
+                f"{self.what} uses {qualified(value)} as it was before its module was reloaded: "
+                f"make the {self.what} again"
+            )
 
     def _add_captured(self, value: types.FunctionType) -> None:
         """Add the variables that a function captures, and its defaults."""
@@ -351,6 +377,8 @@ class Reader:
                 "change to it would go unnoticed; write it in a file or in a cell of a notebook"
             ) from error
         self._record(qualified(function), hashlib.sha256(text.encode()).hexdigest())
+        for name in _imported(function.__code__):
+            self._add_module(name)
         for name in _globals(function.__code__):
             if name in function.__globals__:
                 self.add(function.__globals__[name], f"{function.__qualname__}: {name}")
@@ -364,13 +392,23 @@ def _is_made_by_exec(function: Any) -> bool:
     return code is not None and code.co_filename.startswith("<string>")
 
 
-def _globals(code: types.CodeType) -> Iterator[str]:
+def _globals(code: types.CodeType) -> list[str]:
     """The global names that code reads, including those in functions inside it."""
-    reads = ("LOAD_GLOBAL", "LOAD_NAME")
-    yield from sorted({i.argval for i in dis.get_instructions(code) if i.opname in reads})
+    return _names_in(code, ("LOAD_GLOBAL", "LOAD_NAME"))
+
+
+def _imported(code: types.CodeType) -> list[str]:
+    """The modules that code imports, including those that functions inside it import."""
+    return [name for name in _names_in(code, ("IMPORT_NAME",)) if name]
+
+
+def _names_in(code: types.CodeType, operations: tuple[str, ...]) -> list[str]:
+    """The names that some operations of code have, including those of functions inside it."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname in operations}
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _globals(constant)
+            names.update(_names_in(constant, operations))
+    return sorted(names)
 
 
 def qualified(value: Any) -> str:

@@ -22,7 +22,8 @@ def learning_rate(
     """The released schedule: a linear warm-up from 0 to base, then a cosine to the minimum.
 
     The warm-up is numpy's ``linspace(0, base, warmup)``. With M = total − warmup and i = step −
-    warmup, the cosine is min + ½ (base − min) (1 + cos(π i / M)). So base occurs twice.
+    warmup, the cosine is min + ½ (base − min) (1 + cos(π i / M)). So base occurs twice if the
+    warm-up has at least two steps.
 
     Args:
         step: Optimizer step, from 0.

@@ -198,7 +198,7 @@ def _mistaken_option(key: str, value: str, groups: Mapping[str, list[str]]) -> s
     if key not in groups or not re.fullmatch(r"[\w./-]+(,[\w./-]+)*", value):
         return None
     for name in value.split(","):
-        if name not in (*groups[key], "null"):
+        if name not in groups[key] and not (key == "experiment" and name == "null"):
             hint = f"; {_OWN_NAMES[key]}" if key in _OWN_NAMES else ""
             return (
                 f"{key}={name}: there is no such option{meant(name, groups[key])}; there are "

@@ -84,7 +84,8 @@ def own_schedule(config: ScheduleConfig) -> OwnSchedule:
     """The schedule that a configuration names, if it is none of earlydrop's.
 
     Its arguments are the keys of ``schedule.args``. A parameter with the name of another key of
-    ``schedule`` (``rate``, ``cutoff``) takes the value of that key, if it is not null.
+    ``schedule`` (``rate``, ``cutoff``) takes the value of that key, if it is not null and
+    ``schedule.args`` does not give it. ``kind`` and ``name`` are not passed on.
     ``total_steps`` and ``steps_per_epoch`` take the steps of the run and of an epoch, also where
     ``schedule.args`` gives another value.
 

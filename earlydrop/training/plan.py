@@ -47,12 +47,13 @@ class Plan:
         probe_steps: After how many steps gradients are measured.
         fingerprint: Hash of everything that determines the numbers.
         name: The run's label, or its schedule in words.
-        folder: ``<out>/<study>/<label>-<fingerprint>``.
+        folder: ``<out>/<study>/<label>-<fingerprint>``; without a label, the schedule in words and
+            the seed stand in its place.
         path_schedule: The drop schedule of the path sites, in steps, where they have a peak of
             their own; else None.
         code: The user's own code that it computes with, by the key that names it.
         configuration: The fingerprint without the user's own code. Runs that differ only in this
-            code share it.
+            code share it. Empty where only the weights of ``checkpoint`` are evaluated.
     """
 
     config: Config
@@ -220,7 +221,10 @@ def evaluates_checkpoint_only(config: Config) -> bool:
 def _plan_of_weights(
     config: Config, device: torch.device, code: Mapping[str, Code], once: Once
 ) -> Plan:
-    """A plan without steps, which reads the splits that are evaluated and no others."""
+    """A plan without steps.
+
+    It reads only the splits that are evaluated or that ``data.extra`` needs.
+    """
     read = {"test" if split == "test" else "train" for split in config.evaluation.splits}
     read |= splits_needed(config.data)
     splits = [split for split in ("train", "test") if split in read]

@@ -81,6 +81,17 @@ def task_of(plan: Plan) -> Task:
     )
 
 
+# Errors of a model of another library that an input of another size may raise.
+_OF_INPUT = (
+    RuntimeError,
+    AssertionError,
+    ValueError,
+    NotImplementedError,
+    TypeError,
+    IndexError,
+)
+
+
 def try_forward(model: nn.Module, plan: Plan) -> None:
     """Refuse a model that cannot take a blank image or text. Model and random state stay unchanged.
 
@@ -95,17 +106,14 @@ def try_forward(model: nn.Module, plan: Plan) -> None:
         with leave_no_trace(model), torch.no_grad(), autocast(plan):
             scores = model.eval()(image)
     except Exception as error:
+        refuse_device_problem(error, plan)
         if own is not None:
             raise ConfigError(
                 f"model.name is {name!r}: an input of shape {tuple(image.shape)} raised "
                 f"{raised(error, own.paths)}; fix the model, or "
                 "give it other data"
             ) from error
-        refuse_device_problem(error, plan)
-        if not isinstance(
-            error,
-            (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError, IndexError),
-        ):
+        if not isinstance(error, _OF_INPUT):
             raise
         raise ConfigError(
             f"model.name is {name!r}: it cannot take {source.image_size}-pixel images of "
@@ -191,14 +199,17 @@ def refuse_what_still_drops(model: nn.Module, plan: Plan) -> None:
     try:
         with autocast(plan):
             audited = audit(model, images, kind=kind)
-    except (
-        RuntimeError,
-        ValueError,
-        AssertionError,
-        TypeError,
-        IndexError,
-    ) as error:  # such as BatchNorm over a single value
+    except Exception as error:  # such as BatchNorm over a single value
         refuse_device_problem(error, plan)
+        own = plan.code.get("model.name")
+        if own is not None:
+            raise ConfigError(
+                f"model.name is {plan.config.model.name!r}: in training mode, inputs of shape "
+                f"{tuple(images.shape)} raised {raised(error, own.paths)}; fix the model, or give "
+                "it other data"
+            ) from error
+        if not isinstance(error, _OF_INPUT):
+            raise
         inputs, advice = "texts", "give another model"
         if source.image_size:
             inputs = f"{source.image_size}-pixel images"

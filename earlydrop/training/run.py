@@ -87,8 +87,9 @@ def run(
 
     Raises:
         ConfigError: A value cannot be used. Nothing was trained.
-        TrainingFailed: The run failed. Its status says why.
-        Interrupted: The run was asked to stop. Running the same configuration again resumes it.
+        TrainingFailed: The run failed. If training had begun, its status says why.
+        Interrupted: The run was asked to stop. Running the same configuration again resumes it, or
+            skips it if its last step was done.
     """
     check_parts(config.trainer.accumulate, config.trainer.batch_size, world_size())
     check(config)

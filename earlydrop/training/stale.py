@@ -86,7 +86,7 @@ def _has_other_attributes(module: types.ModuleType, tree: ast.Module) -> bool:
         attributes = vars(getattr(module, node.name, object))
         constants = _constants(node.body, _reassigned(node) | attributes_set)
         for key, constant in constants.items():
-            is_constant = isinstance(attributes.get(key, _MISSING), _IMMUTABLE)
+            is_constant = type(attributes.get(key, _MISSING)) in _IMMUTABLE
             if is_constant and _are_other_values(attributes, {key: constant}):
                 return True
     return False

@@ -1,7 +1,7 @@
 import pytest
 
 from earlydrop.analysis import load_runs
-from earlydrop.analysis.arms import Arm, config_of, label_arms
+from earlydrop.analysis.arms import Arm, config_of, label_arms, text
 from earlydrop.commands.report import write_report
 from tests.analysis.made_up import make_run
 
@@ -84,6 +84,24 @@ def test_names_are_never_shared():
     ]
     names = label_arms(dict(enumerate((arm, "mine") for arm in arms)))
     assert len(set(names.values())) == 2
+
+
+def test_null_is_told_from_an_argument_that_is_not_given():
+    given, left_out = Arm.of({"model.args.k": None}), Arm.of({})
+    assert len(set(label_arms({0: (given, None), 1: (left_out, None)}).values())) == 2
+    number, word = Arm.of({"model.args.w": 1}), Arm.of({"model.args.w": "1"})
+    assert len(set(label_arms({0: (number, "m"), 1: (word, "m")}).values())) == 2
+
+
+def test_whole_numbers_are_written_in_full():
+    assert text(1_281_167) == "1281167"
+    assert text(0.1 + 0.2) == "0.3"
+
+
+@pytest.mark.parametrize("values", [{"model.width": 96.5}, {"optim.lr": "[1"}], ids=str)
+def test_values_of_another_kind_are_refused(values):
+    with pytest.raises(ValueError, match=r"96\.5|YAML"):
+        Arm.of(values)
 
 
 VALUES = ([[1, 2], [3, 4]], [{"a": [1]}], "*.png", "%d.png", "[ab", "a: b", "010", 8, "off", None)

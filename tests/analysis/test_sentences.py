@@ -69,7 +69,7 @@ def test_arms_of_one_schedule_are_told_apart(study):
             schedule={"name": "early", "rate": 0.2, "cutoff": "20%"},
         )
     said = " ".join([answered(study).first, *answered(study).more])
-    assert "with early-0.1-20% the final training loss differs" in said
+    assert "with arm early-0.1-20% the final training loss differs" in said
     assert "early-0.2-20% ended with a lower training loss" in said.lower()
 
 
@@ -78,7 +78,7 @@ def test_arms_of_one_schedule_are_told_apart(study):
     [
         ({"none": 1}, "One run: nothing to compare it with."),
         ({"early-0.1-20%": 2}, "Nothing to compare: no run is without dropout."),
-        ({"none": 1, "early-0.1-20%": 1}, "Nothing to compare: no arm shares two finished seeds"),
+        ({"none": 1, "early-0.1-20%": 1}, "Nothing to compare: no arm shares two seeds"),
     ],
     ids=str,
 )

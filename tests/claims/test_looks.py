@@ -137,10 +137,13 @@ def test_the_command_names_the_seeds_and_arms_of_the_next_look(tmp_path, capsys,
 @pytest.mark.parametrize(
     ("looks", "message"),
     [
-        ([2], r"looks is \[2\]: expected rising numbers of seeds such as \[20, 40, 60\]"),
-        ([2, 2], r"looks is \[2, 2\]: expected rising"),
-        ([1, 2], r"looks is \[1, 2\]: expected rising"),
-        (["2", 3], r"looks is \['2', 3\]: expected rising"),
+        (
+            [2],
+            r"looks is \[2\]: expected two or more rising numbers of seeds, from 2 on, such as",
+        ),
+        ([2, 2], r"looks is \[2, 2\]: expected two or more rising"),
+        ([1, 2], r"looks is \[1, 2\]: expected two or more rising"),
+        (["2", 3], r"looks is \['2', 3\]: expected two or more rising"),
         (
             [2, 3],
             r"the last look has 3 seeds and the round first of study toy has 4: expected the same",

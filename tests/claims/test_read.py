@@ -68,7 +68,7 @@ def test_claims_are_read(tmp_path):
         ({"smallest": "much"}, "smallest is 'much': expected more than 0"),
         ({"regime": "fit"}, "regime is 'fit'"),
         ({"smallest": float("inf")}, "smallest is inf: expected more than 0"),
-        ({"metric": "test/los"}, "metric is 'test/los': no run measures it; expected one of"),
+        ({"metric": "test/los"}, "metric is 'test/los': claims cannot use it; expected one of"),
         (
             {"arm": "late-0.1-20%"},
             "arm is 'late-0.1-20%': expected configuration keys and values.*name of an arm is not",
@@ -239,8 +239,8 @@ def test_a_sensitivity_is_read_and_has_a_comparison_for_each_value(tmp_path):
             r"the values \[0.001\]: expected two or more numbers",
         ),
         (
-            {"sensitivity": RATES | {"values": [1, "2"]}},
-            r"the values \[1, '2'\]: expected two or more numbers",
+            {"sensitivity": RATES | {"values": [1, "two"]}},
+            r"the values \[1, 'two'\]: expected two or more numbers",
         ),
         ({"sensitivity": RATES | {"values": [1, 1]}}, r"sensitivity has a value twice in \[1, 1\]"),
         (

@@ -87,12 +87,27 @@ def test_what_a_claim_measures_has_to_be_in_the_studys_cadence(tmp_path):
     claim = dataclasses.replace(LOSS, metric="probe/gdv")
     with pytest.raises(
         ValueError,
-        match=r"study toy: claim L needs probe.at in the study's config or cadence, to measure",
+        match=r"probe.at is empty, so probe/gdv of claim L is not measured; give probe=few in the",
     ):
         configurations(study(first=[1]), [claim], [5], tmp_path)
     against = dataclasses.replace(LOSS, against_metric="ema/train_eval/loss")
-    with pytest.raises(ValueError, match=r"needs trainer.ema in the study's config or cadence"):
+    with pytest.raises(ValueError, match=r"trainer.ema is null, so ema/train_eval/loss"):
         configurations(study(first=[1]), [against], [5], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metric", "missing"),
+    [
+        ("probe/critical_sharpness", "probe.curvature is false"),
+        ("probe_on/gdv", "probe.compare is false"),
+        ("test/ece", "trainer.mc_passes is null"),
+    ],
+)
+def test_every_key_that_a_metric_needs_is_asked_for(metric, missing, tmp_path):
+    claim = dataclasses.replace(LOSS, metric=metric)
+    probing = dataclasses.replace(study(first=[1]), cadence={"probe.at": [0]})
+    with pytest.raises(ValueError, match=missing):
+        configurations(probing, [claim], [5], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["findings", "classic", "quickstart"])

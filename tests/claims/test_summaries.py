@@ -2,7 +2,7 @@ import pandas as pd
 
 from earlydrop.analysis.arms import Arm
 from earlydrop.claims.summaries import Summaries, collect, merged, read_summaries
-from tests.analysis.made_up import seal
+from tests.analysis.made_up import make_run, seal
 from tests.claims.made_up import made_up
 
 
@@ -132,3 +132,16 @@ def test_two_arms_never_share_a_name_when_runs_are_added():
     assert set(names) == {1}
     assert "early (optim.lr=0.5)" in set(names.index)
     assert set(both.history["arm"]) == set(names.index)
+
+
+def test_null_and_no_value_stay_apart_beside_numbers(study, tmp_path):
+    for seed, args in enumerate(({"x": 0.5}, {"x": None}, {"x": 32}, {})):
+        make_run(study, "none", seed + 9, 0.5, model={"name": "own:net", "args": args})
+    before = collect(study, {"study"})
+    before.write(tmp_path / "out")
+    after = read_summaries(tmp_path / "out")
+    own = [arm for arm in after.runs["settings"] if arm.get("model.name") == "own:net"]
+    assert len(set(own)) == 4
+    assert set(after.runs["settings"]) == set(before.runs["settings"])
+    cells = pd.read_csv(tmp_path / "out" / "runs.csv", dtype=str, na_filter=False)
+    assert sorted(set(cells["config/model.args.x"])) == ["", "0.5", "32", "null"]

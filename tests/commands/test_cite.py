@@ -1,11 +1,14 @@
 import json
 import random
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 
-from earlydrop.commands.cite import command_line, main
+from earlydrop.commands.cite import citation, command_line, main
 from earlydrop.training.compose import compose
+from earlydrop.training.run import run
 from tests.analysis.made_up import make_run, seal
 
 
@@ -98,3 +101,22 @@ def test_a_changed_configuration_is_named_and_the_other_runs_are_cited(
     out = capsys.readouterr().out
     assert "earlydrop-print1" in out
     assert "print0" not in out
+
+
+def test_a_null_of_the_users_own_is_in_the_command():
+    line = command_line({"model": {"args": {"pool": None, "w": 3}}})
+    assert compose(shlex.split(line)[1:])["model"]["args"] == {"pool": None, "w": 3}
+
+
+@pytest.mark.parametrize("text", ["naïve", "Bücher/text.txt", "данные"])
+def test_letters_beyond_ascii_are_quoted(text):
+    line = command_line({"data": {"root": text}})
+    assert compose(shlex.split(line)[1:])["data"]["root"] == text
+
+
+def test_the_entry_of_a_run_can_be_set_by_latex(config):
+    entry = citation(Path(run(config())["folder"]))
+    title = next(line for line in entry.splitlines() if ", seed 0}" in line)
+    assert re.search(r"(?<!\\)[_%&#$]", title) is None
+    assert r"fashion\_mnist\_mini" in title
+    assert r"50\%" in title

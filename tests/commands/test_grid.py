@@ -163,3 +163,21 @@ def test_its_options_are_listed_and_meant(earlydrop, folder, capsys):
     out = capsys.readouterr().out
     assert "My study of a small model" in out
     assert "quickstart" in out
+
+
+def test_what_a_run_would_refuse_is_refused_in_a_sweeps_plan(earlydrop):
+    code, _, err = earlydrop("-m", *SMALL, "mode=plan", "plan.workers=3", "seed=0,1", "study=s")
+    assert code == 1
+    assert "2 of 2 jobs would be refused" in err
+    assert "workers" in err
+
+
+def test_a_sweep_without_m_says_so_beside_a_folder_of_configurations(earlydrop, tmp_path):
+    (tmp_path / "own").mkdir()
+    code, _, _ = earlydrop("--config-dir", "own", "seed=1,2")
+    assert code == "error: seed=1,2 is a sweep: add -m"
+
+
+def test_a_group_is_not_null(earlydrop):
+    code, _, _ = earlydrop("tracking=null")
+    assert "tracking=null: there is no such option" in str(code)

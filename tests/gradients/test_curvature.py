@@ -158,7 +158,7 @@ def test_the_direction_with_gradients_is_the_next_step_and_changes_no_state(kind
 
 def test_what_cannot_be_measured_is_refused():
     weight = nn.Parameter(torch.ones(2))
-    with pytest.raises(ValueError, match="start is 0: expected a learning rate above 0"):
+    with pytest.raises(ValueError, match="start is 0: expected a finite learning rate above 0"):
         critical_sharpness(lambda: weight.sum(), [weight], [torch.ones(2)], 0)
     with pytest.raises(ValueError, match=r"shapes \[\(3,\)\] and the parameters \[\(2,\)\]"):
         critical_sharpness(lambda: weight.sum(), [weight], [torch.ones(3)], 0.1)

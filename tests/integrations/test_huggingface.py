@@ -198,6 +198,17 @@ def probe_callback(**options):
     return ProbeCallback(**options)
 
 
+def test_random_generators_of_the_users_loss_are_as_before(tmp_path):
+    generator = torch.Generator().manual_seed(7)
+
+    def loss_fn(model, batch):
+        return model(**batch)["loss"] * torch.rand((), generator=generator)
+
+    _, lines = measured(tmp_path, probe_callback(every=4, batches=3, loss_fn=loss_fn))
+    assert "probe/gdv" in lines[0]
+    assert torch.equal(generator.get_state(), torch.Generator().manual_seed(7).get_state())
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"gradient_accumulation_steps": 2}], ids=["plain", "accumulated"]
 )

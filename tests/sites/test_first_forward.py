@@ -55,7 +55,9 @@ CALLS = {
 def test_a_drop_that_no_name_tells_of_is_warned_of_with_its_line(name):
     (message,) = told(model_with(CALLS[name]))
     operation = name.removeprefix("torch.").strip("_")
-    rate = "" if name == "bernoulli" else " at rate 0.25"
+    rate = " at rate 0.25"
+    if operation == "bernoulli":  # takes the probability to keep or to drop: nobody knows which
+        rate = "" if name == "bernoulli" else " with probability 0.75"
     assert f"no scheduler drives: 2 calls {operation}{rate} (test_first_forward.py:" in message
     assert "earlydrop.audit(model, inputs) lists every drop" in message
 

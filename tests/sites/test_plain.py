@@ -1,8 +1,10 @@
 import functools
 
 import pytest
+import torch
 from torch import nn
 
+from earlydrop import DropoutScheduler, constant
 from earlydrop.sites.plain import reads
 
 
@@ -125,3 +127,75 @@ def test_a_file_that_was_changed_after_its_import_is_not_trusted(tmp_path, monke
         text.replace("    def forward", "    def other(self):\n        return 0\n\n    def forward")
     )
     assert "dropout" in reads(changing_model.Changing)
+
+
+class Layer(nn.Module):
+    def forward(self, x):
+        return self.scaled(x) * self.in_forward
+
+    def scaled(self, x):
+        return x * self.in_scaled
+
+
+class CallsBase(Layer):
+    def forward(self, x):
+        return super().forward(x) + self.own
+
+
+class CallsNoBase(Layer):
+    def forward(self, x):
+        return self.scaled(x) + self.own
+
+
+class Mixin:
+    def dropped(self, x):
+        return x * self.in_mixin
+
+
+class ModuleFirst(nn.Module, Mixin):
+    def forward(self, x):
+        return self.dropped(x)
+
+
+def test_what_an_overridden_method_reads_counts_if_super_calls_it():
+    assert {"in_forward", "in_scaled", "own"} <= reads(CallsBase)
+    assert {"in_scaled", "own"} <= reads(CallsNoBase)
+    assert "in_forward" not in reads(CallsNoBase)
+
+
+def test_a_mixin_may_come_after_the_module():
+    assert "in_mixin" in reads(ModuleFirst)
+
+
+class Settings(dict):
+    """A config whose entries are attributes too, as OmegaConf's are."""
+
+    def __getattr__(self, name):
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
+class ReadsConfig(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.2)
+        self.config = Settings(dropout=0.2, k=3)
+
+    def forward(self, x):
+        assert self.config
+        assert len(self.config) == 2
+        assert "k" in self.config
+        kept = nn.functional.dropout(x, self.config.dropout, self.training)
+        return self.drop(kept) * self.config["k"] * {**self.config}["k"]
+
+
+def test_a_driven_module_reads_its_config_by_item_too():
+    model = ReadsConfig()
+    scheduler = DropoutScheduler(model, constant(0.0))
+    assert "config.dropout" in {site.name for site in scheduler.sites}
+    assert model(torch.ones(2)).tolist() == [9.0, 9.0]
+    assert model.config["dropout"] == 0.0
+    scheduler.restore()
+    assert model.config == {"dropout": 0.2, "k": 3}
+    assert type(model.config) is Settings

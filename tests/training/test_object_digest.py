@@ -95,6 +95,18 @@ def test_a_set_of_objects_has_no_order_and_is_refused():
 
 
 CHANGES = {
+    "the function of an enum's member": (
+        """
+        class Width(str, enum.Enum):
+            SMALL = "small"
+            def factor(self):
+                return VALUE
+        small = Width.SMALL
+        def model(task):
+            return nn.Linear(16, small.factor())
+        """,
+        (3, 4),
+    ),
     "one of two lambdas": (
         "width = lambda x: VALUE\nmodel = lambda task: nn.Linear(width(1), 3)",
         (16, 17),
@@ -276,7 +288,7 @@ def digests(tmp_path_factory):
         for paths, value in zip((before, after), values, strict=True):
             path = folder / f"script_{index}_{len(paths)}_{value}.py"
             text = textwrap.dedent(body).replace("VALUE", str(value))
-            path.write_text(f"import functools, torch\nfrom torch import nn\n{text}")
+            path.write_text(f"import enum, functools, torch\nfrom torch import nn\n{text}")
             paths.append(str(path))
     of_processes = []
     for seed, paths in (("0", before), ("1", before + after)):
@@ -316,3 +328,29 @@ def test_lazy_layers_are_refused_until_they_have_seen_a_batch():
         given_model(model)
     model(torch.zeros(1, 1, 4, 4))
     assert given_model(model).digest
+
+
+class Recurrent(nn.LSTM):
+    """A class of a user's that inherits private weak references."""
+
+
+def test_what_a_base_class_keeps_for_itself_is_hashed():
+    digests = [given_model(nn.Sequential(nn.Flatten(), Recurrent(2, 2))).digest for _ in range(2)]
+    assert len(set(digests)) == 2  # they have other weights
+
+
+class Conjugate(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.register_buffer("phase", value.conj(), persistent=False)
+
+
+def test_a_conjugate_tensor_is_hashed_by_its_values():
+    values = torch.tensor([1 + 2j, 3 - 1j])
+    assert given_model(Conjugate(values)).digest == given_model(Conjugate(values.clone())).digest
+    assert given_model(Conjugate(values)).digest != given_model(Conjugate(values.conj())).digest
+
+
+def test_tensors_without_values_are_refused():
+    with pytest.raises(ConfigError, match="device meta cannot be hashed"):
+        given_model(Conjugate(torch.ones(2, device="meta")))

@@ -68,7 +68,7 @@ def test_the_metrics_that_are_accepted_are_those_that_a_run_records(overrides, t
         ("test_mc/accuracy", "trainer.mc_passes=20"),
         ("test/ece", "trainer.mc_passes=20"),
         ("ema/test/loss", "trainer.ema=0.999"),
-        ("train_clean/loss", "evaluation.splits=['test', 'train_clean']"),
+        ("train_clean/loss", "evaluation.splits=[test,train_clean]"),
         ("probe_on/gdv", "probe.compare=true"),
         ("probe/critical_sharpness", "probe.curvature=true"),
     ],

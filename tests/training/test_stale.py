@@ -60,6 +60,9 @@ def scaled(x, factor=2, *, shift=0.5):
 class Kind(enum.Enum):
     SMALL = 1
 
+class Level(enum.IntEnum):
+    LOW = 1
+
 @dataclasses.dataclass(slots=True)
 class Options:
     rate: float = 0.1
@@ -151,3 +154,30 @@ def test_a_function_of_an_edited_module_is_refused(edited):
     with pytest.raises(ConfigError, match=message):
         experiment.train(["trainer.steps=1"], model=module.build)
     assert given_model(importlib.reload(module).build).digest
+
+
+NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return 2 * self.out(x.flatten(1))
+"""
+
+
+def test_an_object_of_before_a_reload_is_refused(edited):
+    _, file = edited
+    file.write_text(NET)
+    sys.modules.pop("edited_models")
+    module = importlib.import_module("edited_models")
+    before = module.Net()
+    assert given_model(before).digest
+    file.write_text(NET.replace("2 *", "33 *"))
+    module = importlib.reload(module)
+    with pytest.raises(ConfigError, match=r"as it was before its module was reloaded"):
+        given_model(before)
+    assert given_model(module.Net()).digest

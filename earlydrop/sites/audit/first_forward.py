@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import sys
 import warnings
 import weakref
@@ -28,7 +29,7 @@ from earlydrop.sites.driven import COPIED_HOOKS, LINK, Link, is_scheduled
 from earlydrop.sites.find import all_rates
 from earlydrop.sites.unwrap import named_modules, unwrap
 
-_TORCH = str(Path(torch.__file__).parent)
+_TORCH = str(Path(torch.__file__).parent) + os.sep  # without torchvision
 # Parameters of built-in functions, which have no signature.
 _PARAMETERS = {
     "dropout": ("input", "p", "train"),
@@ -40,7 +41,7 @@ _PARAMETERS = {
     "bernoulli_": ("input", "p"),
     "scaled_dot_product_attention": ("query", "key", "value", "attn_mask", "dropout_p"),
 }
-_DEFAULTS = {"p": 0.5, "training": True, "train": True, "dropout_p": 0.0}  # torch's own
+_DEFAULTS = {"p": 0.5, "training": True, "train": True, "dropout_p": 0.0}
 _MOST = 6  # drops that one warning names
 
 
@@ -55,6 +56,8 @@ class _Undriven:
 
     def __str__(self) -> str:
         at = "" if self.rate is None else f" at rate {self.rate:g}"
+        if self.rate is not None and self.operation.startswith("bernoulli"):
+            at = f" with probability {1 - self.rate:g}"
         return f"{self.module or 'the model itself'} calls {self.operation}{at} ({self.where})"
 
 

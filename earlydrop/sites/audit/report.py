@@ -67,7 +67,7 @@ class Audit:
 
     @property
     def undriven(self) -> tuple[Drop, ...]:
-        """The drops that are left with every site of the kind off."""
+        """The drops of the kind that are left in the second forward of `audit`."""
         return tuple(drop for drop in self.drops if drop.status == "undriven")
 
     def __str__(self) -> str:
@@ -98,8 +98,8 @@ def audit(model: nn.Module, inputs: Any, kind: Kind = "all") -> Audit:
     torch's dispatcher is watched during two forwards in training mode. The first is at the base
     rates. In the second, the driven sites of this kind are off; if no site of the model is driven,
     the sites of this kind that a scheduler would drive by default are off. A drop of the second
-    forward is undriven. Random numbers without effect are left out (LayerDrop draws at rate 0 too).
-    Noise other than dropout is listed.
+    forward is undriven. Random numbers that an operation uses without effect are left out
+    (LayerDrop draws at rate 0 too). Noise other than dropout is listed.
 
     Afterwards all is as before: random state, modes, buffers, ``.grad`` and the scheduler's rates.
     Call it before or after a scheduler is made.
@@ -224,6 +224,7 @@ def _drops(
     sites = _by_module(site for site in rates if not site.doubtful or site.driven)
     doubtful = _by_module(site for site in rates if site.doubtful and not site.driven)
     still = {_key(draw) for draw in left}
+    turned_off = "driven" if any(site.driven for site in off) else "drivable"
     # The larger count of the two forwards: LayerDrop may skip the calls of a layer.
     calls = Counter(map(_key, left)) | Counter(map(_key, at_base))
     drops = {}
@@ -241,7 +242,9 @@ def _drops(
             status = "other kind"
         elif key in still:
             status = "undriven"
-        elif site is None or site.driven:
+        elif site is None:
+            status = turned_off
+        elif site.driven:
             status = "driven"
         else:
             status = "drivable"
@@ -324,7 +327,7 @@ def _starred(name: str) -> str:
 
 def _driven_by(drop: Drop) -> str:
     """The site that drives a drop, or that a scheduler would drive."""
-    site = "a rate above it" if drop.site is None else _starred(drop.site or "(model)")
+    site = "another rate" if drop.site is None else _starred(drop.site or "(model)")
     if drop.status == "undriven":
         return "nothing"
     if drop.status == "drivable":

@@ -13,6 +13,7 @@ The module and the line of a draw are read from the Python stack, the only place
 from __future__ import annotations
 
 import math
+import os
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from earlydrop.sites.audit.extremes import extremes
 from earlydrop.sites.audit.python_draws import Drawn, noted, random_states
 
-_TORCH = str(Path(torch.__file__).parent)
+_TORCH = str(Path(torch.__file__).parent) + os.sep  # without torchvision
 _PACKAGE = Path(__file__).parents[2]
 # Files of ours between a draw and the line that calls it.
 _BETWEEN = tuple(
@@ -53,7 +54,7 @@ class Draw:
 
     Attributes:
         module: The innermost module that was running; None if no module of the model was.
-        operation: The function of torch.nn.functional that drew, or the kernel.
+        operation: The function of torch, ``random`` or ``numpy.random`` that drew, or the kernel.
         where: The line outside torch that called the operation; if there is none, the line in
             torch.nn.
         rate: The rate given to the operation; None if there was none.

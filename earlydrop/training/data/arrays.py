@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
-import lzma
 import math
 import sys
 import zlib
@@ -23,6 +22,7 @@ from torch import Tensor
 from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data import augment
 from earlydrop.training.data.copies import sent
+from earlydrop.training.data.embedded import unpacked
 from earlydrop.training.data.source import Batch, KeyedIndices, Source
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.streams import stream
@@ -138,12 +138,7 @@ def _embedded(config: DataConfig) -> ImageArrays:
 @functools.cache
 def _unpacked() -> ImageArrays:
     """The embedded images, unpacked once per process. The runs of a sweep share them."""
-    content = lzma.decompress(EMBEDDED.read_bytes())
-    if hashlib.sha256(content).hexdigest() != EMBEDDED_SHA256:
-        raise ConfigError(
-            f"{EMBEDDED.name} is damaged: the SHA-256 of its content is not the expected one; "
-            "install earlydrop again"
-        )
+    content = unpacked(EMBEDDED, EMBEDDED_SHA256)
     flat = np.frombuffer(content, np.uint8)
     train, train_labels, test, test_labels = np.split(
         flat, np.cumsum([10_000 * 784, 10_000, 2_500 * 784])
@@ -201,10 +196,7 @@ def _torchvision(config: DataConfig) -> ImageArrays:
     root = _existing_root(config) if config.root is not None else DOWNLOADS.expanduser()
     parts: list[Any] = []
     for train in (True, False):
-        try:
-            dataset = _part(make, root, train, config)
-        except (RuntimeError, OSError) as error:
-            raise AbsentDataError(_how_to_get(config, root, error)) from error
+        dataset = _part(make, root, train, config)
         images = np.asarray(dataset.data)
         labels = np.asarray(dataset.targets)
         parts += [images.transpose(0, 3, 1, 2) if images.ndim == 4 else images, labels]
@@ -215,22 +207,33 @@ def _part(make: Callable[..., object], root: Path, train: bool, config: DataConf
     """The training or test images of a torchvision dataset.
 
     Missing images are downloaded if ``data.download`` is true.
+
+    Raises:
+        AbsentDataError: There are no images, and none could be downloaded.
+        ConfigError: The files are damaged.
     """
     try:
         return make(str(root), train=train, download=False)
-    except (RuntimeError, OSError):
+    except (RuntimeError, OSError, ValueError) as error:
+        absent = isinstance(error, FileNotFoundError) or "not found" in str(error)
+        if not absent:
+            raise ConfigError(
+                f"data.name is {config.name!r}: its files in {root} are damaged ({error}); delete "
+                "them and fetch them again"
+            ) from error
         if not config.download:
-            raise
+            raise AbsentDataError(_how_to_get(config, root, error)) from error
     print(f"downloading {config.name} into {root}", file=sys.stderr)
-    return make(str(root), train=train, download=True)
+    try:
+        return make(str(root), train=train, download=True)
+    except (RuntimeError, OSError) as error:
+        raise AbsentDataError(
+            f"data.name is {config.name!r}: it could not be downloaded into {root} ({error}); "
+            "get it in another way, and set data.root to its folder"
+        ) from error
 
 
 def _how_to_get(config: DataConfig, root: Path, error: Exception) -> str:
-    if config.download:
-        return (
-            f"data.name is {config.name!r}: it could not be downloaded into {root} ({error}); "
-            "get it in another way, and set data.root to its folder"
-        )
     ways = [
         f"fetch it with data.download=true, into {root if config.root is not None else DOWNLOADS}",
         f"set data.root to a folder into which torchvision downloaded {config.name}",
@@ -239,8 +242,11 @@ def _how_to_get(config: DataConfig, root: Path, error: Exception) -> str:
         package = "install Debian's package dataset-fashion-mnist"
         ways.insert(0, package if config.root is None else f"{package} and leave out data.root")
     ways.append("use data=fashion_mnist_mini, which comes with earlydrop")
+    missing = "not on this machine"
+    if "corrupted" in str(error):  # torchvision does not say which
+        missing += ", or damaged"
     return (
-        f"data.name is {config.name!r}: not on this machine (looked for in {root}). "
+        f"data.name is {config.name!r}: {missing} (looked for in {root}). "
         f"Either {', or '.join(ways)}"
     )
 

@@ -2,8 +2,9 @@
 
 The random draws are those of ``data.decoder=pil``: the same boxes, flips and operations of
 RandAugment. JPEG files have the same pixels if Pillow and torchcodec use the same version of
-libjpeg-turbo. Crops are resized by torchvision. It is bicubic with antialiasing, as Pillow is, but
-rounds differently, so runs have other numbers. All steps after the crop are Pillow's and timm's.
+libjpeg-turbo. Crops are resized by torchvision: bicubic with antialiasing, as by Pillow, but
+rounded differently. So the numbers of a run differ. All steps after the crop are Pillow's and
+timm's.
 
 Shape legend: H x W pixels.
 """
@@ -24,7 +25,6 @@ from earlydrop.training.data.transforms import load_image
 from earlydrop.training.fields import ConfigError
 
 _JPEG, _EXIF = b"\xff\xd8\xff", b"Exif\0\0"
-_HEADER = 65_536  # a file's EXIF data begin within these first bytes
 
 Decode = Callable[..., Any]
 """A function that reads an image from a path or a binary file, as `load_image` does."""
@@ -72,7 +72,7 @@ def load_tensor(file: Any, name: str | None = None) -> Tensor:
     torchcodec would turn upright, and those that torchcodec refuses.
 
     Args:
-        file: Its path, or its content as a binary file.
+        file: Its path, or its content as an `io.BytesIO`.
         name: The image's name in an error; by default its path.
 
     Raises:
@@ -85,7 +85,7 @@ def load_tensor(file: Any, name: str | None = None) -> Tensor:
             content = Path(file).read_bytes()
         except OSError:
             content = b""  # Pillow says what is wrong
-    if content.startswith(_JPEG) and _EXIF not in content[:_HEADER]:
+    if content.startswith(_JPEG) and _EXIF not in content:
         try:
             return _decode_jpeg()(content)
         except RuntimeError:  # Pillow says what is wrong, or reads it

@@ -3,8 +3,9 @@
 They are drawn anew for every step from the fonts that come with matplotlib.
 
 A class is a letter. An image shows it in a random face, under a random affine map, in random
-contrast, with noise. Only the characters are stored. The images of a batch are drawn from the
-stream that its key names, so a run sees no image twice and resumes like any other.
+contrast, with noise. Only the characters and two fixed sets for evaluation are stored. The images
+of a training batch are drawn from the stream that its key names, so a run trains on no image twice
+and resumes like any other.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ FIXED = 5_000
 """Size of the test set, and default size of the set that stands for the training set where images
 are read without augmentation.
 
-Both are fixed, the same for every run.
+Both sets are fixed: the same for every run with the same `data.train_images`.
 """
 
 _PIXELS = 20  # size of the type

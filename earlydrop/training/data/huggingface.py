@@ -124,12 +124,14 @@ class HuggingFaceImages:
 
 
 def _labels(rows: Any, split: str, label: str) -> Any:
-    kind = getattr(rows.features[label], "dtype", "")
-    if "int" not in str(kind):
+    feature = rows.features[label]
+    if "int" not in str(getattr(feature, "dtype", "")):
+        advice = ""
+        if type(feature).__name__ == "Value":
+            advice = f"; dataset.class_encode_column({label!r}) numbers the classes"
         raise ConfigError(
-            f"data.label is {label!r}: the split {split!r} has {rows.features[label]} there, "
-            "expected whole numbers; "
-            f"dataset.class_encode_column({label!r}) numbers the classes"
+            f"data.label is {label!r}: the split {split!r} has {feature} there, "
+            f"expected a whole number for each image{advice}"
         )
     values = rows.select_columns([label])[:][label]
     if not values or None in values:
@@ -220,7 +222,8 @@ def _digest(images: dict[str, HuggingFaceImages]) -> str:
             if size == 0:
                 subject = f"{split_images.split} has an image that is empty or gone"
                 raise ConfigError(
-                    f"{subject} ({printable(name) or 'without a name'}): copy the data again"
+                    f"{subject} ({printable(name) or 'without a name'}): copy the data again, or "
+                    "leave such images out with data.skip_corrupt=true"
                 )
             digest.update(f"{split}/{name}:{size}:{label}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -31,8 +31,8 @@ def own_source(
 ) -> Source:
     """Call a function of the user's for its data.
 
-    Its arguments are the keys of ``data.args``. A parameter with the name of another key of
-    ``data`` (``root``, ``train_images``, ``image_size``) takes that key. ``config`` takes the whole
+    Its arguments are the keys of ``data.args``. Parameters named ``root``, ``train_images``,
+    ``image_size`` and ``skip_corrupt`` take these keys of ``data``. ``config`` takes the whole
     group, ``options`` the group ``augment``, and ``device`` the device.
 
     Raises:
@@ -80,7 +80,7 @@ def _is_source(returned: Any) -> bool:
 
 
 def _check_source(prefix: str, source: Any) -> None:
-    """Refuse a source that lacks something, or whose first images cannot be trained on."""
+    """Refuse a source that lacks something, or whose first images have a wrong shape or label."""
     if Source not in type(source).__mro__:
         raise ConfigError(
             f"{prefix}: {type(source).__name__} is no Source; make it a subclass of "
@@ -185,6 +185,12 @@ def read_images(prefix: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
             f"{prefix}: its {split} images have different shapes, such as {min(shapes)} and "
             f"{max(shapes)}; resize them"
         )
+    kinds = {str(image.dtype) for image in images}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"{prefix}: its {split} images are {' and '.join(sorted(kinds))}: expected the same, "
+            "bytes from 0 to 255 or floats from 0 to 1"
+        )
     stacked = torch.stack(images)
     if stacked.shape[-1] != stacked.shape[-2]:
         raise ConfigError(
@@ -200,8 +206,8 @@ def read_images(prefix: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
 def as_image(prefix: str, where: str, image: Any) -> Tensor:
     """An image as (C, H, W), uint8 if its values are, else float32.
 
-    A tensor must have this order, or no channels. In an array or picture the channels may also come
-    last.
+    A tensor must have this order, or no channels. In an array the channels may also come last, if
+    there are 1, 3 or 4 of them. A picture of PIL with a palette is read in its colours.
 
     Raises:
         ConfigError: It is not an image, or has more than three dimensions.
@@ -209,15 +215,18 @@ def as_image(prefix: str, where: str, image: Any) -> Tensor:
     if isinstance(image, Tensor):
         tensor = image.detach().cpu()
     else:
-        array = np.array(image)
-        if array.dtype == object or array.ndim not in (2, 3):
+        is_picture = hasattr(image, "getbands")
+        array = np.array(image.convert("RGB") if is_picture and image.mode == "P" else image)
+        if array.dtype == object or array.ndim == 0:
             raise ConfigError(
                 f"{prefix}: the image of {where} is a {type(image).__name__}, expected a tensor, "
                 "an array or a picture"
             )
         tensor = torch.from_numpy(array)
-        if tensor.dim() == 3 and tensor.shape[-1] in (1, 3, 4) and tensor.shape[0] not in (1, 3, 4):
-            tensor = tensor.permute(2, 0, 1)
+        counts = (1, 3, 4)
+        if array.ndim == 3:
+            is_last = array.shape[-1] in counts and array.shape[0] not in counts
+            tensor = tensor.permute(2, 0, 1) if is_picture or is_last else tensor
     if tensor.dim() == 2:
         tensor = tensor.unsqueeze(0)
     if tensor.dim() != 3:
@@ -279,8 +288,8 @@ class OwnImages(ImagesInMemory):
         mean, spread = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)
         if not spread.all():
             raise ConfigError(
-                f"{prefix}: a channel of its {count} training images is the same everywhere; there "
-                "is nothing to learn"
+                f"{prefix}: a channel of its {count} training images has the same value in every "
+                "pixel, so it cannot be normalised; leave that channel out"
             )
         self.hold(
             images={split: images for split, (images, _) in read.items()},

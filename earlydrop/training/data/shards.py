@@ -24,7 +24,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -59,9 +59,10 @@ def shards_of(folder: Path) -> dict[Path, int | None]:
     """
     paths = sorted(folder.glob("*.tar"))
     listed = _listed(folder)
-    missing = [name for name in listed if not (folder / name).is_file()] or _gaps(
-        [path.stem for path in paths]
-    )
+    if listed:
+        missing = [name for name in listed if not (folder / name).is_file()]
+    else:
+        missing = _gaps([path.stem for path in paths])
     if missing:
         raise ConfigError(
             f"{folder / missing[0]} is missing (shards that are there: {len(paths)}): copy it again"
@@ -87,7 +88,8 @@ def _listed(folder: Path) -> dict[str, int]:
         return {}
     try:
         shards = json.loads(path.read_text(encoding="utf-8"))["shardlist"]
-        return {str(shard["url"]): int(shard["nsamples"]) for shard in shards}
+        # A url may have the path that wids-index was given.
+        return {PurePosixPath(shard["url"]).name: int(shard["nsamples"]) for shard in shards}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is no list of shards ({error!r}): write it again, or delete it"
@@ -95,7 +97,11 @@ def _listed(folder: Path) -> dict[str, int]:
 
 
 def _gaps(stems: Sequence[str]) -> list[str]:
-    """The files missing from a numbering. Files missing at its start or end are not found."""
+    """The files missing from a numbering. Files missing at its start or end are not found.
+
+    Numbers are a numbering if more than half of those between the first and the last are there.
+    Others, such as dates, are not.
+    """
     numbers: dict[tuple[str, int], set[int]] = {}
     for stem in stems:
         matched = re.fullmatch(r"(.*?)(\d+)", stem)
@@ -103,6 +109,8 @@ def _gaps(stems: Sequence[str]) -> list[str]:
             numbers.setdefault((matched[1], len(matched[2])), set()).add(int(matched[2]))
     missing: list[str] = []
     for (prefix, width), present in numbers.items():
+        if 2 * len(present) <= max(present) - min(present):
+            continue
         for number in sorted(set(range(min(present), max(present))) - present):
             missing.append(f"{prefix}{number:0{width}d}.tar")
     return missing
@@ -200,7 +208,10 @@ def _name_classes(root: Path, split: str, images: ShardImages, first: Mapping[in
     names: list[str] | None = None
     if listed.is_file():
         try:
-            names = [str(name) for name in json.loads(listed.read_text(encoding="utf-8"))]
+            content = json.loads(listed.read_text(encoding="utf-8"))
+            if not isinstance(content, list):
+                raise TypeError(f"it holds a {type(content).__name__}")
+            names = [str(name) for name in content]
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{listed} is no list of classes ({error!r}): write it again, or delete it"

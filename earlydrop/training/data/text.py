@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import lzma
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.copies import sent
+from earlydrop.training.data.embedded import unpacked
 from earlydrop.training.data.source import Batch, KeyedIndices, Source
 from earlydrop.training.fields import ConfigError
 
@@ -23,13 +23,7 @@ _TEST = 20  # one context in twenty
 
 @functools.cache
 def _embedded() -> bytes:
-    content = lzma.decompress(EMBEDDED.read_bytes())
-    if hashlib.sha256(content).hexdigest() != EMBEDDED_SHA256:
-        raise ConfigError(
-            f"{EMBEDDED.name} is damaged: the SHA-256 of its content is not the expected one; "
-            "install earlydrop again"
-        )
-    return content
+    return unpacked(EMBEDDED, EMBEDDED_SHA256)
 
 
 def read_text(config: DataConfig) -> bytes:

@@ -167,7 +167,8 @@ class WorkerPool:
 
     def _start(self) -> _Loader:
         if not self._all:
-            # torch's own exit hook does not wait for workers. This one does, and runs before it.
+            # At exit torch sets a flag, after which a loader no longer ends its workers. This hook
+            # ends them before that.
             atexit.register(self.close)
         loader = _Loader(*self._loader_arguments)
         self._all.append(loader)

@@ -62,6 +62,9 @@ def load_pretrained(path: str, name: str, model: nn.Module, classes: int) -> str
     pretrained_digest(path)
     weights = _renamed(_weights(prefix, path), model)
     own = model.state_dict()
+    for key, value in own.items():
+        if key.endswith("num_batches_tracked"):  # files from before torch 0.4.1 lack these counts
+            weights.setdefault(key, value)
     weights = _for_channels(weights, own)
     head = _head(weights, own, classes)
     loaded = {key: value for key, value in weights.items() if key not in head}

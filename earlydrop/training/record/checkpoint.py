@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from earlydrop.training.record.files import remove, write_atomically
 log = logging.getLogger(__name__)
 
 BEST = "best.pt"
-
-_UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError)
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int = 2) -> Path:
@@ -66,11 +63,28 @@ def load_best(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+        content = _content(path.read_bytes())
+    except (OSError, ValueError) as error:
         log.warning("%s is damaged (%s): the run has no best weights", path, first_line(error))
         return None
     return content if content["fingerprint"] == fingerprint else None
+
+
+def _content(payload: bytes) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU.
+
+    Raises:
+        ValueError: It is damaged. torch raises errors of many kinds for a damaged file.
+    """
+    try:
+        content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(first_line(error)) from error
+    if not isinstance(content, dict) or "fingerprint" not in content:
+        raise ValueError("it is not a checkpoint of earlydrop")
+    return content
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -106,11 +120,9 @@ def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
                 != path.with_suffix(".sha256").read_text(encoding="utf-8").strip()
             ):
                 raise ValueError("its hash is not the one written beside it")
-            content: dict[str, Any] = torch.load(
-                io.BytesIO(payload), map_location="cpu", weights_only=True
-            )
-        except _UNREADABLE as error:
-            log.warning("checkpoint %s is damaged (%s): resuming from the one before", path, error)
+            content = _content(payload)
+        except (OSError, ValueError) as error:
+            log.warning("checkpoint %s is damaged (%s): looking for an older one", path, error)
             continue
         if content["fingerprint"] != fingerprint:
             raise ConfigError(

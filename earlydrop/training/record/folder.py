@@ -31,7 +31,7 @@ STATES = ("running", "finished", "interrupted", "failed")
 TIMING = "timing.jsonl"
 RECORDS = ("config.yaml", "provenance.json", "metrics.jsonl", TIMING)
 """The files whose digests a finished run's status holds."""
-_LONGEST_NAME = "checkpoints/step-000000000.sha256.tmp"  # the longest of a run's file names
+_LONGEST_NAME = "checkpoints/step-000000000.sha256.tmp"  # a run's longest record
 
 
 class RunFolder:

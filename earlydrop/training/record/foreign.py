@@ -26,7 +26,7 @@ def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, d
         path: A file, a run's folder, or its folder ``checkpoints``. The newest ``step-*.pt`` of a
             folder is used, or else its only ``*.pt*`` file besides ``best.pt``. A checkpoint holds
             ``model`` and perhaps ``model_ema``; one of the released code also holds the arguments
-            of its command line.
+            of its command line. A file that holds only weights by name is read as ``model``.
         name: ``model.name``.
         model: The model that the weights are for. It is not changed.
 
@@ -57,7 +57,8 @@ def foreign_weights(path: str, name: str, model: nn.Module) -> list[tuple[str, d
         if isinstance(content.get(key), dict):
             weights = content[key]
             if weights.keys() != model.state_dict().keys():
-                weights = renamed_by_timm(weights, model)
+                renamed = renamed_by_timm(weights, model)
+                weights = weights if _has_resized(renamed, weights) else renamed
             _check(weights, model, f"checkpoint is {path!r}: {file.name}", name)
             title = f"{words} of {file}{_position(content)}"
             titled.append((title, {"model": weights, "scheduler": content.get("scheduler")}))
@@ -126,6 +127,7 @@ def _file(path: Path, given: str) -> Path:
 def renamed_by_timm(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """The weights under the present names of a model of timm, by timm's own rules.
 
+    The rules also interpolate position embeddings to the model's image size.
     If the model is not of timm, or if timm's rules fail because the weights are of another model,
     the weights are returned unchanged.
     """
@@ -140,6 +142,13 @@ def renamed_by_timm(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]
     except _NOT_OF_THIS_MODEL:
         return weights
     return renamed
+
+
+def _has_resized(renamed: Mapping[str, Any], weights: Mapping[str, Any]) -> bool:
+    """Whether position embeddings were interpolated, so that the weights are of another size."""
+    sizes = {value.numel() for value in weights.values() if isinstance(value, Tensor)}
+    positions = [value for name, value in renamed.items() if "pos" in name]
+    return any(value.numel() not in sizes for value in positions)
 
 
 def _check(weights: dict[str, Any], model: nn.Module, where: str, name: str) -> None:

@@ -162,8 +162,9 @@ def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | No
 def write_provenance(plan: Plan, folder: RunFolder, workers: int = 1) -> None:
     """Write ``provenance.json`` and ``config.yaml``. A resumed run keeps its own.
 
-    If ``data.extra`` (the further test sets) has changed when a run is resumed, both files take the
-    new value. A run is measured on these sets only at its end.
+    If ``data.extra`` (the further test sets) has changed when a run is resumed,
+    ``provenance.json`` takes the new value, and ``config.yaml`` is written again as a whole. A run
+    is measured on these sets only at its end.
     """
     extra = extra_record(plan.source.extra) if plan.config.data.extra else {}
     recorded: dict[str, Any] = {}

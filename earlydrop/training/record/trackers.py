@@ -48,7 +48,8 @@ class Opened(NamedTuple):
 
 def missing(backend: str) -> bool:
     """Whether the package of a backend is not installed."""
-    return importlib.util.find_spec(NEEDS[backend]) is None
+    spec = importlib.util.find_spec(NEEDS[backend])
+    return spec is None or spec.origin is None  # a plain folder of this name is no package
 
 
 class Summary:

@@ -1,5 +1,7 @@
+import dataclasses
 import gzip
 import hashlib
+import lzma
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from earlydrop.training.data.arrays import (
     read_idx,
     stratified,
 )
+from earlydrop.training.data.embedded import unpacked
 from earlydrop.training.fields import ConfigError
 
 CPU = torch.device("cpu")
@@ -93,7 +96,7 @@ def test_data_is_downloaded_only_where_that_was_asked_for(
     class Absent:
         def __init__(self, root, train, download):
             asked.append(download)
-            raise RuntimeError("not there")
+            raise RuntimeError("Dataset not found. You can use download=True to download it")
 
     monkeypatch.setattr("torchvision.datasets.MNIST", Absent)
     config = DataConfig(name="mnist", root=str(tmp_path), download=download)
@@ -247,3 +250,32 @@ def test_all_training_images_and_one_of_each_class_are_the_limits():
     for count in (9, 10_001):
         with pytest.raises(ConfigError, match=f"data.train_images is {count}: .*10000 training"):
             make_source(DataConfig(train_images=count), AugmentConfig(), device)
+
+
+def test_a_damaged_file_is_no_absent_one(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, count in (("train", 3), ("t10k", 2)):
+        images = bytes([0, 0, 8, 3, 0, 0, 0, count, 0, 0, 0, 28, 0, 0, 0, 28]) + bytes(784 * count)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(images)
+        labels = bytes([0, 0, 8, 1, 0, 0, 0, count]) + bytes(range(count))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(labels)
+    config = DataConfig(name="mnist", root=str(tmp_path))
+    assert len(load_arrays(config).train_images) == 3
+    cut = raw / "train-images-idx3-ubyte"
+    cut.write_bytes(cut.read_bytes()[:-5])
+    for download in (False, True):
+        with pytest.raises(ConfigError, match=r"are damaged .* delete them and fetch them again"):
+            load_arrays(dataclasses.replace(config, download=download))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage"])
+def test_an_embedded_file_that_is_damaged_is_named(content, tmp_path):
+    file = tmp_path / "data.xz"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"data.xz cannot be read .*: install earlydrop again"):
+        unpacked(file, "0")
+    file.write_bytes(lzma.compress(b"other"))
+    with pytest.raises(ConfigError, match=r"data.xz is damaged: the SHA-256"):
+        unpacked(file, "0")

@@ -144,7 +144,7 @@ def test_labels_that_are_none_are_refused(copies, datasets, tmp_path):
             (
                 "string",
                 "cat",
-                "expected whole numbers; dataset.class_encode_column('label') numbers the classes",
+                "for each image; dataset.class_encode_column('label') numbers the classes",
             ),
             ("int64", -1, "the split 'train' has the label -1, expected 0 to"),
             ("int64", None, "the split 'train' has an image without a label"),

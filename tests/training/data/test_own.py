@@ -5,9 +5,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data import make_source, own
+from earlydrop.training.data.own import read_images
 from earlydrop.training.fields import ConfigError
 
 MODULE = """
@@ -212,3 +214,25 @@ def test_all_images_and_one_of_each_class_are_the_limits():
     assert source("pictures", train_images=4).sizes["train"] == 4
     with pytest.raises(ConfigError, match=r"data.train_images is 3"):
         source("pictures", train_images=3)
+
+
+def read(*images):
+    return read_images("data.name is 'x'", "train", [(image, 0) for image in images])[0]
+
+
+def test_a_picture_with_a_palette_is_read_in_its_colours():
+    picture = Image.new("P", (4, 4))
+    picture.putpalette([255, 255, 255])
+    assert read(picture).unique().tolist() == [255]
+
+
+def test_bytes_and_floats_in_one_split_are_refused():
+    white = np.full((4, 4), 255, np.uint8), np.ones((4, 4), np.float32)
+    with pytest.raises(ConfigError, match=r"its train images are torch.float32 and torch.uint8"):
+        read(*white)
+
+
+@pytest.mark.parametrize("shape", [(784,), (1, 1, 28, 28)])
+def test_an_array_of_other_dimensions_is_told_its_shape(shape):
+    with pytest.raises(ConfigError, match=r"the image of train\[0\] has shape"):
+        read(np.zeros(shape))

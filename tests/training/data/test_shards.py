@@ -351,3 +351,35 @@ def test_reading_an_index_agrees_with_tarfile(written):
     with tarfile.open(path) as tar:
         for name, offset, length in zip(index.names, index.offsets, index.lengths, strict=True):
             assert content[offset : offset + length] == tar.extractfile(name).read()
+
+
+def list_shards(shards, urls):
+    for split in ("train", "val"):
+        folder = shards / split
+        if folder.is_dir():
+            content = json.loads((folder / "shardindex.json").read_text())
+            for entry in content["shardlist"]:
+                entry["url"] = urls(split, entry["url"])
+            (folder / "shardindex.json").write_text(json.dumps(content))
+
+
+def test_a_list_may_name_shards_by_a_path(shards):
+    before = opened(shards).digest
+    list_shards(shards, lambda split, name: f"data/{split}/{name}")
+    assert opened(shards).digest == before
+
+
+def test_numbers_that_are_no_numbering_have_no_gaps(shards):
+    before = opened(shards).sizes
+    for path, year in zip(
+        sorted((shards / "train").glob("*.tar")), (2023, 2024, 2025), strict=True
+    ):
+        path.rename(path.with_name(f"day-{year}0101000000.tar"))
+    for listed in shards.rglob("shardindex.json"):
+        listed.unlink()
+    assert opened(shards).sizes == before
+
+
+def test_classes_are_a_list(shards):
+    (shards / "classes.json").write_text('{"cat": 1, "dog": 0}')
+    assert "is no list of classes" in refused(shards)

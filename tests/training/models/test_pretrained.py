@@ -120,3 +120,11 @@ def test_a_run_begins_with_them(config, tmp_path, capsys):
     )
     assert second["test/loss"] == pytest.approx(first["test/loss"], abs=1e-4)
     assert "begins with 4 of 4 tensors" in capsys.readouterr().out
+
+
+def test_files_without_counts_of_batches_are_taken(tmp_path, weights):
+    kept = {key: value for key, value in weights.items() if "num_batches_tracked" not in key}
+    assert len(kept) < len(weights)
+    torch.save(kept, tmp_path / "w.pth")
+    found = build(tmp_path / "w.pth", classes=7).state_dict()
+    assert all(torch.equal(found[key], value) for key, value in kept.items())

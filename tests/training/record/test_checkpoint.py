@@ -55,7 +55,7 @@ def test_damaged_best_weights_are_none(config, monkeypatch, caplog):
     assert load_best(best.parent, fingerprint)["metric"] == "test/loss"
     whole = best.read_bytes()
     monkeypatch.setattr(trainer_module.log, "propagate", True)
-    for content in (whole[:200], b"", b"no weights"):
+    for content in (whole[:200], b"", b"no weights", b"hello world", b"."):
         best.write_bytes(content)
         assert load_best(best.parent, fingerprint) is None
         assert "best.pt is damaged" in caplog.text

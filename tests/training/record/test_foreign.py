@@ -83,6 +83,19 @@ def test_swins_of_before_timm_1_are_renamed(tmp_path):
     assert found["model"].keys() == model.state_dict().keys()
 
 
+def test_weights_of_another_image_size_are_not_interpolated(tmp_path):
+    model = build_model(ModelConfig(name="swin_femto"), TASK, 0)
+    larger = timm.create_model("swin_tiny_patch4_window7_224", num_classes=4)
+    old = {}
+    for name, value in model.state_dict().items():
+        old[name.replace("head.fc.", "head.")] = value
+    table = next(name for name in old if name.endswith("relative_position_bias_table"))
+    rows = larger.state_dict()["layers.0.blocks.0.attn.relative_position_bias_table"].shape[0]
+    old[table] = torch.zeros(rows, old[table].shape[1])
+    with pytest.raises(ConfigError, match="another model"):
+        foreign_weights(released(tmp_path / "checkpoint.pth", old), "swin_femto", model)
+
+
 def test_averaged_weights_come_first(tmp_path):
     model = build_model(ModelConfig(name="vit_tiny_patch16_224"), TASK, 0)
     path = released(tmp_path / "c.pth", model.state_dict(), model_ema=model.state_dict())

@@ -86,3 +86,20 @@ def test_a_run_without_a_status_leaves_the_steps_of_the_others_whole(study):
     steps = {row["step"] for row in run_rows(runs, study)}
     assert steps == {"100 of 100", "0"}
     assert "unknown, since it has no status.json: none-seed0" in problems(runs, study)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("status.json", '{"state": "running", "step": 3, "total_steps": "10"}'),
+        ("config.yaml", "study: null\nseed: 0\n"),
+        ("config.yaml", "study: study\nseed: 0\noptim: {lr: '[1'}\n"),
+        ("config.yaml", "study: study\nseed: 0\nmodel: {width: 96.5}\n"),
+    ],
+)
+def test_one_odd_file_leaves_out_one_run(study, file, content):
+    path = study / "none-seed0" / file
+    path.write_text(content)
+    runs = load_runs(study)
+    assert len(runs) == 5
+    assert str(path) in runs.attrs["damaged"][0]

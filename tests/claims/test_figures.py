@@ -3,11 +3,12 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from earlydrop.analysis.plots import draw_axis
 from earlydrop.claims import figures, gain_figure
-from earlydrop.claims.declare import Sensitivity
+from earlydrop.claims.declare import LossWindow, Sensitivity
 from earlydrop.claims.figures import draw_findings
 from earlydrop.claims.gain_figure import draw_gain
 from earlydrop.claims.judge import judge_all
@@ -120,3 +121,39 @@ def test_the_gain_is_drawn_from_relative_differences(tmp_path, monkeypatch):
     verdicts = judge_all([declaration(LOSS)], summaries)
     with pytest.raises(ValueError, match="claim L has no relative difference"):
         draw_gain([declaration(LOSS)], verdicts, tmp_path / "gain.png")
+
+
+def sensitive(tmp_path, monkeypatch, rates, window=None, seeds=((2, 3), (2, 3))):
+    """The titles and scales of a drawn sensitivity, or None if nothing is drawn."""
+    tables = [
+        made_up(config={"optim.weight_decay": rate}, seeds=of_rate)
+        for rate, of_rate in zip(rates, seeds, strict=True)
+    ]
+    summaries = Summaries(
+        pd.concat([table.runs for table in tables], ignore_index=True),
+        pd.concat([table.history for table in tables], ignore_index=True),
+    )
+    claim = dataclasses.replace(
+        LOSS, sensitivity=Sensitivity("optim.weight_decay", rates, 10.0), window=window
+    )
+    declared = declaration(claim, studies=[study(first=[2, 3, 4])])
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    fingerprints = draw_sensitivity(declared, summaries, tmp_path / "s.png")
+    return (drawn[0], fingerprints) if drawn else None
+
+
+def test_a_sensitivity_says_how_many_seeds_have_finished(tmp_path, monkeypatch):
+    figure, fingerprints = sensitive(tmp_path, monkeypatch, (0.05, 0.1), seeds=((2, 3), (2, 3, 4)))
+    assert "n = 2 to 3;" in figure.get_suptitle()
+    assert len(fingerprints) == 10
+    assert figure.axes[0].get_xscale() == "log"
+
+
+def test_a_setting_of_0_is_drawn(tmp_path, monkeypatch):
+    figure, _ = sensitive(tmp_path, monkeypatch, (0.0, 0.05))
+    assert figure.axes[0].get_xscale() == "linear"
+
+
+def test_a_sensitivity_at_losses_that_no_run_has_is_not_drawn(tmp_path, monkeypatch):
+    assert sensitive(tmp_path, monkeypatch, (0.05, 0.1), LossWindow(high=90.0, low=80.0)) is None

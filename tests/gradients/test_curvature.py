@@ -190,3 +190,19 @@ def test_small_eigenvalues_scale_the_sharpness():
     loss, weights, _, _ = quadratic(eigenvalues=1e-4 * EIGENVALUES)
     value = preconditioned_sharpness(loss(), weights, iterations=2000, tolerance=1e-12)
     assert value == pytest.approx(4e-4, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shapes", [[(2,)], [(2,), (1,), (1,)], [(1,), (1,)], [(2,), (2,)]], ids=str
+)
+def test_a_preconditioner_of_other_shapes_is_refused(shapes):
+    weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))]
+    loss = sum((weight**4).sum() for weight in weights)
+    with pytest.raises(ValueError, match="the preconditioner has the shapes"):
+        preconditioned_sharpness(loss, weights, [torch.ones(shape) for shape in shapes])
+
+
+def test_a_preconditioner_of_nan_is_refused():
+    weight = nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="entries that are not positive"):
+        preconditioned_sharpness((weight**4).sum(), [weight], [torch.tensor([1.0, math.nan])])

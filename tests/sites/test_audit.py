@@ -483,3 +483,27 @@ def test_it_imports_nothing_heavy():
 def test_public():
     assert earlydrop.audit is audit
     assert {drop.status for drop in audit(nn.Dropout(0.5), torch.ones(3)).drops} == {"drivable"}
+
+
+class TwiceTheRate(nn.Module):
+    """Drops at a rate that follows an attribute, and is not its value."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.dropout = nn.Dropout(0.1), 0.1
+
+    def forward(self, x):
+        return nn.functional.dropout(self.drop(x), 2 * self.dropout, self.training)
+
+
+def test_without_a_scheduler_nothing_is_driven():
+    model = TwiceTheRate()
+    assert {drop.status for drop in audit(model, torch.ones(64)).drops} == {"drivable"}
+    DropoutScheduler(model, constant(0.3))
+    assert {drop.status for drop in audit(model, torch.ones(64)).drops} == {"driven"}
+
+
+def test_the_line_is_outside_torch_and_not_outside_torchvision():
+    block = torchvision.models.vision_transformer.EncoderBlock(2, 4, 8, 0.1, 0.1)
+    places = {drop.where for drop in audit(block, torch.randn(2, 3, 4)).drops}
+    assert any(place.startswith("torchvision/models/vision_transformer.py:") for place in places)

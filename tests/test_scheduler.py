@@ -612,7 +612,7 @@ def test_a_scheduler_shows_its_schedule_its_sites_and_its_step():
 
 
 class Doubtful(nn.Module):
-    """Holds a rate under a name that only looks like one."""
+    """Its rate has a name that is not a known one."""
 
     def __init__(self, rate):
         super().__init__()

@@ -252,7 +252,7 @@ def _values_as_text(arm: Arm, names: list[str], exact: bool = False) -> str:
 def text(value: Any, exact: bool = False) -> str:
     """A setting as text; floats in six digits unless ``exact``.
 
-    If ``exact``, a text that reads as something else, such as ``'1'``, is in quotation marks.
+    If ``exact``, a text that reads as a number, such as ``'1'``, is in quotation marks.
     """
     if value is None:
         return "null"
@@ -260,12 +260,12 @@ def text(value: Any, exact: bool = False) -> str:
         return str(_as_lists(value))
     if isinstance(value, float) and not exact:
         return f"{value:g}"
-    if isinstance(value, str) and exact and is_number(value):
+    if isinstance(value, str) and exact and _is_number(value):
         return repr(value)
     return str(value)
 
 
-def is_number(value: str) -> bool:
+def _is_number(value: str) -> bool:
     """Whether a text reads as a number."""
     try:
         float(value)

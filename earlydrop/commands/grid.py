@@ -148,17 +148,12 @@ def _estimated(plan: Plan) -> Cost:
     """Time a few steps of a run; raise if its model cannot run a forward."""
     import torch
 
-    from earlydrop.training.cost import estimate, workers_of
-    from earlydrop.training.distributed import check_parts
-    from earlydrop.training.prepare import refuse_broken_compiler, scheduled_model, try_forward
+    from earlydrop.training.cost import estimate
+    from earlydrop.training.describe import checked_model
 
-    trainer = plan.config.trainer
-    check_parts(trainer.accumulate, trainer.batch_size, workers_of(plan))
-    refuse_broken_compiler(plan)
     if plan.config.threads is not None:
         torch.set_num_threads(plan.config.threads)
-    model, _ = scheduled_model(plan)
-    try_forward(model, plan)
+    checked_model(plan)
     return estimate(plan)
 
 

@@ -77,7 +77,7 @@ class Link:
         return (*self.rates.values(), *self.reads)
 
     def changing(self) -> bool:
-        """Whether a bank of these rates is on, or may be on later."""
+        """Whether one of the banks of these rates drops now, or may drop later."""
         return any(rate.bank.on or rate.bank.rises for rate in self.all_rates)
 
 

@@ -16,6 +16,7 @@ from earlydrop.training.cost import Cost, estimate, workers_of
 from earlydrop.training.data.files import counts_in_words
 from earlydrop.training.distributed import check_parts
 from earlydrop.training.models import in_words
+from earlydrop.training.peaks import Driver
 from earlydrop.training.plan import Plan
 from earlydrop.training.prepare import refuse_broken_compiler, scheduled_model, task_of, try_forward
 
@@ -27,10 +28,7 @@ def print_plan(plan: Plan) -> None:
         ConfigError: The workers cannot share a batch, or the model does not suit the run.
     """
     config, workers = plan.config, workers_of(plan)
-    check_parts(config.trainer.accumulate, config.trainer.batch_size, workers)
-    refuse_broken_compiler(plan)
-    model, scheduler = scheduled_model(plan)
-    try_forward(model, plan)
+    model, scheduler = checked_model(plan)
     print(f"folder       {plan.folder}")
     print(f"fingerprint  {plan.fingerprint}")
     _print_model(plan, model)
@@ -43,6 +41,21 @@ def print_plan(plan: Plan) -> None:
     else:
         print("sites        none driven: the schedule never drops")
     _print_cost(plan, estimate(plan), workers)
+
+
+def checked_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
+    """The model and driver of a plan, after the checks of a run that need no training.
+
+    Raises:
+        ConfigError: The workers cannot share a batch, torch.compile does not work, or the model
+            does not suit the run.
+    """
+    trainer = plan.config.trainer
+    check_parts(trainer.accumulate, trainer.batch_size, workers_of(plan))
+    refuse_broken_compiler(plan)
+    model, scheduler = scheduled_model(plan)
+    try_forward(model, plan)
+    return model, scheduler
 
 
 def _print_model(plan: Plan, model: nn.Module) -> None:

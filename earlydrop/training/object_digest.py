@@ -312,7 +312,7 @@ class Reader:
         self._add_captured(value)
 
     def _refuse_class_of_reloaded_module(self, value: Any) -> None:
-        """Refuse a class that its module has replaced by a new one of the same name."""
+        """Refuse a class if its module now holds another class of the same name."""
         if not isinstance(value, type):
             return
         present: Any = sys.modules.get(value.__module__)

@@ -81,7 +81,7 @@ def task_of(plan: Plan) -> Task:
     )
 
 
-# Errors of a model of another library that an input of another size may raise.
+# Errors that a model of another library may raise if the size of the input does not fit.
 _OF_INPUT = (
     RuntimeError,
     AssertionError,

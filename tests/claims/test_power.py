@@ -39,7 +39,7 @@ def test_a_claim_of_equivalence_is_sized_by_the_difference_that_was_seen(seen):
         noise = np.random.default_rng(0).standard_normal((20_000, n)) + seen
         above = scipy.stats.ttest_1samp(noise, -1.0, axis=1, alternative="greater").pvalue < LEVEL
         below = scipy.stats.ttest_1samp(noise, 1.0, axis=1, alternative="less").pvalue < LEVEL
-        # Which of the two bounds is passed is not known before, so the test is two-sided.
+        # Two-sided: before the runs, nobody knows which of the two bounds the effect passes.
         higher = scipy.stats.ttest_1samp(noise, 1.0, axis=1, alternative="greater").pvalue
         beyond = 2 * higher < LEVEL
         return (beyond if abs(seen) > 1 else above & below).mean()

@@ -67,7 +67,7 @@ class Audit:
 
     @property
     def undriven(self) -> tuple[Drop, ...]:
-        """The drops of the kind that are left in the second forward of `audit`."""
+        """The drops of this kind that remain in the second forward of `audit`."""
         return tuple(drop for drop in self.drops if drop.status == "undriven")
 
     def __str__(self) -> str:

@@ -72,7 +72,7 @@ def __getattr__(name: str) -> Any:
     if name == "experiment":  # this one needs earlydrop[train]
         return importlib.import_module("earlydrop.experiment")
     if name not in _HOME:
-        names = ", ".join(_HOME)
+        names = ", ".join(__dir__())
         raise AttributeError(f"module 'earlydrop' has no attribute {name!r}; it has {names}")
     home = importlib.import_module(f"earlydrop.{_HOME[name]}")
     value = MAKERS[name] if name in MAKERS else getattr(home, name)

@@ -90,3 +90,16 @@ def test_what_a_name_holds_is_no_html():
     model = nn.Sequential()
     model.add_module("<b>", nn.Dropout(0.1))
     assert "<b>" not in earlydrop.find_sites(model)._repr_html_()
+
+
+def test_a_narrow_peak_of_a_resolved_schedule_is_drawn():
+    schedule = earlydrop.piecewise("0,0@0.46,0.5@0.47,0@0.48,0").resolve(total_steps=1_000)
+    drawn, words = points(schedule)
+    assert min(y for _, y in drawn) == 10
+    assert "1,000" in words
+
+
+def test_steps_beyond_ten_thousand_are_written_out():
+    _, words = points(earlydrop.early(0.1, cutoff=100_000))
+    assert "e+" not in words
+    assert "12" in words

@@ -330,6 +330,8 @@ def test_callbacks_hear_of_every_metric_and_can_stop_the_run():
     )
     with pytest.raises(ConfigError, match="callbacks holds a int: expected functions"):
         experiment.train(SMALL, callbacks=[3])
+    with pytest.raises(ConfigError, match="callbacks is None: expected a list"):
+        experiment.train(SMALL, callbacks=None)
 
 
 def test_ctrl_c_saves_and_the_same_call_goes_on(monkeypatch, capsys):

@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib.colors as mcolors
 
-_COLOURS = {  # Okabe and Ito's, which colour-blind readers can tell apart
+_COLOURS = {  # those from constant to curriculum are Okabe and Ito's, for colour-blind readers
     "none": "#222222",
     "constant": "#d55e00",
     "early": "#0072b2",
@@ -33,7 +33,8 @@ def styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
 
     Arms of one schedule share its colour, in other shades, with lines and markers of their own.
     Early and late stochastic depth have colours of their own.
-    The first arm of a schedule has the schedule's own look, whatever else the figure shows.
+    The first arm of one of our schedules has that schedule's look, whatever else the figure shows.
+    The look of a user's own schedule depends on how many others come before it.
 
     Args:
         arms: Labels of arms, such as ``early-0.1-20%``, or ``study: early-0.1-20%``.
@@ -51,6 +52,7 @@ def styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
             name = f"{name} path"
         if name in _COLOURS:
             colour, marker = _COLOURS[name], _MARKERS[name]
+            place = -1
         else:
             place = others.setdefault(name, len(others))
             colour = _OTHER_COLOURS[place % len(_OTHER_COLOURS)]
@@ -58,7 +60,7 @@ def styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
         variant = seen[name]
         seen[name] += 1
         if variant:
-            marker = _VARIANT_MARKERS[(variant - 1) % len(_VARIANT_MARKERS)]
+            marker = _VARIANT_MARKERS[(place + variant) % len(_VARIANT_MARKERS)]
             colour = _shade(colour, _SHADES[variant % len(_SHADES)])
         line = _LINE_STYLES[variant % len(_LINE_STYLES)]
         looks[arm] = {"color": colour, "linestyle": line, "marker": marker}

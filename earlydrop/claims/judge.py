@@ -177,10 +177,8 @@ def _judge_looks(
             adjust=sequential.add_look,
         )
         at_look = [_with_look(verdict, looks, i) for verdict in at_look]
-        if chosen:
-            chosen = [_later(before, after) for before, after in zip(chosen, at_look, strict=True)]
-        else:
-            chosen = at_look
+        pairs = zip(chosen or at_look, at_look, strict=True)
+        chosen = [_later(before, after) for before, after in pairs]
     return chosen
 
 
@@ -206,9 +204,11 @@ def _later(before: Verdict, at_look: Verdict) -> Verdict:
 
     A decision stays. A look whose seeds have not all finished is ignored.
     """
-    if before.verdict in DECIDED or at_look.verdict in UNJUDGED:
+    if before.verdict in DECIDED:
         return before
-    return at_look
+    if at_look.value_missing:  # no further seed can decide the claim
+        return dataclasses.replace(before, value_missing=True, remark=at_look.remark)
+    return before if at_look.verdict in UNJUDGED else at_look
 
 
 def _judge_seeds(

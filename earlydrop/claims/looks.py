@@ -27,10 +27,11 @@ class Next:
     Attributes:
         study: The study.
         verdicts: The verdicts on the finding's claims from the runs so far.
-        seeds: The seeds of the next look, without those of earlier looks; empty where every claim
-            is decided or has no value in a finished run, or all looks are done.
-        configs: A configuration for each arm of the claims that are open, with the first of these
-            seeds.
+        seeds: The seeds of the next look, without those of earlier looks. Empty where all looks are
+            done, or where every claim is decided or has a finished run whose loss does not fall
+            through its window of losses.
+        configs: A configuration for each arm of the claims that these seeds are for, with the first
+            of the seeds.
     """
 
     study: str
@@ -48,7 +49,8 @@ def next_look(declaration: Declaration, claims: Iterable[Claim], summaries: Summ
         summaries: The runs so far.
 
     Raises:
-        ValueError: The file declares no looks.
+        ValueError: The file declares no looks, `judge` refuses the runs, or the study does not
+            declare a setting that a claim's metric needs.
     """
     if declaration.looks is None:
         reason = "its rounds are judged once, when all their seeds have finished"

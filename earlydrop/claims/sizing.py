@@ -25,8 +25,8 @@ _COLUMNS = ["claim", "study", "metric", "n", "spread", "smallest", "seeds", "hou
 def power_table(declarations: Iterable[Declaration], summaries: Summaries) -> pd.DataFrame:
     """One row per claim and study whose two arms have run on two or more label seeds.
 
-    Claims with a test other than the paired t test are left out. So are claims for which a run has
-    no value in the window.
+    Claims with a test other than the paired t test are left out. So are claims for which the loss
+    of a run does not fall through the window of losses.
 
     Returns:
         A table with the columns ``claim``, ``study``, ``metric``, ``n`` (the number of label
@@ -57,8 +57,8 @@ def _row(
 ) -> dict[str, Any] | None:
     """The row of a claim.
 
-    None if its test is not the paired t test, if it has fewer than two label seeds, or if a run has
-    no value in its window.
+    None if its test is not the paired t test, if fewer than two label seeds have a value, or if the
+    loss of a run does not fall through its window of losses.
     """
     try:
         measured = differences(runs, study, claim, study.rounds.get(LABEL, ()))

@@ -15,7 +15,7 @@ OPEN = "not resolved"
 """The verdict on a claim whose seeds have all finished and decide nothing."""
 
 UNJUDGED = ("incomplete", "not run")
-"""The verdicts on a claim whose seeds have not all finished."""
+"""The verdicts on a claim that is not judged: some of its seeds have no value in both arms."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Verdict:
         study: The study.
         round: The name of the round.
         claim: The claim.
-        arms: The names of its two arms; their schedules where there are no runs.
-        expected: The number of declared seeds.
+        arms: The names of its two arms; their schedules where there are no runs, where a run has no
+            value in a window of losses, and for a sensitivity.
+        expected: The number of seeds that it is judged from: those of the round, or of the look.
         paired: The paired difference; None without two seeds.
         smallest: The smallest effect that matters, in the metric's units; None without two seeds.
         p: p-value of the test that decided, after Holm. If none did, that of the test that would
@@ -42,13 +43,13 @@ class Verdict:
         remark: The settings in which the runs differ from the declaration, or the reason why a run
             has no value; empty for none.
         seconds: The time of one run of each arm, in seconds.
-        look: The look at which it was judged, from 1; 0 where no looks are declared.
-        looks: The number of declared looks.
+        look: The look at which it was judged, from 1; 0 where it is not judged at looks.
+        looks: The number of looks of its round; 0 for a round without looks.
         lower: The number of seeds whose value is lower in the first arm; None without a paired
             difference.
         higher: The number of seeds whose value is higher there. Equal seeds count in neither.
-        value_missing: Whether a finished run has no value in the claim's window, so that no further
-            seed can decide it.
+        value_missing: Whether the loss of a finished run does not fall through the claim's window
+            of losses, so that no further seed can decide it.
     """
 
     study: str

@@ -21,8 +21,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
         terminal.prepare()
         try:
-            main()
-            sys.stdout.flush()
+            _run_and_flush(main)
         except KeyboardInterrupt:
             from earlydrop.commands.sweep import end_workers
 
@@ -35,3 +34,14 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             raise SystemExit(f"error: {error}") from None
 
     return run
+
+
+def _run_and_flush(main: Callable[[], None]) -> None:
+    """Write all output while an error of a closed pipe can still be caught."""
+    try:
+        main()
+    except SystemExit as stop:
+        if not isinstance(stop.code, str):  # a text is an error, which Python prints
+            sys.stdout.flush()
+        raise
+    sys.stdout.flush()

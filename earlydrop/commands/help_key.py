@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 
-from earlydrop.training.keys import Key, expected, keys, shown
+from earlydrop.training.keys import Key, expected, key_of, keys, shown
 from earlydrop.training.overrides import meant
 
 FLAG = "--help-key"
@@ -13,7 +13,7 @@ _EFFECT = {
     "numbers": "changes what is trained",
     "cadence": "changes what is measured",
     "seed": "pairs runs",
-    "machine": "changes no number",
+    "machine": "says where and how the run is computed",
     "name": "changes no number",
 }
 
@@ -35,6 +35,9 @@ def show_help(arguments: list[str]) -> None:
     texts = []
     for name in names or list(known):
         matching = [key for key in known.values() if f"{key.name}.".startswith(f"{name}.")]
+        below = key_of(name)
+        if below is not None and not matching:
+            matching = [below]
         if not matching:
             hint = meant(name, [*known, *groups]) or "; earlydrop --help-key lists all"
             raise SystemExit(f"error: there is no key {name}{hint}")

@@ -311,7 +311,7 @@ def main() -> None:
 
     terminal.prepare()
     if "--version" in sys.argv[1:]:
-        return show_version(sys.argv[1:])
+        return command(lambda: show_version(sys.argv[1:]))()
     _require_training_extra()
     if any(word.partition("=")[0] == help_key.FLAG for word in sys.argv[1:]):
         return command(lambda: help_key.show_help(sys.argv[1:]))()

@@ -41,18 +41,21 @@ def in_steps(schedule: Rates, length: RunLength) -> Rates:
                 "earlydrop.early(0.1, cutoff='20%'), or a function from the step to a rate"
             )
         return schedule
+    if length.total is None and schedule.resolved:
+        return schedule  # it needs no length
     any_total = 2**60
     total = any_total if length.total is None else length.total
-    if length.per_epoch is None and _needs_epochs(schedule, total):
+    if length.per_epoch is None and _needs_epochs(schedule, any_total):
         raise ValueError(
-            f"{schedule!r} has a duration in epochs, but {length.no_epoch}: give it in steps"
+            f"{schedule!r} has a duration in epochs, but {length.no_epoch}: give it in steps, or "
+            "pass what schedule.resolve(total_steps, steps_per_epoch) returns"
         )
     resolved = schedule.resolve(total, length.per_epoch)
     # Without a length, the schedule must be the same for every length.
     if length.total is None and resolved != schedule.resolve(2 * any_total, length.per_epoch):
         raise ValueError(
             f"{schedule!r} depends on the length of the run, but {length.no_total}: "
-            "give its durations in steps"
+            "give its durations in steps, or pass what schedule.resolve(total_steps) returns"
         )
     return resolved
 
@@ -65,7 +68,7 @@ def _needs_epochs(schedule: Schedule, total: int) -> bool:
         try:
             schedule.resolve(total, steps_per_epoch=1)
         except ValueError:
-            return False  # another mistake: the caller's resolve() names it
+            return False  # it is resolved for another length, which the caller's resolve() names
         return True
     return False
 

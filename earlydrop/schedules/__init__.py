@@ -4,9 +4,10 @@ A schedule is a small immutable value without state. It can be called (``schedul
 compared, printed and written into a config (`Schedule.to_config`, `from_config`). ``step`` counts
 optimizer steps from 0.
 
-Durations (cutoffs and the positions of points) are whole steps (``1_000``), epochs (``"50ep"``) or
-a share of the whole run (``"20%"``). `Schedule.resolve` turns them into steps, rounding down, once
-the length of the run is known.
+Durations, such as cutoffs, are whole steps (``1_000``), epochs (``"50ep"``) or a share of the whole
+run (``"20%"``). `Schedule.resolve` turns them into steps, rounding down, once the length of the run
+is known. The positions of points (`piecewise`) are fractions, percentages or epochs. They are not
+rounded to steps.
 
 Terms and arithmetic follow Liu et al., "Dropout Reduces Underfitting", ICML 2023
 (arXiv:2303.01500): *standard*, *early* and *late* dropout, with a *cutoff*.

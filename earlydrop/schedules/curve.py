@@ -15,11 +15,12 @@ _TOTAL = 1_000  # steps of a drawn run, where the length of the run is not known
 
 
 def curve_svg(schedule: Any) -> str:
-    """Draw the rate against the step, from step 0 to a little past the last change.
+    """Draw the rate against the step: the whole run, or a little past the last change.
 
     Args:
         schedule: A `Schedule`. The axis shows the share of the run where durations are in percent,
-            and epochs where they are in epochs.
+            and epochs where they are in epochs. If the rate depends on the end of the run too, the
+            run is drawn with 10 epochs, or with the next power of ten that its epochs fit in.
 
     Returns:
         An ``<svg>`` element.
@@ -46,7 +47,7 @@ def curve_svg(schedule: Any) -> str:
         f'<text x="{_LEFT - 6}" y="{_TOP + 4}" text-anchor="end">{top:.3g}</text>'
         f'<text x="{_LEFT - 6}" y="{bottom + 4}" text-anchor="end">0</text>'
         f'<text x="{_LEFT}" y="{bottom + 16}" text-anchor="middle">0</text>'
-        f'<text x="{right}" y="{bottom + 16}" text-anchor="end">{length * scale:,.4g}</text>'
+        f'<text x="{right}" y="{bottom + 16}" text-anchor="end">{length * scale:,.10g}</text>'
         f'<text x="{_LEFT + _WIDTH / 2}" y="{bottom + 28}" text-anchor="middle">{unit}</text></svg>'
     )
 
@@ -54,10 +55,11 @@ def curve_svg(schedule: Any) -> str:
 def _drawn(schedule: Any) -> tuple[Callable[[int], float], int, str, float]:
     """The schedule in steps, the last step to draw, the unit of the axis, and units per step."""
     if schedule.resolved:
-        return schedule, _length(schedule), "optimizer step", 1.0
+        total = getattr(schedule, "total_steps", None)
+        return schedule, total or _length(schedule), "optimizer step", 1.0
     try:
         return schedule.resolve(_TOTAL), _TOTAL, "% of the run", 100 / _TOTAL
-    except ValueError:  # a duration is in epochs, or longer than _TOTAL steps
+    except ValueError:  # a duration is in epochs
         pass
     for epochs in (10, 100, 1_000, 10_000, 100_000, 1_000_000):
         try:
@@ -70,7 +72,10 @@ def _drawn(schedule: Any) -> tuple[Callable[[int], float], int, str, float]:
 
 
 def _length(schedule: Callable[[int], float]) -> int:
-    """A quarter more than the last step at which the rate differs from its last value."""
+    """A quarter more than the first step from which the rate keeps its last value, at least 8.
+
+    `_PER_EPOCH` if the rate never changes from step 1 on.
+    """
     last = schedule(_FURTHEST)
     tried = sorted({int(2 ** (quarter / 4)) for quarter in range(160)})
     changing = [step for step in tried if schedule(step) != last]

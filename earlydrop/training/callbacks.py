@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -22,15 +22,17 @@ class Callbacks:
         ConfigError: One is no function, or a function was given in place of a list.
     """
 
-    def __init__(self, callbacks: Sequence[Callback]) -> None:
+    def __init__(self, callbacks: Iterable[Callback]) -> None:
         if callable(callbacks):
             raise ConfigError("callbacks is a function: expected a list, such as [function]")
-        for callback in callbacks:
+        if not isinstance(callbacks, Iterable):
+            raise ConfigError(f"callbacks is {callbacks!r}: expected a list, such as [function]")
+        self.callbacks = list(callbacks)
+        for callback in self.callbacks:
             if not callable(callback):
                 kind = type(callback).__name__
                 expected = "functions of (step, metrics)"
                 raise ConfigError(f"callbacks holds a {kind}: expected {expected}")
-        self.callbacks = callbacks
         self.stop_requested = False
 
     def __call__(self, step: int, metrics: dict[str, float]) -> bool:

@@ -37,7 +37,7 @@ def compiler_problem(device_type: str) -> str | None:
         device_type: Where the function runs, such as ``"cpu"`` or ``"cuda"``.
 
     Returns:
-        The problem and its remedy in a sentence; None if the compiled function works.
+        The problem, with its remedy if one is known; None if the compiled function works.
     """
     x = torch.arange(4.0, device=device_type)
     try:

@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import nn
 
+from earlydrop.classic import StandardDropout
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.distributed import Group
 from earlydrop.training.evaluate import evaluate_all, evaluate_extra
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.peaks import Driver
-from earlydrop.training.plan import Plan
+from earlydrop.training.plan import Plan, evaluates_checkpoint_only
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.record.checkpoint import load_best, load_checkpoint
 from earlydrop.training.record.foreign import foreign_weights
@@ -29,6 +30,8 @@ def evaluate_weights(plan: Plan, group: Group) -> dict[str, Any]:
         ConfigError: There are no weights, or they do not fit the model or its schedule.
     """
     model, scheduler = scheduled_model(plan)
+    if evaluates_checkpoint_only(plan.config):
+        _refuse_standard_dropout(model, plan.config.model.name)
     objective = Objective(plan.source, plan.config.augment)
     metrics: dict[str, float] = {}
     for title, weights in _weights(plan, model):
@@ -43,10 +46,26 @@ def evaluate_weights(plan: Plan, group: Group) -> dict[str, Any]:
     return {"folder": str(plan.folder), "state": "evaluated"} | metrics
 
 
+def _refuse_standard_dropout(model: nn.Module, name: str) -> None:
+    """Refuse weights whose evaluation needs a rate, which a file of weights does not give."""
+    if any(isinstance(module, StandardDropout) for module in model.modules()):
+        raise ConfigError(
+            f"model.name is {name!r}: it has layers of standard dropout, which scale by their rate "
+            "at test too, and checkpoint= is evaluated without a schedule; evaluate the run's own "
+            "checkpoints, with mode=eval and the run's settings"
+        )
+
+
 def _load_rates(scheduler: Driver | None, weights: dict[str, Any], title: str) -> None:
     """Set the rates that the weights were saved at: standard dropout uses them at test too."""
-    if scheduler is None or not weights.get("scheduler"):
+    if scheduler is None:
         return
+    if not weights.get("scheduler"):
+        raise ConfigError(
+            f"{title.splitlines()[0]}: the file does not hold the step at which the weights were "
+            "saved, and standard dropout scales by the rate of that step; give a checkpoint of the "
+            "run"
+        )
     try:
         scheduler.load_state_dict(weights["scheduler"])
     except ValueError as error:

@@ -27,7 +27,7 @@ def check_extra(config: DataConfig) -> None:
             f"folders; expected one of {names}, or no data.extra"
         )
     for name, place in config.extra.items():
-        if extra_metric(f"{name}/accuracy") is None:
+        if "/" in str(name) or extra_metric(f"{name}/accuracy") is None:
             raise ConfigError(
                 f"data.extra has the name {name!r}: expected a letter, then letters, digits, - or "
                 f"_, and none of {', '.join(sorted(RESERVED))}"
@@ -37,7 +37,10 @@ def check_extra(config: DataConfig) -> None:
             raise ConfigError(
                 f"{prefix}: expected the path of a folder or of a JSON file, in UTF-8"
             )
-        path = Path(place).expanduser()
+        try:
+            path = Path(place).expanduser()
+        except RuntimeError as error:  # there is no such user
+            raise ConfigError(f"{prefix}: {error}") from error
         if not (path.is_file() if holds_lists(place) else path.is_dir()):
             raise ConfigError(
                 f"{prefix}: there is no such folder, and no such file that ends in .json; expected "

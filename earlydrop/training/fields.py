@@ -8,8 +8,8 @@ fingerprint and whether it tells arms apart:
 - ``cadence``: what is measured and when. It is hashed into the fingerprint, but tells no arms
   apart.
 - ``seed``: pairs runs. It is hashed, but is no part of an arm.
-- ``machine``: where and how the run is computed. ``name``: what the run is called. Neither is
-  hashed.
+- ``machine``: where and how the run is computed and tracked, and what is measured on its final
+  weights. ``name``: what the run is called. Neither is hashed.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def key(
         bounds: A name in `BOUNDS`.
         choices: All its values, if they can be listed.
         used: A function that says whether a configuration uses the key; None if all do.
-        cited: Whether the command that ``earlydrop-cite`` prints repeats the key; None for all
-            roles except ``machine`` and ``name``.
+        cited: Whether the command that ``earlydrop-cite`` prints repeats the key. If None, it does
+            so unless the role is ``machine`` or ``name``.
 
     Returns:
         The dataclass field.

@@ -38,6 +38,8 @@ def bf16_peak(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
+    if " MIG " in name:  # a share of a GPU
+        return None
     return next((peak for pattern, peak in BF16_PEAKS.items() if re.search(pattern, name)), None)
 
 

@@ -52,10 +52,14 @@ def slug(text: str, key: str) -> str:
     plain = _plain(text)
     if not plain:
         raise ConfigError(f"{key} is {text!r}: it cannot name a folder; use letters and digits")
-    longest = max(len(text), len(plain))  # "%" becomes "pct"
-    if longest > LONGEST:
+    if len(text) > LONGEST:
         raise ConfigError(
-            f"{key} is {text!r}: it has {longest} characters, expected at most {LONGEST}"
+            f"{key} is {text!r}: it has {len(text)} characters, expected at most {LONGEST}"
+        )
+    if len(plain) > LONGEST:  # "%" becomes "pct"
+        raise ConfigError(
+            f"{key} is {text!r}: as a folder, {plain!r}, it has {len(plain)} characters, expected "
+            f"at most {LONGEST}"
         )
     return plain
 

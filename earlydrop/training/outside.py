@@ -33,11 +33,12 @@ def code_of(config: Config) -> dict[str, Code]:
 
 def names_of(config: Config) -> list[str]:
     """The keys that name code from outside earlydrop, with their values. Imports nothing."""
+    measures = config.probe.measures if config.probe.at else ()  # imported for a probe alone
     names: list[tuple[str, str, str, Container[str]]] = [
         ("model.name", config.model.name, "model", BUILDERS),
         ("data.name", config.data.name, "data", DATASETS),
         ("schedule.name", config.schedule.name, "schedule", schedules.MAKERS),
-        *(("probe.measures", measure, "measure", ()) for measure in config.probe.measures),
+        *(("probe.measures", measure, "measure", ()) for measure in measures),
     ]
     outside = []
     for key, value, kind, ours in names:

@@ -45,6 +45,7 @@ class Profiler:
         )
         self.folder = folder
         self.profile: Any = None
+        self._traced = (0, 0)  # the first step in the trace, and the step after the last one
 
     def around(self, items: Iterator[T], step: int) -> Iterator[T]:
         """Yield the items of the steps from ``step`` on, and trace the steps in the window."""
@@ -61,6 +62,7 @@ class Profiler:
         try:
             while True:
                 if self.first <= step < self.end and self.profile is None:
+                    self._traced = (step, step)
                     self._start()
                 elif step >= self.end:
                     self._write()
@@ -68,6 +70,8 @@ class Profiler:
                     item = next(items)
                 except StopIteration:
                     return
+                if self.profile is not None:
+                    self._traced = (self._traced[0], step + 1)
                 yield item
                 step += 1
         finally:
@@ -84,6 +88,9 @@ class Profiler:
             return
         profile, self.profile = self.profile, None
         profile.stop()
-        path = self.folder / f"trace-{self.first}-{self.end}.json"
+        first, end = self._traced
+        if end == first:
+            return
+        path = self.folder / f"trace-{first}-{end}.json"
         profile.export_chrome_trace(str(path))
-        log.info("wrote the trace of steps %d to %d to %s", self.first, self.end - 1, path)
+        log.info("wrote the trace of steps %d to %d to %s", first, end - 1, path)

@@ -12,11 +12,13 @@ from tqdm import tqdm
 def in_notebook() -> bool:
     """Whether this process is a notebook's kernel."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return type(shell).__name__ == "ZMQInteractiveShell"
+    return any(kind.__name__ == "ZMQInteractiveShell" for kind in type(shell).__mro__)
 
 
 def progress_bar(total: int, name: str, visible: bool) -> Any:
-    """A bar that counts steps: in a terminal, or as a widget in a notebook, else invisible.
+    """A bar that counts steps, in a terminal or a notebook; elsewhere it is invisible.
+
+    In a notebook it is a widget, or plain text if ipywidgets is not installed.
 
     Args:
         total: Steps of the run.

@@ -21,7 +21,8 @@ def check_shares(plan: Plan, workers: int) -> None:
         raise ConfigError(
             f"probe.batches is {plan.config.probe.batches}, and {batches} batches give the "
             f"whole-dataset gradient: {workers} workers need {workers} of each; raise "
-            "probe.batches or probe.dataset_limit, or set probe=none"
+            "probe.batches or probe.dataset_limit (at most all training images count), lower "
+            "trainer.batch_size, or set probe=none"
         )
 
 
@@ -43,7 +44,7 @@ def check_measures(plan: Plan, workers: int) -> None:
 
 
 def check_same_code(plan: Plan) -> None:
-    """Refuse to train a run from the start if it was stopped and the user's code changed since.
+    """Refuse to train a run from the start if it began before and the user's code changed since.
 
     Raises:
         ConfigError: There is such a run. The message says how to resume it.
@@ -65,9 +66,9 @@ def check_same_code(plan: Plan) -> None:
         if not changed:  # the same code under another label
             continue
         raise ConfigError(
-            f"{', '.join(changed)} changed since {folder} was stopped at step "
-            f"{status.get('step', 0)}: put the code back to go on there, or train the changed "
-            "code from the start with resume=never"
+            f"{', '.join(changed)} changed since {folder} began, and that run is not finished: put "
+            "the code back to go on there, or train the changed code from the start with "
+            "resume=never"
         )
 
 

@@ -11,7 +11,7 @@ from earlydrop.training.distributed import Group
 from earlydrop.training.endings import TrainingFailed
 
 REMEDY = "lower optim.lr, lengthen optim.warmup or set optim.clip"
-"""The advice of every message about a number that is not finite."""
+"""The advice where a loss, a gradient norm or a metric of training is not finite."""
 
 
 class Window:

@@ -26,6 +26,8 @@ def test_no_two_arms_of_a_figure_look_alike():
         "none",
         *(f"early-{rate}-20%" for rate in (0.05, 0.1, 0.2, 0.3)),
         "waves-5",
+        "waves-7",
+        "waves-9",
         "steps-3",
         "early-0.1-20%-path",
     ]

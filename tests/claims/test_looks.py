@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 
+import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
@@ -12,6 +13,7 @@ from earlydrop.claims.declare import Looks, LossWindow
 from earlydrop.claims.judge import judge
 from earlydrop.claims.looks import next_look, no_runs
 from earlydrop.claims.shown import sentences
+from earlydrop.claims.summaries import Summaries
 from earlydrop.claims.tables import verdict_table
 from earlydrop.commands import findings
 from tests.claims.made_up import LOSS, SAME, declaration, made_up, study
@@ -191,6 +193,22 @@ def test_a_claim_without_a_value_asks_for_no_further_seeds():
     summaries = made_up(effect=-0.3, noise=0.05, seeds=range(10, 16))
     (verdict,) = judged(summaries, claim)
     assert verdict.value_missing
+    look = next_look(declared(claim), [claim], summaries)
+    assert look.seeds == ()
+    assert "not through the window" in sentences(look.verdicts[0])
+
+
+def test_a_run_of_a_later_look_without_a_value_ends_the_looks_too(monkeypatch):
+    monkeypatch.setattr("earlydrop.claims.looks.configurations", lambda *_: [])
+    claim = dataclasses.replace(LOSS, metric="test/accuracy", window=LossWindow(high=8.0, low=3.0))
+    summaries = made_up(seeds=range(10, 20))
+    history = summaries.history
+    history["test/accuracy"] += np.random.default_rng(0).standard_normal(len(history))
+    assert next_look(declared(claim), [claim], summaries).seeds == tuple(range(20, 30))
+    history.loc[history["seed"] == 18, "train_eval/loss"] = 9.0
+    summaries = Summaries(summaries.runs, history)
+    (verdict,) = judged(summaries, claim)
+    assert (verdict.verdict, verdict.look, verdict.value_missing) == ("not resolved", 1, True)
     look = next_look(declared(claim), [claim], summaries)
     assert look.seeds == ()
     assert "not through the window" in sentences(look.verdicts[0])

@@ -93,6 +93,12 @@ def test_data_that_is_not_here_is_planned_by_its_published_sizes(earlydrop, tmp_
         assert code == 0, err
         assert "cifar10: 50,000 training and 10,000 test images" in out
         assert "not on this machine" in out
+    code, _, err = earlydrop("mode=plan", "data=cifar10", "data.train_images=100000", "model=mlp")
+    assert code == 1
+    assert "data.train_images is 100000: cifar10 has 50000 training images of 10 classes" in err
+    code, _, err = earlydrop("mode=plan", "data=cifar10", "data.image_size=64", "model=mlp")
+    assert code == 1
+    assert "data.image_size is 64: cifar10 has images of 32 pixels; leave it null" in err
     assert list(folder.iterdir()) == []
     assert list(tmp_path.iterdir()) == [folder]
 

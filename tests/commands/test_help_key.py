@@ -69,3 +69,8 @@ def test_the_command_takes_it_in_any_place():
     )
     assert done.stdout.startswith("optim.lr = 0.002\n    The peak learning rate")
     assert done.stderr == ""
+
+
+def test_a_key_below_an_open_key_is_shown_as_the_open_key(capsys):
+    show_help(["--help-key", "model.args.width"])
+    assert capsys.readouterr().out.startswith("model.args = ")

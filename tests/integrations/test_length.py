@@ -47,6 +47,20 @@ def test_epochs_of_an_unknown_length_are_refused(schedule, length):
         in_steps(schedule, length)
 
 
+def test_epochs_of_an_unknown_length_are_named_even_past_the_end_of_the_run():
+    short = RunLength(10, None, no_epoch="the loader has no length")
+    with pytest.raises(ValueError, match="in epochs, but the loader has no length: give it in st"):
+        in_steps(early(0.1, "50ep"), short)
+
+
+def test_a_resolved_schedule_needs_no_length():
+    """A piecewise schedule cannot be given in steps, so it is resolved beforehand."""
+    points = piecewise("0,0.5@0.5,0").resolve(1_000)
+    assert in_steps(points, NOTHING) is points
+    with pytest.raises(ValueError, match="was resolved for 1000 steps, not for 40"):
+        in_steps(points, KNOWN)
+
+
 def test_a_function_is_taken_as_it_is_and_anything_else_refused():
     def rate(step):
         return 0.5

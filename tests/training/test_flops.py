@@ -46,6 +46,8 @@ def test_counting_leaves_no_trace(config):
         ("NVIDIA L4", 121e12),
         ("NVIDIA L40", None),
         ("NVIDIA H100 NVL", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("Tesla T4", None),
     ],
 )

@@ -12,10 +12,18 @@ from earlydrop.training.record.tracking import run_id
 @pytest.mark.parametrize("name", ["p" * 120 + "A", "50%" * 25, "é" * 101 + "a"])
 def test_a_name_that_is_too_long_is_refused(config, key, name):
     with pytest.raises(
-        ConfigError, match=rf"{key} is '.*': it has \d+ characters, expected at most {LONGEST}"
+        ConfigError, match=rf"{key} is '.*':.* it has \d+ characters, expected at most {LONGEST}"
     ):
         make_plan(config(**{key: name}))
     assert make_plan(config(**{key: name[-33:]}))
+
+
+def test_a_name_whose_folder_is_too_long_is_told_so():
+    """A percent sign becomes three letters in the folder."""
+    with pytest.raises(
+        ConfigError, match=r"study is '%+': as a folder, '(pct){40}', it has 120 characters"
+    ):
+        slug("%" * 40, "study")
 
 
 def test_names_of_the_longest_sort_have_two_folders_and_two_runs_on_the_dashboard(config):

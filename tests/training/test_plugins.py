@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,7 @@ def test_code_changed_between_stop_and_resume_is_not_begun_anew_in_silence(own, 
     with pytest.raises(
         ConfigError,
         match=(
-            r"mymodels:build changed since .* was stopped at step 2: "
+            r"mymodels:build changed since .* began, and that run is not finished: "
             r"put the code back.*resume=never"
         ),
     ):
@@ -422,5 +423,7 @@ def test_an_installed_package_offers_names(own, here, monkeypatch):
         "schedule.name=falling",
         "probe.measures=widest",
     ]
+    without_probe = replace(settings, probe=replace(settings.probe, at=[]))
+    assert "probe.measures=widest" not in names_of(without_probe)  # nothing imports it
     code = make_plan(settings).code["model.name"]
     assert set(code.files) == {"faces", "faces.nets"}

@@ -28,7 +28,17 @@ def test_the_steps_of_a_window_are_traced_and_nothing_changes(config):
 
 def test_a_run_that_ends_in_its_window_writes_what_there_is(config):
     result = run(config(trainer__profile="16:99"))
-    assert steps_in(Path(result["folder"]) / "trace-16-99.json") == 2
+    assert steps_in(Path(result["folder"]) / "trace-16-18.json") == 2
+
+
+def test_a_run_that_stops_in_its_window_says_which_steps_it_traced(tmp_path, caplog):
+    caplog.set_level("INFO", logger="earlydrop")
+    list(Profiler("2:9", tmp_path).around(iter("abc"), 1))
+    assert "wrote the trace of steps 2 to 3 to" in caplog.text
+    resumed = Profiler("2:9", tmp_path).around(iter("abc"), 4)
+    next(resumed)
+    resumed.close()  # the loop over the steps was left in the first of them
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["trace-2-4.json", "trace-4-5.json"]
 
 
 def test_a_window_that_has_passed_is_said(tmp_path, caplog):

@@ -14,7 +14,9 @@ _DEVIATIONS = 8.0  # standard deviations from the mean to an extreme value of a 
 
 
 def extremes(name: str, values: Mapping[str, Any], drawn: Any) -> list[Tensor] | None:
-    """Tensors that a random operation could have drawn: smallest, largest, rising, falling.
+    """Tensors within the range of a random operation: smallest, largest, rising, falling.
+
+    For a permutation, four permutations. For a single number, its smallest and largest value.
 
     Args:
         name: The operation, by its name in torch's dispatcher.
@@ -51,8 +53,8 @@ def _span(name: str, values: Mapping[str, Any], drawn: Tensor) -> tuple[float, f
     """The smallest and the largest number that an operation draws."""
     if name in ("rand", "rand_like", "uniform_"):
         low, high = float(values.get("from", 0.0)), float(values.get("to", 1.0))
-        # A number just above low. low itself is drawn only once in 2 ** 24 times, and with it
-        # "draw > rate" would seem to drop at rate 0.
+        # A number just above low. In float32 low itself is drawn only once in 2 ** 24 times, and
+        # with it "draw > rate" would seem to drop at rate 0.
         return low + (high - low) * 2.0**-24, high - (high - low) * torch.finfo(drawn.dtype).eps
     if name in ("randn", "randn_like", "normal_", "normal"):
         mean, deviation = values.get("mean", 0.0), values.get("std", 1.0)

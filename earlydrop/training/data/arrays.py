@@ -272,12 +272,7 @@ def load_arrays(config: DataConfig) -> ImageArrays:
     arrays = ARRAYS[config.name](config)
     if config.train_images is None:
         return arrays
-    if config.train_images > len(arrays.train_labels) or config.train_images < arrays.classes:
-        raise ConfigError(
-            f"data.train_images is {config.train_images}: {config.name} has "
-            f"{len(arrays.train_labels)} training images of {arrays.classes} classes; "
-            f"expected {arrays.classes} to {len(arrays.train_labels)}"
-        )
+    check_train_images(config, len(arrays.train_labels), arrays.classes)
     keep = stratified(arrays.train_labels, config.train_images, arrays.classes)
     return image_arrays(
         arrays.train_images[keep],
@@ -286,6 +281,32 @@ def load_arrays(config: DataConfig) -> ImageArrays:
         arrays.test_labels,
         arrays.classes,
     )
+
+
+def check_train_images(config: DataConfig, images: int, classes: int) -> None:
+    """Refuse ``data.train_images`` above the number of training images, or below the classes.
+
+    Raises:
+        ConfigError: It is out of these bounds.
+    """
+    if config.train_images is not None and not classes <= config.train_images <= images:
+        raise ConfigError(
+            f"data.train_images is {config.train_images}: {config.name} has {images} training "
+            f"images of {classes} classes; expected {classes} to {images}"
+        )
+
+
+def check_image_size(config: DataConfig, size: int) -> None:
+    """Refuse ``data.image_size`` that is not the size of the images, in pixels.
+
+    Raises:
+        ConfigError: It is another number. Images in memory are not resized.
+    """
+    if config.image_size not in (None, size):
+        raise ConfigError(
+            f"data.image_size is {config.image_size}: {config.name} has images of {size} "
+            "pixels; leave it null"
+        )
 
 
 def stratified(labels: Labels, count: int, classes: int) -> npt.NDArray[np.int64]:
@@ -359,11 +380,7 @@ class ArraySource(ImagesInMemory):
     def __init__(self, config: DataConfig, options: AugmentConfig, device: torch.device) -> None:
         arrays = load_arrays(config)
         size = arrays.train_images.shape[-1]
-        if config.image_size not in (None, size):
-            raise ConfigError(
-                f"data.image_size is {config.image_size}: {config.name} has images of {size} "
-                "pixels; leave it null"
-            )
+        check_image_size(config, size)
         if options.shift >= size:
             raise ConfigError(
                 f"augment.shift is {options.shift}: expected less than the image's {size} pixels"

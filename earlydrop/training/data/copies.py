@@ -13,8 +13,8 @@ from earlydrop.training.data.source import Batch
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device.
 
-    A copy from the host to a GPU goes through pinned memory and does not block the host. Any other
-    copy is that of ``Tensor.to``.
+    A copy from the host to a CUDA device goes through pinned memory, and the host does not wait for
+    the device. Any other copy is that of ``Tensor.to``.
 
     Args:
         values: A tensor of any shape.
@@ -39,7 +39,7 @@ def on_their_own_stream(
 
     Args:
         steps: The batches of each step.
-        device: The device that they are made on. On other devices than a GPU nothing changes.
+        device: The device that they are made on. On devices other than CUDA nothing changes.
 
     Yields:
         The batches of each step, ready for the stream that is current.

@@ -39,7 +39,8 @@ class Objective:
             purpose: Purpose of those streams.
 
         Yields:
-            Images, and labels, (B,), or soft targets, (B, K).
+            Images, and labels, (B,), or soft targets, (B, K); of a text, tokens and the tokens that
+            come next, both (B, T).
         """
         options = self.options
         keys: deque[int] = deque()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from earlydrop.training.config import DataConfig
+from earlydrop.training.data.arrays import check_image_size, check_train_images
 from earlydrop.training.data.glyphs import CLASSES
 from earlydrop.training.data.source import Batch, KeyedIndices, Source
 from earlydrop.training.data.text import BYTES
@@ -37,6 +38,8 @@ class PublishedSource(Source):
 
     def __init__(self, config: DataConfig, device: torch.device) -> None:
         train, test, self.classes, self.channels, self.image_size = _PUBLISHED[config.name]
+        check_train_images(config, train, self.classes)
+        check_image_size(config, self.image_size)
         self.sizes = {"train": config.train_images or train, "test": test}
         self.digest = "not on this machine"
         self._device = device

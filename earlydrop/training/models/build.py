@@ -18,8 +18,10 @@ class Task(NamedTuple):
         channels: Channels of an image; 0 for a text.
         classes: Number of classes; for a text, of tokens.
         image_size: Side of an image in pixels; 0 for a text.
-        unit: Rate of every dropout layer except the classifier head's, which has none.
-        path: Rate of the last block's stochastic depth; the first block's is 0.
+        unit: Rate of the dropout layers; with ``model.profile``, the largest. The classifier's head
+            never drops.
+        path: Rate of the last block's stochastic depth; the first block's is 0, also where it is
+            the only one.
         context: Tokens of a context; None for images.
     """
 

@@ -41,7 +41,7 @@ class MLP(nn.Sequential):
 def mlp(
     task: Task, *, hidden: list[int] | None, profile: list[float] | None, dropout: str | None
 ) -> nn.Module:
-    """Build an MLP, 784-512-256-128-10 unless ``model.hidden`` says otherwise.
+    """Build an MLP, with hidden layers of 512, 256 and 128 unless ``model.hidden`` says otherwise.
 
     ``model.profile`` sets the proportions of its layers' rates.
     """
@@ -51,7 +51,7 @@ def mlp(
             f"model.hidden is {widths}: expected the widths of one or more hidden layers, such as "
             "[512,256,128]"
         )
-    shares = profile or [1.0] * len(widths)
+    shares = [1.0] * len(widths) if profile is None else profile
     if len(shares) != len(widths) or not all(0 < rate < math.inf for rate in shares):
         raise ConfigError(
             f"model.profile is {profile}: expected {len(widths)} rates above 0, one for each "

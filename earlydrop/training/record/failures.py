@@ -28,7 +28,10 @@ def note_failure(study: Path, sweep: str, overrides: list[str], reason: str) -> 
 
 
 def forget_failures(study: Path, sweep: str) -> None:
-    """Remove the notes of sweeps that have ended, except those of ``sweep``."""
+    """Remove the notes of sweeps that have ended, except those of ``sweep``.
+
+    A sweep that was launched on another machine counts as ended, since its process is not here.
+    """
     for folder in study.glob(f"{_FOLDER}/*"):
         if folder.is_file():  # as they were noted before each sweep had a folder
             folder.unlink(missing_ok=True)

@@ -250,6 +250,7 @@ def broken(folders):
         ("probe", "v2", "has the name 'probe'"),
         ("a b", "v2", "has the name 'a b'"),
         ("a/b", "v2", "has the name 'a/b'"),
+        ("ema/v2", "v2", "has the name 'ema/v2'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_any_work(config, folders, name, place, said):
@@ -261,6 +262,13 @@ def test_what_cannot_be_measured_is_refused_before_any_work(config, folders, nam
     assert said in str(error.value)
     assert "\n" not in str(error.value)
     assert not (folders / "runs").exists()
+
+
+def test_the_home_of_nobody_is_named(config, folders):
+    options = settings(folders)
+    options["data"]["extra"] = {"v2": "~nobody-of-this-name/v2"}
+    with pytest.raises(ConfigError, match=r"data\.extra\.v2.*[Cc]ould not determine home"):
+        run(config(**options, mode="plan"))
 
 
 def test_pictures_with_one_name_have_no_order(config, folders):

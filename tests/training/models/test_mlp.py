@@ -18,6 +18,8 @@ def test_a_profile_keeps_its_shape(config):
     assert [site.rate for site in scheduler.sites] == pytest.approx([0.5, 0.3])
     with pytest.raises(ConfigError, match=r"model\.profile is \[0.5\]: expected 2 rates"):
         scheduled_model(make_plan(config(model__hidden=[16, 16], model__profile=[0.5])))
+    with pytest.raises(ConfigError, match=r"model\.profile is \[\]: expected 2 rates"):
+        scheduled_model(make_plan(config(model__hidden=[16, 16], model__profile=[])))
 
 
 @pytest.mark.parametrize("hidden", [[], [-5], [0]])

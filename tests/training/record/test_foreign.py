@@ -4,6 +4,7 @@ import argparse
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -159,6 +160,45 @@ def test_standard_dropout_is_evaluated_at_the_rate_of_its_step(config):
         ConfigError, match=r"trainer\.batch_size is 4096: the training set has only 300 images"
     ):
         run(config(**weights, **options, trainer__batch_size=4096))
+
+
+def test_standard_dropout_without_the_step_of_its_weights_is_refused(config, tmp_path):
+    """A file of weights alone does not say at which rate they were saved."""
+    options = {"model__dropout": "standard"}
+    trained = run(config(**options))
+    last = max((Path(trained["folder"]) / "checkpoints").glob("step-*.pt"))
+    torch.save(torch.load(last, weights_only=True)["model"], tmp_path / "plain.pt")
+    with pytest.raises(ConfigError, match="does not hold the step at which the weights were saved"):
+        run(config(**options, mode="eval", checkpoint=str(tmp_path / "plain.pt")))
+
+
+OWN_STANDARD = """
+from torch import nn
+from earlydrop.classic import StandardDropout
+
+def build(task):
+    inputs = task.channels * task.image_size**2
+    return nn.Sequential(
+        nn.Flatten(), StandardDropout(task.unit), nn.Linear(inputs, task.classes)
+    )
+"""
+
+
+def test_a_model_of_ones_own_with_standard_dropout_is_evaluated_with_its_run_only(
+    config, tmp_path, monkeypatch
+):
+    (tmp_path / "ownstandard.py").write_text(OWN_STANDARD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = {
+        "model__name": "ownstandard:build",
+        "model__hidden": None,
+        "schedule__name": "constant",
+        "schedule__rate": 0.5,
+    }
+    trained = run(config(**options))
+    assert run(config(**options, mode="eval"))["test/loss"] == trained["test/loss"]
+    with pytest.raises(ConfigError, match="it has layers of standard dropout, which scale"):
+        run(config(**options, mode="eval", checkpoint=trained["folder"]))
 
 
 class Evil:

@@ -120,4 +120,11 @@ def test_values_of_a_users_code_make_arms_of_their_own(value, study):
     runs = load_runs(study)
     own = runs[runs["config/model.name"] == "own:net"]
     assert set(own["settings"]) == {Arm.of(dict(own["settings"].iloc[0].values))}
+
+
+def test_a_report_of_any_values_of_a_users_code_is_written(study):
+    for seed, value in enumerate(VALUES):
+        model = {"name": "own:net", "args": {"own": value}}
+        make_run(study, "none", seed + 9, 0.5, model=model)
     write_report(study)
+    assert load_runs(study)["settings"].nunique() == len(VALUES) + 2

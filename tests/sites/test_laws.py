@@ -38,8 +38,8 @@ regnetx_002 starnet_s050 hgnetv2_b0 iformer_t inception_next_atto levit_128s res
 davit_tiny mvitv2_tiny densenet121 efficientvit_b0 efficientvit_m0 ghostnet_050 shvit_s1
 """
 TORCHVISION = """
-convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t
-mnasnet0_5 mobilenet_v2 mobilenet_v3_small squeezenet1_1 swin_t swin_v2_t swin3d_t
+convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet mnasnet0_5 mobilenet_v2
+mobilenet_v3_small squeezenet1_1 swin_t swin_v2_t swin3d_t
 """
 MANY = [
     f"{library}:{name}"

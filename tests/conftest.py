@@ -94,6 +94,26 @@ LEFT_OUT = ("slow", "sweep", "gpu")
 left_out = Counter()
 
 
+# Files with tests that take half a minute or more.
+_LONG = (
+    "test_distributed.py",
+    "test_docs.py",
+    "test_repeat.py",
+    "test_results.py",
+    "test_scripts.py",
+    "test_slurm.py",
+    "test_student.py",
+    "test_sweeps.py",
+    "test_typing.py",
+    "test_windows.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the long tests, so that no process waits for another's long test at the end."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 def pytest_deselected(items):
     for item in items:
         left_out.update([mark for mark in LEFT_OUT if item.get_closest_marker(mark)][:1])

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from earlydrop import DropoutScheduler, constant, early
+from earlydrop.sites import masks
 from earlydrop.sites.masks import COMPILED, fast_dropout, fast_inverted
 
 RATES = [0.001, 0.01, 0.1, 0.3, 0.5, 0.9]
@@ -245,3 +246,64 @@ def test_fast_masks_say_that_they_take_no_nested_tensors(layout, compiled):
         match="masks='fast' does not take nested tensors: make the scheduler with masks='native'",
     ):
         (torch.compile(model, backend="aot_eager") if compiled else model)(nested(layout))
+
+
+def drawn(draw, *arguments):
+    torch.manual_seed(3)
+    return draw(*arguments)
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.3, 0.9])
+@pytest.mark.parametrize("scale", [True, False])
+def test_inverted_dropout_is_its_formula(rate, scale):
+    x = torch.randn(50, 4, dtype=torch.float64)
+    tensor_rate = torch.tensor(rate)
+    kept = (drawn(torch.rand, 50, 1) >= rate).double()
+    expected = x * kept / (1 - rate) if scale else x * kept
+    torch.testing.assert_close(
+        drawn(masks.inverted, x, tensor_rate, (50, 1), scale), expected, rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.3, 0.9])
+def test_gaussian_noise_is_its_formula(rate):
+    x = torch.randn(200, dtype=torch.float64)
+    noise = drawn(torch.randn, 200).double()
+    expected = x * (1 + (rate / (1 - rate)) ** 0.5 * noise)
+    torch.testing.assert_close(
+        drawn(masks.gaussian, x, torch.tensor(rate)), expected, rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.3, 0.9])
+def test_alpha_dropout_is_its_formula(rate):
+    x = torch.randn(200, dtype=torch.float64)
+    kept = drawn(torch.rand, 200) >= rate
+    low = -1.0507009873554805 * 1.6732632423543772  # minus SELU's scale times its alpha
+    a = ((1 - rate) * (1 + rate * low**2)) ** -0.5
+    expected = a * torch.where(kept, x, low) - a * low * rate
+    torch.testing.assert_close(
+        drawn(masks.alpha, x, torch.tensor(rate), x.shape), expected, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_at_rate_one_every_entry_is_finite():
+    """A rate just below 1 rounds to 1 in float32."""
+    x, rate = torch.ones(1_000), torch.tensor(1 - 1e-9)
+    assert rate == 1
+    assert masks.inverted(x, rate, x.shape).eq(0).all()
+    for function in (masks.gaussian, lambda x, rate: masks.alpha(x, rate, x.shape)):
+        assert function(x, rate).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_result_has_the_dtype_of_the_input(dtype):
+    x, rate = torch.ones(8, dtype=dtype), torch.tensor(0.5)
+    assert masks.inverted(x, rate, x.shape).dtype == dtype
+    assert masks.gaussian(x, rate).dtype == dtype
+    assert masks.alpha(x, rate, x.shape).dtype == dtype
+
+
+def test_nested_tensors_are_kept_or_divided_by_the_keep_probability():
+    values = masks.nested(nested(torch.jagged), torch.tensor(0.25)).values().unique()
+    assert values.tolist() == pytest.approx([0, 1 / 0.75])

@@ -1,3 +1,4 @@
+import functools
 import random
 
 import numpy as np
@@ -86,3 +87,76 @@ def test_a_backward_inside_adds_to_no_gradient_of_training():
         assert model.weight.grad.tolist() == [[2.0, 2.0]]
     assert model.weight.grad is gradient
     assert gradient.tolist() == [[1.0, 1.0]]
+
+
+GENERATORS = {
+    "torch": (lambda: torch.Generator().manual_seed(3), lambda g: torch.rand((), generator=g)),
+    "python": (lambda: random.Random(3), lambda g: g.random()),
+    "numpy": (lambda: np.random.default_rng(3), lambda g: g.random()),
+    "numpy, old": (lambda: np.random.RandomState(3), lambda g: g.rand()),
+}
+
+
+class Holder:
+    def __init__(self, generator):
+        self.generator = generator
+
+    def method(self):
+        return self.generator
+
+
+def closure(generator):
+    def function():
+        return generator, never_assigned
+
+    if generator is None:
+        never_assigned = None  # its cell stays empty
+    return function
+
+
+HOLDERS = {
+    "itself": lambda generator: generator,
+    "a dictionary": lambda generator: {"g": generator},
+    "a list of 100": lambda generator: [generator, *range(99)],
+    "a dictionary of 100": lambda generator: {"g": generator} | dict.fromkeys(range(99)),
+    "an argument of a partial": lambda generator: functools.partial(print, generator),
+    "a keyword of a partial": lambda generator: functools.partial(print, g=generator),
+    "an attribute": Holder,
+    "a bound method": lambda generator: Holder(generator).method,
+    "a closure": closure,
+    "a default": lambda generator: lambda g=generator: g,
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_generators_are_restored_wherever_a_source_holds_them(kind, holder):
+    make, draw = GENERATORS[kind]
+    generator, expected = make(), draw(make())
+    with leave_no_trace(torch.nn.Linear(1, 1), HOLDERS[holder](generator)):
+        draw(generator)
+        draw(generator)
+    assert draw(generator) == expected
+
+
+def test_large_containers_are_not_searched():
+    generators = [random.Random(3), random.Random(3)]
+    expected = random.Random(3).random()
+    large = [[generators[0], *range(100)], {"g": generators[1]} | dict.fromkeys(range(100))]
+    with leave_no_trace(torch.nn.Linear(1, 1), *large):
+        assert [generator.random() for generator in generators] == [expected] * 2
+    assert expected not in [generator.random() for generator in generators]
+
+
+def test_a_module_with_an_empty_buffer_and_one_on_the_meta_device():
+    model = torch.nn.Sequential(
+        torch.nn.BatchNorm1d(2, track_running_stats=False),
+        torch.nn.BatchNorm1d(2, device="meta"),
+        torch.nn.BatchNorm1d(2),
+    )
+    before = model[2].running_mean.clone()
+    with leave_no_trace(model):
+        model[2](torch.randn(4, 2))
+    assert model[0].running_mean is None
+    assert model[1].running_mean.is_meta
+    assert torch.equal(model[2].running_mean, before)

@@ -248,9 +248,9 @@ def test_fast_masks_say_that_they_take_no_nested_tensors(layout, compiled):
         (torch.compile(model, backend="aot_eager") if compiled else model)(nested(layout))
 
 
-def drawn(draw, *arguments):
+def drawn(draw, *arguments, **options):
     torch.manual_seed(3)
-    return draw(*arguments)
+    return draw(*arguments, **options)
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.3, 0.9])
@@ -307,3 +307,20 @@ def test_the_result_has_the_dtype_of_the_input(dtype):
 def test_nested_tensors_are_kept_or_divided_by_the_keep_probability():
     values = masks.nested(nested(torch.jagged), torch.tensor(0.25)).values().unique()
     assert values.tolist() == pytest.approx([0, 1 / 0.75])
+
+
+@pytest.mark.parametrize("couple_channels", [True, False])
+def test_the_channels_of_drop_block_share_a_mask_if_coupled(couple_channels):
+    y = drawn(
+        masks.timm_drop_block,
+        torch.ones(8, 4, 12, 12),
+        torch.tensor(0.3),
+        block_size=3,
+        gamma_scale=1.0,
+        with_noise=False,
+        couple_channels=couple_channels,
+        scale_by_keep=True,
+    )
+    dropped = y == 0
+    assert dropped.any()
+    assert bool((dropped == dropped[:, :1]).all()) == couple_channels

@@ -94,12 +94,13 @@ LEFT_OUT = ("slow", "sweep", "gpu")
 left_out = Counter()
 
 
-# Files with tests that take half a minute or more.
+# Files with the longest tests: from 15 seconds to more than a minute.
 _LONG = (
     "test_distributed.py",
-    "test_docs.py",
+    "test_recipes.py",
     "test_repeat.py",
     "test_results.py",
+    "test_run.py",
     "test_scripts.py",
     "test_slurm.py",
     "test_student.py",

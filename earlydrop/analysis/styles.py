@@ -52,7 +52,7 @@ def styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
             name = f"{name} path"
         if name in _COLOURS:
             colour, marker = _COLOURS[name], _MARKERS[name]
-            place = -1
+            place = -1  # the markers of its variants begin with the first one
         else:
             place = others.setdefault(name, len(others))
             colour = _OTHER_COLOURS[place % len(_OTHER_COLOURS)]

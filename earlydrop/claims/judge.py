@@ -177,8 +177,8 @@ def _judge_looks(
             adjust=sequential.add_look,
         )
         at_look = [_with_look(verdict, looks, i) for verdict in at_look]
-        pairs = zip(chosen or at_look, at_look, strict=True)
-        chosen = [_later(before, after) for before, after in pairs]
+        # Nothing is before the first look, which is compared with itself.
+        chosen = [_later(*pair) for pair in zip(chosen or at_look, at_look, strict=True)]
     return chosen
 
 

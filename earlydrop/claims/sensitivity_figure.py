@@ -69,7 +69,7 @@ Curve = dict[float, list[float]]
 
 
 def _measured(claim: Claim, study: Study, summaries: Summaries) -> dict[float, Differences]:
-    """The paired runs of a claim about a sensitivity, by value of its setting, if it has any."""
+    """The paired runs of a claim about a sensitivity, by the value of its setting."""
     runs = summaries.of(study.name)
     measured: dict[float, Differences] = {}
     if claim.sensitivity is None or runs.empty or FIRST not in study.rounds:

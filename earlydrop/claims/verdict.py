@@ -15,7 +15,7 @@ OPEN = "not resolved"
 """The verdict on a claim whose seeds have all finished and decide nothing."""
 
 UNJUDGED = ("incomplete", "not run")
-"""The verdicts on a claim that is not judged: some of its seeds have no value in both arms."""
+"""The verdicts on a claim that is not judged, because a seed has no value in one of its arms."""
 
 
 @dataclass(frozen=True)

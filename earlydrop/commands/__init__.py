@@ -37,7 +37,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def _run_and_flush(main: Callable[[], None]) -> None:
-    """Write all output while an error of a closed pipe can still be caught."""
+    """Run a command and write its output, so that the error of a closed pipe can be caught."""
     try:
         main()
     except SystemExit as stop:

@@ -13,7 +13,7 @@ _EFFECT = {
     "numbers": "changes what is trained",
     "cadence": "changes what is measured",
     "seed": "pairs runs",
-    "machine": "says where and how the run is computed",
+    "machine": "is not part of the fingerprint",
     "name": "changes no number",
 }
 

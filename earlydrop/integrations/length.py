@@ -27,6 +27,9 @@ class RunLength(NamedTuple):
     no_epoch: str = ""
 
 
+_ANY_TOTAL = 2**60  # steps, of a run whose length is not known
+
+
 def in_steps(schedule: Rates, length: RunLength) -> Rates:
     """Resolve the durations of a schedule to steps. A plain function is returned as it is.
 
@@ -43,16 +46,15 @@ def in_steps(schedule: Rates, length: RunLength) -> Rates:
         return schedule
     if length.total is None and schedule.resolved:
         return schedule  # it needs no length
-    any_total = 2**60
-    total = any_total if length.total is None else length.total
-    if length.per_epoch is None and _needs_epochs(schedule, any_total):
+    total = _ANY_TOTAL if length.total is None else length.total
+    if length.per_epoch is None and _needs_epochs(schedule):
         raise ValueError(
             f"{schedule!r} has a duration in epochs, but {length.no_epoch}: give it in steps, or "
             "pass what schedule.resolve(total_steps, steps_per_epoch) returns"
         )
     resolved = schedule.resolve(total, length.per_epoch)
     # Without a length, the schedule must be the same for every length.
-    if length.total is None and resolved != schedule.resolve(2 * any_total, length.per_epoch):
+    if length.total is None and resolved != schedule.resolve(2 * _ANY_TOTAL, length.per_epoch):
         raise ValueError(
             f"{schedule!r} depends on the length of the run, but {length.no_total}: "
             "give its durations in steps, or pass what schedule.resolve(total_steps) returns"
@@ -60,13 +62,13 @@ def in_steps(schedule: Rates, length: RunLength) -> Rates:
     return resolved
 
 
-def _needs_epochs(schedule: Schedule, total: int) -> bool:
+def _needs_epochs(schedule: Schedule) -> bool:
     """Whether a schedule needs the steps of an epoch to be resolved."""
     try:
-        schedule.resolve(total)
+        schedule.resolve(_ANY_TOTAL)
     except ValueError:
         try:
-            schedule.resolve(total, steps_per_epoch=1)
+            schedule.resolve(_ANY_TOTAL, steps_per_epoch=1)
         except ValueError:
             return False  # it is resolved for another length, which the caller's resolve() names
         return True

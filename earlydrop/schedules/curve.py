@@ -55,7 +55,7 @@ def curve_svg(schedule: Any) -> str:
 def _drawn(schedule: Any) -> tuple[Callable[[int], float], int, str, float]:
     """The schedule in steps, the last step to draw, the unit of the axis, and units per step."""
     if schedule.resolved:
-        total = getattr(schedule, "total_steps", None)
+        total = getattr(schedule, "total_steps", None)  # of `piecewise`, which depends on it
         return schedule, total or _length(schedule), "optimizer step", 1.0
     try:
         return schedule.resolve(_TOTAL), _TOTAL, "% of the run", 100 / _TOTAL

@@ -44,7 +44,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def checked_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
-    """The model and driver of a plan, after the checks of a run that need no training.
+    """Build the model of a plan and its driver, and check what a run checks before it trains.
 
     Raises:
         ConfigError: The workers cannot share a batch, torch.compile does not work, or the model

@@ -30,13 +30,15 @@ def evaluate_weights(plan: Plan, group: Group) -> dict[str, Any]:
         ConfigError: There are no weights, or they do not fit the model or its schedule.
     """
     model, scheduler = scheduled_model(plan)
-    if evaluates_checkpoint_only(plan.config):
-        _refuse_standard_dropout(model, plan.config.model.name)
-    objective = Objective(plan.source, plan.config.augment)
+    config = plan.config
+    if evaluates_checkpoint_only(config) and config.schedule.name != "none":
+        _refuse_standard_dropout(model, config.model.name)
+    objective = Objective(plan.source, config.augment)
     metrics: dict[str, float] = {}
     for title, weights in _weights(plan, model):
         model.load_state_dict(weights["model"])
-        _load_rates(scheduler, weights, title)
+        if scheduler is not None:
+            _load_rates(scheduler, weights, title, constant=config.schedule.name == "constant")
         metrics = evaluate_all(model, objective, plan, group=group)
         metrics |= evaluate_extra(model, plan, group)
         if group.main:
@@ -47,20 +49,21 @@ def evaluate_weights(plan: Plan, group: Group) -> dict[str, Any]:
 
 
 def _refuse_standard_dropout(model: nn.Module, name: str) -> None:
-    """Refuse weights whose evaluation needs a rate, which a file of weights does not give."""
+    """Refuse a model whose evaluation needs a rate, which a file of weights does not give."""
     if any(isinstance(module, StandardDropout) for module in model.modules()):
         raise ConfigError(
             f"model.name is {name!r}: it has layers of standard dropout, which scale by their rate "
             "at test too, and checkpoint= is evaluated without a schedule; evaluate the run's own "
-            "checkpoints, with mode=eval and the run's settings"
+            "checkpoints, with mode=eval and the run's settings, or give schedule=none if it was "
+            "trained at rate 0"
         )
 
 
-def _load_rates(scheduler: Driver | None, weights: dict[str, Any], title: str) -> None:
+def _load_rates(scheduler: Driver, weights: dict[str, Any], title: str, constant: bool) -> None:
     """Set the rates that the weights were saved at: standard dropout uses them at test too."""
-    if scheduler is None:
-        return
     if not weights.get("scheduler"):
+        if constant:  # the rate is the same at every step
+            return
         raise ConfigError(
             f"{title.splitlines()[0]}: the file does not hold the step at which the weights were "
             "saved, and standard dropout scales by the rate of that step; give a checkpoint of the "

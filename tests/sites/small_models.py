@@ -340,7 +340,7 @@ def timm_smallest(module, names):
     return (measured or small or names)[0]
 
 
-# These models do not take images of 96 pixels.
+# Models that refuse images of 96 pixels.
 _TIMM_OTHER_SIZE = {
     "crossvit_tiny_240": 240,
     "deepseek_vit_412m": 98,
@@ -351,7 +351,7 @@ _TIMM_OTHER_SIZE = {
 
 
 def timm_size(name):
-    """The side of the images for a model: 96 pixels, which only a few models do not take."""
+    """The side of a model's images: 96 pixels, or more where it refuses that."""
     return _TIMM_OTHER_SIZE.get(name, 96)
 
 
@@ -412,9 +412,9 @@ def torchvision_names():
 
     smallest = {}
     # RegNets are slow to build. They are of two kinds, in many sizes.
-    large = re.compile(r"regnet_._(?!400mf).*")
+    left_out = re.compile(r"regnet_._(?!400mf).*")
     for name in torchvision.models.list_models():
-        if large.fullmatch(name):
+        if left_out.fullmatch(name):
             continue
         model = _torchvision_build(name, "meta")[0]
         layers = frozenset(type(module) for module in model.modules())

@@ -108,7 +108,7 @@ def count_graphs(model, schedule, kind="unit", steps=9, evaluate_at=(1, 3, 7)):
     ],
 )
 def test_three_graphs_over_a_run(name, kind):
-    """The piecewise schedule is off, on, and off again, as each of the others in one part."""
+    """Most models follow the piecewise schedule alone: it is off, then on, then off again."""
     for schedule in SCHEDULES if name in ("mlp", "vit") else ["piecewise"]:
         assert count_graphs(MODELS[name](), SCHEDULES[schedule], kind) == 3
 

@@ -170,6 +170,8 @@ def test_standard_dropout_without_the_step_of_its_weights_is_refused(config, tmp
     torch.save(torch.load(last, weights_only=True)["model"], tmp_path / "plain.pt")
     with pytest.raises(ConfigError, match="does not hold the step at which the weights were saved"):
         run(config(**options, mode="eval", checkpoint=str(tmp_path / "plain.pt")))
+    constant = options | {"schedule__name": "constant"}  # one rate at every step
+    assert run(config(**constant, mode="eval", checkpoint=str(tmp_path / "plain.pt")))
 
 
 OWN_STANDARD = """
@@ -199,6 +201,10 @@ def test_a_model_of_ones_own_with_standard_dropout_is_evaluated_with_its_run_onl
     assert run(config(**options, mode="eval"))["test/loss"] == trained["test/loss"]
     with pytest.raises(ConfigError, match="it has layers of standard dropout, which scale"):
         run(config(**options, mode="eval", checkpoint=trained["folder"]))
+    at_rate_0 = options | {"schedule__name": "none"}
+    trained = run(config(**at_rate_0))
+    evaluated = run(config(**at_rate_0, mode="eval", checkpoint=trained["folder"]))
+    assert evaluated["test/loss"] == trained["test/loss"]
 
 
 class Evil:

@@ -44,7 +44,7 @@ from earlydrop.training.endings import Interrupted
 from earlydrop.training.fields import ConfigError as ConfigError
 from earlydrop.training.given import given_data, given_model, reference_of
 from earlydrop.training.outside import check_trusted
-from earlydrop.training.overrides import mistake, unknown_keys, unused, with_own_keys
+from earlydrop.training.overrides import mistake, refuse_unknown_keys, unused, with_own_keys
 from earlydrop.training.plan import make_plan
 from earlydrop.training.plugins import Code, given, nearest
 from earlydrop.training.prepare import scheduled_model
@@ -70,14 +70,8 @@ def compose(overrides: str | Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: An unknown key or option, or an impossible value.
     """
-    return _config_from_values(compose_one(_checked(overrides)))
-
-
-def _config_from_values(values: Mapping[str, Any]) -> Config:
-    """A configuration from nested plain values. An unknown key raises a `ConfigError`."""
-    wrong = unknown_keys(flat(values))
-    if wrong is not None:
-        raise ConfigError(wrong)
+    values = compose_one(_checked(overrides))
+    refuse_unknown_keys(flat(values))
     return config_from_dict(values)
 
 

@@ -82,7 +82,7 @@ def _machine(record: dict[str, Any]) -> str:
     environment = _record_group(record, "environment")
     parts = [
         record.get("processor"),
-        f"{record['cpu_count']} cores" if record.get("cpu_count") else None,
+        f"{record['cpu_count']} CPU threads" if record.get("cpu_count") else None,
         environment.get("device"),
         f"torch {environment['torch']}" if environment.get("torch") else None,
     ]
@@ -131,8 +131,9 @@ def _commit(record: dict[str, Any]) -> str:
 def commands(records: list[dict[str, Any]], folder: Path) -> list[str]:
     """The distinct command lines that started the runs.
 
-    If there are more than `_MAX_LISTED`, or a run was started in another way, the only line is the
-    ``earlydrop-cite`` command, which prints how to repeat each run.
+    If there are more than `_MAX_LISTED`, or a run was not started by the command ``earlydrop`` (for
+    example from Python), the only line is the ``earlydrop-cite`` command, which prints how to
+    repeat each run.
     """
     lines = list(dict.fromkeys(_command(record) for record in records))
     if None in lines or len(lines) > _MAX_LISTED:
@@ -157,7 +158,7 @@ def arms_table(runs: pd.DataFrame) -> pd.DataFrame:
     table = summary_table(runs)
     settings_of = runs.drop_duplicates("arm").set_index("arm")["settings"]
     keys = differing(list(settings_of))
-    for key in reversed(keys):  # inserted from last to first, so that they end in the order of keys
+    for key in reversed(keys):  # each is inserted at column 1, so the last key goes first
         values = [settings_of[arm].get(key) for arm in table.index]
         if any(value is not None for value in values):
             table.insert(1, key, ["-" if value is None else text(value) for value in values])
@@ -173,9 +174,9 @@ def _url_in(file: Path) -> str | None:
 def run_rows(runs: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
     """The rows of the table of runs.
 
-    Each has ``arm``, ``seed``, ``state``, ``step``, ``fingerprint``, ``folder`` (relative to
-    ``folder`` if inside it, else absolute), ``tracked`` (the URL of its page at W&B, or None) and
-    ``offline`` (whether it has offline files of W&B).
+    Each has ``arm``, ``seed``, ``state``, ``step``, ``fingerprint``, ``folder`` (of the run;
+    relative to the argument ``folder`` if it is inside it, else absolute), ``tracked`` (the URL of
+    its page at W&B, or None) and ``offline`` (whether it has offline files of W&B).
     """
     rows = []
     for row in runs.to_dict("records"):

@@ -1,4 +1,4 @@
-"""Figures: each quantity against the step, with one line per arm.
+"""Figures: quantities against the step, differences along a setting, and maps of two settings.
 
 Every figure of a report says what it shows, of which model and data, over how many seeds, and what
 its bands are.
@@ -7,10 +7,12 @@ its bands are.
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -51,12 +53,11 @@ from earlydrop.metrics import METRICS, known_metric
 
 STEP = "optimizer step"
 BANDS = "bands: 95% intervals of the mean (Student's t)"
-_NAMED = ("model", "data")
 _MOST_POINTS = 400
 
 
 class Picture(Figure):
-    """A figure that a notebook shows, whatever its backend."""
+    """A figure that a notebook shows under every backend of matplotlib."""
 
     def _repr_png_(self) -> bytes:
         content = io.BytesIO()
@@ -94,7 +95,8 @@ def drawings(runs: pd.DataFrame, most: int = _MOST_POINTS) -> list[Drawing]:
 
     Args:
         runs: The runs, from `earlydrop.analysis.load_runs`.
-        most: Points of a line, at most, before the last one is added. Drop rates ignore it.
+        most: The largest number of points of a line, without its last point, which is always drawn.
+            Lines of drop rates are drawn whole.
     """
     history, bases, subtitle_start = histories(runs), base_arms(runs), what_was_run(runs)
     marks = tuple(sorted(set(cutoffs(runs).values())))
@@ -111,9 +113,12 @@ def drawings(runs: pd.DataFrame, most: int = _MOST_POINTS) -> list[Drawing]:
             panels = [values_panel(history, metric, classes)]
             subtitle = f"{subtitle_start}; {BANDS}"
             known = known_metric(metric)
+            # Arms are not compared by a metric that no table has, such as the running loss, which
+            # has each arm's own dropout.
             comparable = known is None or known.column is not None
             paired = paired_panel(history, metric, bases) if comparable else None
-            panels += [paired] if paired is not None else []
+            if paired is not None:
+                panels.append(paired)
             panels = [_with_cutoffs(_thinned(panel, most), marks) for panel in panels]
         figure, axes = _stack(panels, title, subtitle, _step_label(epoch))
         drawn.append(Drawing(name, figure, list(zip(axes, panels, strict=True))))
@@ -131,7 +136,8 @@ def _with_cutoffs(panel: Panel, steps: tuple[float, ...]) -> Panel:
 
 def what_was_run(runs: pd.DataFrame) -> str:
     """Model, data and the number of seeds, such as "mlp on glyphs, n = 3 seeds"."""
-    models, data = (", ".join(sorted(runs[f"config/{key}.name"].unique())) for key in _NAMED)
+    models = ", ".join(sorted(runs["config/model.name"].unique()))
+    data = ", ".join(sorted(runs["config/data.name"].unique()))
     counts = runs.groupby("arm")["seed"].nunique()
     fewest, most = int(counts.min()), int(counts.max())
     seeds = str(most) if fewest == most else f"{fewest} to {most}"
@@ -146,21 +152,21 @@ def _stack(
     panels: Sequence[Panel],
     title: str,
     subtitle: str,
-    horizontal: str,
+    x_label: str,
 ) -> tuple[Figure, list[Axes]]:
     """Panels one above the other, with a title above and a legend below."""
     arms = _arms(panels)
     with mpl.rc_context(LOOK):
         lines = sum(legend_name(arm).count("\n") + 1 for arm in arms)
-        below = 0.25 * -(-lines // _legend_columns(arms))
+        below = 0.25 * math.ceil(lines / _legend_columns(arms))
         height = HEIGHT + 0.3 + 2.0 * (len(panels) - 1) + below
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        ratios = [1.25] + [1.0] * (len(panels) - 1) if len(panels) > 1 else [1.0]
+        ratios = [1.25] + [1.0] * (len(panels) - 1)
         stacked = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=ratios)
         axes = list(stacked.ravel())
         for place, panel in enumerate(panels):
             draw_panel(axes[place], panel, arms, place)
-        axes[-1].set_xlabel(horizontal)
+        axes[-1].set_xlabel(x_label)
         add_title(figure, title, subtitle)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(
@@ -197,15 +203,17 @@ def draw_metric(
     Args:
         history: The columns ``step``, ``arm``, ``seed`` and the metric.
         metric: Its name, from `METRICS`.
-        path: The picture.
-        title: What was run; a line below the label of the metric.
+        path: The PNG file to write.
+        title: What was run, such as "mlp on glyphs, n = 3 seeds"; the line below the title, which
+            is the label of the metric.
         classes: Number of classes, for the chance level of an accuracy; None where not known.
     """
     values = values_panel(history, metric, classes, label=axis_of(metric))
     panel = _thinned(values, _MOST_POINTS)
     subtitle = f"{title}; {BANDS}" if title else BANDS
-    figure, axes = _stack([panel], METRICS[metric].label, subtitle, STEP)
-    Drawing(path.stem, figure, [(axes[0], panel)]).save(path.parent)
+    figure, _ = _stack([panel], METRICS[metric].label, subtitle, STEP)
+    with mpl.rc_context(LOOK):
+        figure.savefig(path, dpi=DPI)
 
 
 def picture(runs: pd.DataFrame, metrics: Sequence[str] = ()) -> Picture:
@@ -216,7 +224,7 @@ def picture(runs: pd.DataFrame, metrics: Sequence[str] = ()) -> Picture:
         metrics: Names of metrics; by default those that a report draws.
 
     Raises:
-        ValueError: A metric that none of the runs has.
+        ValueError: None of the runs has one of the metrics, or nothing was measured.
     """
     history = histories(runs)
     marks = tuple(sorted(set(cutoffs(runs).values())))
@@ -228,7 +236,7 @@ def picture(runs: pd.DataFrame, metrics: Sequence[str] = ()) -> Picture:
         there = ", ".join(available) or "none"
         raise ValueError(f"{missing}; the metrics of these runs are: {there}")
     columns = min(len(names), 2)
-    rows = -(-len(names) // columns)
+    rows = math.ceil(len(names) / columns)
     rates, _ = rates_panel(history, runs)
     arms = sorted({*map(str, history["arm"]), *rates.curves})
     with mpl.rc_context(LOOK):
@@ -242,48 +250,53 @@ def picture(runs: pd.DataFrame, metrics: Sequence[str] = ()) -> Picture:
         for axes in grid[len(names) :]:
             axes.set_visible(False)
         if len(arms) > 1:
-            grid[0].legend(frameon=False, fontsize=SMALL)
+            drawn: dict[str, Any] = {}  # by label: a panel may lack an arm
+            for axes in grid:
+                drawn.update(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+            grid[0].legend(drawn.values(), drawn, frameon=False, fontsize=SMALL)
     return figure
 
 
 def draw_axis(
     points: Mapping[float, Paired],
-    horizontal: str,
-    vertical: str,
-    path: Path,
+    x_label: str,
     title: str,
+    path: Path,
+    subtitle: str,
 ) -> None:
     """Draw paired differences with their 95% intervals along one axis of a study.
 
     Args:
         points: The difference at each value of the axis.
-        horizontal: The words of the axis.
-        vertical: What was compared.
-        path: The picture.
-        title: What was run.
+        x_label: The label of the axis.
+        title: What was compared.
+        path: The PNG file to write.
+        subtitle: What was run.
     """
     with mpl.rc_context(LOOK):
         figure = Figure(figsize=(WIDTH, HEIGHT + 0.6), layout="constrained")
         axes = figure.subplots()
         effects = np.array([point.effect for point in points.values()])
-        halves = np.array([point.effect - point.low for point in points.values()])
-        axes.errorbar(list(points), effects, halves, color="#0072b2", marker="o", capsize=4)
+        below = effects - np.array([point.low for point in points.values()])
+        above = np.array([point.high for point in points.values()]) - effects
+        bars = [below, above]
+        axes.errorbar(list(points), effects, bars, color="#0072b2", marker="o", capsize=4)
         draw_level(axes, 0, "no difference")
-        if max(points) > 20 * min(points) > 0:
+        if min(points) > 0 and max(points) / min(points) > 20:
             axes.set_xscale("log")
-        axes.set_xlabel(horizontal)
+        axes.set_xlabel(x_label)
         axes.grid(alpha=0.25)
-        add_title(figure, vertical, f"{title}; {BARS}")
+        add_title(figure, title, f"{subtitle}; {BARS}")
         figure.savefig(path, dpi=DPI)
 
 
 Cells = dict[tuple[str, str], tuple[str, float]]
-"""The cells of a map: by the names of row and column, the words in the cell and its number."""
+"""The cells of a map: (row, column) to (text in the cell, number that gives its colour)."""
 
 
 @dataclass(frozen=True)
 class MapWords:
-    """The words of a map's axes and of its colours."""
+    """The labels of a map's axes and of its colour bar."""
 
     rows: str
     columns: str
@@ -291,12 +304,14 @@ class MapWords:
 
 
 def draw_map(cells: Cells, words: MapWords, path: Path, title: str) -> None:
-    """Draw a number for each pair of two settings, as words on a coloured grid.
+    """Draw a number for each pair of values of two settings, as text on a coloured grid.
+
+    Rows and columns are sorted by the numbers that their names hold.
 
     Args:
         cells: The numbers; 0 has the colour in the middle.
-        words: The names of rows, columns and number.
-        path: The picture.
+        words: The labels.
+        path: The PNG file to write.
         title: What was run.
     """
     rows, columns = (sorted({key[axis] for key in cells}, key=_as_number) for axis in (0, 1))
@@ -310,15 +325,16 @@ def draw_map(cells: Cells, words: MapWords, path: Path, title: str) -> None:
             grid[y, x] = value
             axes.text(x, y, text, ha="center", va="center", fontsize=SMALL)
         largest = max(float(np.nanmax(np.abs(grid))), 1e-6)
-        picture = axes.imshow(
+        image = axes.imshow(
             grid,
             cmap="PuOr",
+            # 1.6: without the darkest colours, on which the text is hard to read
             vmin=-1.6 * largest,
             vmax=1.6 * largest,
             aspect="auto",
             origin="lower",
         )
-        figure.colorbar(picture, ax=axes, label=words.value)
+        figure.colorbar(image, ax=axes, label=words.value)
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_xlabel(words.columns)

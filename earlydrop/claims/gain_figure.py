@@ -1,4 +1,6 @@
-"""The figure of the gain of early dropout: its difference to no dropout in each training setting.
+"""The figure of the gain of early dropout, in each training setting.
+
+The gain is the change of the final training loss against no dropout.
 
 The rows are in ``conf/claims/gain.yaml``.
 """
@@ -20,7 +22,7 @@ from earlydrop.claims.declare import Declaration
 from earlydrop.claims.verdict import Verdict
 from earlydrop.training.compose import conf_folder
 
-_KINDS = {  # by form of early dropout: its name in the legend, and the arm whose style it takes
+_KINDS = {  # key of a row in gain.yaml: (name in the legend, arm whose colour and marker are used)
     "dropout": ("early dropout", "early-0.1-20%"),
     "depth": ("early stochastic depth", "early-0.1-20%-path"),
 }
@@ -29,15 +31,16 @@ _KINDS = {  # by form of early dropout: its name in the legend, and the arm whos
 def draw_gain(
     declarations: Iterable[Declaration], verdicts: Iterable[Verdict], path: Path
 ) -> list[str]:
-    """Draw the difference in per cent of the loss without dropout, with its 95% interval.
+    """Draw how much early dropout changes the loss, in percent, with 95% intervals.
 
     Args:
         declarations: The files of claims.
         verdicts: The verdicts on them.
-        path: The picture.
+        path: The PNG file to write.
 
     Returns:
-        The fingerprints of the runs behind it; empty, and no picture, where no row has run.
+        The fingerprints of the runs behind it. If no row has a judged claim, it is empty, and no
+        file is written.
     """
     content = yaml.safe_load((conf_folder() / "claims" / "gain.yaml").read_text(encoding="utf-8"))
     verdicts = list(verdicts)
@@ -54,16 +57,17 @@ def draw_gain(
         figure = Figure(figsize=(6.2, 1.9 + 0.62 * len(rows)), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color="#999999", linewidth=1)
-        for line, row in enumerate(rows):
+        for height, row in enumerate(rows):
             for offset, kind in zip((-0.15, 0.15), _KINDS, strict=True):
                 verdict = judged.get(row.get(kind, ""))
                 if verdict is not None:
-                    _draw_row(axes, verdict, kind, line + offset)
+                    _draw_point(axes, verdict, kind, height + offset)
                     shown.append(verdict)
         axes.set_yticks(range(len(rows)), [row["words"] for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(
-            "final training loss against no dropout, in % (\N{LEFTWARDS ARROW} better)\n"
+            "change of the final training loss against no dropout, in % "
+            "(\N{LEFTWARDS ARROW} better)\n"
             "means over paired seeds and their 95% intervals"
         )
         look = styles([arm for _, arm in _KINDS.values()])
@@ -79,7 +83,7 @@ def draw_gain(
     return sorted(fingerprints)
 
 
-def _draw_row(axes: Axes, verdict: Verdict, kind: str, line: float) -> None:
+def _draw_point(axes: Axes, verdict: Verdict, kind: str, height: float) -> None:
     """One difference with its interval and its number of seeds."""
     difference, smallest = verdict.paired, verdict.smallest
     if difference is None or not smallest or not verdict.claim.relative:
@@ -87,16 +91,17 @@ def _draw_row(axes: Axes, verdict: Verdict, kind: str, line: float) -> None:
             f"gain.yaml: claim {verdict.claim.id} has no relative difference: expected a claim "
             "whose smallest effect is a percentage"
         )
-    mean = smallest / verdict.claim.smallest
+    # The smallest effect of a relative claim is its percentage times the loss without dropout.
+    loss = smallest / verdict.claim.smallest
     effect, low, high = (
-        100 * value / mean for value in (difference.effect, difference.low, difference.high)
+        100 * value / loss for value in (difference.effect, difference.low, difference.high)
     )
     arms = [arm for _, arm in _KINDS.values()]
     look = styles(arms)[_KINDS[kind][1]] | {"linestyle": "none"}
-    axes.errorbar([effect], [line], xerr=[[effect - low], [high - effect]], capsize=3, **look)
+    axes.errorbar([effect], [height], xerr=[[effect - low], [high - effect]], capsize=3, **look)
     axes.annotate(
         f"{effect:+.1f}%, n = {len(difference.seeds)}".replace("-", "\N{MINUS SIGN}"),
-        (effect, line),
+        (effect, height),
         xytext=(0, 6),
         textcoords="offset points",
         ha="center",

@@ -352,7 +352,7 @@ def _with_decision(
             smallest=verdict.smallest,
             level=first_level(declaration.claims, verdict.claim),
             seconds=verdict.seconds,
-            seen=assumed_effect,
+            assumed=assumed_effect,
         )
     return dataclasses.replace(verdict, p=p, price=cost, verdict=word)
 

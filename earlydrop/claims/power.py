@@ -9,7 +9,7 @@ from earlydrop.analysis.stats import LEVEL, first_enough, power_of_bound, power_
 from earlydrop.claims.declare import EQUIVALENT, NOT_LOWER, Claim
 
 POWER = 0.9
-MOST = 10_000
+MOST_SEEDS = 10_000
 """The largest number of seeds that is tried."""
 
 
@@ -17,9 +17,9 @@ class Price(NamedTuple):
     """The seeds and time that would resolve a claim.
 
     Attributes:
-        seeds: The number of seeds; None for more than `MOST`.
-        hours: Hours of one core for the runs of both its arms; for `MOST` seeds if ``seeds`` is
-            None.
+        seeds: The number of seeds; None for more than `MOST_SEEDS`.
+        hours: Hours of one core for the runs of both its arms; for `MOST_SEEDS` seeds if ``seeds``
+            is None.
     """
 
     seeds: int | None
@@ -27,8 +27,9 @@ class Price(NamedTuple):
 
     def __str__(self) -> str:
         if self.seeds is None:
-            return f"more than {MOST:,} seeds"
-        return f"{self.seeds} seeds, {self.hours:.2g} core hours"
+            return f"more than {MOST_SEEDS:,} seeds"
+        hours = f"{self.hours:,.0f}" if self.hours >= 10 else f"{self.hours:.2g}"
+        return f"{self.seeds} seeds, {hours} core hours"
 
 
 def needed_seeds(
@@ -36,24 +37,26 @@ def needed_seeds(
     spread: float,
     smallest: float,
     level: float,
-    seen: float = 0.0,
+    assumed: float = 0.0,
 ) -> int | None:
     """The number of seeds that resolve a claim with a power of 90%.
 
-    The seeds give this power if the true effect is the smallest that matters, and also if it is 0.
-    For a claim of equivalence, they give it if the true effect is ``seen``. It is then the power to
-    show that this effect is smaller than the smallest that matters, or that it is larger.
+    If the true effect is the smallest that matters, the seeds show with this power that there is an
+    effect. If it is 0, they show with this power that the effect is smaller than that (for "not
+    lower": not lower by that much). For a claim of equivalence the true effect is ``assumed``: the
+    seeds show with this power that it is smaller than the smallest that matters, or that it is
+    larger, as the case is.
 
     Args:
         claim: The claim.
         spread: Standard deviation of its paired differences, in the metric's units.
         smallest: The smallest effect that matters, in the metric's units.
         level: The level of its tests.
-        seen: The effect to assume as the true one for a claim of equivalence, in the metric's
+        assumed: The effect to assume as the true one for a claim of equivalence, in the metric's
             units.
 
     Returns:
-        The number; None for more than `MOST`.
+        The number; None for more than `MOST_SEEDS`.
 
     Raises:
         ValueError: The spread is not more than 0.
@@ -63,24 +66,28 @@ def needed_seeds(
         raise ValueError(f"{deviation}: expected more than 0, to find a number of seeds")
     sides = 1 if claim.direction == NOT_LOWER else 2
 
-    def shows_equivalence(n: int) -> bool:
-        """Whether n seeds give 90% power for a claim of equivalence."""
-        bounds = [abs(smallest - abs(seen))]  # the distances from the effect to the two bounds
-        if abs(seen) < smallest:
-            bounds.append(smallest + abs(seen))
-        # That an effect is larger is a two-sided test.
-        one_sided = level if abs(seen) < smallest else level / 2
-        missed = [1 - power_of_bound(spread, bound, n, one_sided, sides=1) for bound in bounds]
+    def resolves_equivalence(n: int) -> bool:
+        """Whether n seeds show with 90% power that the assumed effect is inside the bounds.
+
+        If it is outside, whether they show that.
+        """
+        is_inside = abs(assumed) < smallest
+        distances = [abs(smallest - abs(assumed))]  # to the nearer bound
+        if is_inside:
+            distances.append(smallest + abs(assumed))
+        # The test for a larger effect is two-sided: each side has half the level.
+        one_sided = level if is_inside else level / 2
+        missed = [1 - power_of_bound(spread, each, n, one_sided, sides=1) for each in distances]
         return sum(missed) <= 1 - POWER
 
     def is_enough(n: int) -> bool:
         if claim.direction == EQUIVALENT:
-            return shows_equivalence(n)
+            return resolves_equivalence(n)
         if power_of_difference(spread, smallest, n, level) < POWER:
             return False
         return power_of_bound(spread, smallest, n, level, sides=sides) >= POWER
 
-    return first_enough(is_enough, MOST)
+    return first_enough(is_enough, MOST_SEEDS)
 
 
 def price(
@@ -89,7 +96,7 @@ def price(
     smallest: float,
     level: float,
     seconds: Iterable[float],
-    seen: float = 0.0,
+    assumed: float = 0.0,
 ) -> Price:
     """The seeds and time that resolve a claim.
 
@@ -99,11 +106,11 @@ def price(
         smallest: The smallest effect that matters, in the metric's units.
         level: The level of its tests.
         seconds: The time of one run of each of its arms, in seconds.
-        seen: The effect to assume as the true one for a claim of equivalence, in the metric's
+        assumed: The effect to assume as the true one for a claim of equivalence, in the metric's
             units.
     """
-    seeds = needed_seeds(claim, spread, smallest, level, seen=seen)
-    return Price(seeds, (seeds or MOST) * sum(seconds) / 3600)
+    seeds = needed_seeds(claim, spread, smallest, level, assumed=assumed)
+    return Price(seeds, (seeds or MOST_SEEDS) * sum(seconds) / 3600)
 
 
 def first_level(claims: Iterable[Claim], claim: Claim) -> float:

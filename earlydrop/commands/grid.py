@@ -101,7 +101,7 @@ def _composed(overrides: list[str], joblib: bool) -> tuple[dict[str, Any], Any]:
 
     from earlydrop.analysis.arms import flat
     from earlydrop.training.fields import ConfigError
-    from earlydrop.training.overrides import unknown_keys
+    from earlydrop.training.overrides import refuse_unknown_keys
 
     try:
         composed = hydra.compose("config", overrides)
@@ -109,9 +109,7 @@ def _composed(overrides: list[str], joblib: bool) -> tuple[dict[str, Any], Any]:
         values: Any = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(first_line(error)) from error
-    wrong = unknown_keys(flat(values))
-    if wrong is not None:
-        raise ConfigError(wrong)
+    refuse_unknown_keys(flat(values))
     if settings.threads is None and joblib:
         settings.threads = 1
     return flat(values), settings

@@ -110,14 +110,11 @@ def _settings(config: DictConfig, job: int | None) -> tuple[Any, Path]:
     from omegaconf import OmegaConf
 
     from earlydrop.analysis.arms import flat
-    from earlydrop.training.fields import ConfigError
     from earlydrop.training.names import study_folder
-    from earlydrop.training.overrides import unknown_keys
+    from earlydrop.training.overrides import refuse_unknown_keys
 
     values: Any = OmegaConf.to_container(config, resolve=False)
-    wrong = unknown_keys(flat(values))
-    if wrong is not None:
-        raise ConfigError(wrong)
+    refuse_unknown_keys(flat(values))
     settings: Any = OmegaConf.to_object(config)
     if job is not None:
         from earlydrop.training.device import device_of_job

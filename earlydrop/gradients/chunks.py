@@ -39,23 +39,16 @@ def flat_chunks(
     start = 0
     size = 0
     for piece in pieces:
-        for part in _split(piece, limit):
+        for part in piece.reshape(-1).split(limit):
             if waiting and size + part.numel() > limit:
                 yield slice(start, start + size), _joined(waiting)
                 start += size
                 waiting = []
                 size = 0
-            needs_no_conversion = part.dtype == dtype and part.device == device
-            waiting.append(part if needs_no_conversion else part.to(device, dtype))
+            waiting.append(part.to(device, dtype))
             size += part.numel()
     if waiting:
         yield slice(start, start + size), _joined(waiting)
-
-
-def _split(piece: Tensor, limit: int) -> Sequence[Tensor]:
-    """A tensor as flat parts of at most ``limit`` entries."""
-    flat = piece.reshape(-1)
-    return flat.split(limit) if flat.numel() > limit else (flat,)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

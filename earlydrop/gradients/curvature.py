@@ -176,15 +176,13 @@ def preconditioned_sharpness(
         return [s * r for s, r in zip(scale, hessian_product(scaled), strict=True)]
 
     largest, norm = _power_iteration(product, weights, 0.0, iterations, tolerance)
-    shift = None
-    if largest < 0:  # it is the smallest eigenvalue: shift it to 0 to find the largest
-        shift = largest
-    elif largest < _MIXTURE * norm:  # the vector mixes eigenvalues of about a and -a
-        shift = -norm
-    if shift is not None:
-        shifted, _ = _power_iteration(product, weights, shift, iterations, tolerance)
-        return shift + shifted
-    return largest
+    if largest >= _MIXTURE * norm:
+        return largest
+    # A negative eigenvalue is the smallest: a shift to 0 leaves the largest. Otherwise the vector
+    # mixes eigenvalues of about a and -a.
+    shift = largest if largest < 0 else -norm
+    shifted, _ = _power_iteration(product, weights, shift, iterations, tolerance)
+    return shift + shifted
 
 
 def _power_iteration(

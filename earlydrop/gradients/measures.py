@@ -185,15 +185,12 @@ class GradientReport:
         return rows_as_html(self._rows(), ("measure", "value"))
 
 
-def _functions_of_the_fields() -> dict[str, Callable[[Moments], float | None]]:
-    """The functions of this file that have a field of their name in `GradientReport`."""
-    functions = globals()
-    names = [field.name for field in dataclasses.fields(GradientReport)]
-    return {name: functions[name] for name in names if name in functions}
-
-
-MEASURES = _functions_of_the_fields()
-"""Every measure by its name.
+MEASURES: dict[str, Callable[[Moments], float | None]] = {
+    field.name: globals()[field.name]
+    for field in dataclasses.fields(GradientReport)
+    if field.name in globals()
+}
+"""Every measure by its name: the functions of this file that are a field of `GradientReport`.
 
 The name is a field of `GradientReport`, and ``probe/<name>`` in the metrics of a run where
 `earlydrop.metrics` has it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 import warnings
 import weakref
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 try:
     from transformers import Trainer, TrainerCallback
+    from transformers.integrations import INTEGRATION_TO_CALLBACK
+    from transformers.trainer_utils import has_length
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "transformers":
         raise
@@ -21,7 +24,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(remedy, name=error.name) from error
 
 from earlydrop.gradients.probe import LossFunction
-from earlydrop.integrations.length import Rates, RunLength, batches_of, in_steps
+from earlydrop.integrations.length import Rates, RunLength, in_steps
 from earlydrop.integrations.measuring import Measuring
 from earlydrop.scheduler import DropoutScheduler
 
@@ -34,7 +37,8 @@ class DropoutCallback(TrainerCallback):
     (TensorBoard, Weights & Biases) run before the callbacks that a trainer is given. Call `lead` to
     put this callback in front of them, so that they report the rate.
 
-    The model is released when ``train()`` ends, also by an exception. A callback that is added by
+    When ``train()`` ends, normally or by an exception, the model is released: it gets its own
+    classes and rates back. A callback that is added by
     ``trainer.add_callback`` does not see exceptions; then the next ``train()`` of the model
     releases it.
 
@@ -49,8 +53,7 @@ class DropoutCallback(TrainerCallback):
         self.schedule = schedule
         self.options = options
         self.scheduler: DropoutScheduler | None = None
-        self._state: Any = None  # the trainer's state in the train() that the scheduler is for
-        self._leads = False
+        self._state: Any = None  # the trainer's state in the train() call that made the scheduler
 
     def lead(self, trainer: Any) -> None:
         """Run before the trainer's reporters, so that they get ``dropout_rate``.
@@ -69,7 +72,6 @@ class DropoutCallback(TrainerCallback):
             )
         callbacks.remove(self)
         callbacks.insert(0, self)
-        self._leads = True
 
     def let_go(self) -> None:
         """Release the model, if it is driven. ``train()`` calls this at its end."""
@@ -84,11 +86,10 @@ class DropoutCallback(TrainerCallback):
             _let_go_after_train(trainer, self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        several = isinstance(args.report_to, (list, tuple))
-        reporters = args.report_to if several else [args.report_to]
-        if not self._leads and any(name not in (None, "none") for name in reporters):
+        reporters = _reporters_before(self)
+        if reporters:
             warnings.warn(
-                f"the reporters {', '.join(map(str, reporters))} run before this callback, so they "
+                f"the reporters {', '.join(reporters)} run before this callback, so they "
                 "do not get dropout_rate (the trainer's log history does): call "
                 "callback.lead(trainer) before trainer.train()",
                 stacklevel=2,
@@ -108,6 +109,7 @@ class DropoutCallback(TrainerCallback):
         self.let_go()
         modules = set(model.modules())
         for callback in list(_DRIVING):
+            # The same state: another callback of this train(), such as one for another kind.
             if callback.scheduler is None or callback._state is state:
                 continue
             if any(site.module in modules for site in callback.scheduler.sites):
@@ -194,16 +196,16 @@ class ProbeCallback(TrainerCallback):
         if trainer is None or not self.measuring.due(state.global_step):
             return
         loss_fn = _Loss(trainer, self.measuring.loss_fn)
-        waiting = control.should_log  # trainer.log() would clear the trainer's own log of this step
+        should_log = control.should_log
         trainer.log(self.measuring.measure(model, loss_fn))
-        control.should_log = waiting
+        control.should_log = should_log  # trainer.log() sets it to False
 
 
 class _Loss:
     """The loss of a batch, as a trainer computes it.
 
-    It has slots and no ``__dict__``, so the search for random generators does not walk through the
-    trainer. It finds the user's function as ``__wrapped__``.
+    The probe searches a loss for random generators. This class has slots and no ``__dict__``. So
+    the search does not enter the trainer, but finds the user's function as ``__wrapped__``.
     """
 
     __slots__ = ("__wrapped__", "trainer")
@@ -224,12 +226,11 @@ _DRIVING: weakref.WeakSet[DropoutCallback] = weakref.WeakSet()
 
 
 def _length(args: Any, state: Any, loader: Any) -> RunLength:
-    """The length of the run, with the steps of an epoch where the loader has a length."""
-    batches = batches_of(loader)
-    if batches is None:
+    """The steps of the run and, if the loader has a length, the steps of an epoch."""
+    if not has_length(loader):
         no_epoch = "the trainer's loader has no length, so the steps of an epoch are not known"
         return RunLength(state.max_steps, None, no_epoch=no_epoch)
-    per_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+    per_epoch = max(math.ceil(len(loader) / args.gradient_accumulation_steps), 1)
     return RunLength(state.max_steps, per_epoch)
 
 
@@ -242,6 +243,21 @@ def _calling_trainer() -> Trainer | None:
             return caller
         frame = frame.f_back
     return None
+
+
+def _reporters_before(callback: TrainerCallback) -> list[str]:
+    """The names of the reporters that the calling trainer calls before a callback."""
+    trainer = _calling_trainer()
+    if trainer is None:
+        return []
+    before = list(
+        itertools.takewhile(lambda c: c is not callback, trainer.callback_handler.callbacks)
+    )
+    return [
+        name
+        for name, reporter in INTEGRATION_TO_CALLBACK.items()
+        if any(isinstance(earlier, reporter) for earlier in before)
+    ]
 
 
 def _let_go_after_train(trainer: Trainer, callback: DropoutCallback) -> None:

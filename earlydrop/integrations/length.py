@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from earlydrop.schedules import Schedule
+from earlydrop.schedules.durations import EpochsError
 
 Rates = Schedule | Callable[[int], float]
 """The argument of `DropoutScheduler`: a `Schedule`, or a function from the step to a rate."""
@@ -47,12 +48,13 @@ def in_steps(schedule: Rates, length: RunLength) -> Rates:
     if length.total is None and schedule.resolved:
         return schedule  # it needs no length
     total = _ANY_TOTAL if length.total is None else length.total
-    if length.per_epoch is None and _needs_epochs(schedule):
+    try:
+        resolved = schedule.resolve(total, length.per_epoch)
+    except EpochsError as error:
         raise ValueError(
             f"{schedule!r} has a duration in epochs, but {length.no_epoch}: give it in steps, or "
             "pass what schedule.resolve(total_steps, steps_per_epoch) returns"
-        )
-    resolved = schedule.resolve(total, length.per_epoch)
+        ) from error
     # Without a length, the schedule must be the same for every length.
     if length.total is None and resolved != schedule.resolve(2 * _ANY_TOTAL, length.per_epoch):
         raise ValueError(
@@ -60,24 +62,3 @@ def in_steps(schedule: Rates, length: RunLength) -> Rates:
             "give its durations in steps, or pass what schedule.resolve(total_steps) returns"
         )
     return resolved
-
-
-def _needs_epochs(schedule: Schedule) -> bool:
-    """Whether a schedule needs the steps of an epoch to be resolved."""
-    try:
-        schedule.resolve(_ANY_TOTAL)
-    except ValueError:
-        try:
-            schedule.resolve(_ANY_TOTAL, steps_per_epoch=1)
-        except ValueError:
-            return False  # it is resolved for another length, which the caller's resolve() names
-        return True
-    return False
-
-
-def batches_of(loader: Any) -> int | None:
-    """The number of batches of a loader; None for a loader without a length."""
-    try:
-        return len(loader)
-    except TypeError:
-        return None

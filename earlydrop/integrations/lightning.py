@@ -287,7 +287,7 @@ def _silenced(pl_module: LightningModule) -> Iterator[None]:
     for module in filter(_is_metric, pl_module.modules()):
         kept.append((module, {name: _copy(value) for name, value in vars(module).items()}))
     before = vars(pl_module).get("log")
-    pl_module.log = _no_log  # type: ignore[method-assign]
+    pl_module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -296,10 +296,6 @@ def _silenced(pl_module: LightningModule) -> Iterator[None]:
             pl_module.log = before  # type: ignore[method-assign]
         for module, values in kept:
             vars(module).update(values)
-
-
-def _no_log(*args: Any, **kwargs: Any) -> None:
-    """Take the place of ``self.log``."""
 
 
 def _copy(value: Any) -> Any:

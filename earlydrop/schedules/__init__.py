@@ -19,7 +19,6 @@ arguments.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,9 +70,7 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
     name = arguments.pop("name", None)
     if not isinstance(name, str) or name not in MAKERS:
         raise ValueError(f"schedule name is {name!r}: expected one of {', '.join(MAKERS)}")
-    total_steps = None
-    if "total_steps" not in inspect.signature(MAKERS[name]).parameters:
-        total_steps = arguments.pop("total_steps", None)  # written by a resolved schedule
+    total_steps = arguments.pop("total_steps", None)  # written by a resolved schedule
     try:
         schedule = MAKERS[name](**arguments)
     except TypeError as error:

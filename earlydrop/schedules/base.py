@@ -44,17 +44,7 @@ def check_rate(rate: object, what: str = "rate") -> float:
 
 
 def check_step(step: SupportsIndex) -> int:
-    """Check an optimizer step and return it as an int.
-
-    Args:
-        step: A whole number: an int, or a scalar of NumPy or torch.
-
-    Returns:
-        The step.
-
-    Raises:
-        ValueError: It is not whole, or negative.
-    """
+    """An optimizer step as an int; ValueError if it is not whole, or negative."""
     try:
         index = operator.index(step)
     except TypeError:
@@ -149,23 +139,32 @@ class Schedule:
 
 
 @dataclass(frozen=True, repr=False)
-class WithCutoff(Schedule):
-    """A schedule with one rate and a cutoff, after which the rate is constant."""
+class WithRate(Schedule):
+    """A schedule whose largest rate is an argument, ``rate``."""
 
     rate: float
-    cutoff: Duration
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rate", check_rate(self.rate))
+
+    @property
+    def peak(self) -> float:
+        return self.rate
+
+
+@dataclass(frozen=True, repr=False)
+class WithCutoff(WithRate):
+    """A schedule with one rate and a cutoff, after which the rate is constant."""
+
+    cutoff: Duration
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "cutoff", check_duration(self.cutoff, "cutoff"))
 
     @property
     def resolved(self) -> bool:
         return isinstance(self.cutoff, int)
-
-    @property
-    def peak(self) -> float:
-        return self.rate
 
     def resolve(self, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:
         return replace(

@@ -7,7 +7,7 @@ import numbers
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from earlydrop.schedules.base import Schedule, WithCutoff, check_rate
+from earlydrop.schedules.base import Schedule, WithCutoff, WithRate
 from earlydrop.schedules.durations import Duration, check_total_steps
 
 _GAMMA_TIMES_LENGTH = 10.0  # Morerio et al. 2017, section 3.2: gamma = 10 / T
@@ -30,13 +30,12 @@ class _Ramp(WithCutoff):
 
 
 @dataclass(frozen=True, repr=False)
-class _Curriculum(Schedule):
+class _Curriculum(WithRate):
     name: ClassVar[str] = "curriculum"
-    rate: float
     gamma: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rate", check_rate(self.rate))
+        super().__post_init__()
         gamma = self.gamma
         if gamma is None:
             return
@@ -48,10 +47,6 @@ class _Curriculum(Schedule):
     @property
     def resolved(self) -> bool:
         return self.gamma is not None
-
-    @property
-    def peak(self) -> float:
-        return self.rate
 
     def resolve(self, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:
         total_steps = check_total_steps(total_steps)

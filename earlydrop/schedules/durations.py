@@ -14,18 +14,14 @@ _DURATION_HELP = (
 )
 
 
+class EpochsError(ValueError):
+    """A duration is in epochs, and the number of steps of an epoch is missing."""
+
+
 def check_duration(value: Duration, what: str) -> Duration:
-    """Check a duration and bring it into its plain form.
+    """A duration in its plain form: an int of steps, or a string that ends in ``ep`` or ``%``.
 
-    Args:
-        value: Steps, ``"50ep"`` or ``"20%"``.
-        what: Name of the duration, for errors.
-
-    Returns:
-        An int of steps, or a string ending in ``ep`` or ``%``.
-
-    Raises:
-        ValueError: It is malformed, negative, or more than 100%.
+    It raises ValueError where the duration is malformed, negative, or more than 100%.
     """
     if isinstance(value, str):
         return _check_text(value, what)
@@ -62,26 +58,16 @@ def _check_text(value: str, what: str) -> Duration:
 def exact_steps(
     duration: Duration, total_steps: int, steps_per_epoch: int | None, what: str
 ) -> Fraction:
-    """A checked duration as an exact number of steps, possibly fractional.
+    """The steps of a duration from `check_duration`, not rounded.
 
-    Args:
-        duration: A duration from `check_duration`.
-        total_steps: Length of the run, in optimizer steps.
-        steps_per_epoch: Optimizer steps in one epoch, for durations in epochs.
-        what: Name of the duration, for errors.
-
-    Returns:
-        The steps, not rounded.
-
-    Raises:
-        ValueError: The duration is in epochs, and ``steps_per_epoch`` is None or below 1.
+    It raises ValueError for a duration in epochs if ``steps_per_epoch`` is None or below 1.
     """
     if isinstance(duration, int):
         return Fraction(duration)
     if duration.endswith("%"):
         return Fraction(duration[:-1]) * total_steps / 100
     if steps_per_epoch is None:
-        raise ValueError(
+        raise EpochsError(
             f"{what} is {duration!r}, in epochs: give steps_per_epoch to turn it into steps"
         )
     return Fraction(duration[:-2]) * _check_length(
@@ -126,17 +112,7 @@ def duration_to_steps(
 
 
 def check_total_steps(total_steps: int) -> int:
-    """Check the length of a run.
-
-    Args:
-        total_steps: The number of optimizer steps.
-
-    Returns:
-        The number, as an int.
-
-    Raises:
-        ValueError: It is not a whole number of at least 1.
-    """
+    """The length of a run as an int; ValueError if it is not a whole number of at least 1."""
     return _check_length("total_steps", total_steps, "optimizer steps of the run")
 
 

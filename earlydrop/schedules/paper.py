@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from earlydrop.schedules.base import Schedule, WithCutoff, check_rate
+from earlydrop.schedules.base import Schedule, WithCutoff, WithRate
 from earlydrop.schedules.durations import Duration
 
 
@@ -22,18 +22,10 @@ class _None(Schedule):
 
 
 @dataclass(frozen=True, repr=False)
-class _Constant(Schedule):
+class _Constant(WithRate):
     name: ClassVar[str] = "constant"
-    rate: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rate", check_rate(self.rate))
 
     def _rate(self, step: int) -> float:
-        return self.rate
-
-    @property
-    def peak(self) -> float:
         return self.rate
 
 

@@ -106,17 +106,9 @@ def piecewise(points: str) -> Schedule:
 
 
 def parse_points(points: str) -> list[tuple[float, str]]:
-    """Split Kaldi's notation into rates and positions.
+    """The (rate, position) pairs of Kaldi's notation, checked.
 
-    Args:
-        points: For example ``"0,0@0.20,0.5@0.50,0"``.
-
-    Returns:
-        (rate, position) pairs; a position is a fraction, ``"20%"`` or ``"50ep"``, as text.
-
-    Raises:
-        ValueError: The points are malformed, a rate is outside [0, 1), or a position is outside
-            [0, 1].
+    A position is a fraction, ``"20%"`` or ``"50ep"``, as text.
     """
     help_text = (
         "expected Kaldi's notation, such as '0,0@0.20,0.5@0.50,0': "
@@ -160,20 +152,9 @@ def parse_points(points: str) -> list[tuple[float, str]]:
 def exact_position(
     position: str, total_steps: int, steps_per_epoch: int | None, points: str
 ) -> Fraction:
-    """The position of a point as an exact fraction of the run.
+    """The position of a point as a fraction of the run; above 1 for epochs past its end.
 
-    Args:
-        position: A position from `parse_points`.
-        total_steps: Length of the run, in optimizer steps.
-        steps_per_epoch: Optimizer steps in one epoch, for positions in epochs.
-        points: The whole notation, for errors.
-
-    Returns:
-        The fraction; above 1 for epochs past the end of the run.
-
-    Raises:
-        ValueError: The position is malformed, negative or above 1 (100%), or it is in epochs and
-            ``steps_per_epoch`` is None.
+    ``points`` is the whole notation, for errors.
     """
     message = (
         f"points is {points!r}: position {position!r} should be a fraction of the run in [0, 1], "

@@ -1,11 +1,10 @@
 """The drivers: one mixin for each sort of drop layer (see `earlydrop.sites.driven`).
 
-In training, a driven drop layer returns its input while its scheduler is off. While the scheduler
-is on:
+In training, a driven drop layer returns its input while all rates are 0. Otherwise:
 
 - in eager mode the layer runs its own code with the rate as a Python float, so the result is bit
-  for bit that of the layer with its rate set by hand. Only nn.Dropout with fast masks runs other
-  code;
+  for bit that of the layer with its rate set by hand. With fast masks, nn.Dropout and timm's
+  attention run other code;
 - under torch.compile the layer runs the arithmetic of `earlydrop.sites.masks` with the rate as a
   tensor, so a new rate needs no new graph. A layer that cannot take a tensor runs outside of the
   graph, or raises an error that says what to do.
@@ -34,7 +33,7 @@ def released(module: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def only_input(x: Tensor | None, by_name: dict[str, Tensor]) -> Tensor:
-    """The single input of a layer, passed by position or by keyword."""
+    """The single input of a layer, passed by position or by keyword of any name."""
     inputs = list(by_name.values()) if x is None else [x, *by_name.values()]
     if len(inputs) != 1:
         raise TypeError(f"forward() got {len(inputs)} inputs: expected one")
@@ -51,7 +50,7 @@ def only_input(x: Tensor | None, by_name: dict[str, Tensor]) -> Tensor:
 
 
 class MaskDriver(Scheduled):
-    """Driver of a layer that multiplies its input by a random mask in training.
+    """Driver of a layer that applies a random mask to its input in training.
 
     In evaluation mode such a layer returns its input.
     """
@@ -96,7 +95,7 @@ class DropoutDriver(MaskDriver):
         link: Link = self.__dict__[LINK]
         if x.is_nested:
             if link.bank.fast_masks:
-                masks.refuse_nested(x)
+                masks.refuse_nested(x)  # raises
             return self._in_place(x, masks.nested(x, rate))
         if link.bank.fast_masks and masks.COMPILED and x.device.type == "cpu":
             return self._in_place(x, masks.fast_inverted(x, rate))
@@ -107,29 +106,30 @@ class FeatureDropoutDriver(MaskDriver):
     """Driver of nn.Dropout1d, Dropout2d and Dropout3d, which drop whole channels."""
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
+        # A 3-D input of nn.Dropout2d is a batch, (N, C, L), as torch reads it.
         unbatched_1d = isinstance(self, nn.Dropout1d) and x.dim() == 2
         unbatched_3d = isinstance(self, nn.Dropout3d) and x.dim() == 4
         leading = 1 if unbatched_1d or unbatched_3d else 2
-        return self._in_place(x, masks.inverted(x, rate, _feature_shape(x, leading)))
+        return self._in_place(x, masks.inverted(x, rate, _mask_shape(x, leading)))
 
 
 class AlphaDropoutDriver(MaskDriver):
-    """Driver of nn.AlphaDropout."""
+    """Driver of nn.AlphaDropout. Like torch, it ignores ``inplace``."""
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
-        return self._in_place(x, masks.alpha(x, rate, x.shape))
+        return masks.alpha(x, rate, x.shape)
 
 
 class FeatureAlphaDropoutDriver(MaskDriver):
-    """Driver of nn.FeatureAlphaDropout."""
+    """Driver of nn.FeatureAlphaDropout. Like torch, it ignores ``inplace``."""
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
-        return self._in_place(x, masks.alpha(x, rate, _feature_shape(x, 2)))
+        return masks.alpha(x, rate, _mask_shape(x, 2))
 
 
-def _feature_shape(x: Tensor, leading: int) -> tuple[int, ...]:
-    """The leading sizes of a shape, then ones."""
-    return (*x.shape[:leading], *(1 for _ in range(x.dim() - leading)))
+def _mask_shape(x: Tensor, leading: int) -> tuple[int, ...]:
+    """The shape of a mask: the ``leading`` sizes of x, then ones."""
+    return (*x.shape[:leading], *[1] * (x.dim() - leading))
 
 
 class DropPathDriver(MaskDriver):
@@ -137,7 +137,7 @@ class DropPathDriver(MaskDriver):
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
         scale = getattr(self, "scale_by_keep", True)
-        return masks.inverted(x, rate, _feature_shape(x, 1), scale=scale)
+        return masks.inverted(x, rate, _mask_shape(x, 1), scale=scale)
 
 
 class StochasticDepthDriver(MaskDriver):
@@ -146,7 +146,7 @@ class StochasticDepthDriver(MaskDriver):
     mode: str
 
     def _masked(self, x: Tensor, rate: Tensor) -> Tensor:
-        return masks.inverted(x, rate, _feature_shape(x, 1 if self.mode == "row" else 0))
+        return masks.inverted(x, rate, _mask_shape(x, 1 if self.mode == "row" else 0))
 
 
 class TimmDropBlockDriver(MaskDriver):

@@ -1,10 +1,11 @@
-"""Arguments of a user's function, from the keys of a configuration.
+"""Arguments of a function or class (a user's, a library's or ours), from a configuration.
 
 Values are converted to the types of the function's annotations. Unknown arguments are refused.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
@@ -15,7 +16,7 @@ from typing import Any
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.plugins import nearest
 
-_IN_FRONT = (
+_POSITIONAL = (
     inspect.Parameter.POSITIONAL_ONLY,
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
     inspect.Parameter.VAR_POSITIONAL,
@@ -46,17 +47,24 @@ def arguments(
 
     Raises:
         ConfigError: An argument is unknown, has the wrong type, or is required and missing; the
-            function takes too few leading arguments, or its signature cannot be read.
+            function takes too few leading arguments, another required one cannot be passed by name,
+            or its signature cannot be read.
     """
-    first = _parameters(group, name, function)[:positional]
-    in_front = [parameter for parameter in first if parameter.kind in _IN_FRONT]
-    if len(in_front) < positional:
+    parameters = _parameters(group, name, function)
+    leading, others = parameters[:positional], parameters[positional:]
+    if sum(parameter.kind in _POSITIONAL for parameter in leading) < positional:
         raise ConfigError(
             f"{group}.name is {name!r}: it takes no argument for the Task; expected a function "
             "build(task, ...)"
         )
+    for parameter in others:
+        if parameter.kind == parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+            raise ConfigError(
+                f"{group}.name is {name!r}: its parameter {parameter.name!r} cannot be passed by "
+                "name; remove the / behind it"
+            )
     values = typed(group, name, function, given, positional=positional)
-    for key, parameter in _takes(_parameters(group, name, function)[positional:]).items():
+    for key, parameter in _takes(others).items():
         if key in values:
             continue
         if key in offered:
@@ -137,6 +145,7 @@ _WRONG = object()
 def _fitted(value: Any, kind: Any) -> Any:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
+        # The exact type comes first, so that 3 stays an int for float | int.
         exact = (inner_kind for inner_kind in inner if type(value) is inner_kind)
         for inner_kind in (*exact, *inner):
             fitted = _fitted(value, inner_kind)
@@ -144,14 +153,17 @@ def _fitted(value: Any, kind: Any) -> Any:
                 return fitted
         return _WRONG
     if origin is typing.Literal:
-        return value if value in inner else _WRONG
+        # 1, 1.0 and True are equal, but not the same choice.
+        is_choice = any(type(value) is type(choice) and value == choice for choice in inner)
+        return value if is_choice else _WRONG
     if kind in (None, type(None)):
         return None if value is None else _WRONG
     if kind is bool:
         return value if isinstance(value, bool) else _WRONG
     if kind in (int, float):
-        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        return kind(value) if number else _WRONG
+        allowed = (int, float) if kind is float else int
+        is_number = isinstance(value, allowed) and not isinstance(value, bool)
+        return kind(value) if is_number else _WRONG
     if kind is str:
         return value if isinstance(value, str) else _WRONG
     if kind is Path:
@@ -175,7 +187,7 @@ def _fitted_items(value: Any, kind: Any, inner: tuple[Any, ...]) -> Any:
 
 
 def _words(kind: Any) -> str:
-    """An annotation as it is written."""
+    """An annotation in words, for an error message."""
     return (
         kind.__name__
         if isinstance(kind, type) and typing.get_origin(kind) is None
@@ -186,10 +198,12 @@ def _words(kind: Any) -> str:
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     target: Any = function
     if inspect.isclass(function):
-        target = function.__init__
-    elif not inspect.isroutine(function) and hasattr(function, "__call__"):  # noqa: B004
-        # The function of a functools.partial, or the __call__ of another object.
-        target = getattr(function, "func", type(function).__call__)
+        has_init = function.__init__ is not object.__init__
+        target = function.__init__ if has_init else function.__new__  # a NamedTuple has no init
+    elif isinstance(function, functools.partial):
+        target = function.func
+    elif not inspect.isroutine(function):
+        target = type(function).__call__
     try:
         return typing.get_type_hints(target)
     except (NameError, TypeError, AttributeError):  # a name that only a type checker knows

@@ -15,6 +15,7 @@ from hydra.conf import HydraConf
 
 from earlydrop.training.compose import conf_folder
 from earlydrop.training.config import Config
+from earlydrop.training.fields import ConfigError
 from earlydrop.training.keys import OPEN, key_of, keys
 from earlydrop.training.names import first_line, printable
 from earlydrop.training.plugins import installed
@@ -263,12 +264,11 @@ def options(further: Iterable[Path] = ()) -> dict[str, list[str]]:
     return groups
 
 
-def unknown_keys(values: Mapping[str, Any]) -> str | None:
-    """A one-line message about the first key that is not in the schema; None if there is none."""
+def refuse_unknown_keys(values: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` for the first of the flat keys that is not in the schema."""
     for key in values:
         if key_of(key) is None:
-            return f"{key} is not a key of the configuration{meant(key, keys())}"
-    return None
+            raise ConfigError(f"{key} is not a key of the configuration{meant(key, keys())}")
 
 
 _COMMON_NAMES = {  # a name used elsewhere: the key of earlydrop

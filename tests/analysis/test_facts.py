@@ -33,7 +33,7 @@ def test_what_the_runs_recorded_is_said(study):
         "model": ["mlp"],
         "data": ["toy (1,000 and 200 examples, 10 classes)"],
         "length": ["100 steps"],
-        "machine": ["AMD EPYC, 2 cores, cpu x86_64, torch 2.14"],
+        "machine": ["AMD EPYC, 2 CPU threads, cpu x86_64, torch 2.14"],
         "time": ["12 s of training in all, 2 s per run (median); begun 2026-11-27 17:58 UTC"],
         "speed": ["20 images/s in a typical run"],
         "commit": ["f9f314dfe7f6 (earlydrop 0.1.0, with uncommitted changes)"],

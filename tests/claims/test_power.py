@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from earlydrop.claims.power import MOST, Price, needed_seeds, price
+from earlydrop.claims.power import MOST_SEEDS, Price, needed_seeds, price
 from earlydrop.claims.sizing import power_table
 from tests.claims.made_up import LOSS, SAME, declaration, made_up, study, verdict
 
@@ -52,7 +52,7 @@ def test_a_claim_of_equivalence_is_sized_by_the_difference_that_was_seen(seen):
 def test_a_price_is_seeds_times_the_time_of_both_arms():
     assert price(SAME, 1e-9, 0.1, LEVEL, (1800, 1800)) == Price(2, 2.0)
     assert needed_seeds(SAME, 1e3, 0.1, LEVEL) is None
-    assert str(price(SAME, 1e3, 0.1, LEVEL, (1, 1))) == f"more than {MOST:,} seeds"
+    assert str(price(SAME, 1e3, 0.1, LEVEL, (1, 1))) == f"more than {MOST_SEEDS:,} seeds"
 
 
 def test_differences_that_do_not_scatter_size_no_round():

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -159,15 +161,25 @@ def test_reporters_see_the_rate_when_the_callback_leads(tmp_path):
             given.lead(trainer)
         trainer.train()
         assert (reporter.seen[0] is not None) == leads
-    trainer.args.report_to = ["tensorboard"]
-    with pytest.warns(
-        UserWarning, match=r"tensorboard run before this callback.*callback.lead\(trainer\)"
-    ):
-        callback(early(0.5, 2)).on_train_begin(
-            trainer.args, trainer.state, trainer.control, model=Net()
-        )
     with pytest.raises(ValueError, match="does not have this callback"):
         callback(early(0.5, 4)).lead(trainer)
+
+
+def test_reporters_that_run_before_the_callback_are_named(tmp_path):
+    from transformers.integrations import TensorBoardCallback
+
+    given = callback(early(0.5, 2))
+    for _ in range(2):  # in front of the reporters of one trainer, not of the other
+        trainer = make_trainer(tmp_path, Net(), given, max_steps=2)
+        trainer.callback_handler.callbacks.insert(0, TensorBoardCallback())
+        with pytest.warns(
+            UserWarning, match=r"tensorboard run before this callback.*callback.lead\(trainer\)"
+        ):
+            trainer.train()
+        given.lead(trainer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*run before this callback")
+            trainer.train()
 
 
 class Random(nn.Module):

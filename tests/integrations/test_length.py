@@ -1,8 +1,7 @@
 import pytest
-from torch.utils.data import DataLoader, IterableDataset
 
 from earlydrop import constant, curriculum, early, late, piecewise
-from earlydrop.integrations.length import RunLength, batches_of, in_steps
+from earlydrop.integrations.length import RunLength, in_steps
 
 KNOWN = RunLength(40, 10)
 ENDLESS = RunLength(None, 10, no_total="nobody says when it ends")
@@ -68,13 +67,3 @@ def test_a_function_is_taken_as_it_is_and_anything_else_refused():
     assert in_steps(rate, NOTHING) is rate
     with pytest.raises(ValueError, match=r"schedule is 'early': expected a schedule such as"):
         in_steps("early", KNOWN)
-
-
-def test_batches_of_a_loader():
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(range(10))
-
-    assert batches_of(DataLoader(range(10), batch_size=4)) == 3
-    assert batches_of(DataLoader(Stream(), batch_size=4)) is None
-    assert batches_of(None) is None

@@ -222,11 +222,31 @@ LINES = [
     ),
     (
         {"probe__measures": ["gdv"], "probe__at": ["0%"]},
-        r"probe.measures has 'gdv': earlydrop's own measures are always recorded",
+        r"probe.measures has 'gdv': earlydrop records this measure without being asked$",
+    ),
+    (
+        {"probe__measures": ["gdw"], "probe__at": ["0%"]},
+        r"probe.measures has 'gdw': expected module:function of your own: did you mean gdv\?",
     ),
     (
         {"probe__measures": ["mydata:Faces"], "probe__at": ["0%"]},
-        r"it takes train, count; expected one parameter",
+        r"it takes train, count, of which train, count without a default; expected one parameter",
+    ),
+    (
+        {"probe__measures": ["mymeasures:by_name"], "probe__at": ["0%"]},
+        r"it takes moments, of which moments without .* expected one parameter .* by position",
+    ),
+    (
+        {"probe__measures": ["mymeasures:by_position"], "probe__at": ["0%"]},
+        r"it takes model, of which model .* or one or more of model, loss_fn, batches, by name",
+    ),
+    (
+        {"probe__measures": ["mymeasures:critical_sharpness"], "probe__at": ["0%"]},
+        r"there is a measure 'critical_sharpness' already",
+    ),
+    (
+        {"probe__measures": ["mymeasures:largest"], "probe__at": ["0%"]},
+        r"probe.measures has 'mymeasures:largest': its signature cannot be read",
     ),
     (
         {"probe__measures": ["mymeasures:mixed"], "probe__at": ["0%"]},
@@ -349,7 +369,7 @@ def test_a_measure_that_gives_nan_fails_the_run_by_its_name(own, here):
     (here / "mymeasures.py").write_text("def nothing(moments):\n    return float('nan')\n")
     with pytest.raises(
         TrainingFailed,
-        match=r"the measure mymeasures:nothing gave nan; return None where it cannot be taken",
+        match=r"the measure mymeasures:nothing gave nan; return None if it is not defined",
     ):
         run(own(probe__at=["0%"], probe__measures=["mymeasures:nothing"]))
 

@@ -1,11 +1,11 @@
 """Decoding of images, and their transforms: the released augmentation, in timm's implementation.
 
 A transform has two halves. The first, `Transform`, runs where the image is read and ends with
-bytes. The second, `normalised`, runs on the device that trains. So a batch goes from process to
-process, and to the device, in a quarter of the memory of float32. The numbers are those of timm's
-own transform to the bit.
+values of uint8. The second, `normalised`, runs on the device that trains. So a batch goes from
+process to process, and to the device, in a quarter of the memory of float32. The numbers are those
+of timm's own transform to the bit.
 
-Shape legend: B images, H x W pixels, K erased boxes, P numbers in them.
+Shape legend: B images, H x W pixels, K erased boxes, P values in all boxes together.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _CROP = 224 / 256  # of the evaluation transform
 
 
 def make_transforms(image_size: int, options: AugmentConfig) -> tuple[Any, Any]:
-    """The training and the evaluation transform: PIL image to normalised tensor, (3, H, W).
+    """The training transform and the evaluation transform.
 
-    Without any augmentation the two are the same.
+    Each turns a PIL image into a normalised tensor, (3, H, W). Without any augmentation the two are
+    the same.
 
     Raises:
         ConfigError: ``augment.randaugment`` is not timm's notation.
@@ -56,7 +57,10 @@ def make_transforms(image_size: int, options: AugmentConfig) -> tuple[Any, Any]:
         resize, centre_crop = clean.transforms[:2]
         train.transforms[:1] = [resize, centre_crop]  # in place of the random crop
     for transform in train.transforms:
-        for operation in getattr(transform, "ops", ()):
+        operations = list(getattr(transform, "ops", ()))  # of RandAugment
+        for sub_policy in getattr(transform, "policy", ()):  # of AutoAugment
+            operations += sub_policy
+        for operation in operations:
             if "Posterize" in operation.name:
                 operation.aug_fn = _posterize
     return train, clean
@@ -78,16 +82,17 @@ def _posterize(image: Any, bits_to_keep: int, **_: Any) -> Any:
 class BrokenImageError(RuntimeError):
     """An image cannot be read.
 
-    The message ends with its name and the reason; a worker process may put a traceback in front.
+    The last line of the message names the image and the reason. In an error from a worker process,
+    the lines of a traceback come before it.
     """
 
 
 def load_image(file: Any, name: str | None = None) -> Any:
-    """An image as RGB; images of 16 bits a pixel at their full range.
+    """An image as RGB, 8 bits a channel. The values of 16 bits are divided by 257.
 
     Args:
         file: Its path, or its content as a binary file.
-        name: The image's name in an error; by default its path. A binary file needs it.
+        name: The image's name in an error; by default its path. Give one for a binary file.
 
     Returns:
         The PIL image.
@@ -110,7 +115,7 @@ def load_image(file: Any, name: str | None = None) -> Any:
                 )
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        shown_name = printable(file if name is None else name)
+        shown_name = printable(str(file) if name is None else name)
         raise BrokenImageError(
             f"{shown_name} cannot be read as an image: {printable(str(error))}"
         ) from error
@@ -131,7 +136,7 @@ class Pixels(NamedTuple):
 
 
 class PixelBatch(NamedTuple):
-    """Images and labels before they are normalised, as a worker process hands them over.
+    """Images before they are normalised and their labels, as a worker process hands them over.
 
     Attributes:
         values: (B, 3, H, W), uint8.
@@ -149,7 +154,7 @@ class PixelBatch(NamedTuple):
 def collate(samples: Sequence[tuple[Pixels, int]]) -> PixelBatch:
     """A batch of single images."""
     boxes: list[tuple[int, ...]] = []
-    noise = [torch.empty(0)]
+    noise = [torch.empty(0)]  # torch.cat needs at least one tensor
     for i, (pixels, _) in enumerate(samples):
         if pixels.box is not None and pixels.noise is not None:
             boxes.append((i, *pixels.box))
@@ -163,32 +168,33 @@ def collate(samples: Sequence[tuple[Pixels, int]]) -> PixelBatch:
 
 
 class Transform:
-    """The first half of a transform from `make_transforms`: all steps on the image as bytes.
+    """The first half of a transform from `make_transforms`: all steps before float32.
 
-    A call returns the image as bytes. `table` holds the normalised number for each of the 256
-    values in each channel, computed by timm's own steps. The device looks the numbers up instead of
-    computing them, so every device gives the same numbers.
+    A call returns `Pixels`. The entries of `table` are computed by timm's own steps. The device
+    looks them up instead of computing them, so every device gives the same numbers.
 
     Random erasing comes after the normalisation. Its box and its noise do not depend on the image.
     So it is applied to an image of NaN, and the part that is no longer NaN is returned.
 
     Attributes:
-        table: The number for each value in each channel, (3, 256), float32.
+        table: The normalised number for each value of uint8 in each channel, (3, 256), float32.
     """
 
     def __init__(self, whole: Any) -> None:
         from PIL import Image
 
         names = [type(step).__name__ for step in whole.transforms]
-        cut = names.index("MaybeToTensor")
-        self._to_image = whole.transforms[:cut]
+        cut = names.index("MaybeToTensor") if "MaybeToTensor" in names else len(names)
+        self._image_steps = whole.transforms[:cut]
         to_numbers = whole.transforms[cut : cut + 2]
-        if names[cut + 1] != "Normalize" or names[cut + 2 :] not in ([], ["RandomErasing"]):
+        expected = (["Normalize"], ["Normalize", "RandomErasing"])
+        if names[cut + 1 :] not in expected:
             raise RuntimeError(
                 f"this timm's transform has other steps than expected: {names}; install timm "
                 "1.0.20 to 1.0.31"
             )
         self._erasing = whole.transforms[-1] if names[-1] == "RandomErasing" else None
+        # An image whose pixels are 0, 1, ... 255.
         ramp: Any = Image.fromarray(np.arange(256, dtype=np.uint8)[None]).convert("RGB")
         for step in to_numbers:
             ramp = step(ramp)
@@ -199,7 +205,7 @@ class Transform:
 
         Random numbers are drawn from the global generators of Python, NumPy and torch.
         """
-        for step in self._to_image:
+        for step in self._image_steps:
             image = step(image)
         values = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         if self._erasing is None:

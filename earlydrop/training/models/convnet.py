@@ -29,7 +29,7 @@ class _Residual(nn.Module):
         self.drop = drop
         self.conv2 = nn.Conv2d(width, width, kernel_size=3, stride=1, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
-        self.drop_path = DropPath(0.0)
+        self.drop_path = DropPath(0.0)  # `set_path_profile` sets its rate
         plain = inputs == width and stride == 1
         self.shortcut: nn.Module = (
             nn.Identity() if plain else nn.Conv2d(inputs, width, 1, stride, bias=False)
@@ -70,7 +70,7 @@ class ConvNet(nn.Module):
 
 
 def convnet_micro(task: Task, *, width: int | None, dropout: str | None) -> nn.Module:
-    """Build a `ConvNet`, 32 channels wide unless ``model.width`` says otherwise."""
+    """Build a `ConvNet`. Its first block has ``model.width`` channels, by default 32."""
     make = choose_dropout(dropout, "convnet_micro", DROPOUTS)
     model = ConvNet(
         channels=task.channels,

@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,26 @@ def test_randaugment_draws_on_this_pillow():
     assert posterize.aug_fn(image, 8) == image
 
 
+def test_autoaugment_draws_on_this_pillow():
+    train, _ = make_transforms(8, AugmentConfig(crop=True, randaugment="v0"))
+    (autoaugment,) = (t for t in train.transforms if hasattr(t, "policy"))
+    operations = [operation for sub_policy in autoaugment.policy for operation in sub_policy]
+    posterize = [operation for operation in operations if "Posterize" in operation.name]
+    image = Image.fromarray(np.full((8, 8, 3), 200, dtype=np.uint8))
+    assert posterize
+    for operation in posterize:
+        assert not np.asarray(operation.aug_fn(image, 0)).any()
+
+
+def test_a_broken_image_is_named_whatever_holds_it(tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"no image")
+    with pytest.raises(BrokenImageError, match=r"broken\.png cannot be read as an image"):
+        load_image(path)
+    with pytest.raises(BrokenImageError, match=r"BytesIO.* cannot be read as an image"):
+        load_image(io.BytesIO(b"no image"))
+
+
 def test_a_mistyped_randaugment_is_refused():
     with pytest.raises(ConfigError, match=r"augment\.randaugment is 'rand-x9'"):
         make_transforms(32, AugmentConfig(randaugment="rand-x9"))
@@ -116,5 +138,8 @@ def test_about_as_many_images_are_erased_as_asked_for():
 def test_a_transform_with_steps_that_are_not_known_is_refused():
     train, _ = make_transforms(16, AugmentConfig())
     train.transforms.append(train.transforms[-1])
+    with pytest.raises(RuntimeError, match=r"other steps than expected: .*install timm"):
+        Transform(train)
+    train.transforms = [t for t in train.transforms if type(t).__name__ != "MaybeToTensor"]
     with pytest.raises(RuntimeError, match=r"other steps than expected: .*install timm"):
         Transform(train)

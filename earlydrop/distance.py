@@ -68,13 +68,8 @@ def _may_be_parameter(name: str, value: object) -> bool:
 def refuse_sharded(parameters: Mapping[str, Tensor], function: str, remedy: str) -> None:
     """Refuse sharded parameters, of which this process holds only a part.
 
-    Args:
-        parameters: Parameters by name.
-        function: Name of the refusing function, for the error.
-        remedy: Advice for the user, for the error.
-
-    Raises:
-        ValueError: One of them is a DTensor (FSDP2, tensor parallelism).
+    A DTensor (FSDP2, tensor parallelism) is one. ``function`` is the name of the refusing function
+    and ``remedy`` the advice, for the error.
     """
     kinds = "FSDP2, tensor parallelism"
     for name, parameter in parameters.items():

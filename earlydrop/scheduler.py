@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from earlydrop.schedules import Schedule, check_rate, check_step
 from earlydrop.sites.audit.first_forward import FirstForward
 from earlydrop.sites.bank import RateBank
-from earlydrop.sites.choose import Kind, SiteChoice, choose_sites, doubtful_left_out, undrivable
+from earlydrop.sites.choose import Kind, SiteChoice, choose_sites, doubtful_left_out
 from earlydrop.sites.drive import drive, is_driven_by, release_all
-from earlydrop.sites.find import Site, find_sites
+from earlydrop.sites.find import Site, find_sites, tuples_of_rates
 from earlydrop.sites.unwrap import renamed
 
 Masks = Literal["native", "fast"]
@@ -93,7 +93,7 @@ class DropoutScheduler:
         _warn_of_doubtful(
             doubtful, model, kind
         )  # before the model is changed: a warning may be an error
-        _warn_of_tuples(undrivable(model, kind) if sites is None else [])
+        _warn_of_tuples(tuples_of_rates(model, kind) if sites is None else [])
         self._bank: RateBank | None = drive(model, self.sites, fast_masks=masks == "fast")
         self._bank.rises = first == 0 and _rises(schedule)
         self._model = model

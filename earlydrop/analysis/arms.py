@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class Arm:
         words = describe_schedule(config.schedule) if drops(config) else "none"
         without = copy.deepcopy(config)
         without.schedule.name = "none"
-        return cls(_frozen(settings(config)), _frozen(settings(without)), words)
+        return cls(_hashable(settings(config)), _hashable(settings(without)), words)
 
     def get(self, key: str) -> Any:
         """The value of a setting; None if it is null or not in use."""
@@ -85,11 +85,6 @@ class Arm:
             if compared and ours[key] != theirs[key]:
                 return False
         return True
-
-
-def _frozen(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Settings as a value that can be hashed."""
-    return tuple((key, _hashable(value)) for key, value in values.items())
 
 
 def _hashable(value: Any) -> Any:
@@ -188,7 +183,7 @@ def label_arms(arms: Mapping[Any, tuple[Arm, str | None]]) -> dict[Any, str]:
         By run, its name.
     """
     distinct = list(dict.fromkeys(arm for arm, _ in arms.values()))
-    others = differing(distinct, lambda key: not key.startswith(_SCHEDULE))
+    others = [key for key in differing(distinct) if not key.startswith(_SCHEDULE)]
     names = {}
     arms_of: dict[str, set[Arm]] = {}
     for run, (arm, label) in arms.items():
@@ -199,26 +194,18 @@ def label_arms(arms: Mapping[Any, tuple[Arm, str | None]]) -> dict[Any, str]:
     return {run: names[run] + _addition(arm, added[names[run]]) for run, (arm, _) in arms.items()}
 
 
-def differing(arms: list[Arm], among: Callable[[str], bool] = lambda key: True) -> list[str]:
-    """Keys whose values differ between arms.
+def differing(arms: list[Arm]) -> list[str]:
+    """The keys whose values differ between arms, sorted.
 
     Keys are compared over the arms that use them. If only some arms use a key of the schedule or of
     the user's code, it counts as different.
-
-    Args:
-        arms: The arms.
-        among: Function that says whether a key is compared. Default: all keys are.
-
-    Returns:
-        The keys, sorted.
     """
     values_of: dict[str, set[Any]] = {}
     users: Counter[str] = Counter()
     for arm in arms:
         for key, value in arm.values:
-            if among(key):
-                values_of.setdefault(key, set()).add(value)
-                users[key] += 1
+            values_of.setdefault(key, set()).add(value)
+            users[key] += 1
     names = []
     for key, values in values_of.items():
         optional = key.startswith(_SCHEDULE) or ".args." in key

@@ -131,7 +131,6 @@ def values_panel(
     history: pd.DataFrame,
     metric: str,
     classes: float | None = None,
-    label: str | None = None,
 ) -> Panel:
     """A metric's mean over seeds against the step, one curve per arm.
 
@@ -139,7 +138,6 @@ def values_panel(
         history: The columns ``step``, ``arm``, ``seed`` and the metric.
         metric: Its name.
         classes: Number of classes, for the chance level of an accuracy; None where not known.
-        label: The label of the vertical axis; None for that of the metric (`axis_of`).
 
     Returns:
         The panel.
@@ -154,7 +152,7 @@ def values_panel(
     if accuracy and classes:
         level = (1 / classes, f"chance, 1/{classes:.0f}")
     return Panel(
-        label=label or axis_of(metric),
+        label=axis_of(metric),
         curves=curves,
         bottom=0.0 if accuracy else None,
         level=level,

@@ -12,7 +12,7 @@ from earlydrop.analysis.arms import differing, text
 from earlydrop.analysis.compare import progress, summary_table
 from earlydrop.training.names import format_duration
 from earlydrop.training.record.folder import read_json
-from earlydrop.training.record.tracking import URL
+from earlydrop.training.record.tracking import URL_FILE
 
 _MAX_LISTED = 3
 """The number of values that a term lists. `_distinct_values` counts the rest."""
@@ -183,14 +183,11 @@ def run_rows(runs: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
         path = Path(row["folder"])
         shown_path = path.relative_to(folder) if path.is_relative_to(folder) else path.resolve()
         rows.append(
-            {
-                "arm": row["arm"],
-                "seed": row["seed"],
-                "state": row["state"],
+            {key: row[key] for key in ("arm", "seed", "state", "fingerprint")}
+            | {
                 "step": progress(row["step"], row["total_steps"]),
-                "fingerprint": row["fingerprint"],
                 "folder": shown_path.as_posix() if shown_path.parts else ".",
-                "tracked": _url_in(path / URL),
+                "tracked": _url_in(path / URL_FILE),
                 "offline": any(path.glob("wandb/offline-run-*")),
             }
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import scipy.stats
@@ -26,7 +27,8 @@ def median_difference(values: Mapping[int, float]) -> tuple[Paired, Within] | No
         values: Differences by seed.
 
     Returns:
-        The comparison and its test of equivalence; None with fewer than two seeds.
+        The comparison and its test of equivalence; None with fewer than two seeds. The p-value is 1
+        if the ranks point to the other side than the median: then it says nothing of the median.
 
     >>> comparison, _ = median_difference({0: 1.0, 1: 2.0, 2: 9.0})
     >>> comparison.effect
@@ -36,12 +38,16 @@ def median_difference(values: Mapping[int, float]) -> tuple[Paired, Within] | No
     if len(differences) < 2:
         return None
     interval = scipy.stats.quantile_test(differences, p=0.5).confidence_interval(1 - LEVEL)
+    median = float(np.median(differences))
+    ranks_are_lower = _signed_rank(differences, "less") < _signed_rank(differences, "greater")
+    agrees = median != 0 and ranks_are_lower == (median < 0)
     comparison = Paired(
         seeds=tuple(values),
-        effect=float(np.median(differences)),
-        low=_or_else(interval.low, -math.inf),
-        high=_or_else(interval.high, math.inf),
-        p=_signed_rank(differences, "two-sided"),
+        effect=median,
+        # Not finite with too few values.
+        low=float(interval.low) if math.isfinite(interval.low) else -math.inf,
+        high=float(interval.high) if math.isfinite(interval.high) else math.inf,
+        p=_signed_rank(differences, "two-sided") if agrees else 1.0,
         spread=float(differences.std(ddof=1)),
     )
 
@@ -51,11 +57,6 @@ def median_difference(values: Mapping[int, float]) -> tuple[Paired, Within] | No
         return max(below, above)
 
     return comparison, within
-
-
-def _or_else(value: float, otherwise: float) -> float:
-    """A bound of an interval; ``otherwise`` if it is not finite, as with too few values."""
-    return float(value) if math.isfinite(value) else otherwise
 
 
 def _signed_rank(differences: np.ndarray, alternative: str) -> float:
@@ -120,24 +121,23 @@ def time_difference(
     Returns:
         The mean difference of the steps, cut at the limit, with Student's interval and the p-value
         of the log-rank test; and its test of equivalence (paired t). None with fewer than two
-        seeds.
+        seeds. The p-value is 1 if the log-rank test points to the other side than the mean.
     """
     differences = paired({seed: arm[seed] - against[seed] for seed in arm})
     if differences is None:
         return None
     steps = [list(arm.values()), list(against.values())]
     samples = [_censored(values, limit) for values in steps]
-    reached = min(steps[0] + steps[1]) < limit
-    with np.errstate(invalid="ignore"):  # 0 / 0 if all runs reach the bound at the same step
-        p = float(scipy.stats.logrank(*samples).pvalue) if reached else 1.0
-    comparison = Paired(
-        seeds=differences.seeds,
-        effect=differences.effect,
-        low=differences.low,
-        high=differences.high,
-        p=p if math.isfinite(p) else 1.0,
-        spread=differences.spread,
-    )
+    p = 1.0
+    if min(steps[0] + steps[1]) < limit:
+        # A smaller hazard: the arm takes longer.
+        alternative = "less" if differences.effect > 0 else "greater"
+        with np.errstate(invalid="ignore"):  # 0 / 0 if all runs reach the bound at the same step
+            both_sides = float(scipy.stats.logrank(*samples).pvalue)
+            one_side = float(scipy.stats.logrank(*samples, alternative=alternative).pvalue)
+        if one_side < 0.5 and differences.effect != 0:
+            p = both_sides
+    comparison = replace(differences, p=p)
     return comparison, lambda margin: p_within(differences, margin)
 
 

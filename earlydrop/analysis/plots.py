@@ -25,7 +25,6 @@ from earlydrop.analysis.curves import (
     RATE_METRIC,
     RATE_METRICS,
     Panel,
-    axis_of,
     common_value,
     cutoffs,
     default_figures,
@@ -208,7 +207,7 @@ def draw_metric(
             is the label of the metric.
         classes: Number of classes, for the chance level of an accuracy; None where not known.
     """
-    values = values_panel(history, metric, classes, label=axis_of(metric))
+    values = values_panel(history, metric, classes)
     panel = _thinned(values, _MOST_POINTS)
     subtitle = f"{title}; {BANDS}" if title else BANDS
     figure, _ = _stack([panel], METRICS[metric].label, subtitle, STEP)

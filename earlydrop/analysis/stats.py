@@ -79,12 +79,15 @@ def paired(values: Mapping[int, float]) -> Paired | None:
     if spread <= _ROUNDING * abs(mean):
         spread = 0.0
     half = float(scipy.stats.t.ppf(1 - LEVEL / 2, n - 1)) * spread / n**0.5
+    p = 1.0
+    if spread > 0:
+        p = float(2 * scipy.stats.t.sf(abs(mean) / spread * n**0.5, n - 1))
     return Paired(
         seeds=tuple(values),
         effect=mean,
         low=mean - half,
         high=mean + half,
-        p=_two_sided(mean, spread, n),
+        p=p,
         spread=spread,
     )
 
@@ -93,12 +96,6 @@ def at_level(found: Paired, level: float) -> Paired:
     """The same difference with its interval at another level, such as that of one look."""
     half = float(scipy.stats.t.ppf(1 - level / 2, len(found.seeds) - 1)) * found.error
     return replace(found, low=found.effect - half, high=found.effect + half)
-
-
-def _two_sided(mean: float, spread: float, n: int) -> float:
-    if spread == 0:
-        return 1.0
-    return float(2 * scipy.stats.t.sf(abs(mean) / spread * n**0.5, n - 1))
 
 
 def p_within(found: Paired, margin: float) -> float:

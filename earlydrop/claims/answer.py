@@ -104,8 +104,7 @@ def _is_about(verdict: Verdict, declaration: Declaration) -> bool:
 
 def _seeds_of_round(declaration: Declaration, verdict: Verdict) -> int:
     """The number of declared seeds of a verdict's round, of which a look may use fewer."""
-    rounds = declaration.studies[verdict.study].rounds
-    return len(rounds.get(verdict.round, ())) or verdict.expected
+    return len(declaration.studies[verdict.study].rounds[verdict.round])
 
 
 def _rank(declaration: Declaration, verdict: Verdict) -> tuple[bool, int]:
@@ -161,7 +160,7 @@ def differing_line(declarations: Iterable[Declaration], verdicts: Iterable[Verdi
         for verdict in differing_verdicts(declaration, verdicts):
             if verdict.claim.id in words:
                 claim = f'"{words[verdict.claim.id]}" on {dataset_label(declaration)}'
-                parts.append(f'{claim} ({_word(verdict)} in "{verdict.round}")')
+                parts.append(f'{claim} ({WORDS[verdict.verdict]} in "{verdict.round}")')
     if not parts:
         return ""
     listed = ", ".join(parts)
@@ -239,18 +238,14 @@ def _cells(
     return cells
 
 
-def _word(verdict: Verdict) -> str:
-    return WORDS.get(verdict.verdict, verdict.verdict)
-
-
 def _text(verdicts: list[Verdict]) -> str:
     """The text of a cell: the word and difference of one claim, or the counts of several."""
     if not verdicts:
         return ""
-    words = Counter(map(_word, verdicts))
+    words = Counter(WORDS[verdict.verdict] for verdict in verdicts)
     if len(verdicts) > 1:
         return ", ".join(f"{SYMBOLS[word]} {count} {word}" for word, count in words.items())
-    word = _word(verdicts[0])
+    word = WORDS[verdicts[0].verdict]
     return f"{SYMBOLS[word]} {word}: {measured(verdicts[0])}"
 
 
@@ -317,7 +312,7 @@ def points(declarations: Iterable[Declaration], verdicts: Iterable[Verdict]) -> 
                 point = Point(
                     claim=words,
                     data=data,
-                    verdict=_word(verdict),
+                    verdict=WORDS[verdict.verdict],
                     paired=paired if direction == "higher" else _negated(paired),
                     smallest=verdict.smallest,
                     fingerprints=tuple(verdict.fingerprints),

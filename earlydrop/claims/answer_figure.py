@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from earlydrop.analysis.plots import LOOK
 from earlydrop.claims.answer import SYMBOLS, Point
 
-# Colour, marker, whether the marker is filled. Verdicts differ without colour, too.
-_STYLES = {
-    "confirmed": ("#1b7837", "o", True),
-    "no effect": ("#555555", "s", True),
-    "opposite": ("#b2182b", "X", True),
-    "undecided": ("#e08214", "o", False),
+# Verdicts differ without colour, too.
+_STYLES: dict[str, dict[str, Any]] = {
+    "confirmed": {"color": "#1b7837", "marker": "o"},
+    "no effect": {"color": "#555555", "marker": "s"},
+    "opposite": {"color": "#b2182b", "marker": "X"},
+    "undecided": {"color": "#e08214", "marker": "o", "markerfacecolor": "white"},
 }
 _LIMIT = 40.0
 """The end of the axis, in multiples of the smallest effect that matters.
@@ -46,8 +46,8 @@ def draw_points(points: Sequence[Point], path: Path) -> None:
         _draw_lines(axes, points)
         _scale(axes)
         for word in dict.fromkeys(point.verdict for point in points):
-            label = f"{SYMBOLS.get(word, '')} {word}"
-            axes.plot([], [], linestyle="none", label=label, **_style(word))
+            label = f"{SYMBOLS[word]} {word}"
+            axes.plot([], [], linestyle="none", label=label, markersize=6, **_STYLES[word])
         axes.legend(
             frameon=False,
             fontsize=9,
@@ -99,22 +99,12 @@ def _scale(axes: Axes) -> None:
     )
 
 
-def _style(word: str) -> dict[str, Any]:
-    colour, marker, filled = _STYLES.get(word, _STYLES["undecided"])
-    return {
-        "color": colour,
-        "marker": marker,
-        "markerfacecolor": colour if filled else "white",
-        "markersize": 6,
-    }
-
-
 def _draw_point(axes: Axes, point: Point, line: int) -> None:
     ends = (point.paired.low, point.paired.high)
     effect, low, high = (_in_multiples(value, point) for value in (point.paired.effect, *ends))
-    style = _style(point.verdict)
+    style = _STYLES[point.verdict]
     axes.plot([low, high], [line, line], color=style["color"], linewidth=1.4)
-    axes.plot([effect], [line], linestyle="none", **style)
+    axes.plot([effect], [line], linestyle="none", markersize=6, **style)
 
 
 def _in_multiples(value: float, point: Point) -> float:

@@ -11,12 +11,11 @@ import pandas as pd
 
 from earlydrop.analysis.arms import Arm, text
 from earlydrop.analysis.runs import runs_of
-from earlydrop.analysis.stats import Paired, paired
 from earlydrop.claims.declare import Claim, Settings, Study
-from earlydrop.claims.measured import value_of
+from earlydrop.claims.measured import WindowError, value_of
 
 _COLUMNS = ("arm", "seed", "fingerprint", "step", "total_steps", "history")
-"""The columns that `_value` reads: a frame of runs has some hundred more."""
+"""The columns that `_value` reads. A frame of runs has about a hundred others."""
 
 
 class _Sides(NamedTuple):
@@ -42,7 +41,8 @@ class Differences(NamedTuple):
         arm: The values of the arm, by seed.
         against: The values of the arm that it is compared with, by seed.
         seconds: The time of one run of each arm, in seconds. For a sensitivity, the sum of one run
-            at each value of the setting. The second is 0 if one run gives the values of both arms.
+            at each value of the setting. The second number is 0 if the same runs give the values of
+            both arms.
         fingerprints: The fingerprints of the runs.
         names: The names of the two arms.
         remark: The settings in which the runs differ from the declaration, or the reason why a run
@@ -70,6 +70,10 @@ def differences(
 ) -> Differences:
     """The values of a claim's two arms over the seeds that both have finished.
 
+    If the loss of a run does not cross the claim's whole window of losses, there are no
+    differences, and the remark says why. Leaving out only the seed of that run would bias the
+    selection of seeds.
+
     Args:
         runs: The runs of the study, from `Summaries.of`.
         study: The study.
@@ -79,9 +83,29 @@ def differences(
     Raises:
         ValueError: Two finished runs of one arm and seed that both measured the metric, or runs of
             several configurations.
-        WindowError: A run has no value in the claim's window of losses.
     """
-    seeds = list(seeds)
+    try:
+        return _with_sensitivity(runs, study, claim, list(seeds))
+    except WindowError as error:
+        return Differences(
+            values={},
+            arm={},
+            against={},
+            seconds=(0.0, 0.0),
+            fingerprints=[],
+            names=(study.arm(claim.arm).words, study.arm(claim.against).words),
+            remark=str(error),
+            value_missing=True,
+        )
+
+
+def _with_sensitivity(
+    runs: pd.DataFrame,
+    study: Study,
+    claim: Claim,
+    seeds: list[int],
+) -> Differences:
+    """`differences`, which raises a `WindowError` if a run has no value in the window."""
     if claim.sensitivity is None:
         return _differences(runs, study, claim, seeds)
     parts = [_differences(runs, study, part, seeds) for part in claim.parts]
@@ -101,20 +125,6 @@ def differences(
         remark="; ".join(remarks),
         steps=max(part.steps for part in parts),
     )
-
-
-def difference(
-    runs: pd.DataFrame,
-    study: Study,
-    claim: Claim,
-    seeds: Iterable[int],
-) -> Paired | None:
-    """The paired t test of a claim's two arms over some seeds; None with fewer than two.
-
-    Raises:
-        ValueError: As `differences`.
-    """
-    return paired(differences(runs, study, claim, seeds).values)
 
 
 def sensitivities(by_setting: list[dict[int, float]], at_most: float) -> dict[int, float]:
@@ -276,7 +286,8 @@ def _several(pairs: list[tuple[Arm, Arm]]) -> str:
         for key in dict.fromkeys(itertools.chain.from_iterable(settings)):
             values = {arm_settings.get(key) for arm_settings in settings}
             if len(values) > 1:
-                return f"{key}={' and '.join(sorted(set(map(text, values))))}"
+                words = sorted({text(value, exact=True) for value in values})
+                return f"{key}={' and '.join(words)}"
     raise AssertionError(f"these pairs of arms are one: {pairs}")
 
 

@@ -5,14 +5,15 @@ adjusts the p-values of all claims of a family together. The verdicts are:
 
 - *absent*: the arms are equivalent. Two one-sided tests show a difference smaller than the smallest
   effect that matters;
-- *reproduced*: the claim is not absent, and the difference differs from 0 at the 5% level, in the
+- *reproduced*: the claim is not absent, and the difference is significant at the 5% level, in the
   predicted direction;
-- *opposite*: the claim is not absent, and the difference differs from 0 at the 5% level, in the
+- *opposite*: the claim is not absent, and the difference is significant at the 5% level, in the
   other direction;
 - *not resolved*: none of these. For the t test, the verdict gives the number of seeds that would
   resolve the claim, and their time;
-- *incomplete*: some declared seeds have no value in both arms, or the round has one seed;
-- *not run*: no seed has a value in both arms.
+- *incomplete*: some declared seeds lack a value in an arm, the round has one seed, or a run has no
+  value in the window of losses;
+- *not run*: no seed has a value in both arms, for any other reason.
 
 A file may declare looks (a group-sequential design). Then a claim is judged at each look whose
 seeds have all finished. Its p-values are those of `earlydrop.analysis.sequential.sequential_p`.
@@ -58,10 +59,8 @@ from earlydrop.claims.declare import (
     Claim,
     Declaration,
     Looks,
-    Study,
 )
 from earlydrop.claims.differences import Differences, differences
-from earlydrop.claims.measured import WindowError
 from earlydrop.claims.power import first_level, price
 from earlydrop.claims.summaries import Summaries
 from earlydrop.claims.verdict import DECIDED, OPEN, UNJUDGED, Verdict
@@ -100,28 +99,27 @@ Adjust = Callable[[Claim, _PValues], _PValues]
 """Turns the p-values of a claim's two tests into those that Holm's procedure takes."""
 
 
-class _SequentialPValues:
-    """Collects the p-values of each claim, look by look.
+def _sequential(looks: Looks) -> Adjust:
+    """A function that turns the p-values of a claim at the next look into sequential ones.
 
-    `add_look` is called once per claim and look, in the order of the looks.
+    It is called once for each claim and look whose seeds have all finished, in the order of the
+    looks.
     """
+    before: dict[str, list[_PValues]] = {}
 
-    def __init__(self, looks: Looks) -> None:
-        self.looks = looks
-        self._so_far: dict[str, list[_PValues]] = {}
-
-    def add_look(self, claim: Claim, at_look: _PValues) -> _PValues:
-        """Add the p-values of a claim at the next look, and return its sequential p-values."""
-        so_far = self._so_far.setdefault(claim.id, [])
+    def add_look(claim: Claim, at_look: _PValues) -> _PValues:
+        so_far = before.setdefault(claim.id, [])
         so_far.append(at_look)
         # Tests of equivalence and of not-lower are one-sided, tests of a difference two-sided.
         sides = (1, 2) if claim.direction in (EQUIVALENT, NOT_LOWER) else (2, 1)
         primary = [p.primary for p in so_far]
         secondary = [p.secondary for p in so_far]
         return _PValues(
-            sequential_p(primary, self.looks.seeds, self.looks.boundary, sides[0]),
-            sequential_p(secondary, self.looks.seeds, self.looks.boundary, sides[1]),
+            sequential_p(primary, looks.seeds, looks.boundary, sides[0]),
+            sequential_p(secondary, looks.seeds, looks.boundary, sides[1]),
         )
+
+    return add_look
 
 
 def judge(
@@ -165,7 +163,7 @@ def _judge_looks(
     If no look decides it, this is the verdict at the last look whose seeds have all finished. If no
     look's seeds have all finished, it is the verdict at the first look.
     """
-    sequential = _SequentialPValues(looks)
+    adjust = _sequential(looks)
     chosen: list[Verdict] = []
     for i, count in enumerate(looks.seeds):
         at_look = _judge_seeds(
@@ -174,18 +172,19 @@ def _judge_looks(
             round_name=FIRST,
             runs=runs,
             seeds=seeds[:count],
-            adjust=sequential.add_look,
+            adjust=adjust,
         )
         at_look = [_with_look(verdict, looks, i) for verdict in at_look]
-        # Nothing is before the first look, which is compared with itself.
-        chosen = [_later(*pair) for pair in zip(chosen or at_look, at_look, strict=True)]
+        if chosen:
+            at_look = [_later(*pair) for pair in zip(chosen, at_look, strict=True)]
+        chosen = at_look
     return chosen
 
 
 def _with_look(verdict: Verdict, looks: Looks, look_index: int) -> Verdict:
     """The verdict with its look, and with its interval at the level of that look.
 
-    ``look_index`` counts from 0, the look of a verdict from 1.
+    ``look_index`` counts from 0, but `Verdict.look` counts from 1.
     """
     paired_test = verdict.paired
     if paired_test is not None and verdict.claim.test is None:
@@ -202,7 +201,8 @@ def _with_look(verdict: Verdict, looks: Looks, look_index: int) -> Verdict:
 def _later(before: Verdict, at_look: Verdict) -> Verdict:
     """The verdict after a further look.
 
-    A decision stays. A look whose seeds have not all finished is ignored.
+    A decision stays. A look whose seeds have not all finished is ignored. If a run has no value in
+    the window of losses, the earlier verdict stays and is marked.
     """
     if before.verdict in DECIDED:
         return before
@@ -224,7 +224,7 @@ def _judge_seeds(
     verdicts: list[Verdict] = []
     tests: list[_Tests] = []
     for claim in declaration.claims:
-        measured = _measured(runs, study, claim, seeds)
+        measured = differences(runs, study, claim, seeds)
         paired_test, within = _compare(claim, measured)
         verdict = _before_tests(claim, measured, paired_test, len(seeds))
         verdicts.append(dataclasses.replace(verdict, study=study_name, round=round_name))
@@ -236,32 +236,6 @@ def _judge_seeds(
     return verdicts
 
 
-def _measured(
-    runs: pd.DataFrame,
-    study: Study,
-    claim: Claim,
-    seeds: tuple[int, ...],
-) -> Differences:
-    """The differences of a claim.
-
-    If the loss of a run does not fall through a window of losses, there are no differences, and the
-    remark says why. Leaving out only the seed of that run would bias the selection of seeds.
-    """
-    try:
-        return differences(runs, study, claim, seeds)
-    except WindowError as error:
-        return Differences(
-            values={},
-            arm={},
-            against={},
-            seconds=(0.0, 0.0),
-            fingerprints=[],
-            names=(study.arm(claim.arm).words, study.arm(claim.against).words),
-            remark=str(error),
-            value_missing=True,
-        )
-
-
 def _before_tests(
     claim: Claim,
     measured: Differences,
@@ -270,7 +244,7 @@ def _before_tests(
 ) -> Verdict:
     """The verdict of a claim before its p-values are known.
 
-    ``Verdict.verdict`` is empty if all seeds have finished.
+    ``Verdict.verdict`` is empty if there are two or more seeds, and each has a value in both arms.
     """
     all_finished = paired_test is not None and len(measured.values) == expected
     if all_finished:
@@ -400,7 +374,10 @@ def _p_values(verdict: Verdict, tests: _Tests) -> _PValues:
 
 
 def _word_and_p(claim: Claim, tested: Paired, p_values: _PValues) -> tuple[str, float]:
-    """The verdict, and the p-value that gives it, from the p-values after Holm."""
+    """The verdict from the p-values after Holm, with the p-value that decided.
+
+    If none did, it is the primary one.
+    """
     primary, secondary = p_values
     if claim.direction in (EQUIVALENT, NOT_LOWER):
         if primary < LEVEL:
@@ -413,8 +390,9 @@ def _word_and_p(claim: Claim, tested: Paired, p_values: _PValues) -> tuple[str, 
         return "absent", secondary
     if primary >= LEVEL:
         return OPEN, primary
-    as_claimed = (tested.effect < 0) == (claim.direction == "lower")
-    return ("reproduced" if as_claimed else "opposite"), primary
+    is_lower = tested.effect < 0
+    claims_lower = claim.direction == "lower"
+    return ("reproduced" if is_lower == claims_lower else "opposite"), primary
 
 
 def judge_all(declarations: list[Declaration], summaries: Summaries) -> list[Verdict]:

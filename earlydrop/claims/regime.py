@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import pandas as pd
 
 from earlydrop.analysis.sentences import decided
-from earlydrop.analysis.stats import Paired
+from earlydrop.analysis.stats import Paired, paired
 from earlydrop.claims.declare import Claim, Settings, Study
-from earlydrop.claims.differences import difference
+from earlydrop.claims.differences import differences
 
 
 def regime(
@@ -46,7 +46,7 @@ def regime(
         direction="lower",
         smallest=1.0,
     )
-    accuracy = difference(runs, study, claim, seeds)
+    accuracy = paired(differences(runs, study, claim, seeds).values)
     if accuracy is None or not decided(accuracy):
         return "unclear", accuracy
     return ("underfit" if accuracy.high < 0 else "overfit"), accuracy

@@ -16,7 +16,6 @@ from earlydrop.analysis.stats import interval
 from earlydrop.analysis.styles import styles
 from earlydrop.claims.declare import FIRST, Claim, Declaration, Study
 from earlydrop.claims.differences import Differences, differences
-from earlydrop.claims.measured import WindowError
 from earlydrop.claims.summaries import Summaries
 from earlydrop.metrics import METRICS
 
@@ -75,10 +74,7 @@ def _measured(claim: Claim, study: Study, summaries: Summaries) -> dict[float, D
     if claim.sensitivity is None or runs.empty or FIRST not in study.rounds:
         return measured
     for value, part in zip(claim.sensitivity.values, claim.parts, strict=True):
-        try:
-            pairs = differences(runs, study, part, study.rounds[FIRST])
-        except WindowError:  # the loss of a run does not fall through the claim's window
-            continue
+        pairs = differences(runs, study, part, study.rounds[FIRST])
         if pairs.arm:
             measured[value] = pairs
     return measured

@@ -15,7 +15,6 @@ from earlydrop.analysis.stats import paired
 from earlydrop.claims.declare import LABEL, Claim, Declaration, Study
 from earlydrop.claims.differences import differences
 from earlydrop.claims.judge import smallest_effect
-from earlydrop.claims.measured import WindowError
 from earlydrop.claims.power import Price, first_level, price
 from earlydrop.claims.summaries import Summaries
 
@@ -60,10 +59,7 @@ def _row(
     None if its test is not the paired t test, if fewer than two label seeds have a value, or if the
     loss of a run does not fall through its window of losses.
     """
-    try:
-        measured = differences(runs, study, claim, study.rounds.get(LABEL, ()))
-    except WindowError:
-        return None
+    measured = differences(runs, study, claim, study.rounds.get(LABEL, ()))
     summary = paired(measured.values)
     if summary is None or claim.test is not None:
         return None

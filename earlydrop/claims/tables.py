@@ -14,7 +14,6 @@ from earlydrop.claims.declare import (
     Claim,
     Declaration,
     LossWindow,
-    Study,
     Window,
     label_seeds,
 )
@@ -33,9 +32,10 @@ def labels(declarations: list[Declaration], summaries: Summaries) -> dict[str, s
     for declaration in declarations:
         claimed = f"(claimed for {declaration.regime})"
         for study in declaration.studies.values():
-            label = _label(declaration, study, summaries)
-            if label is not None:
-                name, difference = label
+            seeds = study.rounds.get(LABEL, ())
+            runs = summaries.of(study.name)
+            name, difference = regime(runs, study, declaration.standard, seeds)
+            if difference is not None:
                 measured = f"{standard_minus_none(difference)} in test accuracy"
                 words[study.name] = f"{name} {claimed}: {measured}, n = {len(difference.seeds)}"
             elif study.name in ran and declaration.main_study == study.name:
@@ -44,17 +44,6 @@ def labels(declarations: list[Declaration], summaries: Summaries) -> dict[str, s
                     reason = "fewer than two label seeds have finished in both arms"
                 words[study.name] = f"not labelled {claimed}: {reason}"
     return words
-
-
-def _label(
-    declaration: Declaration,
-    study: Study,
-    summaries: Summaries,
-) -> tuple[str, Paired] | None:
-    """A study's regime and the difference behind it; None without two finished label seeds."""
-    seeds = study.rounds.get(LABEL, ())
-    name, difference = regime(summaries.of(study.name), study, declaration.standard, seeds)
-    return (name, difference) if difference is not None else None
 
 
 def standard_minus_none(difference: Paired) -> str:

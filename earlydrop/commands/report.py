@@ -169,6 +169,7 @@ def report_sweep(folder: Path) -> None:
 def _track(folder: Path, report: Report) -> None:
     """Track the figures and the page as a run of their own, as the study's runs were tracked."""
     from earlydrop.training.compose import config_from_dict
+    from earlydrop.training.record.trackers import Opened
     from earlydrop.training.record.tracking import run_id, tracking
 
     last = report.runs.iloc[-1]
@@ -177,8 +178,8 @@ def _track(folder: Path, report: Report) -> None:
     config = config_from_dict({key: last[f"config/{key}"] for key in ("project", "study")})
     config.tracking.mode = last["config/tracking.mode"]
     identity = run_id(config.study, "report")
-    opened = tracking(
-        config,
+    opened = Opened(
+        config=config,
         folder=folder,
         name=f"{config.study} report",
         identity=identity,
@@ -186,7 +187,7 @@ def _track(folder: Path, report: Report) -> None:
         tags=["report"],
         extra={},
     )
-    with opened as (tracker, run):
+    with tracking(opened) as (tracker, run):
         if run is None:
             return
         import wandb

@@ -78,23 +78,10 @@ def _job(config: DictConfig) -> dict[str, Any] | float:
     finally:
         if multirun and sweep.is_first_worker():
             reported = study if trains or failed else None
-            _note_end(hydra.job.num, reported, failed)
-
-
-def _note_end(job: int, study: Path | None, failed: bool) -> None:
-    """Note that a job of a sweep has ended, and print how far the sweep is.
-
-    Args:
-        job: Its number.
-        study: The folder of its study; None for a study that the sweep does not report.
-        failed: Whether it failed.
-    """
-    from earlydrop.commands import sweep
-
-    done = sweep.EndedJob(None if study is None else str(study), failed)
-    progress = sweep.note_done(job, done)
-    if progress is not None:
-        print(progress, flush=True)
+            done = sweep.EndedJob(None if reported is None else str(reported), failed)
+            progress = sweep.note_done(hydra.job.num, done)
+            if progress is not None:
+                print(progress, flush=True)
 
 
 def _settings(config: DictConfig, job: int | None) -> tuple[Any, Path]:

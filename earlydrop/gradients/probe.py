@@ -241,14 +241,8 @@ def _refuse_drops(module: nn.Module, loss_fn: LossFunction, batch: Any) -> None:
 def batch_images(batch: Any) -> int:
     """The number of images in a batch: the first dimension of the first tensor in it.
 
-    Args:
-        batch: A tensor, or tuples, lists and dictionaries of them.
-
-    Returns:
-        The number of images.
-
-    Raises:
-        ValueError: No tensor has a first dimension of 1 or more.
+    The batch is a tensor, or tuples, lists and dictionaries of them. ValueError if no tensor has a
+    first dimension of 1 or more.
     """
     stack = [batch]
     while stack:

@@ -175,14 +175,9 @@ def _define(
 ) -> None:
     """Define an operator that reads the rate from its tensor and calls a kernel with the number.
 
-    Args:
-        library: The library of the operator.
-        name: Its name.
-        arguments: Its arguments in torch's schema language; one is ``Tensor rate``.
-        results: Its results in that language.
-        kernel: A function of the same arguments, with the rate as a number.
-        draws: Whether it draws random numbers.
-        shapes: A function that returns empty results of the right shapes; None to use the kernel.
+    ``arguments`` and ``results`` are in torch's schema language; one argument is ``Tensor rate``.
+    ``kernel`` takes the same arguments, with the rate as a number. ``shapes`` returns empty results
+    of the right shapes; None to use the kernel.
     """
     # A CUDA graph would keep the rate with which it was recorded.
     tags = [torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe]

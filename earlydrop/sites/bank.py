@@ -151,13 +151,6 @@ class RateBank:
         """The rate of a site at the time when a node of the autograd graph was made.
 
         The node must be of the thread that changes the rates.
-
-        Args:
-            index: The place of the site.
-            node: The sequence number of the node.
-
-        Returns:
-            The rate at that time.
         """
         earlier = (change.value for change in reversed(self._changes) if change.node <= node)
         value = next(earlier, self._changes[0].value)

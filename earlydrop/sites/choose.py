@@ -81,14 +81,8 @@ def _patterns(sites: object) -> list[str]:
 def doubtful_left_out(model: nn.Module, kind: str, chosen: list[Site]) -> list[Site]:
     """Doubtful sites with a rate above 0 that a choice leaves out.
 
-    Args:
-        model: The model.
-        kind: ``"unit"``, ``"path"`` or ``"all"``.
-        chosen: The sites that are driven.
-
-    Returns:
-        The doubtful sites of the kind. A site of the other kind is returned too if a layer
-        directly inside its module is driven and ``site.attribute`` does not contain "dropout".
+    A site of the other kind is returned too if a layer directly inside its module is driven and
+    ``site.attribute`` does not contain "dropout".
     """
     driven = {(id(site.module), site.attribute) for site in chosen}
     driven_layers = {id(site.module) for site in chosen}
@@ -103,20 +97,6 @@ def doubtful_left_out(model: nn.Module, kind: str, chosen: list[Site]) -> list[S
         if site.doubtful and site.base_rate > 0 and not is_driven and may_be_of_kind(site):
             left_out.append(site)
     return left_out
-
-
-def undrivable(model: nn.Module, kind: str) -> list[str]:
-    """Rates of a kind in tuples and lists, which nothing can drive.
-
-    Args:
-        model: The model.
-        kind: ``"unit"``, ``"path"`` or ``"all"``.
-
-    Returns:
-        Each as ``name=rates``.
-    """
-    tuples = tuples_of_rates(model)
-    return [f"{name}={rates}" for name, own_kind, rates in tuples if kind in ("all", own_kind)]
 
 
 def _without_plain_zeros(chosen: list[Site], patterns: list[str]) -> list[Site]:
@@ -252,7 +232,7 @@ def _hints(model: nn.Module, kind: str) -> str:
         site = doubtful[0]
         hints += f" This may be a rate, {site.name}={site.base_rate:g}: "
         hints += f"sites={site.name!r} drives it."
-    tuples = undrivable(model, kind)
+    tuples = tuples_of_rates(model, kind)
     if tuples:
         hints += f" {tuples[0]} are rates in a tuple, which cannot be driven: "
         hints += "hold each in an attribute of the layer that it is for."

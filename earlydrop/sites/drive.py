@@ -11,11 +11,11 @@ from torch import nn
 
 from earlydrop.sites.bank import RateBank
 from earlydrop.sites.driven import (
-    CopiedRates,
     Rate,
     banks_of,
     drive_module,
     is_scheduled,
+    keep_copied_rates,
     original_class,
     rate_of,
     release_module,
@@ -37,18 +37,8 @@ class _Plan(NamedTuple):
 def drive(model: nn.Module, sites: list[Site], fast_masks: bool) -> RateBank:
     """Make a `RateBank` set the rates of sites, by swapping the classes of their modules.
 
-    If anything fails, no site is driven.
-
-    Args:
-        model: The model that the sites were found in.
-        sites: The sites. None of them may be driven already.
-        fast_masks: Whether nn.Dropout layers draw 16-bit masks.
-
-    Returns:
-        The bank, with every rate 0.
-
-    Raises:
-        ValueError: A site is driven already.
+    If anything fails, no site is driven. It raises ValueError if a site is driven already. Every
+    rate of the bank is 0.
     """
     for site in sites:
         if site.driven:
@@ -155,10 +145,8 @@ def restore(model: nn.Module) -> None:
 
 def banks_in(model: nn.Module) -> list[RateBank]:
     """The banks that drive sites of a model, each once."""
-    banks: dict[int, RateBank] = {}
-    for module in unwrap(model).modules():
-        banks |= {id(bank): bank for bank in banks_of(module)}
-    return list(banks.values())
+    modules = unwrap(model).modules()
+    return list(dict.fromkeys(bank for module in modules for bank in banks_of(module)))
 
 
 @contextmanager
@@ -169,12 +157,7 @@ def sites_off(model: nn.Module) -> Iterator[None]:
     all is as before.
     """
     undriven = [site for site in find_sites(model) if not site.driven]
-    with ExitStack() as stack:
-        for bank in banks_in(model):
-            stack.enter_context(bank.silenced())
-        if undriven:
-            bank = stack.enter_context(sites_at_base(model, undriven))
-            stack.enter_context(bank.silenced())
+    with sites_at_base(model, undriven), driven_off(model):
         yield
 
 
@@ -197,25 +180,18 @@ def driven_off(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def sites_at_base(model: nn.Module, sites: list[Site]) -> Iterator[RateBank]:
-    """Within it, a bank drives some sites at their base rates.
-
-    Args:
-        model: The model.
-        sites: Sites that are not driven.
-
-    Yields:
-        The bank.
-    """
-    copies = [CopiedRates(site.module) for site in sites]
-    bank = drive(model, sites, fast_masks=False)
-    try:
+def sites_at_base(model: nn.Module, sites: list[Site]) -> Iterator[None]:
+    """Within it, a bank drives some sites, which are not driven yet, at their base rates."""
+    if not sites:
+        yield
+        return
+    with ExitStack() as stack:
+        for site in sites:
+            stack.callback(keep_copied_rates(site.module))
+        bank = drive(model, sites, fast_masks=False)
+        stack.callback(release_all, model, bank)
         bank.hold_base_rates()
-        yield bank
-    finally:
-        release_all(model, bank)
-        for copied in copies:
-            copied.put_back()
+        yield
 
 
 def release_all(model: nn.Module, bank: RateBank) -> None:

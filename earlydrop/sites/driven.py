@@ -76,10 +76,6 @@ class Link:
     def all_rates(self) -> tuple[Rate, ...]:
         return (*self.rates.values(), *self.reads)
 
-    def changing(self) -> bool:
-        """Whether one of the banks of these rates drops now, or may drop later."""
-        return any(rate.bank.on or rate.bank.rises for rate in self.all_rates)
-
 
 class Scheduled:
     """Base class of the drivers: moves and copies driven modules.
@@ -219,8 +215,8 @@ def _scheduled_class(
         members["config"] = _config_property()
     members |= {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
     # The forward of a driver takes *args. Give this class a copy with the module's own signature.
-    forward = _first_forward(drivers)
-    if forward is not None and "args" in inspect.signature(forward).parameters:
+    forward: Any = cast(Any, drivers[0]).forward
+    if "args" in inspect.signature(forward).parameters:
         own = types.FunctionType(
             forward.__code__,
             forward.__globals__,
@@ -233,15 +229,6 @@ def _scheduled_class(
         own.__signature__ = inspect.signature(original.forward)  # type: ignore[attr-defined]
         members["forward"] = own
     return type(original.__name__, (*drivers, original), members)
-
-
-def _first_forward(drivers: tuple[type, ...]) -> Any:
-    """The forward of the first driver that has one; None if none has."""
-    for driver in drivers:
-        for cls in driver.__mro__:
-            if "forward" in vars(cls):
-                return vars(cls)["forward"]
-    return None
 
 
 def _exchange(cls: type, old: type, new: type) -> type:
@@ -271,35 +258,28 @@ def drive_module(
 ) -> None:
     """Make banks drive a module, besides those that drive it already.
 
-    Args:
-        module: The module. Its class is swapped in place.
-        name: Its name in the model.
-        drivers: The mixins to put in front of its class.
-        rates: Places of its rates, by attribute; empty for a module that only reads the rates of
-            modules inside.
-        device: The device on which the module computes.
-        reads: Rates of the modules inside, which its forward reads.
+    The module's class is swapped in place. ``rates`` holds the places of its rates by attribute; it
+    is empty for a module that only reads the rates of modules inside (``reads``).
     """
-    before: Link | None = module.__dict__.get(LINK)
-    if before is not None:
-        link = replace(
-            before,
-            drivers=tuple(dict.fromkeys((*drivers, *before.drivers))),
-            rates=before.rates | dict(rates),
-            reads=(*before.reads, *reads),
-        )
-    else:
+    link: Link | None = module.__dict__.get(LINK)
+    if link is None:
         first = next(iter((*rates.values(), *reads)))
         link = Link(
             name=name,
             bank=first.bank,
             index=first.place,
-            rates=dict(rates),
-            reads=tuple(reads),
-            drivers=drivers,
+            rates={},
+            reads=(),
+            drivers=(),
             original=type(module),
             scheduled=type(module),
         )
+    link = replace(
+        link,
+        drivers=tuple(dict.fromkeys((*drivers, *link.drivers))),
+        rates=link.rates | dict(rates),
+        reads=(*link.reads, *reads),
+    )
     _put(module, link, device)
     copied = module.__dict__.pop(COPIED_BASE, {})
     # A copy holds the rates at the time of the copy. Give it its base rates, which a release leaves
@@ -313,24 +293,22 @@ def drive_module(
         module.__dict__[COPIED_BASE] = undriven
 
 
-class CopiedRates:
-    """The present rates of a copy of a driven module, to put back after it was driven itself.
+def keep_copied_rates(module: nn.Module) -> Callable[[], None]:
+    """A function that puts back the present rates of a copy of a driven module.
 
-    Args:
-        module: A module that is not driven. One that is no such copy is left alone.
+    Call it after the copy was driven itself and released. A module that is no such copy is left
+    alone.
     """
+    pairs: dict[str, tuple[float, float]] = module.__dict__.get(COPIED_BASE, {})
+    present = {attribute: stored_rate(module, attribute) for attribute in pairs}
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._pairs: dict[str, tuple[float, float]] = module.__dict__.get(COPIED_BASE, {})
-        self._present = {attribute: stored_rate(module, attribute) for attribute in self._pairs}
+    def put_back() -> None:
+        for attribute, rate in present.items():
+            _store(module, attribute, rate)
+        if pairs:
+            module.__dict__[COPIED_BASE] = pairs
 
-    def put_back(self) -> None:
-        """Give the module, which is released again, the rates and base rates that it had."""
-        for attribute, rate in self._present.items():
-            _store(self._module, attribute, rate)
-        if self._pairs:
-            self._module.__dict__[COPIED_BASE] = self._pairs
+    return put_back
 
 
 def _put(module: nn.Module, link: Link, device: torch.device) -> None:
@@ -361,10 +339,6 @@ def release_module(module: nn.Module, bank: RateBank | None = None) -> None:
     go on driving it.
 
     Classes that were put on top of its class later (weight norm, FSDP) stay on top.
-
-    Args:
-        module: A driven module.
-        bank: The bank to release it from; None for all banks.
     """
     link: Link = module.__dict__[LINK]
     rates: dict[str, Rate] = {}
@@ -383,11 +357,7 @@ def release_module(module: nn.Module, bank: RateBank | None = None) -> None:
 def is_scheduled(module: nn.Module) -> bool:
     """Whether `drive_module` swapped the class of a module.
 
-    Args:
-        module: Any module.
-
-    Returns:
-        True if a bank drives its rates, or if its forward reads the rates of driven modules inside.
+    Then a bank drives its rates, or its forward reads the rates of driven modules inside.
     """
     return LINK in module.__dict__
 
@@ -395,40 +365,21 @@ def is_scheduled(module: nn.Module) -> bool:
 def rate_of(module: nn.Module, attribute: str) -> Rate | None:
     """The place of one rate of a module in the bank that drives it.
 
-    Args:
-        module: Any module.
-        attribute: The attribute that holds the rate.
-
-    Returns:
-        The place; None if no bank drives the rate.
+    None if no bank drives the rate.
     """
     link: Link | None = module.__dict__.get(LINK)
     return link.rates.get(attribute) if link is not None else None
 
 
 def banks_of(module: nn.Module) -> list[RateBank]:
-    """The banks that drive a module.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        The banks; empty if the module is not driven.
-    """
+    """The banks that drive a module."""
     link: Link | None = module.__dict__.get(LINK)
     if link is None:
         return []
-    return list({id(rate.bank): rate.bank for rate in link.all_rates}.values())
+    return list(dict.fromkeys(rate.bank for rate in link.all_rates))
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
-    """The own class of a module, driven or not.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        The class that it has when it is not driven.
-    """
+    """The own class of a module, driven or not."""
     link: Link | None = module.__dict__.get(LINK)
     return link.original if link is not None else type(module)

@@ -125,11 +125,6 @@ def drops_paths(name: str) -> bool:
     return any(part in name.lower() for part in _PATH_NAMES)
 
 
-def covered(module: nn.Module, attribute: str) -> bool:
-    """Whether a plain rate is the copy of a child's rate that AttentionDriver keeps up to date."""
-    return attribute == "attn_drop_p" and "attn_drop" in module._modules
-
-
 def is_rate(value: object) -> bool:
     """Whether a value is a number in [0, 1]."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1

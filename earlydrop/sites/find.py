@@ -20,7 +20,7 @@ from torch import nn
 from earlydrop.display import number, rows_as_html
 from earlydrop.sites import layers
 from earlydrop.sites.driven import COPIED_BASE, original_class, rate_of
-from earlydrop.sites.families import covered, drops_paths, family_of, in_known_library, is_rate
+from earlydrop.sites.families import drops_paths, family_of, in_known_library, is_rate
 from earlydrop.sites.plain import PREFIX, reads, stored_rate
 from earlydrop.sites.unwrap import named_modules, unwrap
 
@@ -116,14 +116,7 @@ def find_sites(model: nn.Module) -> SiteList:
 
 
 def all_rates(model: nn.Module) -> Iterator[Site]:
-    """The sites of a model, and attributes that only look like rates.
-
-    Args:
-        model: Any module.
-
-    Yields:
-        Sites, with the doubtful ones.
-    """
+    """The sites of a model, and attributes that only look like rates."""
     inner = unwrap(model)
     parents = _parents(inner)
     for name, module in named_modules(inner):
@@ -210,8 +203,11 @@ def _looks_like_rate(module: nn.Module, attribute: str) -> bool:
     """Whether an attribute is named for dropping and holds a rate that no driven layer covers."""
     if "drop" not in attribute or attribute.startswith("_"):
         return False
+    # The copy of a child's rate, which `AttentionDriver` keeps up to date.
+    if attribute == "attn_drop_p" and "attn_drop" in module._modules:
+        return False
     value = stored_rate(module, attribute)
-    return isinstance(value, float) and is_rate(value) and not covered(module, attribute)
+    return isinstance(value, float) and is_rate(value)
 
 
 def _kind_of_twin(site: Site) -> str | None:
@@ -232,15 +228,11 @@ def _kind_of_twin(site: Site) -> str | None:
     return "path" if "path" in kinds and "dropout" not in site.attribute else None
 
 
-def tuples_of_rates(model: nn.Module) -> list[tuple[str, str, tuple[float, ...]]]:
-    """Rates that a forward reads from a tuple or a list, which no scheduler can drive.
+def tuples_of_rates(model: nn.Module, kind: str) -> list[str]:
+    """Rates of a kind that a forward reads from a tuple or a list, which no scheduler can drive.
 
-    Args:
-        model: Any module.
-
-    Returns:
-        Name, kind and rates of each tuple with a rate above 0; none for models of transformers,
-        timm and torchvision.
+    Each tuple with a rate above 0 is given as ``name=rates``. There are none for models of
+    transformers, timm and torchvision.
     """
     tuples = []
     for name, module in named_modules(unwrap(model)):
@@ -250,8 +242,9 @@ def tuples_of_rates(model: nn.Module) -> list[tuple[str, str, tuple[float, ...]]
         for attribute, value in module.__dict__.items():
             if "drop" in attribute and _holds_rates(value) and attribute in reads(own):
                 full = f"{name}.{attribute}".removeprefix(".")
-                kind = "path" if drops_paths(attribute) else "unit"
-                tuples.append((full, kind, tuple(map(float, value))))
+                own_kind = "path" if drops_paths(attribute) else "unit"
+                if kind in ("all", own_kind):
+                    tuples.append(f"{full}={tuple(map(float, value))}")
     return tuples
 
 

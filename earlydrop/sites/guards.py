@@ -24,10 +24,8 @@ from earlydrop.sites.bank import RateBank
 def refuse(site: str, module: str, reader: str) -> NoReturn:
     """Raise, because a rate cannot change inside a compiled graph.
 
-    Args:
-        site: The name of the site.
-        module: The path of the module that holds the site; empty for the model itself.
-        reader: What reads the rate, in words.
+    ``module`` is the path of the module that holds the site, ``reader`` what reads the rate, in
+    words.
     """
     path = f"model.get_submodule({module!r})" if module else "model"
     raise RuntimeError(

@@ -231,7 +231,7 @@ class EagerOnlyDriver(Scheduled):
         if not self.training:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         if torch.compiler.is_compiling():
-            if link.changing():
+            if any(rate.bank.on or rate.bank.rises for rate in link.all_rates):
                 return outside_the_graph(self, *args, **kwargs)
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         if compiler_watches():
@@ -285,14 +285,10 @@ class AttentionDriver(Scheduled):
                 check_recomputation(rate.bank, rate.place)
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
-    def _bank(self) -> RateBank:
-        """The bank of the attention dropout."""
-        link: Link = self.__dict__[LINK]
-        return link.reads[0].bank if link.reads else link.bank
-
     @property
     def fused_attn(self) -> bool:
-        bank = self._bank()
+        link: Link = self.__dict__[LINK]
+        bank = link.reads[0].bank if link.reads else link.bank
         if self.training and bank.on:
             by_operator = attention.available(self.__dict__[RATE].device)
             if bank.fast_masks or (torch.compiler.is_compiling() and not by_operator):

@@ -33,14 +33,8 @@ def inverted(
 ) -> Tensor:
     """Inverted dropout: x · mask / (1 − rate), with one draw for each entry of the mask.
 
-    Args:
-        x: Input.
-        rate: Drop rate, 0-d.
-        shape: Shape of the mask, which broadcasts to ``x``.
-        scale: Whether to divide by the keep probability.
-
-    Returns:
-        The input with its dropped entries set to 0.
+    ``shape`` is the shape of the mask, which broadcasts to ``x``. Without ``scale`` the result is
+    not divided by the keep probability.
     """
     keep = _keep(shape, rate)
     if not scale:
@@ -66,13 +60,6 @@ def gaussian(x: Tensor, rate: Tensor) -> Tensor:
     """Multiplicative Gaussian noise: x · N(1, rate/(1 − rate)).
 
     Srivastava et al. 2014, section 10.
-
-    Args:
-        x: Input.
-        rate: Drop rate, 0-d.
-
-    Returns:
-        The input times the noise.
     """
     spread = (rate / (1.0 - rate).clamp_min(_SMALLEST_KEEP)).sqrt()
     noise = torch.randn(x.shape, dtype=torch.float32, device=x.device)
@@ -82,15 +69,8 @@ def gaussian(x: Tensor, rate: Tensor) -> Tensor:
 def alpha(x: Tensor, rate: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
     """Alpha dropout, which keeps the zero mean and unit variance of SELU.
 
-    Klambauer et al. 2017, arXiv:1706.02515.
-
-    Args:
-        x: Input.
-        rate: Drop rate, 0-d.
-        shape: Shape of the mask.
-
-    Returns:
-        a · (x where kept, else −α') + b, with a = ((1 − rate)(1 + rate α'²))^−½ and b = a α' rate.
+    Klambauer et al. 2017, arXiv:1706.02515. The result is a · (x where kept, else −α') + b, with a
+    = ((1 − rate)(1 + rate α'²))^−½ and b = a α' rate.
     """
     keep = _keep(shape, rate)
     kept = (1.0 - rate).clamp_min(_SMALLEST_KEEP)
@@ -108,20 +88,7 @@ def timm_drop_block(
     couple_channels: bool,
     scale_by_keep: bool,
 ) -> Tensor:
-    """DropBlock (Ghiasi et al. 2018, arXiv:1810.12890) as timm's ``drop_block_2d`` computes it.
-
-    Args:
-        x: Input, (N, C, H, W).
-        rate: Drop rate, 0-d.
-        block_size: Side of the dropped squares.
-        gamma_scale: Factor on the probability that a square starts at a position.
-        with_noise: Whether to fill dropped squares with normal noise instead of 0.
-        couple_channels: Whether all channels of an image share one mask.
-        scale_by_keep: Whether to divide by the share of kept entries.
-
-    Returns:
-        The input with its dropped squares filled.
-    """
+    """DropBlock (Ghiasi et al. 2018, arXiv:1810.12890) as timm's ``drop_block_2d`` computes it."""
     batch, channels, height, width = x.shape
     kh, kw = min(block_size, height), min(block_size, width)
     positions = (height - kh + 1) * (width - kw + 1)
@@ -140,20 +107,7 @@ def timm_drop_block(
 
 
 def torchvision_drop_block(x: Tensor, rate: Tensor, block_size: int, eps: float) -> Tensor:
-    """DropBlock as torchvision's ``drop_block2d`` and ``drop_block3d`` compute it.
-
-    Args:
-        x: Input, (N, C, H, W) or (N, C, D, H, W).
-        rate: Drop rate, 0-d.
-        block_size: Side of the dropped squares or cubes, odd.
-        eps: Added to the number of kept entries.
-
-    Returns:
-        The input with its dropped blocks set to 0, divided by the share of kept entries.
-
-    Raises:
-        ValueError: The block size is even.
-    """
+    """DropBlock as torchvision's ``drop_block2d`` and ``drop_block3d`` compute it."""
     spatial = tuple(x.shape[2:])
     block = min(block_size, *spatial)
     if block % 2 == 0:
@@ -173,17 +127,8 @@ def fast_dropout(x: Tensor, rate: float) -> Tensor:
 
     It takes about a third of the time of the native kernel on a CPU. The rate is rounded to a
     multiple of 1/65,536, and the scale is 1 / (the rounded keep probability), so the mean is exact.
-    The distribution is that of the native kernel; the random numbers differ.
-
-    Args:
-        x: Input, of any shape.
-        rate: Drop rate, in [0, 1).
-
-    Returns:
-        The input with its dropped entries set to 0.
-
-    Raises:
-        RuntimeError: Under torch.func.vmap, or for a nested tensor.
+    The distribution is that of the native kernel; the random numbers differ. It raises RuntimeError
+    under torch.func.vmap and for a nested tensor.
     """
     refuse_nested(x)
     if torch._C._functorch.is_batchedtensor(x):
@@ -207,13 +152,6 @@ def fast_inverted(x: Tensor, rate: Tensor) -> Tensor:
     """`fast_dropout` with the rate as a tensor, for compiled graphs on a CPU (ours).
 
     With the same seed and order of draws, the masks are those of eager mode.
-
-    Args:
-        x: Input, of any shape.
-        rate: Drop rate, 0-d.
-
-    Returns:
-        The input with its dropped entries set to 0.
     """
     dropped_of_65536 = (rate * 65_536.0).round().clamp_max(65_535.0)
     keep = torch.ops.earlydrop.random_bits(x.shape, x.device) >= dropped_of_65536 - 32_768.0
@@ -255,10 +193,6 @@ were not.
 """
 
 
-def _bits_shape(shape: Sequence[int], device: torch.device) -> Tensor:
-    return torch.empty(shape, dtype=torch.int16, device=device)
-
-
 if COMPILED:
     _LIBRARY = torch.library.Library("earlydrop", "DEF")
     _LIBRARY.define(
@@ -268,4 +202,8 @@ if COMPILED:
     _LIBRARY.impl("random_bits", _draw_bits, "CompositeExplicitAutograd")
     # Under vmap the models of a batch would share their masks.
     _LIBRARY.impl("random_bits", _refuse_vmap, "FuncTorchVmapMode")
-    torch.library.register_fake("earlydrop::random_bits", _bits_shape, lib=_LIBRARY)
+    torch.library.register_fake(
+        "earlydrop::random_bits",
+        lambda shape, device: torch.empty(shape, dtype=torch.int16, device=device),
+        lib=_LIBRARY,
+    )

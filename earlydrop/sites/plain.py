@@ -74,15 +74,12 @@ def _reads(cls: type[Any]) -> frozenset[str]:
     by_init = _reached("__init__", methods)
     kept: set[str] = set()
     for name, chains in methods.items():
-        only_builds = name in by_init or _builds(name)
+        # The names of methods that build or print the module.
+        is_building = name in _BUILDING or name.startswith(_BUILDING_PREFIXES)
+        only_builds = name in by_init or is_building
         if name in by_forward or not only_builds:
             kept |= chains
     return frozenset(kept)
-
-
-def _builds(name: str) -> bool:
-    """Whether the name of a method says that it builds or prints the module."""
-    return name in _BUILDING or name.startswith(_BUILDING_PREFIXES)
 
 
 def _reached(start: str, methods: Mapping[str, set[str]]) -> set[str]:
@@ -197,12 +194,7 @@ def _names(code: types.CodeType) -> set[str]:
 def stored_rate(module: nn.Module, attribute: str) -> Any:
     """The rate that a module stores in its ``__dict__`` or its config, as it was built.
 
-    Args:
-        module: Any module.
-        attribute: ``"dropout"`` or ``"config.dropout"``.
-
-    Returns:
-        The value; None if there is none.
+    None if there is none. An attribute is ``"dropout"`` or ``"config.dropout"``.
     """
     if attribute.startswith(PREFIX):
         return getattr(module.__dict__.get("config"), attribute.removeprefix(PREFIX), None)
@@ -277,14 +269,7 @@ class ConfigView:
 
 
 def real_config(config: Any) -> Any:
-    """The config behind a view.
-
-    Args:
-        config: A config or a view of one.
-
-    Returns:
-        The config.
-    """
+    """The config behind a view."""
     if type(config) is ConfigView:
         return object.__getattribute__(config, "_config")
     return config

@@ -30,7 +30,10 @@ def leave_no_trace(model: nn.Module, *sources: object) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    restores = [*_keep_global_random_state(), *_keep_generators(sources, skip=model)]
+    restores = [
+        *_keep_global_random_state(),
+        *map(_keep_generator, _generators(sources, sys.modules.get("numpy"), skip=model)),
+    ]
     inner = unwrap(model)
     gradients = [(p, p.grad) for p in inner.parameters()]
     for parameter, _ in gradients:
@@ -75,22 +78,15 @@ def _keep_global_random_state() -> list[Callable[[], object]]:
     return restores
 
 
-def _keep_generators(sources: Iterable[object], skip: nn.Module) -> list[Callable[[], object]]:
-    """Functions that restore the random generators inside some objects."""
-    generators = _generators(sources, sys.modules.get("numpy"), skip)
-    return [_keep_generator(generator) for generator in generators]
-
-
 def _keep_generator(generator: Any) -> Callable[[], object]:
     """A function that puts a generator back to its present state."""
-    if isinstance(generator, torch.Generator):
-        return functools.partial(generator.set_state, generator.get_state())
     if isinstance(generator, random.Random):
         return functools.partial(generator.setstate, generator.getstate())
     if hasattr(generator, "bit_generator"):  # numpy.random.Generator
         state = copy.deepcopy(generator.bit_generator.state)
         return functools.partial(setattr, generator.bit_generator, "state", state)
-    return functools.partial(generator.set_state, generator.get_state())  # numpy.random.RandomState
+    # A torch.Generator, or a RandomState of NumPy.
+    return functools.partial(generator.set_state, generator.get_state())
 
 
 def _generators(sources: Iterable[object], numpy: Any, skip: nn.Module) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Look through the wrappers that other libraries put around modules, and drop them from names."""
+"""Find the modules inside wrappers (torch.compile, DDP, FSDP, ...), and names without wrappers."""
 
 from __future__ import annotations
 
@@ -12,31 +12,25 @@ _T = TypeVar("_T")
 # Keys of the module inside a wrapper: of torch.compile, of activation checkpointing, of FSDP.
 _INSIDE = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 # Wrapper classes with the module inside under the key "module".
-_HOLDS_MODULE = ("DistributedDataParallel", "DataParallel", "DeepSpeedEngine")
+_WRAPPER_CLASSES = ("DistributedDataParallel", "DataParallel", "DeepSpeedEngine")
 
 
 def _key_inside(module: nn.Module) -> str | None:
     """The key of the module inside a wrapper; None for a module that is no wrapper."""
-    held = module._modules  # a scripted module's has no get()
+    held = module._modules  # the _modules of a scripted module has no get()
     for key in _INSIDE:
         if key in held:
             return key
     names = [cls.__name__ for cls in type(module).__mro__]
-    holds = "module" in held and any(name in _HOLDS_MODULE for name in names)
+    holds = "module" in held and any(name in _WRAPPER_CLASSES for name in names)
     return "module" if holds else None
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside all wrappers.
+    """The module inside the innermost wrapper; the model itself if it has none.
 
-    Known are the wrappers of torch.compile, DistributedDataParallel, DataParallel, DeepSpeed, FSDP
+    It knows the wrappers of torch.compile, DistributedDataParallel, DataParallel, DeepSpeed, FSDP
     and checkpointing.
-
-    Args:
-        model: A module, wrapped or not.
-
-    Returns:
-        The innermost wrapped module.
     """
     while (key := _key_inside(model)) is not None:
         model = model.get_submodule(key)
@@ -46,13 +40,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def clean(name: str) -> str:
     """A dotted name without the keys of wrappers.
 
-    The key ``module`` of DistributedDataParallel stays, since a model may use it too.
-
-    Args:
-        name: A dotted name of a module or a parameter.
-
-    Returns:
-        The name in the model as it was built.
+    The key ``module`` (DistributedDataParallel, DataParallel, DeepSpeed) stays, since a model may
+    use it too.
     """
     return ".".join(part for part in name.split(".") if part not in _INSIDE)
 
@@ -62,13 +51,7 @@ def named_modules(
 ) -> Iterator[tuple[str, nn.Module]]:
     """The modules of a model with their names in the model as it was built, without wrappers.
 
-    Args:
-        model: Any module.
-        remove_duplicate: Whether a module that is used twice is yielded only once.
-
-    Yields:
-        Names and modules in the order of ``model.named_modules()``. A wrapper has the name of the
-        module inside.
+    The order is that of ``model.named_modules()``. A wrapper has the name of the module inside.
     """
     seen: set[int] = set()
 
@@ -81,8 +64,8 @@ def named_modules(
         inside = _key_inside(module)
         for key, child in module._modules.items():
             if child is not None:
-                below = f"{name}.{key}" if name else key
-                yield from visit(name if key == inside else below, child)
+                child_name = f"{name}.{key}" if name else key
+                yield from visit(name if key == inside else child_name, child)
 
     yield from visit("", model)
 
@@ -90,11 +73,7 @@ def named_modules(
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters of a model with their names in the model as it was built, each once.
 
-    Args:
-        model: Any module.
-
-    Yields:
-        Names and parameters in the order of ``model.named_parameters()``.
+    The order is that of ``model.named_parameters()``.
     """
     seen: set[int] = set()
     for name, module in named_modules(model):
@@ -107,14 +86,8 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def renamed(saved: Mapping[str, _T], here: Collection[str]) -> dict[str, _T]:
     """Rename saved values to the names in this model.
 
-    The values may have been saved while the model had other wrappers.
-
-    Args:
-        saved: Values by name.
-        here: The names in this model.
-
-    Returns:
-        The values. A name stays if it has no counterpart here, or shares it with another name.
+    The values may have been saved while the model had other wrappers. A name stays if it has no
+    counterpart here, or if another saved name has the same counterpart.
     """
     counterpart = {name: name if name in here else _without_wrappers(name, here) for name in saved}
     taken = list(counterpart.values())

@@ -23,9 +23,7 @@ class Callbacks:
     """
 
     def __init__(self, callbacks: Iterable[Callback]) -> None:
-        if callable(callbacks):
-            raise ConfigError("callbacks is a function: expected a list, such as [function]")
-        if not isinstance(callbacks, Iterable):
+        if callable(callbacks) or not isinstance(callbacks, Iterable):
             raise ConfigError(f"callbacks is {callbacks!r}: expected a list, such as [function]")
         self.callbacks = list(callbacks)
         for callback in self.callbacks:
@@ -36,11 +34,8 @@ class Callbacks:
         self.stop_requested = False
 
     def __call__(self, step: int, metrics: dict[str, float]) -> bool:
-        answers = [callback(step, metrics) for callback in self.callbacks]
-        self.stop_requested = self.stop_requested or any(_is_true(answer) for answer in answers)
+        for callback in self.callbacks:
+            answer = callback(step, metrics)
+            if isinstance(answer, (bool, np.bool_)) and answer:
+                self.stop_requested = True
         return self.stop_requested
-
-
-def _is_true(answer: object) -> bool:
-    """Whether a callback asks to stop: True, of Python or of NumPy."""
-    return isinstance(answer, (bool, np.bool_)) and bool(answer)

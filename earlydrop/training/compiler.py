@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from earlydrop.training.config import TrainerConfig
+from torch import Tensor
 
 INSTALL = "on Debian and Ubuntu: apt-get install g++ python3-dev"
 """The command that installs the compiler and the headers that torch.compile needs on a CPU."""
@@ -16,15 +13,6 @@ INSTALL = "on Debian and Ubuntu: apt-get install g++ python3-dev"
 
 def _one_line(x: Tensor) -> Tensor:
     return x * 2 + 1
-
-
-def compiled(model: nn.Module, options: TrainerConfig) -> nn.Module:
-    """Compile a model in the mode of its run. The compiled model shares the model's weights."""
-    more: dict[str, Any] = (
-        {} if options.compile_mode == "default" else {"mode": options.compile_mode}
-    )
-    made: nn.Module = torch.compile(model, **more)  # type: ignore[assignment]
-    return made
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import Any
 from earlydrop.training.config import Config
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.keys import expected, keys, upgraded
-from earlydrop.training.names import first_line
+from earlydrop.training.names import first_line, study_folder
 from earlydrop.training.plugins import installed
 from earlydrop.training.schedule_config import schedule_options
 
@@ -60,8 +60,6 @@ def register_schema() -> None:
 
 def _study_folder(out: str, study: str) -> str:
     """The folder of a sweep's files, which is the study's folder."""
-    from earlydrop.training.names import study_folder
-
     try:
         return str(study_folder(out, study))
     except ConfigError:  # each job reports the error
@@ -174,11 +172,8 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        config = OmegaConf.to_object(
+        return OmegaConf.to_object(  # type: ignore[return-value]
             OmegaConf.merge(OmegaConf.structured(Config), _literal(upgraded(values)))
         )
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {first_line(error)}") from error
-    if not isinstance(config, Config):
-        raise ConfigError("the configuration is not a mapping of the schema's keys")
-    return config

@@ -75,11 +75,7 @@ def arithmetic(options: TrainerConfig, device: torch.device) -> Iterator[None]:
 
 
 def refuse_precision(precision: str, device: torch.device) -> None:
-    """Refuse ``trainer.precision=tf32`` on a device that does not support it.
-
-    Raises:
-        ConfigError: The device does not support tf32. The message names the other choices.
-    """
+    """Refuse ``trainer.precision=tf32`` on a device that does not support it."""
     if precision != "tf32":
         return
     if device.type != "cuda":

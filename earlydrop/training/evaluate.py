@@ -32,11 +32,6 @@ def autocast(plan: Plan) -> torch.autocast:
     )
 
 
-def no_autocast(plan: Plan) -> torch.autocast:
-    """Turn autocast off inside `autocast` of the same plan. Casts of weights stay in the cache."""
-    return torch.autocast(plan.device.type, enabled=False)
-
-
 def fixed_subset(purpose: str, images: int, keep: int) -> Tensor:
     """Sorted indices of ``keep`` images, or of all if there are fewer; the same for every run."""
     if keep >= images:

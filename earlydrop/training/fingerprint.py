@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from earlydrop.training.config import IMAGE_FOLDERS, Config
 from earlydrop.training.fields import CADENCE, NUMBERS
-from earlydrop.training.keys import OPEN, Key, keys
+from earlydrop.training.keys import OPEN, keys
 from earlydrop.training.schedule_config import drops
 
 if TYPE_CHECKING:
@@ -159,33 +159,7 @@ def fingerprint(
     ``code`` holds the digests of the user's code, and ``pretrained`` the digest of the initial
     weights from a file.
     """
-    content = _content(
-        config,
-        source,
-        schedule,
-        total=total,
-        warmup=warmup,
-        eval_steps=list(eval_steps),
-        probe_steps=list(probe_steps),
-        code=code or {},
-    )
-    if code:
-        content["code"] = dict(code)
-    if pretrained is not None:
-        content["pretrained"] = pretrained
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _content(
-    config: Config,
-    source: Source,
-    schedule: Schedule,
-    total: int,
-    warmup: int,
-    eval_steps: list[int],
-    probe_steps: list[int],
-    code: Mapping[str, str],
-) -> dict[str, Any]:
+    code, probed = code or {}, list(probe_steps)
     trainer = config.trainer
     second = {} if config.schedule.path_rate is None else {"path_rate": config.schedule.path_rate}
     rates: dict[str, Any] = {"name": "none"}
@@ -206,12 +180,12 @@ def _content(
         "precision": trainer.precision,
         "compile": trainer.compile,
         "log_every": trainer.log_every,
-        "eval_steps": eval_steps,
+        "eval_steps": list(eval_steps),
         "seed": config.seed,
     }
     content |= {section: _used(config, section, names) for section, names in _ALWAYS.items()}
     content["optim"]["warmup"] = warmup
-    content["probe"] = content["probe"] | {"at": probe_steps} if probe_steps else None
+    content["probe"] = content["probe"] | {"at": probed} if probed else None
     if content["probe"] and config.probe.compare and not drops(config):
         content["probe"]["compare"] = {
             "rate": config.schedule.rate, "kind": config.schedule.kind, "masks": trainer.masks,
@@ -221,14 +195,14 @@ def _content(
         content["stop"] = {"metric": trainer.stop_metric, "patience": trainer.stop_patience}
     if trainer.mc_passes is not None:
         content["mc_passes"] = trainer.mc_passes
-    further = _further(config, keys())
     parts = parts_used(config) | ({"own_data"} if "data.name" in code else set())
     raised = {part: VERSIONS[part] for part in sorted(parts) if VERSIONS[part] > 1}
-    return (
-        content
-        | ({"further": further} if further else {})
-        | ({"versions": raised} if raised else {})
-    )
+    for name, part in (("further", _further(config)), ("versions", raised), ("code", dict(code))):
+        if part:
+            content[name] = part
+    if pretrained is not None:
+        content["pretrained"] = pretrained
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _used(config: Config, section: str, names: Iterable[str]) -> dict[str, Any]:
@@ -241,13 +215,13 @@ def _used(config: Config, section: str, names: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def _further(config: Config, known: Mapping[str, Key]) -> dict[str, Any]:
+def _further(config: Config) -> dict[str, Any]:
     """Every other key that acts and is not at its default."""
     hashed = set(_ELSEWHERE)
     for section, names in _ALWAYS.items():
         hashed |= {f"{section}.{name}" for name in names}
     values = {}
-    for name, key in known.items():
+    for name, key in keys().items():
         acts = key.role in (NUMBERS, CADENCE) and key.used(config)
         if not acts or name in hashed or name.startswith("schedule."):
             continue

@@ -30,11 +30,7 @@ _IMAGES = 2  # of a counted pass; BatchNorm needs more than one
 
 
 def bf16_peak(device: torch.device) -> float | None:
-    """Dense bfloat16 operations per second of a device; None if they are not known.
-
-    Args:
-        device: Where a run trains.
-    """
+    """Dense bfloat16 operations per second of a device; None if they are not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -48,10 +44,6 @@ def training_flops(model: nn.Module, plan: Plan) -> float | None:
 
     A multiplication and an addition count as two. The model, its gradients and all random state
     are left as they were.
-
-    Args:
-        model: The model in training, not compiled.
-        plan: Its run.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     images = plan.source.blank(_IMAGES, plan.device)

@@ -377,9 +377,9 @@ class Reader:
                 "change to it would go unnoticed; write it in a file or in a cell of a notebook"
             ) from error
         self._record(qualified(function), hashlib.sha256(text.encode()).hexdigest())
-        for name in _imported(function.__code__):
+        for name in filter(None, _names_in(function.__code__, ("IMPORT_NAME",))):
             self._add_module(name)
-        for name in _globals(function.__code__):
+        for name in _names_in(function.__code__, ("LOAD_GLOBAL", "LOAD_NAME")):
             if name in function.__globals__:
                 self.add(function.__globals__[name], f"{function.__qualname__}: {name}")
 
@@ -390,16 +390,6 @@ def _is_made_by_exec(function: Any) -> bool:
         return False
     code = getattr(inspect.unwrap(function), "__code__", None)
     return code is not None and code.co_filename.startswith("<string>")
-
-
-def _globals(code: types.CodeType) -> list[str]:
-    """The global names that code reads, including those in functions inside it."""
-    return _names_in(code, ("LOAD_GLOBAL", "LOAD_NAME"))
-
-
-def _imported(code: types.CodeType) -> list[str]:
-    """The modules that code imports, including those that functions inside it import."""
-    return [name for name in _names_in(code, ("IMPORT_NAME",)) if name]
 
 
 def _names_in(code: types.CodeType, operations: tuple[str, ...]) -> list[str]:

@@ -52,15 +52,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     """Make AdamW, SGD or RMSprop, without weight decay on biases, 1-D parameters and exceptions.
 
     The exceptions are parameters that the model names, such as ``pos_embed`` and ``cls_token`` of a
-    ViT and the tables of relative position biases of a Swin.
-
-    Args:
-        model: The model.
-        config: Optimizer and its constants.
-
-    Returns:
-        The optimizer, with the group `NOT_DECAYED` before the group `DECAYED`. Its learning rate is
-        set at every step.
+    ViT and the tables of relative position biases of a Swin. The group `NOT_DECAYED` is before the
+    group `DECAYED`. The learning rate is set at every step.
     """
     from timm.optim import param_groups_weight_decay
 
@@ -89,13 +82,7 @@ def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
 
 @torch.no_grad()
 def add_penalties(optimizer: torch.optim.Optimizer, l1: float | None, l2: float | None) -> None:
-    """Add the gradient of l1 · Σ|w| + l2 · Σw², over the weights that decay, to their gradients.
-
-    Args:
-        optimizer: From `make_optimizer`.
-        l1: Coefficient of the absolute values; None adds none.
-        l2: Coefficient of the squares; None adds none.
-    """
+    """Add the gradient of l1 · Σ|w| + l2 · Σw², over the weights that decay, to their gradients."""
     decayed = optimizer.param_groups[DECAYED]["params"]
     weights = [p for p in decayed if p.grad is not None]
     gradients = [p.grad for p in weights]

@@ -119,13 +119,8 @@ def with_own_keys(arguments: Iterable[str]) -> list[str]:
     as ``model.args={width:64}``.
     """
     # an optional "+" before the key; only the "+" is replaced
-    open_key_prefix = re.compile(rf"\+?(?=(?:{'|'.join(map(re.escape, OPEN))})(?:\.\w|=\{{))")
-    line = []
-    for argument in arguments:
-        if open_key_prefix.match(argument):
-            argument = open_key_prefix.sub("++", argument, count=1)
-        line.append(argument)
-    return line
+    open_key_prefix = re.compile(rf"^\+?(?=(?:{'|'.join(map(re.escape, OPEN))})(?:\.\w|=\{{))")
+    return [open_key_prefix.sub("++", argument) for argument in arguments]
 
 
 def unused(overrides: Iterable[str], config: Config) -> list[str]:

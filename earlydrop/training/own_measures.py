@@ -9,6 +9,7 @@ model's buffers, modes and gradients and the random state are restored.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable
@@ -94,11 +95,7 @@ def needs_model(code: Code) -> bool:
 
 def of_moments(code: Code) -> Callable[[Moments], float | None]:
     """A measure of the moments; its errors become a `ValueError`."""
-
-    def measure(moments: Moments) -> float | None:
-        return _called(code, moments)
-
-    return measure
+    return functools.partial(_called, code)
 
 
 def of_model(

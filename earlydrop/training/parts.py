@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -23,15 +24,6 @@ def training_parts(
 
     Everything random in a part is drawn for (seed, step, part), so the numbers do not depend on how
     the parts are shared.
-
-    Args:
-        plan: The run.
-        objective: Makes the batches.
-        group: The workers.
-        start: The first step.
-
-    Yields:
-        The parts of one step.
     """
     count = plan.config.trainer.accumulate
     mine = group.block(count)
@@ -49,9 +41,6 @@ def training_parts(
             for i in mine:
                 yield step * count + i, chunks[i]
 
-    step_parts: list[Batch] = []
-    for part in objective.batches(keyed(), plan.config.seed, "augment"):
-        step_parts.append(part)
-        if len(step_parts) == len(mine):
-            yield step_parts
-            step_parts = []
+    parts = objective.batches(keyed(), plan.config.seed, "augment")
+    while step_parts := list(itertools.islice(parts, len(mine))):
+        yield step_parts

@@ -153,11 +153,7 @@ def refuse_device_problem(error: Exception, plan: Plan) -> None:
 
 
 def refuse_broken_compiler(plan: Plan) -> None:
-    """Refuse ``trainer.compile`` on a machine where torch.compile does not work.
-
-    Raises:
-        ConfigError: torch.compile does not work. The message names the problem.
-    """
+    """Refuse ``trainer.compile`` on a machine where torch.compile does not work."""
     problem = compiler_problem(plan.device.type) if plan.config.trainer.compile else None
     if problem is not None:
         raise ConfigError(
@@ -167,11 +163,7 @@ def refuse_broken_compiler(plan: Plan) -> None:
 
 
 def refuse_batch_norm(model: nn.Module, plan: Plan, workers: int) -> None:
-    """Refuse BatchNorm on several workers: each would use the statistics of its own images alone.
-
-    Raises:
-        ConfigError: The model has BatchNorm, and there are several workers.
-    """
+    """Refuse BatchNorm on several workers: each would use the statistics of its images alone."""
     if workers == 1:
         return
     for name, module in model.named_modules():

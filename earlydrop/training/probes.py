@@ -29,19 +29,6 @@ def dataset_images(plan: Plan) -> int:
     return min(plan.config.probe.dataset_limit or usual_limit(images), images)
 
 
-def batch_key(step: int, batch: int) -> int:
-    """The key of a probe's mini-batch in the streams of augmentation and mixing.
-
-    Args:
-        step: The step of the probe.
-        batch: Index of the mini-batch, from 0, below 100,000.
-
-    >>> batch_key(step=3, batch=2)
-    300002
-    """
-    return step * 100_000 + batch
-
-
 class _DatasetBatches:
     """The images of the whole-dataset gradient, each once, from a fixed stream.
 
@@ -88,7 +75,7 @@ class _MiniBatches:
         keyed: list[tuple[int, Tensor]] = []
         places: list[tuple[int, ...]] = []
         for i, batch in self.mine:
-            key = batch_key(self.step, i)
+            key = self.step * 100_000 + i  # there are fewer than 100,000 mini-batches
             for j, indices in enumerate(batch.chunk(parts)):
                 keyed.append((key * parts + j, indices))
                 places.append((i, j) if parts > 1 else (i,))

@@ -18,12 +18,8 @@ def in_notebook() -> bool:
 def progress_bar(total: int, name: str, visible: bool) -> Any:
     """A bar that counts steps, in a terminal or a notebook; elsewhere it is invisible.
 
-    In a notebook it is a widget, or plain text if ipywidgets is not installed.
-
-    Args:
-        total: Steps of the run.
-        name: The text in front of the bar.
-        visible: Whether this process shows any progress.
+    In a notebook it is a widget, or plain text if ipywidgets is not installed. ``visible`` says
+    whether this process shows any progress.
     """
     options: dict[str, Any] = {"total": total, "desc": name, "unit": "step", "dynamic_ncols": True}
     if not in_notebook():

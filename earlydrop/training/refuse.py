@@ -1,6 +1,8 @@
-"""Plans that are refused before their run's folder is touched."""
+"""Checks that refuse a plan before its run's folder is touched."""
 
 from __future__ import annotations
+
+import math
 
 from earlydrop.training.distributed import Group
 from earlydrop.training.fields import ConfigError
@@ -10,28 +12,20 @@ from earlydrop.training.probes import dataset_images
 from earlydrop.training.record.folder import STATUS, read_json, read_status
 
 
-def check_shares(plan: Plan, workers: int) -> None:
-    """Refuse a probe that has fewer batches than the run has workers.
-
-    Raises:
-        ConfigError: There are fewer batches than workers.
-    """
-    batches = -(-dataset_images(plan) // plan.config.trainer.batch_size)
-    if plan.probe_steps and min(plan.config.probe.batches, batches) < workers:
+def check_probe_batches(plan: Plan, workers: int) -> None:
+    """Refuse a probe that has fewer batches than the run has workers."""
+    dataset_batches = math.ceil(dataset_images(plan) / plan.config.trainer.batch_size)
+    if plan.probe_steps and min(plan.config.probe.batches, dataset_batches) < workers:
         raise ConfigError(
-            f"probe.batches is {plan.config.probe.batches}, and {batches} batches give the "
-            f"whole-dataset gradient: {workers} workers need {workers} of each; raise "
-            "probe.batches or probe.dataset_limit (at most all training images count), lower "
+            f"probe.batches is {plan.config.probe.batches}, and {dataset_batches} batches give the "
+            f"whole-dataset gradient: {workers} workers need at least {workers} of each; raise "
+            "probe.batches, or probe.dataset_limit (up to the number of training images), lower "
             "trainer.batch_size, or set probe=none"
         )
 
 
 def check_measures(plan: Plan, workers: int) -> None:
-    """Refuse a measure that takes the model, the loss or the batches, on several workers.
-
-    Raises:
-        ConfigError: There is such a measure, and there are several workers.
-    """
+    """Refuse a measure that takes the model, the loss or the batches, on several workers."""
     if workers == 1:
         return
     for key, code in plan.code.items():
@@ -44,10 +38,10 @@ def check_measures(plan: Plan, workers: int) -> None:
 
 
 def check_same_code(plan: Plan) -> None:
-    """Refuse to train a run from the start if it began before and the user's code changed since.
+    """Refuse to start a run if the user's code changed while a run of it is unfinished.
 
-    Raises:
-        ConfigError: There is such a run. The message says how to resume it.
+    A run is unfinished if its state is ``interrupted`` or ``running``. The message says how to
+    resume it.
     """
     if not plan.code or plan.config.resume == "never" or (plan.folder / STATUS).is_file():
         return
@@ -72,11 +66,10 @@ def check_same_code(plan: Plan) -> None:
         )
 
 
-def check_same(plan: Plan, group: Group) -> None:
-    """Refuse workers whose fingerprints differ, such as nodes with different copies of the data.
+def check_same_fingerprint(plan: Plan, group: Group) -> None:
+    """Refuse workers whose fingerprints differ, for example because their nodes hold other data.
 
-    Raises:
-        ConfigError: They differ. Every worker raises it.
+    Every worker raises the error.
     """
     first = group.decide(lambda: plan.fingerprint)
     (differs,) = group.largest([float(first != plan.fingerprint)])
@@ -85,6 +78,6 @@ def check_same(plan: Plan, group: Group) -> None:
         if first == plan.fingerprint:
             which = f"worker {group.rank} has the fingerprint {first}, and another worker does not"
         raise ConfigError(
-            f"{which}: not all of the {group.size} workers have the same configuration and data; "
-            "give every node the same"
+            f"{which}: not all of the {group.size} workers have the same configuration, data, own "
+            "code, initial weights and version of earlydrop; give every node the same"
         )

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from earlydrop.metrics import METRICS, extra_metric
+from earlydrop.training import refuse
 from earlydrop.training.checks import check
 from earlydrop.training.config import Config
 from earlydrop.training.data.files import counts_in_words
@@ -56,8 +57,8 @@ from earlydrop.training.record.folder import (
 )
 from earlydrop.training.record.log import log_to
 from earlydrop.training.record.provenance import write_provenance
+from earlydrop.training.record.trackers import Opened
 from earlydrop.training.record.tracking import Tracker, run_id, tracking
-from earlydrop.training.refuse import check_measures, check_same, check_same_code, check_shares
 from earlydrop.training.trainer import Trainer
 
 log = logging.getLogger("earlydrop")
@@ -194,11 +195,11 @@ def _train_or_skip(plan: Plan, group: Group, in_sweep: bool, watch: Watch | None
 
 def _checked_model(plan: Plan, group: Group) -> tuple[nn.Module, Driver | None]:
     """The model and its scheduler, after every check that needs no folder."""
-    check_shares(plan, group.size)
-    check_measures(plan, group.size)
-    check_same(plan, group)
+    refuse.check_probe_batches(plan, group.size)
+    refuse.check_measures(plan, group.size)
+    refuse.check_same_fingerprint(plan, group)
     refuse_broken_compiler(plan)
-    group.decide(lambda: check_same_code(plan))
+    group.decide(lambda: refuse.check_same_code(plan))
     model, scheduler = scheduled_model(plan)
     refuse_batch_norm(model, plan, group.size)
     try_forward(model, plan)
@@ -302,7 +303,7 @@ class _Listeners:
 
     def progress(self, metrics: dict[str, float], timing: dict[str, float]) -> None:
         """Take the metrics and the line of timing of a logged step."""
-        self.tracker.time(timing)
+        self.tracker.add_timing(timing)
         loss = metrics["train/loss"]
         rate = max(metrics["dropout/unit_rate"], metrics["dropout/path_rate"])
         self.bar.set_postfix(loss=f"{loss:.4f}", rate=f"{rate:.4g}", refresh=False)
@@ -390,20 +391,17 @@ def _tracked(plan: Plan, name: str, folder: RunFolder | None) -> Iterator[Tracke
         yield Tracker(None)
         return
     config = plan.config
-    tags = [*config.tags, config.model.name, config.data.name, config.schedule.name]
-    with tracking(
-        config,
+    names = (config.model.name, config.data.name, config.schedule.name)
+    opened = Opened(
+        config=config,
         folder=plan.folder,
         name=name,
         identity=run_id(config.study, plan.fingerprint),
         job_type="train",
-        tags=list(dict.fromkeys(tags)),
-        extra={
-            "fingerprint": plan.fingerprint,
-            "arm": plan.name,
-            "total_steps": plan.total_steps,
-        },
-    ) as (tracker, _):
+        tags=list(dict.fromkeys([*config.tags, *names])),
+        extra={"fingerprint": plan.fingerprint, "arm": plan.name, "total_steps": plan.total_steps},
+    )
+    with tracking(opened) as (tracker, _):
         yield tracker
 
 

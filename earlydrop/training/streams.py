@@ -30,16 +30,7 @@ def stream_seed(seed: int, purpose: str, *index: int) -> int:
 
 
 def stream(seed: int, purpose: str, *index: int) -> torch.Generator:
-    """A CPU generator for one stream.
-
-    Args:
-        seed: The run's seed.
-        purpose: The use of the numbers.
-        *index: Step, epoch or image.
-
-    Returns:
-        A fresh generator.
-    """
+    """A CPU generator for one stream."""
     return torch.Generator().manual_seed(stream_seed(seed, purpose, *index))
 
 

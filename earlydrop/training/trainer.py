@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,20 +17,13 @@ from earlydrop.classic.max_norm import max_norm_
 from earlydrop.distance import model_distance
 from earlydrop.sites import find_sites
 from earlydrop.training.average import WeightAverage
-from earlydrop.training.compiler import compiled
 from earlydrop.training.curvature import probe_all
 from earlydrop.training.data.copies import on_their_own_stream
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.source import Batch
 from earlydrop.training.distributed import Group, Requests
 from earlydrop.training.endings import Interrupted, TrainingFailed
-from earlydrop.training.evaluate import (
-    autocast,
-    evaluate_all,
-    evaluate_extra,
-    evaluate_mc,
-    no_autocast,
-)
+from earlydrop.training.evaluate import autocast, evaluate_all, evaluate_extra, evaluate_mc
 from earlydrop.training.flops import utilisation_per_image
 from earlydrop.training.optim import add_penalties, clip_gradients, learning_rate, make_optimizer
 from earlydrop.training.pace import Pace
@@ -86,7 +79,9 @@ class Trainer:
         self.initial = copy.deepcopy({name: p.detach() for name, p in model.named_parameters()})
         self.optimizer = make_optimizer(self.model, plan.config.optim)
         self.objective = Objective(plan.source, plan.config.augment)
-        self.training_model = compiled(self.model, options) if options.compile else self.model
+        self.training_model: Any = self.model
+        if options.compile:
+            self.training_model = torch.compile(self.model, mode=options.compile_mode)
         self.reduction = self.group.gradient_sum(self.model)
         self.average = WeightAverage(self.model, options.ema) if options.ema is not None else None
         self.profiler = Profiler(options.profile, folder.path if folder is not None else None)
@@ -108,18 +103,22 @@ class Trainer:
         """
         first = self.step
         self.model.train()
-        self._probe_at_the_start()
+        if self.step == 0 and 0 in self.plan.probe_steps:
+            self.record(self._probe())
         pace = self.pace()
         for parts in self._remaining_batches(pace):
             self.train_step(parts)
             metrics = self._log(pace)
-            self._set_next_rate()
+            if self.scheduler is not None:
+                self.scheduler.step()
             metrics |= self._evaluate_if_due()
             metrics |= self._probe_if_due()
             last = self.step == self.plan.total_steps or self.patience.is_over
             if last:
                 metrics |= self._evaluate_at_the_end()
-            self._record_and_restart_pace(metrics, pace)
+            if metrics:
+                self.record(metrics)
+                pace.restart(self.step)  # measuring does not count as training time
             if last:
                 break
             self._save_or_stop()
@@ -171,7 +170,8 @@ class Trainer:
         """Run the forward and backward passes of the parts; return their share of the mean loss.
 
         All parts run in one autocast context, so that each weight is cast only once per step. The
-        backward passes run outside autocast, as PyTorch recommends.
+        backward passes run outside autocast, as PyTorch recommends. That of the last part sums the
+        gradients of the workers.
         """
         plan, options = self.plan, self.plan.config.trainer
         self.optimizer.zero_grad(set_to_none=True)
@@ -183,23 +183,13 @@ class Trainer:
             for i, (x, y) in zip(indices, parts, strict=True):
                 seed = stream_seed(plan.config.seed, "dropout", self.step, i)
                 seed_device(plan.device, seed)
-                is_last = i == indices[-1]
-                with self._summing_gradients(is_last):
+                sums = self.reduction is not None and i == indices[-1]
+                with self.reduction.summed() if self.reduction and sums else nullcontext():
                     part = self.objective.loss(self.training_model(x), y) / options.accumulate
-                    with no_autocast(plan):
+                    with torch.autocast(plan.device.type, enabled=False):
                         part.backward()
                 loss += part.detach()
         return loss
-
-    def _summing_gradients(self, last: bool) -> AbstractContextManager[None]:
-        """Context for the backward pass of a part; for the last, it sums the workers' gradients."""
-        if last and self.reduction is not None:
-            return self.reduction.summed()
-        return nullcontext()
-
-    def _set_next_rate(self) -> None:
-        if self.scheduler is not None:
-            self.scheduler.step()
 
     # Measurements
 
@@ -293,10 +283,6 @@ class Trainer:
             return metrics
         return metrics | evaluate_mc(self.model, self.plan, passes)
 
-    def _probe_at_the_start(self) -> None:
-        if self.step == 0 and 0 in self.plan.probe_steps:
-            self.record(self._probe())
-
     def _probe_if_due(self) -> dict[str, float]:
         if self.step not in self.plan.probe_steps:
             return {}
@@ -326,12 +312,6 @@ class Trainer:
         )
 
     # Records and checkpoints
-
-    def _record_and_restart_pace(self, metrics: dict[str, float], pace: Pace) -> None:
-        """Record the metrics of this step, if any. Measuring does not count as training time."""
-        if metrics:
-            self.record(metrics)
-            pace.restart(self.step)
 
     def record(self, metrics: dict[str, float]) -> None:
         """Write a line of ``metrics.jsonl`` for the step reached, and call ``track`` with it.

@@ -15,7 +15,7 @@ from benchmark.measure import DEVICE, Row, compare, stepper, synchronised
 from earlydrop.training.compose import compose, config_from_dict
 from earlydrop.training.config import Config
 from earlydrop.training.data import Source, make_source
-from earlydrop.training.data.decode import problem
+from earlydrop.training.data.decode import torchcodec_problem
 from earlydrop.training.data.objective import Objective
 from earlydrop.training.data.order import training_order
 from earlydrop.training.plan import make_plan
@@ -109,8 +109,8 @@ def row_decoder(quick: bool) -> list[Row]:
 
     Processor time is compared, not the time on the clock, which other processes lengthen.
     """
-    if problem() is not None:
-        raise SystemExit(f"error: the row decoder needs torchcodec ({problem()})")
+    if torchcodec_problem() is not None:
+        raise SystemExit(f"error: the row decoder needs torchcodec ({torchcodec_problem()})")
     count, rows = 64, []
     with tempfile.TemporaryDirectory() as temporary:
         script = str(Path(__file__).parents[1] / "make_image_folder.py")

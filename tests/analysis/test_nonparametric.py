@@ -37,6 +37,28 @@ def test_equal_pairs_give_no_evidence_of_a_difference():
     assert time_difference({0: 1.0}, {0: 2.0}, 10) is None
 
 
+def test_ranks_that_point_to_the_other_side_are_no_evidence_for_the_median():
+    draws = np.random.default_rng(0)
+    values = np.concatenate([draws.normal(-1, 0.01, 31), draws.normal(10, 0.01, 29)])
+    assert scipy.stats.wilcoxon(values).pvalue < 0.01
+    found, _ = median_difference(by_seed(values))
+    assert found.effect < 0
+    assert found.p == 1.0
+    zeros, _ = median_difference(by_seed([0.0] * 11 + [-2.0] * 10))
+    assert (zeros.effect, zeros.p) == (0.0, 1.0)
+
+
+def test_a_log_rank_test_that_points_to_the_other_side_is_no_evidence_for_the_mean():
+    """Most runs of the arm are a little slower; a few of the other never reach the bound."""
+    arm = by_seed([11.0] * 36 + [10.0] * 4)
+    against = by_seed([10.0] * 36 + [1000.0] * 4)
+    both_sides = scipy.stats.logrank([11.0] * 36 + [10.0] * 4, [10.0] * 36 + [1000.0] * 4).pvalue
+    assert both_sides < 0.05
+    found, _ = time_difference(arm, against, 1000)
+    assert found.effect < 0
+    assert found.p == 1.0
+
+
 def test_few_values_have_no_finite_interval_of_the_median():
     found, _ = median_difference(by_seed([1.0, 2.0, 3.0]))
     assert (found.low, found.high) == (-math.inf, math.inf)

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import scipy.stats
 
+from earlydrop.analysis.stats import paired
 from earlydrop.claims.declare import Comparison, LossWindow, Sensitivity
-from earlydrop.claims.differences import difference, differences
+from earlydrop.claims.differences import differences
 from earlydrop.claims.judge import judge, judge_all
 from earlydrop.claims.measured import value_of, windowed
 from earlydrop.claims.regime import regime
@@ -113,7 +114,7 @@ def test_differences_that_do_not_scatter_show_nothing_unless_they_are_none():
 
 def test_equivalence_is_two_one_sided_tests():
     summaries = made_up(effect=0.03, noise=0.02)
-    found = difference(summaries.of("toy"), study(first=()), SAME, range(10, 16))
+    found = paired(differences(summaries.of("toy"), study(first=()), SAME, range(10, 16)).values)
     losses = {arm: rows.sort_values("seed")["train_eval/loss"].to_numpy() for arm, rows in
               summaries.history[summaries.history["step"] == 100].groupby("arm")}  # fmt: skip
     values = losses["early"] - losses["none"]

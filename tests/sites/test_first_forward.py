@@ -100,6 +100,22 @@ def test_it_is_said_once_and_only_of_a_training_forward():
     assert not model._forward_hooks
 
 
+def test_a_rate_in_a_tensor_is_warned_of():
+    def tensor(x, p, training):
+        return nn.functional.dropout(x, torch.tensor(p), training)
+
+    (message,) = told(model_with(tensor))
+    assert "calls dropout at rate 0.25 (test_first_forward.py:" in message
+
+
+def test_the_warning_is_shown_at_the_call_of_the_model():
+    model = model_with(CALLS["dropout"])
+    DropoutScheduler(model, early(0.1, 2))
+    with pytest.warns(UserWarning, match="no scheduler drives") as caught:
+        model(torch.randn(8, 4))
+    assert caught[0].filename == __file__
+
+
 def test_what_is_chosen_by_name_is_not_checked():
     assert told(model_with(CALLS["dropout"]), sites="1") == []
 

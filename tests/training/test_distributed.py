@@ -216,7 +216,7 @@ def test_a_worker_that_dies_ends_the_others_and_the_run_goes_on_from_its_checkpo
             "data.root is '/nowhere'",
         ),
         (["device=cuda"], "device=cuda is not available on this machine"),
-        (["probe.dataset_limit=64"], "2 workers need 2 of each"),
+        (["probe.dataset_limit=64"], "2 workers need at least 2 of each"),
     ],
 )
 def test_bad_input_is_one_line_on_every_worker(overrides, message, tmp_path, start):
@@ -341,7 +341,7 @@ def test_workers_that_do_not_see_the_same_run_are_refused(tmp_path, start):
     )
     for (_, error), code in finish(processes):
         assert code == 1
-        assert "not all of the 2 workers have the same configuration and data" in error
+        assert "not all of the 2 workers have the same configuration, data, own code" in error
     assert not list(tmp_path.iterdir())
 
 

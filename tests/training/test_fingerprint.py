@@ -188,7 +188,7 @@ def test_every_key_acts_as_its_role_says(name, image_folder, tmp_path, request, 
         config_of(base | {name: str(image_folder) if name == "data.root" else changed(key)}),
     )
     if name == "data.decoder":
-        monkeypatch.setattr("earlydrop.training.data.decode.problem", lambda: None)
+        monkeypatch.setattr("earlydrop.training.data.decode.torchcodec_problem", lambda: None)
     if name == "data.extra":
         other.data.extra = {"again": str(image_folder / "val")}
     if name == "data.name":

@@ -36,6 +36,8 @@ def test_names_of_the_longest_sort_have_two_folders_and_two_runs_on_the_dashboar
     assert len(set(ids)) == 4
     assert {len(each) for each in ids} == {60}
     assert run_id("a-study", "0123456789ab") == "a-study-0123456789ab"
+    ids = {run_id(name, "0123456789ab") for name in ("lr-1", "lr_1", "lr.1", "lr 1", "lr+1")}
+    assert len(ids) == 5
     assert run_id("s" * 47, "0123456789ab") == "s" * 47 + "-0123456789ab"
 
 

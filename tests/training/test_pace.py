@@ -67,7 +67,7 @@ def test_on_a_gpu_there_are_utilisation_and_memory(clock, monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "max_memory_allocated", lambda device: 7 * 10**9 if device == cuda else 0
     )
-    pace = Pace(cuda, step=0, batch_size=100, utilisation=0.002)
+    pace = Pace(cuda, step=0, batch_size=100, utilisation_per_image=0.002)
     clock(2.0)
     line = pace.record(4)  # 200 images/s
     assert line["mfu"] == pytest.approx(0.4)

@@ -17,14 +17,8 @@ def extremes(name: str, values: Mapping[str, Any], drawn: Any) -> list[Tensor] |
     """Tensors within the range of a random operation: smallest, largest, rising, falling.
 
     For a permutation, four permutations. For a single number, its smallest and largest value.
-
-    Args:
-        name: The operation, by its name in torch's dispatcher.
-        values: Its arguments by name.
-        drawn: The tensor that it drew.
-
-    Returns:
-        Tensors like ``drawn``; None for operations whose result is not followed.
+    ``name`` is the operation in torch's dispatcher, ``values`` are its arguments by name. None for
+    operations whose result is not followed.
     """
     if not isinstance(drawn, Tensor) or values.get("out") is not None:
         return None

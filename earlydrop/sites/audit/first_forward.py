@@ -2,8 +2,9 @@
 
 `find_sites` recognises a drop rate by the class and the attribute that hold it. A rate elsewhere
 (``self.amount``, a number in the forward) shows only when a forward uses it. So the first training
-forward of a scheduled model is watched, and a warning names the drops that no scheduler drives.
-`earlydrop.audit` sees more (custom kernels, draws of plain random numbers), but needs inputs.
+forward of a scheduled model is watched, unless the scheduler was given ``sites=`` or the model is
+compiled. A warning names the drops that no scheduler drives. `earlydrop.audit` sees more (custom
+kernels, draws of plain random numbers), but needs inputs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import sys
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -29,7 +29,7 @@ from earlydrop.sites.driven import COPIED_HOOKS, LINK, Link, is_scheduled
 from earlydrop.sites.find import all_rates
 from earlydrop.sites.unwrap import named_modules, unwrap
 
-_TORCH = str(Path(torch.__file__).parent) + os.sep  # without torchvision
+_TORCH = str(Path(torch.__file__).parent) + os.sep  # with its end, so that torchvision differs
 # Parameters of built-in functions, which have no signature.
 _PARAMETERS = {
     "dropout": ("input", "p", "train"),
@@ -42,23 +42,17 @@ _PARAMETERS = {
     "scaled_dot_product_attention": ("query", "key", "value", "attn_mask", "dropout_p"),
 }
 _DEFAULTS = {"p": 0.5, "training": True, "train": True, "dropout_p": 0.0}
-_MOST = 6  # drops that one warning names
+_DROPPING = {*_PARAMETERS, "dropout1d", "dropout2d", "dropout3d", "multi_head_attention_forward"}
+"""The names of the functions that drop."""
+_MOST_NAMED = 6  # drops that one warning names
 
 
-@dataclass(frozen=True)
-class _Undriven:
-    """A drop that no scheduler drives."""
-
-    module: str  # dotted name
-    operation: str
-    rate: float | None  # None where the keep probabilities were a tensor
-    where: str
-
-    def __str__(self) -> str:
-        at = "" if self.rate is None else f" at rate {self.rate:g}"
-        if self.rate is not None and self.operation.startswith("bernoulli"):
-            at = f" with probability {1 - self.rate:g}"
-        return f"{self.module or 'the model itself'} calls {self.operation}{at} ({self.where})"
+def _sentence(module: str, operation: str, rate: float | None, where: str) -> str:
+    """A drop in words; ``rate`` is None where the keep probabilities were a tensor."""
+    at = "" if rate is None else f" at rate {rate:g}"
+    if rate is not None and operation.startswith("bernoulli"):
+        at = f" with probability {1 - rate:g}"
+    return f"{module or 'the model itself'} calls {operation}{at} ({where})"
 
 
 class FirstForward:
@@ -98,7 +92,7 @@ class FirstForward:
             return  # a replica of DataParallel, or a forward inside the forward
         if self._done or not any(map(is_scheduled, module.modules())):
             self.remove()
-        elif module.training and not _otherwise_busy(module):
+        elif module.training and not _is_traced_or_compiled(module):
             self._watching = _Watching(module)
             self._watching.__enter__()
 
@@ -132,18 +126,17 @@ class _Hook:
     def __call__(self, module: nn.Module, *inputs_and_outputs: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        if self._event == "begin":
-            self._check.begin(module)
-        else:
-            self._check.end(module)
+        getattr(self._check, self._event)(module)
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
         root = self._check.root()
-        for hooks in () if root is None else (root._forward_pre_hooks, root._forward_hooks):
-            copied = memo.get(id(hooks), {})
-            keys = [key for key, hook in hooks.items() if hook is self]
-            memo.setdefault(COPIED_HOOKS, []).extend((copied, key) for key in keys)
-        # A placeholder. A driven module is copied later; its `__deepcopy__` removes it.
+        if root is not None:
+            for hooks in (root._forward_pre_hooks, root._forward_hooks):
+                copied = memo.get(id(hooks), {})
+                keys = [key for key, hook in hooks.items() if hook is self]
+                memo.setdefault(COPIED_HOOKS, []).extend((copied, key) for key in keys)
+        # The copy gets this placeholder. The `__deepcopy__` of a driven module, which is copied
+        # later, removes the placeholder.
         return contextlib.nullcontext().__exit__
 
     def __reduce__(self) -> Any:  # standard library only: the pickle loads without earlydrop
@@ -155,7 +148,7 @@ class _Watching(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.drops: list[tuple[_Undriven, nn.Module, str]] = []  # with its module and kind
+        self.drops: list[tuple[str, nn.Module, str]] = []  # in words, its module and kind
         self._names = {id(module): name for name, module in named_modules(model)}
         self._modules = {id(module): module for module in model.modules()}
         sites = [site for site in all_rates(model) if site.driven and not site.plain]
@@ -169,7 +162,7 @@ class _Watching(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _parameters_by_name():
+        if getattr(func, "__name__", "") in _DROPPING:
             drops, rate = _drops(func, args, kwargs)
             if drops:
                 self._note(func, rate, args[0] if args else None, sys._getframe(1))
@@ -179,30 +172,23 @@ class _Watching(TorchFunctionMode):
         module, where = self._place(frame)
         if module is None or id(module) in self._driven_layers or _is_driven_at(module, rate):
             return
-        drop = _Undriven(self._names.get(id(module), ""), func.__name__.strip("_"), rate, where)
-        self.drops.append((drop, module, _kind(func, values)))
+        name = self._names.get(id(module), "")
+        sentence = _sentence(name, func.__name__.strip("_"), rate, where)
+        self.drops.append((sentence, module, _kind(func, values)))
 
     def _place(self, start: FrameType) -> tuple[nn.Module | None, str]:
         """The innermost module that is running, and the line outside torch that made the call."""
         frame: FrameType | None = start
         module: nn.Module | None = None
         where = ""
-        while frame is not None and not (module is not None and where):
+        while frame is not None and (module is None or not where):
             file = frame.f_code.co_filename
-            if not where and not file.startswith((_TORCH, "<", __file__)):
+            if not where and not file.startswith((_TORCH, "<", __file__)):  # "<": generated code
                 where = f"{Path(file).name}:{frame.f_lineno}"
-            if module is None:
+            if module is None:  # a method of a module has the module as `self`
                 module = self._modules.get(id(frame.f_locals.get("self")))
             frame = frame.f_back
         return module, where or "inside torch"
-
-
-@cache
-def _parameters_by_name() -> frozenset[str]:
-    functional = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")
-    return frozenset(
-        (*functional, "feature_alpha_dropout", "multi_head_attention_forward", *_PARAMETERS)
-    )
 
 
 @cache
@@ -214,7 +200,7 @@ def _parameters(func: Any) -> tuple[str, ...]:
 
 
 def _drops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[bool, float | None]:
-    """Whether a call drops anything, and its rate (None: not a single number)."""
+    """Whether a call drops anything, and its rate; None if the rate is not a single number."""
     names = _parameters(func)
     given = dict(zip(names, args, strict=False)) | dict(kwargs)
     if func.__name__.startswith("bernoulli"):
@@ -224,9 +210,11 @@ def _drops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[b
             return False, None
     name = "dropout_p" if "dropout_p" in names else "p"
     rate = given.get(name, _DEFAULTS[name])
-    if not isinstance(rate, int | float):
+    try:
+        rate = float(rate)  # a tensor with one number, too
+    except (TypeError, ValueError):
         return False, None
-    return rate > 0, float(rate)
+    return rate > 0, rate
 
 
 def _bernoulli(func: Any, given: Mapping[str, Any]) -> tuple[bool, float | None]:
@@ -247,14 +235,14 @@ def _bernoulli(func: Any, given: Mapping[str, Any]) -> tuple[bool, float | None]
 def _is_driven_at(module: nn.Module, rate: float | None) -> bool:
     """Whether a call at this rate is driven: the rate is one of the module's driven rates.
 
-    A call without a single rate counts as driven in every driven module.
+    A call whose rate is not a single number counts as driven in every driven module.
     """
     link: Link | None = module.__dict__.get(LINK)
     if link is None:
         return False
     if rate is None:
         return True
-    return any(abs(read.bank.rate(read.place) - rate) < 1e-6 for read in link.all_rates)
+    return any(abs(driven.bank.rate(driven.place) - rate) < 1e-6 for driven in link.all_rates)
 
 
 def _kind(func: Any, values: object) -> str:
@@ -266,7 +254,7 @@ def _kind(func: Any, values: object) -> str:
     return "path" if values.numel() == values.shape[0] else "unit"
 
 
-def _otherwise_busy(model: nn.Module) -> bool:
+def _is_traced_or_compiled(model: nn.Module) -> bool:
     """Whether this forward is traced, transformed or compiled, so that no watch may be added."""
     if torch._C._is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
@@ -283,11 +271,14 @@ def _compiled(module: nn.Module) -> bool:
     )
 
 
-def _warn(undriven: list[_Undriven]) -> None:
-    listed = "; ".join(map(str, undriven[:_MOST])) + ("; ..." if len(undriven) > _MOST else "")
+def _warn(undriven: list[str]) -> None:
+    more = "; ..." if len(undriven) > _MOST_NAMED else ""
+    listed = "; ".join(undriven[:_MOST_NAMED]) + more
     warnings.warn(
         f"the model has drops that no scheduler drives: {listed}. The schedule does not change "
-        "their rate. Use an nn.Dropout there, or hold the rate in an attribute called dropout or "
-        "drop_rate and name it in sites=. earlydrop.audit(model, inputs) lists every drop",
-        stacklevel=5,
+        "their rates. Use a drop layer there (nn.Dropout, or DropPath of timm for stochastic "
+        "depth), or hold the rate in an attribute called dropout or drop_rate and name it in "
+        "sites=. earlydrop.audit(model, inputs) lists every drop",
+        # Above: end, the hook, and three functions of torch.nn.Module.
+        stacklevel=7,
     )

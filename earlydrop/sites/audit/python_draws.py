@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import pickle
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -40,14 +41,8 @@ class Drawn(float):
     def of(cls, value: float, low: float, high: float, used: Callable[[], None]) -> Drawn:
         """Make a drawn number.
 
-        Args:
-            value: The number.
-            low: The smallest number that could have been drawn.
-            high: The number above all that could have been drawn.
-            used: Called when a result may depend on the number.
-
-        Returns:
-            The number.
+        It lies between ``low`` and ``high``, which is above all numbers that could have been drawn.
+        ``used`` is called when a result may depend on it.
         """
         drawn = cls(value)
         drawn._low, drawn._high, drawn._used = low, high, used
@@ -112,12 +107,7 @@ def random_states() -> list[tuple[str, Callable[[], Any]]]:
     ]
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
-
-        def numpy_state() -> list[Any]:
-            _, keys, position, *_ = numpy_random.get_state()
-            return [keys.tolist(), position]
-
-        states.append(("numpy.random", numpy_state))
+        states.append(("numpy.random", lambda: pickle.dumps(numpy_random.get_state())))
     return states
 
 
@@ -135,13 +125,8 @@ def _span(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, float]:
 def noted(library: Any, generator: object, note: Callable[..., Any]) -> Iterator[None]:
     """Within it, the functions of ``random`` or ``numpy.random`` note their draws.
 
-    Args:
-        library: The module ``random`` or ``numpy.random``.
-        generator: The global generator of the module. The functions of the module are its methods.
-        note: Called as ``note(operation, source=...)`` at each draw; returns the `Draw`.
-
-    Yields:
-        Nothing.
+    ``generator`` is the global generator of the module, whose methods the functions are.
+    ``note(operation, source=...)`` is called at each draw and returns the `Draw`.
     """
     real = {}
     for name in dir(library):

@@ -16,7 +16,7 @@ from torch import nn
 from earlydrop.display import number, rows_as_html, rows_as_text
 from earlydrop.sites.audit.watch import Draw, watch
 from earlydrop.sites.choose import KINDS, Kind
-from earlydrop.sites.drive import banks_in, sites_at_base
+from earlydrop.sites.drive import driven_at_base, sites_at_base
 from earlydrop.sites.driven import rate_of
 from earlydrop.sites.find import Site, all_rates, find_sites
 from earlydrop.sites.traceless import leave_no_trace
@@ -164,38 +164,18 @@ def _draws(model: nn.Module, inputs: Any, off: list[Site] | None) -> list[Draw]:
         stack.enter_context(leave_no_trace(model, inputs))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
+        # A copy of a driven model holds the rates at which it was copied.
+        sites = find_sites(model) if off is None else off
+        stack.enter_context(sites_at_base(model, [site for site in sites if not site.driven]))
         if off is None:
-            _hold_base_rates(stack, model)
-        else:
-            _switch_off(stack, model, off)
+            stack.enter_context(driven_at_base(model))
+        rates = [rate_of(site.module, site.attribute) for site in off or ()]
+        for bank in dict.fromkeys(rate.bank for rate in rates if rate is not None):
+            stack.enter_context(bank.silenced())
         model.train()
         with watch(model) as seen:
             outputs = call(model, inputs)
         return seen.draws_with_effect(outputs)
-
-
-def _hold_base_rates(stack: ExitStack, model: nn.Module) -> None:
-    """Set every site of a model to its base rate, until the stack is left."""
-    for bank in banks_in(model):
-        stack.enter_context(bank.at_base_rates())
-    undriven = [site for site in find_sites(model) if not site.driven]
-    if undriven:  # a copy of a driven model holds the rates at which it was copied
-        stack.enter_context(sites_at_base(model, undriven))
-
-
-def _switch_off(stack: ExitStack, model: nn.Module, sites: list[Site]) -> None:
-    """Switch sites of a model off, until the stack is left."""
-    undriven = [site for site in sites if not site.driven]
-    if undriven:
-        bank = stack.enter_context(sites_at_base(model, undriven))
-        stack.enter_context(bank.silenced())
-    banks = {}
-    for site in sites:
-        rate = rate_of(site.module, site.attribute)
-        if rate is not None:
-            banks[id(rate.bank)] = rate.bank
-    for bank in banks.values():
-        stack.enter_context(bank.silenced())
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

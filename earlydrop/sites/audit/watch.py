@@ -96,9 +96,6 @@ class Watch(TorchDispatchMode):
     A draw that drops nothing by its rate, such as a bernoulli draw with p = 1, is left out.
 
     Draws of scripted and C++ code pass the dispatcher too.
-
-    Args:
-        model: The model, to whose modules the draws belong.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -164,13 +161,7 @@ class Watch(TorchDispatchMode):
     def note(self, operation: str, rate: float | None = None, source: str = "torch") -> Draw:
         """Note a draw that happens now.
 
-        Args:
-            operation: The operation that draws.
-            rate: The rate given to it.
-            source: The library that draws.
-
-        Returns:
-            The draw, without an effect so far.
+        It has no effect so far.
         """
         self.sources.add(source)
         module, function, where = self._place(sys._getframe(1))
@@ -194,7 +185,8 @@ class Watch(TorchDispatchMode):
         results = self._repeat(call, count)
         mixed = self._mixes_with_data(call)
         compares = call.func._schema.name.rpartition("::")[2].strip("_") in _COMPARISONS
-        if results and (compares or not mixed) and _all_same(results):
+        is_constant = bool(results) and all(_same(result, results[0]) for result in results)
+        if is_constant and (compares or not mixed):
             # Every extreme value gives the same result: the numbers have no effect here.
             for tensor in _tensors(call.result):
                 self._extremes_of.pop(tensor, None)
@@ -247,12 +239,7 @@ class Watch(TorchDispatchMode):
     def read(self, tensor: Tensor, value: object) -> object:
         """The value that Python reads from a tensor.
 
-        Args:
-            tensor: The tensor that is read.
-            value: The value read from it.
-
-        Returns:
-            The value; for a drawn float a `Drawn`, which reports its use.
+        For a drawn float it is a `Drawn`, which reports its use.
         """
         if tensor not in self._extremes_of:
             return value
@@ -371,10 +358,6 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _all_same(results: list[Any]) -> bool:
-    return all(_same(result, results[0]) for result in results)
-
-
 def _drops_and_rate(name: str, values: Mapping[str, Any]) -> tuple[bool, float | None]:
     """Whether a random operation may drop something at random, and the rate given to it.
 
@@ -402,12 +385,7 @@ def watch(model: nn.Module) -> Iterator[Watch]:
     """Context that notes random draws of torch, of Python's ``random`` and of NumPy.
 
     A generator whose state changed although no draw was noted gets one draw at an unknown place.
-
-    Args:
-        model: The model, to whose modules the draws belong.
-
-    Yields:
-        The watch. Call its `Watch.draws_with_effect` afterwards.
+    Call `Watch.draws_with_effect` of the result afterwards.
     """
     watching = Watch(model)
     numpy_random = sys.modules.get("numpy.random")

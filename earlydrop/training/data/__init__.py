@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 
@@ -83,12 +83,15 @@ def make_source(
             "arguments; leave it out"
         )
     _check_root(config)
-    if _is_loaded_images(DATASETS[config.name]):
-        source = DATASETS[config.name](config, options, device, splits, once)
-        add_extra(cast(LoadedImages, source), config, once)
+    opener: Any = DATASETS[config.name]
+    source: Source
+    if isinstance(opener, type) and issubclass(opener, LoadedImages):
+        source = opener(config, options, device, splits, once)  # type: ignore[call-arg, arg-type]
+        add_extra(source, config, once)
         return source
     if not planning:
-        return DATASETS[config.name](config, options, device)
+        source = opener(config, options, device)
+        return source
     try:
         return DATASETS[config.name](replace(config, download=False), options, device)
     except AbsentDataError:
@@ -106,10 +109,6 @@ def _check_root(config: DataConfig) -> None:
         return
     if not Path(config.root).expanduser().is_dir():
         raise ConfigError(f"data.root is {config.root!r}: there is no such folder")
-
-
-def _is_loaded_images(opener: object) -> bool:
-    return isinstance(opener, type) and issubclass(opener, LoadedImages)
 
 
 def _own(name: str) -> Code | None:

@@ -14,15 +14,8 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device.
 
     A copy from the host to a CUDA device goes through pinned memory, and the host does not wait for
-    the device. Any other copy is that of ``Tensor.to``.
-
-    Args:
-        values: A tensor of any shape.
-        device: The target device.
-
-    Returns:
-        The same values on that device. The caching allocator of pinned memory keeps the source
-        until the copy is done.
+    the device. Any other copy is that of ``Tensor.to``. The caching allocator of pinned memory
+    keeps the source until the copy is done.
     """
     if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)
@@ -35,14 +28,8 @@ def on_their_own_stream(
     """Make the batches of each step on a CUDA stream of their own.
 
     So the GPU may copy and augment them while it still computes the step before. Every random
-    number is drawn when the host asks for it, in the same order as without such a stream.
-
-    Args:
-        steps: The batches of each step.
-        device: The device that they are made on. On devices other than CUDA nothing changes.
-
-    Yields:
-        The batches of each step, ready for the stream that is current.
+    number is drawn when the host asks for it, in the same order as without such a stream. On
+    devices other than CUDA nothing changes.
     """
     if device.type != "cuda":
         yield from steps

@@ -23,11 +23,12 @@ from torch import Tensor
 
 from earlydrop.training.data.transforms import load_image
 from earlydrop.training.fields import ConfigError
+from earlydrop.training.names import first_line
 
 _JPEG, _EXIF = b"\xff\xd8\xff", b"Exif\0\0"
 
 Decode = Callable[..., Any]
-"""A function that reads an image from a path or a binary file, as `load_image` does."""
+"""A function that reads an image from a path or an ``io.BytesIO``, with a name for errors."""
 
 
 def decoder_of(name: str) -> Decode:
@@ -38,27 +39,27 @@ def decoder_of(name: str) -> Decode:
     """
     if name == "pil":
         return load_image
-    reason = problem()
+    reason = torchcodec_problem()
     if reason is not None:
         raise ConfigError(
-            f"data.decoder is {name!r}: the package torchcodec cannot be used ({reason}); pip "
-            "install 'earlydrop[torchcodec]', in a version for this torch, or leave "
+            f"data.decoder is {name!r}: the package torchcodec cannot be used ({reason}); install "
+            "a torchcodec that fits this torch (pip install 'earlydrop[torchcodec]'), or set "
             "data.decoder=pil"
         )
     return load_tensor
 
 
 @functools.cache
-def problem() -> str | None:
+def torchcodec_problem() -> str | None:
     """The reason why torchcodec cannot be used; None if it can."""
     try:
-        _decode_jpeg()
+        _jpeg_decoder()
     except (ImportError, OSError, RuntimeError) as error:
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None
 
 
-def _decode_jpeg() -> Callable[[bytes], Tensor]:
+def _jpeg_decoder() -> Callable[[bytes], Tensor]:
     from torchcodec.decoders import decode_jpeg
 
     decode: Callable[[bytes], Tensor] = decode_jpeg
@@ -68,8 +69,8 @@ def _decode_jpeg() -> Callable[[bytes], Tensor]:
 def load_tensor(file: Any, name: str | None = None) -> Tensor:
     """An image as RGB, (3, H, W), uint8.
 
-    JPEG files are decoded by torchcodec. Pillow decodes other files, those with EXIF data, which
-    torchcodec would turn upright, and those that torchcodec refuses.
+    JPEG files are decoded by torchcodec. Pillow decodes all other files, and two sorts of JPEG:
+    those with EXIF data, which torchcodec would rotate, and those that torchcodec refuses.
 
     Args:
         file: Its path, or its content as an `io.BytesIO`.
@@ -87,7 +88,7 @@ def load_tensor(file: Any, name: str | None = None) -> Tensor:
             content = b""  # Pillow says what is wrong
     if content.startswith(_JPEG) and _EXIF not in content:
         try:
-            return _decode_jpeg()(content)
+            return _jpeg_decoder()(content)
         except RuntimeError:  # Pillow says what is wrong, or reads it
             pass
     image = load_image(
@@ -100,7 +101,7 @@ def for_tensors(whole: Any) -> Any:
     """Replace the crop of a transform by one that takes a tensor, (3, H, W), uint8.
 
     Args:
-        whole: One of `make_transforms`. It is changed in place.
+        whole: A transform from `make_transforms`. It is changed in place and returned.
     """
     first, second = whole.transforms[:2]
     if type(first).__name__ == "RandomResizedCropAndInterpolation":

@@ -10,15 +10,7 @@ from earlydrop.training.fields import ConfigError
 
 
 def unpacked(file: Path, sha256: str) -> bytes:
-    """The content of an embedded file.
-
-    Args:
-        file: The file, compressed with xz.
-        sha256: The digest of its content.
-
-    Raises:
-        ConfigError: The file is missing or damaged.
-    """
+    """The content of an embedded file."""
     try:
         content = lzma.decompress(file.read_bytes())
     except (lzma.LZMAError, EOFError, OSError) as error:

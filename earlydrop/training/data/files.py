@@ -55,15 +55,6 @@ class Samples(Sequence[tuple[str, int]]):
         start, end = self._ends[place], self._ends[place + 1]
         return os.fsdecode(self._paths[start:end].tobytes()), int(self.labels[place])
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Sequence)
-            and len(self) == len(other)
-            and all(a == b for a, b in zip(self, other, strict=True))
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
 
 @dataclass
 class ImageFiles:

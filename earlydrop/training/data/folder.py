@@ -14,7 +14,7 @@ import torch
 from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.decode import Decode
 from earlydrop.training.data.files import ImageFiles, Samples, find_images
-from earlydrop.training.data.loading import LoadedImages, leave_out_corrupt, same_classes
+from earlydrop.training.data.loading import LoadedImages, check_same_classes, leave_out_corrupt
 from earlydrop.training.data.source import Once, alone
 from earlydrop.training.data.transforms import load_image
 from earlydrop.training.fields import ConfigError
@@ -109,7 +109,7 @@ def _listed(config: DataConfig, folders: dict[str, Path]) -> tuple[dict[str, Fol
         splits = {split: FolderImages(find_images(folder)) for split, folder in folders.items()}
     except OSError as error:
         raise ConfigError(f"data.root is {config.root!r}: {printable(str(error))}") from error
-    same_classes(
+    check_same_classes(
         config.root or "", splits, {split: f"{folder.name}/" for split, folder in folders.items()}
     )
     if config.skip_corrupt:

@@ -57,13 +57,7 @@ _MEAN, _SPREAD = 0.065, 0.237  # approximate mean and standard deviation, to nor
 def letters(charmaps: list[set[int]], draw_shape: Any, classes: int) -> list[int]:
     """The first letters, by code point, that every face has and that differ in the first face.
 
-    Args:
-        charmaps: The code points of each face.
-        draw_shape: A function that draws a code point in the first face, as bytes.
-        classes: The number of letters needed.
-
-    Raises:
-        ConfigError: There are fewer letters.
+    ``draw_shape`` draws a code point in the first face, as bytes.
     """
     by_shape: dict[bytes, int] = {}
     for code in sorted(set.intersection(*charmaps)):

@@ -24,9 +24,9 @@ from earlydrop.training.data.decode import Decode
 from earlydrop.training.data.files import IMAGE_ENDINGS
 from earlydrop.training.data.loading import (
     LoadedImages,
+    check_same_classes,
     keep_readable,
     leave_out_corrupt,
-    same_classes,
 )
 from earlydrop.training.data.source import Once, alone
 from earlydrop.training.data.transforms import BrokenImageError, load_image
@@ -210,7 +210,7 @@ def _opened(config: DataConfig, splits: Sequence[str]) -> dict[str, HuggingFaceI
         split: HuggingFaceImages(loaded[names[split]], names[split], config.image, config.label)
         for split in splits
     }
-    same_classes(root, images, names)
+    check_same_classes(root, images, names)
     return images
 
 

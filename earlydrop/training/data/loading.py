@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import copy
+import functools
 import random
 import weakref
 from collections import Counter
@@ -108,7 +109,8 @@ class LoadedImages(Source):
     """Images that are read one by one, with the released augmentation.
 
     Augmentation follows the keys of `AugmentConfig`, in timm's implementation. It is drawn for each
-    image from (seed, batch, index), so the number of workers changes nothing. Worker processes
+    image from the seed, the purpose, the key of the batch and the image's index, so the number of
+    workers changes nothing. Worker processes
     live as long as the source, or until `close`.
     """
 
@@ -130,7 +132,9 @@ class LoadedImages(Source):
             options: How training images are augmented.
             device: Where batches are made.
         """
-        self.image_size, self.channels, self.device = config.image_size or 224, 3, device
+        self.image_size = config.image_size or 224
+        self.channels = 3
+        self.device = device
         decode = decoder_of(config.decoder)
         transforms = make_transforms(self.image_size, options)
         if config.decoder != "pil":
@@ -144,9 +148,10 @@ class LoadedImages(Source):
         }
         self.workers = config.workers
         self._erasing = options.erasing
-        self._table = clean.table.to(device)  # that of training is the same
+        self._table = clean.table.to(device)  # the training transform has the same table
         self._dataset = _Transformed(splits, train, clean, decode)
         self._pool = WorkerPool(self._dataset, config.workers, pin=device.type == "cuda")
+        # At the end of the process, the pool's own hook ends the workers.
         weakref.finalize(self, self._pool.close).atexit = False
 
     def serial(self) -> LoadedImages:
@@ -166,9 +171,11 @@ class LoadedImages(Source):
         self._dataset.splits = {**self._dataset.splits, split: images}
 
     def shared_memory(self, *batch_sizes: int) -> int:
-        image = 3 * self.image_size**2
-        noise = 4 * self._erasing / 3  # float32 in at most a third of an image
-        return int(self.workers * AHEAD * sum(batch_sizes) * image * (1 + noise))
+        image_bytes = 3 * self.image_size**2
+        # On average: float32, in a third of an erased image at most.
+        noise_per_byte = 4 * self._erasing / 3
+        images = self.workers * AHEAD * sum(batch_sizes)
+        return int(images * image_bytes * (1 + noise_per_byte))
 
     def batches(
         self, keyed: KeyedIndices, split: str, augmented: tuple[int, str] | None
@@ -196,30 +203,23 @@ class LoadedImages(Source):
             yield collate([self._dataset[item] for item in batch])
 
 
-def same_classes(root: str, splits: Mapping[str, Images], names: Mapping[str, str]) -> None:
+def check_same_classes(root: str, splits: Mapping[str, Images], names: Mapping[str, str]) -> None:
     """Refuse a training and a test set whose classes differ.
 
-    Args:
-        root: ``data.root``.
-        splits: The images.
-        names: The name of each split in the data, for messages.
-
-    Raises:
-        ConfigError: One has a class that the other lacks.
+    ``names`` holds the name of each split in the data, for messages.
     """
     if len(splits) < 2:
         return
     train, test = splits["train"].classes, splits["test"].classes
-    for there, lacks, more in (
+    for owner, other, only_in_owner in (
         (names["train"], names["test"], set(train) - set(test)),
         (names["test"], names["train"], set(test) - set(train)),
     ):
-        if more:
+        if only_in_owner:
             raise ConfigError(
-                f"data.root is {root!r}: {there} has {len(more)} classes that {lacks} lacks, such "
-                f"as {min(more)!r}; "
-                f"expected the same class folders in both ({len(train)} in {names['train']}, "
-                f"{len(test)} in {names['test']})"
+                f"data.root is {root!r}: {owner} has {len(only_in_owner)} classes that {other} "
+                f"lacks, such as {min(only_in_owner)!r}; expected the same classes in both "
+                f"({len(train)} in {names['train']}, {len(test)} in {names['test']})"
             )
 
 
@@ -243,17 +243,16 @@ def leave_out_corrupt(splits: Mapping[str, Images], workers: int) -> dict[str, l
     kept: dict[str, list[int]] = {}
     for split, images in splits.items():
         count, classes = len(images), set(map(int, images.labels))
-        with concurrent.futures.ThreadPoolExecutor(
-            max(workers, 1)
-        ) as pool:  # decoding releases the GIL
-            readable = list(pool.map(_readable, [images] * count, range(count), chunksize=64))
+        # Decoding releases the GIL.
+        with concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:
+            readable = list(pool.map(functools.partial(_readable, images), range(count)))
         kept[split] = [index for index, good in enumerate(readable) if good]
         keep_readable(images, kept[split])
         lost = classes - set(map(int, images.labels))
         if lost:
             raise ConfigError(
-                f"no image of {split}/{printable(images.classes[min(lost)])} can be read: copy "
-                "that folder again"
+                f"no image of class {printable(images.classes[min(lost)])} in {split} can be read: "
+                "copy the data again"
             )
     return kept
 

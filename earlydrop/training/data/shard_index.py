@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
-
-import numpy as np
-import numpy.typing as npt
 
 from earlydrop.training.data.files import IMAGE_ENDINGS, type_in_words
 from earlydrop.training.fields import ConfigError
@@ -32,16 +28,16 @@ class ShardIndex(NamedTuple):
 
     Attributes:
         names: The name of each image in the tar file, such as ``00000012.jpg``, N of them.
-        offsets: Position of the first byte of each image in the tar file, (N,).
-        lengths: Number of bytes of each image, (N,).
-        labels: The class of each image, (N,).
+        offsets: Position of the first byte of each image in the tar file, N of them.
+        lengths: Number of bytes of each image, N of them.
+        labels: The class of each image, N of them.
         left_out: How many other files the tar file holds, by type of file.
     """
 
     names: list[str]
-    offsets: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
+    offsets: list[int]
+    lengths: list[int]
+    labels: list[int]
     left_out: Counter[str]
 
 
@@ -56,8 +52,9 @@ def read_index(path: Path) -> ShardIndex:
     left_out: Counter[str] = Counter()
     try:
         with tarfile.TarFile(path) as tar:
-            for key, members in _samples(tar):
-                image, label = _image_and_label(path, key, members, left_out)
+            files = (member for member in tar if member.isreg())
+            for key, members in itertools.groupby(files, lambda file: key_of_member(file.name)):
+                image, label = _image_and_label(path, key, list(members), left_out)
                 rows.append(
                     (image.name, image.offset_data, image.size, _label_of(path, tar, label))
                 )
@@ -71,30 +68,8 @@ def read_index(path: Path) -> ShardIndex:
             f"{path} holds no sample: expected images such as 00000012.jpg, each with its label in "
             f"00000012{_LABEL}"
         )
-    names, offsets, lengths, labels = zip(*rows, strict=True)
-    return ShardIndex(
-        names=list(names),
-        offsets=np.array(offsets, dtype=np.int64),
-        lengths=np.array(lengths, dtype=np.int64),
-        labels=np.array(labels, dtype=np.int64),
-        left_out=left_out,
-    )
-
-
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
-    """The members of a tar file, by key: those of one sample follow one another."""
-    key, members = "", list[tarfile.TarInfo]()
-    for member in tar:
-        if not member.isreg():
-            continue
-        own = key_of_member(member.name)
-        if own != key and members:
-            yield key, members
-            members = []
-        key = own
-        members.append(member)
-    if members:
-        yield key, members
+    names, offsets, lengths, labels = (list(column) for column in zip(*rows, strict=True))
+    return ShardIndex(names, offsets=offsets, lengths=lengths, labels=labels, left_out=left_out)
 
 
 def key_of_member(name: str) -> str:
@@ -170,32 +145,16 @@ def cached_index(path: Path) -> ShardIndex:
         status = path.stat()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): copy it again") from error
-    # "1" is the version of the format of an index.
-    identity = f"1:{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-    cache = INDEXES.expanduser() / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}.npz"
-    with (
-        suppress(OSError, ValueError, KeyError, EOFError, BadZipFile),
-        np.load(cache, allow_pickle=False) as kept,
-    ):
-        return ShardIndex(
-            names=json.loads(str(kept["names"])),
-            offsets=kept["offsets"],
-            lengths=kept["lengths"],
-            labels=kept["labels"],
-            left_out=Counter(json.loads(str(kept["left_out"]))),
-        )
+    # "2" is the version of the format of an index.
+    identity = f"2:{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    cache = INDEXES.expanduser() / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError, TypeError):
+        kept = ShardIndex(**json.loads(cache.read_text(encoding="utf-8")))
+        return kept._replace(left_out=Counter(kept.left_out))
     index = read_index(path)
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         part = cache.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.savez(
-                file,
-                names=json.dumps(index.names),
-                offsets=index.offsets,
-                lengths=index.lengths,
-                labels=index.labels,
-                left_out=json.dumps(index.left_out),
-            )
+        part.write_text(json.dumps(index._asdict()), encoding="utf-8")
         os.replace(part, cache)
     return index

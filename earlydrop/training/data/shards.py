@@ -34,7 +34,7 @@ from earlydrop.training.config import AugmentConfig, DataConfig
 from earlydrop.training.data.decode import Decode
 from earlydrop.training.data.files import Samples
 from earlydrop.training.data.folder import splits_of
-from earlydrop.training.data.loading import LoadedImages, leave_out_corrupt, same_classes
+from earlydrop.training.data.loading import LoadedImages, check_same_classes, leave_out_corrupt
 from earlydrop.training.data.shard_index import ShardIndex, cached_index, key_of_member
 from earlydrop.training.data.source import Once, alone
 from earlydrop.training.data.transforms import BrokenImageError, load_image
@@ -258,7 +258,7 @@ def _opened(config: DataConfig, folders: dict[str, Path]) -> tuple[dict[str, Sha
                 first.setdefault(label, path)
         splits[split] = ShardImages(indexes)
         _name_classes(root, folder.name, splits[split], first)
-    same_classes(
+    check_same_classes(
         config.root or "", splits, {split: f"{folder.name}/" for split, folder in folders.items()}
     )
     if config.skip_corrupt:

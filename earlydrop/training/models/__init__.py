@@ -57,13 +57,7 @@ INPUT_DROPOUT = "input_dropout"
 """The site that no schedule drives."""
 
 # Keys of `model` that are not for the builders.
-_EVERY_MODEL = (
-    "name",
-    "attention",
-    "input_dropout",
-    "args",
-    "pretrained",
-)
+_EVERY_MODEL = ("name", "attention", "input_dropout", "args", "pretrained")
 
 
 class WithInputDropout(nn.Module):

@@ -32,18 +32,9 @@ TORCHVISION = "torchvision/"
 
 _TIMM_HEAD = ("drop_rate", "head_drop_rate")  # in timm these drop in front of the classifier
 # In the names of arguments that set no rate of units or paths.
-_NOT_RATES = (
-    "size",
-    "type",
-    "patch_drop",
-)
+_NOT_RATES = ("size", "type", "patch_drop")
 # Arguments that a class may take without naming them.
-_HIDDEN = (
-    "proj_drop_rate",
-    "attn_drop_rate",
-    "pos_drop_rate",
-    "drop_path_rate",
-)
+_HIDDEN = ("proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "drop_path_rate")
 _CLASSES = 7  # of a model that is only looked at
 
 

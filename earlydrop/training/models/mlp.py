@@ -51,14 +51,15 @@ def mlp(
             f"model.hidden is {widths}: expected the widths of one or more hidden layers, such as "
             "[512,256,128]"
         )
-    shares = [1.0] * len(widths) if profile is None else profile
-    if len(shares) != len(widths) or not all(0 < rate < math.inf for rate in shares):
+    proportions = [1.0] * len(widths) if profile is None else profile
+    if len(proportions) != len(widths) or not all(0 < number < math.inf for number in proportions):
         raise ConfigError(
-            f"model.profile is {profile}: expected {len(widths)} rates above 0, one for each "
-            "hidden layer"
+            f"model.profile is {profile}: expected {len(widths)} numbers above 0 (proportions of "
+            "the rates), one for each hidden layer"
         )
     # The schedule gives the largest rate; the profile keeps its shape.
-    rates = [task.unit * (rate / max(shares)) for rate in shares]
+    largest = max(proportions)
+    rates = [task.unit * (number / largest) for number in proportions]
     return MLP(
         inputs=task.channels * task.image_size**2,
         hidden=widths,

@@ -17,20 +17,11 @@ from earlydrop.training.record.files import remove, write_atomically
 log = logging.getLogger(__name__)
 
 BEST = "best.pt"
+_KEPT = 2  # checkpoints
 
 
-def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int = 2) -> Path:
-    """Write ``step-<step>.pt`` and its hash, then remove all but the newest.
-
-    Args:
-        folder: The ``checkpoints`` folder; made if it is not there.
-        step: Optimizer steps done.
-        content: Tensors and plain values.
-        keep: How many to keep.
-
-    Returns:
-        The file.
-    """
+def save_checkpoint(folder: Path, step: int, content: dict[str, Any]) -> Path:
+    """Write ``step-<step>.pt`` and its hash, and keep only the newest two checkpoints."""
     folder.mkdir(exist_ok=True)
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -38,7 +29,7 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int 
     path = folder / f"step-{step:09d}.pt"
     write_atomically(path.with_suffix(".sha256"), hashlib.sha256(payload).hexdigest().encode())
     write_atomically(path, payload)
-    for old in list_checkpoints(folder)[keep:]:
+    for old in list_checkpoints(folder)[_KEPT:]:
         remove(old)  # a file that another process has open stays until the next checkpoint
         remove(old.with_suffix(".sha256"))
     for stale in folder.glob("*.tmp"):
@@ -90,11 +81,7 @@ def _content(payload: bytes) -> dict[str, Any]:
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder.
 
-    Args:
-        folder: The ``checkpoints`` folder.
-
-    Returns:
-        Their files, newest first.
+    The newest is first.
     """
     return sorted(folder.glob("step-*.pt"), reverse=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,39 +20,32 @@ def replace(new: Path, old: Path) -> None:
     Windows refuses this while another process, such as a virus scanner or an editor, has the old
     file open: it is tried again for a second.
     """
+    _retry(lambda: new.replace(old))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there; tried again as in `replace`.
+
+    A file that another process keeps open on Windows is left.
+    """
+    with suppress(PermissionError):
+        _retry(lambda: path.unlink(missing_ok=True))
+
+
+def _retry(act: Callable[[], object]) -> None:
+    """Act, and try again for a second while it is refused."""
     for wait in _WAITS:
         try:
-            new.replace(old)
+            act()
         except PermissionError:
             time.sleep(wait)
         else:
             return
-    new.replace(old)
-
-
-def remove(path: Path) -> bool:
-    """Remove a file, if it is there; tried again as in `replace`.
-
-    Returns:
-        Whether it is gone. A file that another process keeps open on Windows is left.
-    """
-    for wait in (*_WAITS, 0.0):
-        try:
-            path.unlink(missing_ok=True)
-        except PermissionError:
-            time.sleep(wait)
-        else:
-            return True
-    return False
+    act()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees either the old content or all of the new.
-
-    Args:
-        path: The file.
-        content: Its new content.
-    """
+    """Write a file so that a reader sees either the old content or all of the new."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(content)
@@ -66,15 +60,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
-def why(error: OSError, path: Path | None = None) -> str:
-    """The reason why a file could not be written. On Windows, it says if the path is too long.
-
-    Args:
-        error: The error.
-        path: The file; by default the one that the error names.
-    """
+def why(error: OSError) -> str:
+    """The reason why a file could not be written. On Windows, it says if the path is too long."""
     words = error.strerror or str(error)
-    length = len(os.path.abspath(path if path is not None else error.filename or ""))
+    length = len(os.path.abspath(error.filename or ""))
     may_be_length = error.errno in (errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG)
     if LONGEST_PATH is not None and length > LONGEST_PATH and may_be_length:
         words += (

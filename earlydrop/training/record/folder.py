@@ -73,9 +73,8 @@ class RunFolder:
         if self._metrics is not None:
             try:
                 self._metrics.close()
-            except (
-                OSError
-            ) as error:  # a full disk: the line that did not fit is cut off at the next start
+            except OSError as error:
+                # A full disk: the line that did not fit is cut off at the next start.
                 log.warning("metrics.jsonl could not be closed: %s", error)
             self._metrics = None
         self._lock.release()
@@ -103,11 +102,7 @@ class RunFolder:
         write_atomically(self.path / STATUS, (json.dumps(status, indent=1) + "\n").encode())
 
     def write_config(self, config: Config) -> None:
-        """Write ``config.yaml``, resolved and complete.
-
-        Args:
-            config: The run's configuration.
-        """
+        """Write ``config.yaml``, resolved and complete."""
         from omegaconf import OmegaConf
 
         text = OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
@@ -162,11 +157,7 @@ class RunFolder:
         return {"metrics_bytes": self._metrics.tell(), "metrics_sha256": self._hash.hexdigest()}
 
     def write_timing(self, record: dict[str, float]) -> None:
-        """Append one line to ``timing.jsonl``.
-
-        Args:
-            record: Step, throughput and times.
-        """
+        """Append one line to ``timing.jsonl``."""
         with (self.path / TIMING).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 

@@ -25,8 +25,7 @@ class _LogFile(logging.FileHandler):
 def log_to(path: Path | None) -> Iterator[None]:
     """Context in which the package's log goes to a file, and its warnings to the console too.
 
-    Args:
-        path: The file; None for the console alone.
+    Without a file (None), there is only the console.
     """
     file = _LogFile(path, encoding="utf-8") if path is not None else logging.NullHandler()
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -53,11 +53,7 @@ def _git(*arguments: str) -> str | None:
 def processor(device: torch.device) -> str:
     """The name of the GPU or the processor.
 
-    Args:
-        device: The device of the run.
-
-    Returns:
-        For example ``"AMD EPYC 7B13"``.
+    For example ``"AMD EPYC 7B13"``.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -96,16 +92,7 @@ def environment(device: torch.device, workers: int = 1) -> dict[str, Any]:
 def check_environment(
     folder: Path, recorded: Mapping[str, Any], present: Mapping[str, Any]
 ) -> None:
-    """Refuse to resume a run if the environment has changed since its last checkpoint.
-
-    Args:
-        folder: The run's folder.
-        recorded: The `environment` when the run was saved.
-        present: The environment now.
-
-    Raises:
-        ConfigError: They differ.
-    """
+    """Refuse to resume a run if the environment has changed since its last checkpoint."""
     if recorded == present:
         return
     if_left_out = {"workers": 1}
@@ -205,17 +192,7 @@ def _write(folder: RunFolder, content: dict[str, Any]) -> None:
 def collect(
     device: torch.device, fingerprint: str, dataset_digest: str, workers: int = 1
 ) -> dict[str, Any]:
-    """Versions, commit, packages, hardware and data of a run.
-
-    Args:
-        device: Where it runs.
-        fingerprint: The run's fingerprint.
-        dataset_digest: SHA-256 of the data.
-        workers: How many processes share the run.
-
-    Returns:
-        Plain values for ``provenance.json``.
-    """
+    """Versions, commit, packages, hardware and data of a run."""
     diff = _git("diff", "HEAD")
     return {
         "fingerprint": fingerprint,

@@ -18,37 +18,40 @@ from typing import Any, NamedTuple
 
 import filelock
 
+from earlydrop.training.config import Config
+from earlydrop.training.keys import keys
 from earlydrop.training.record.files import remove
-
-NEEDS = {"wandb": "wandb", "csv": "csv", "tensorboard": "tensorboard", "mlflow": "mlflow"}
-"""The package behind each backend."""
 
 
 class Opened(NamedTuple):
     """The arguments of a tracker.
 
     Attributes:
+        config: The run's configuration.
         folder: The run's folder.
         name: The run's name on the dashboard.
         identity: The run's id, from `earlydrop.training.record.tracking.run_id`.
-        project: The project, or experiment, that the run belongs to.
+        job_type: The sort of run, such as ``"train"``.
         tags: Labels of the run.
-        settings: The configuration, by dotted key, and further values.
-        online: Whether it may send data to a server.
+        extra: Values that are recorded with the configuration.
     """
 
+    config: Config
     folder: Path
     name: str
     identity: str
-    project: str
+    job_type: str
     tags: list[str]
-    settings: Mapping[str, Any]
-    online: bool
+    extra: dict[str, Any]
+
+    def settings(self) -> dict[str, Any]:
+        """The configuration, by dotted key, and the extra values."""
+        return {name: key.of(self.config) for name, key in keys().items()} | self.extra
 
 
 def missing(backend: str) -> bool:
-    """Whether the package of a backend is not installed."""
-    spec = importlib.util.find_spec(NEEDS[backend])
+    """Whether the package of a backend, which has its name, is not installed."""
+    spec = importlib.util.find_spec(backend)
     return spec is None or spec.origin is None  # a plain folder of this name is no package
 
 
@@ -106,7 +109,7 @@ class TensorBoardRun:
         shutil.rmtree(folder, ignore_errors=True)
         self._writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
         self._writer.add_text(
-            "settings", "\n".join(f"    {key}: {value}" for key, value in opened.settings.items())
+            "settings", "\n".join(f"    {key}: {value}" for key, value in opened.settings().items())
         )
         self._step = 0
         self.summary = Summary(self._summarise)
@@ -141,18 +144,19 @@ class MlflowRun:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
+        project, online = opened.config.project, opened.config.tracking.mode == "online"
         here = (opened.folder.parent / "mlruns").resolve()
         self._metric = Metric
         self._client: Any = MlflowClient(
-            tracking_uri=os.environ["MLFLOW_TRACKING_URI"] if opened.online else here.as_uri()
+            tracking_uri=os.environ["MLFLOW_TRACKING_URI"] if online else here.as_uri()
         )
         lock = opened.folder.parent / ".mlflow.lock"  # jobs of a sweep begin at once
         with filelock.FileLock(lock):
-            existing = self._client.get_experiment_by_name(opened.project)
+            existing = self._client.get_experiment_by_name(project)
             if existing is not None:
                 experiment = existing.experiment_id
             else:
-                experiment = self._client.create_experiment(opened.project)
+                experiment = self._client.create_experiment(project)
         before = self._client.search_runs(
             [experiment], f"tags.`earlydrop.id` = '{opened.identity}'"
         )
@@ -164,7 +168,7 @@ class MlflowRun:
             "tags": ", ".join(opened.tags),
         }
         self._id = self._client.create_run(experiment, run_name=opened.name, tags=tags).info.run_id
-        params = [Param(key, str(value)[:500]) for key, value in opened.settings.items()]
+        params = [Param(key, str(value)[:500]) for key, value in opened.settings().items()]
         self._client.log_batch(self._id, params=params)
         self._step = 0
         self.summary = Summary(self._summarise)

@@ -1,4 +1,7 @@
-"""Tracking with Weights & Biases or another backend: offline by default, never a prompt."""
+"""Tracking with Weights & Biases or another backend.
+
+It is offline by default, and never asks for input.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,13 @@ import shutil
 import socket
 import time
 import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from earlydrop.metrics import METRICS, improved
-from earlydrop.training.config import Config
-from earlydrop.training.keys import keys
 from earlydrop.training.names import first_line
 from earlydrop.training.record.trackers import BACKENDS, Opened
 
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 STEP = "trainer/step"
 TIMING = "timing/"
 """The prefix of the names of values from ``timing.jsonl``."""
-URL = "wandb/url.txt"
+URL_FILE = "wandb/url.txt"
 """The file in a run's folder that holds the address of its W&B page, if it was online."""
 _FINISH_TIMEOUT = 60  # seconds
 _LONGEST_ID = 60  # characters
@@ -37,19 +39,19 @@ _LONGEST_ID = 60  # characters
 class Tracker:
     """One run on a dashboard, or nothing. Every metric is logged against the training step.
 
-    An error of the dashboard never ends a run. It is logged once, and training continues without
+    An error of the dashboard never ends a run. A warning says so, and training continues without
     the dashboard.
     """
 
     def __init__(self, run: Any) -> None:
         self._run = run
         # W&B draws its charts against a metric, so the step is logged as a metric too.
-        self._logs_step = type(run) not in BACKENDS.values()
+        self._is_wandb = not isinstance(run, tuple(BACKENDS.values()))
         self._last: dict[str, float] = {}
         self._best: dict[str, float] = {}
         self._timing: dict[int, dict[str, float]] = {}
 
-    def time(self, line: dict[str, float]) -> None:
+    def add_timing(self, line: dict[str, float]) -> None:
         """Store a line of ``timing.jsonl``. `log` adds it to the metrics of its step."""
         named = {f"{TIMING}{name}": value for name, value in line.items() if name != "step"}
         self._timing = {int(line["step"]): named}
@@ -65,9 +67,9 @@ class Tracker:
                 continue
             if name not in self._best or improved(name, value, self._best[name]):
                 self._best[name] = value
-        on_server = getattr(self._run, "starting_step", 0)  # these steps are not sent again
-        axis = {STEP: step} if self._logs_step else {}
-        if step >= on_server:
+        first_to_send = getattr(self._run, "starting_step", 0)  # earlier steps are on the server
+        axis = {STEP: step} if self._is_wandb else {}
+        if step >= first_to_send:
             logged = axis | metrics | self._timing.pop(step, {})
             self._try(lambda: self._run.log(logged, step=step))
 
@@ -81,7 +83,7 @@ class Tracker:
         timed = {int(line["step"]): line for line in timing}
         for line in lines:
             if int(line["step"]) in timed:
-                self.time(timed[int(line["step"])])
+                self.add_timing(timed[int(line["step"])])
             self.log(
                 int(line["step"]), {name: value for name, value in line.items() if name != "step"}
             )
@@ -99,19 +101,20 @@ class Tracker:
             act()
         except Exception as error:
             log.warning(
-                "tracking failed (%s): going on without it; metrics.jsonl has everything",
-                _first_line(error),
+                "tracking failed (%s): going on without it; the files in the folder are complete",
+                first_line(error),
             )
             self._run = None
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _reachable(url: str) -> bool:
-    """Whether something answers at the server's address within 3 seconds."""
+    """Whether something answers at the server's address within 3 seconds.
+
+    True if a proxy is set for it: then the address itself need not answer.
+    """
     parts = urllib.parse.urlsplit(url)
+    if parts.scheme in urllib.request.getproxies():
+        return True
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((parts.hostname or "", port), timeout=3).close()
@@ -121,9 +124,9 @@ def _reachable(url: str) -> bool:
 
 
 def _has_key(url: str) -> bool:
-    """Whether the environment or ~/.netrc holds a key.
+    """Whether WANDB_API_KEY, or the file of NETRC or ~/.netrc, holds a key.
 
-    `wandb.login` would check this too, but while another run is open it only warns.
+    While another run is open, `wandb.login` only warns and returns False, so it cannot be asked.
     """
     if os.environ.get("WANDB_API_KEY"):
         return True
@@ -148,12 +151,11 @@ def _usable_mode(mode: str) -> str:
     # not look for a key under WANDB_MODE=offline.
     settings = wandb.setup(settings=wandb.Settings(silent=True, mode="online")).settings
     try:
-        known = (
-            wandb.login(prompt=False, verify=False)
-            if wandb.run is None
-            else _has_key(settings.base_url)
-        )
-        reason = None if known else "there is no API key (wandb login)"
+        if wandb.run is None:
+            has_key = wandb.login(prompt=False, verify=False)
+        else:  # an online run of the user has one
+            has_key = not wandb.run.offline or _has_key(settings.base_url)
+        reason = None if has_key else "there is no API key (wandb login)"
     except wandb.errors.AuthenticationError as error:
         reason = f"the API key is not valid ({first_line(error)})"
     if reason is None and not _reachable(settings.base_url):
@@ -170,53 +172,39 @@ def _usable_mode(mode: str) -> str:
 def run_id(study: str, fingerprint: str) -> str:
     """A run's id, the same every time that it is resumed.
 
-    Args:
-        study: The study.
-        fingerprint: The run's fingerprint.
-
-    Returns:
-        At most 60 letters, digits and dashes. A longer id is cut, and begins with a digest of the
-        whole id.
+    It has at most 60 letters, digits, dashes, underscores and dots. If other characters had to be
+    replaced, or the id is cut, it begins with a digest of study and fingerprint.
     """
     text = f"{study}-{fingerprint}"
-    plain = re.sub(r"[^A-Za-z0-9-]+", "-", text).strip("-")
-    if len(plain) <= _LONGEST_ID:
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", text)
+    if plain == text and len(plain) <= _LONGEST_ID:
         return plain
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return f"{digest}-{plain[len(digest) + 1 - _LONGEST_ID :]}"
+    room = _LONGEST_ID - len(digest) - 1
+    return f"{digest}-{plain[-room:]}"
 
 
 @contextmanager
-def tracking(
-    config: Config,
-    *,
-    folder: Path,
-    name: str,
-    identity: str,
-    job_type: str,
-    tags: list[str],
-    extra: dict[str, Any],
-) -> Iterator[tuple[Tracker, Any]]:
+def tracking(opened: Opened) -> Iterator[tuple[Tracker, Any]]:
     """Context in which a run is open on the dashboard.
 
     An exception marks the run as failed, except a `KeyboardInterrupt`, which only stops it.
-    ``extra`` is recorded with the configuration.
 
     Yields:
         The `Tracker`, and the backend's own run; the run is None if there is none.
     """
-    start = _start if config.tracking.backend == "wandb" else _start_other
-    run = None
-    if config.tracking.mode != "off":
-        run = start(
-            config,
-            folder=folder,
-            name=name,
-            identity=identity,
-            job_type=job_type,
-            tags=tags,
-            extra=extra,
-        )
+    options = opened.config.tracking
+    start = _start if options.backend == "wandb" else BACKENDS[options.backend]
+    run: Any = None
+    if options.mode != "off":
+        try:
+            run = start(opened)
+        except Exception as error:
+            log.warning(
+                "tracking is not possible (%s): going on without it; the files in the folder are "
+                "complete",
+                first_line(error),
+            )
     code = 1
     try:
         yield Tracker(run), run
@@ -229,70 +217,28 @@ def tracking(
             began = time.monotonic()
             try:
                 run.finish(exit_code=code)
-                if (
-                    config.tracking.mode == "online"
-                    and time.monotonic() - began > 0.9 * _FINISH_TIMEOUT
-                ):
+                took = time.monotonic() - began
+                is_online_wandb = options.backend == "wandb" and options.mode == "online"
+                if is_online_wandb and took > 0.9 * _FINISH_TIMEOUT:
                     log.warning(
-                        "the upload was cut off after %d s: `wandb sync %s/wandb/*run-*` sends the "
-                        "rest",
-                        _FINISH_TIMEOUT,
-                        folder,
+                        "the upload took %.0f s and may have been cut off: `wandb sync "
+                        "%s/wandb/*run-*` sends the rest",
+                        took,
+                        opened.folder,
                     )
             except Exception as error:
-                upload = (
-                    ": `wandb sync` uploads what is there"
-                    if config.tracking.backend == "wandb"
-                    else ""
+                remedy = (
+                    ": `wandb sync` uploads what is there" if options.backend == "wandb" else ""
                 )
-                log.warning("tracking could not be finished (%s)%s", _first_line(error), upload)
+                log.warning("tracking could not be finished (%s)%s", first_line(error), remedy)
 
 
-def _start_other(
-    config: Config,
-    folder: Path,
-    name: str,
-    identity: str,
-    job_type: str,
-    tags: list[str],
-    extra: dict[str, Any],
-) -> Any:
-    """A run of another backend; None where it cannot be opened."""
-    settings = {key: each.of(config) for key, each in keys().items()} | extra
-    online = config.tracking.mode == "online"
-    try:
-        return BACKENDS[config.tracking.backend](
-            Opened(
-                folder=folder,
-                name=name,
-                identity=identity,
-                project=config.project,
-                tags=tags,
-                settings=settings,
-                online=online,
-            )
-        )
-    except Exception as error:
-        log.warning(
-            "tracking is not possible (%s): going on without it; metrics.jsonl has everything",
-            _first_line(error),
-        )
-        return None
-
-
-def _start(
-    config: Config,
-    folder: Path,
-    name: str,
-    identity: str,
-    job_type: str,
-    tags: list[str],
-    extra: dict[str, Any],
-) -> Any:
-    """Start a W&B run; offline where online fails; None where that fails too."""
+def _start(opened: Opened) -> Any:
+    """Start a W&B run; offline where online fails."""
     import wandb
 
     _prepare_environment()
+    config, folder, identity = opened.config, opened.folder, opened.identity
     if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
         identity = os.environ["WANDB_RUN_ID"]  # a sweep's agent waits for this run
     # A run that the user has open in this process goes on.
@@ -300,17 +246,17 @@ def _start(
 
     def start(mode: str) -> Any:
         if mode == "offline":
-            _forget_fragments(folder, identity)
+            _remove_offline_folders(folder, identity)
         return wandb.init(
             project=config.project,
-            name=name,
+            name=opened.name,
             group=config.study,
-            job_type=job_type,
+            job_type=opened.job_type,
             id=identity,
             resume="allow",
             mode=mode,  # type: ignore[arg-type]
-            tags=[tag[:64] for tag in tags],
-            config=dataclasses.asdict(config) | extra,
+            tags=[tag[:64] for tag in opened.tags],  # W&B refuses longer ones
+            config=dataclasses.asdict(config) | opened.extra,
             dir=str(folder),
             reinit=reinit,
             settings=wandb.Settings(
@@ -322,23 +268,19 @@ def _start(
             ),
         )
 
-    try:
-        run = _start_or_fall_back(start, _usable_mode(config.tracking.mode), folder)
-        run.define_metric(STEP)
-        run.define_metric("*", step_metric=STEP)
-        if not run.offline:
-            (folder / URL).write_text(run.url + "\n", encoding="utf-8")
-    except Exception as error:
-        log.warning(
-            "tracking is not possible (%s): going on without it; metrics.jsonl has everything",
-            _first_line(error),
-        )
-        return None
+    run = _start_or_fall_back(start, _usable_mode(config.tracking.mode), folder)
+    run.define_metric(STEP)
+    run.define_metric("*", step_metric=STEP)
+    if not run.offline:
+        try:
+            (folder / URL_FILE).write_text(run.url + "\n", encoding="utf-8")
+        except OSError as error:  # such as a full disk
+            log.warning("%s could not be written (%s)", folder / URL_FILE, first_line(error))
     return run
 
 
 def _prepare_environment() -> None:
-    """Prepare the process for W&B: a plain key, and silence at its end."""
+    """Remove spaces around the API key, and the warnings that W&B prints when a process ends."""
     # W&B's own telemetry is shut down twice when a process ends, and warns of it after our last
     # line.
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)
@@ -352,6 +294,7 @@ def _start_or_fall_back(start: Callable[[str], Any], mode: str, folder: Path) ->
     import wandb
 
     before = set(folder.glob("wandb/run-*"))
+    no_other_run = wandb.run is None
     try:
         return start(mode)
     except (wandb.errors.CommError, wandb.errors.UsageError, TimeoutError, OSError) as error:
@@ -359,16 +302,20 @@ def _start_or_fall_back(start: Callable[[str], Any], mode: str, folder: Path) ->
             raise
         log.warning(
             "tracking=online failed (%s): tracking offline; `wandb sync` uploads it later",
-            _first_line(error),
+            first_line(error),
         )
-        wandb.teardown()
+        if no_other_run:
+            wandb.teardown()  # it ends every run of the process
         for attempt in set(folder.glob("wandb/run-*")) - before:
             shutil.rmtree(attempt, ignore_errors=True)
         return start("offline")
 
 
-def _forget_fragments(folder: Path, identity: str) -> None:
-    """Remove the offline fragments of earlier processes: the run's whole past is logged again."""
-    for fragment in folder.glob(f"wandb/offline-run-*-{identity}"):
-        if not list(fragment.glob("*.synced")):
-            shutil.rmtree(fragment, ignore_errors=True)
+def _remove_offline_folders(folder: Path, identity: str) -> None:
+    """Remove the offline folders of earlier processes that were not synced.
+
+    The run's whole past is logged again.
+    """
+    for offline in folder.glob(f"wandb/offline-run-*-{identity}"):
+        if not list(offline.glob("*.synced")):
+            shutil.rmtree(offline, ignore_errors=True)

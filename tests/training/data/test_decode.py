@@ -17,7 +17,9 @@ from earlydrop.training.plan import make_plan
 from earlydrop.training.run import run
 from tests.training.data.test_shards import make_shards
 
-needs_torchcodec = pytest.mark.skipif(decode.problem() is not None, reason=str(decode.problem()))
+needs_torchcodec = pytest.mark.skipif(
+    decode.torchcodec_problem() is not None, reason=str(decode.torchcodec_problem())
+)
 CPU = torch.device("cpu")
 
 
@@ -136,7 +138,7 @@ def make_folder(root):
 
 def test_without_torchcodec_it_is_refused_before_the_folder_is_read(tmp_path, monkeypatch):
     make_folder(tmp_path)
-    monkeypatch.setattr(decode, "problem", lambda: "No module named 'torchcodec'")
+    monkeypatch.setattr(decode, "torchcodec_problem", lambda: "No module named 'torchcodec'")
     config = DataConfig(name="imagefolder", root=str(tmp_path), decoder="torchcodec")
     with pytest.raises(
         ConfigError,

@@ -56,7 +56,7 @@ def test_folders_without_surprises_are_read_as_torchvision_reads_them(tmp_path, 
     (tmp_path / "split" / "linked").symlink_to(tmp_path / "class")
     found, expected = find_images(tmp_path / "split"), ImageFolder(str(tmp_path / "split"))
     assert found.classes == expected.classes
-    assert found.samples == expected.samples
+    assert list(found.samples) == expected.samples
     assert found.left_out == {}
 
 
@@ -190,13 +190,12 @@ def test_a_list_of_images_is_held_in_three_arrays():
         ("", 8),
     ]
     found = Samples(pairs)
-    assert found == pairs
+    assert list(found) == pairs
     assert found[-2] == found[2_000] == pairs[-2]
     assert found[1:3] == pairs[1:3]
-    assert found != pairs[:-1]
     with pytest.raises(IndexError):
         found[2_002]
     sent = pickle.dumps(found)
-    assert pickle.loads(sent) == found
+    assert list(pickle.loads(sent)) == pairs
     assert len(sent) < sum(len(path) for path, _ in pairs) + 12 * len(pairs) + 1_000
-    assert Samples() == []
+    assert list(Samples()) == []

@@ -65,7 +65,7 @@ def test_classes_that_differ_between_splits_are_named(tmp_path):
         ConfigError,
         match=(
             r"train/ has 1 classes that val/ lacks, such as 'zebra'; "
-            r"expected the same class folders in both"
+            r"expected the same classes in both"
         ),
     ):
         make_source(

@@ -16,9 +16,9 @@ def test_a_profile_keeps_its_shape(config):
     )
     _, scheduler = scheduled_model(plan)
     assert [site.rate for site in scheduler.sites] == pytest.approx([0.5, 0.3])
-    with pytest.raises(ConfigError, match=r"model\.profile is \[0.5\]: expected 2 rates"):
+    with pytest.raises(ConfigError, match=r"model\.profile is \[0.5\]: expected 2 numbers above 0"):
         scheduled_model(make_plan(config(model__hidden=[16, 16], model__profile=[0.5])))
-    with pytest.raises(ConfigError, match=r"model\.profile is \[\]: expected 2 rates"):
+    with pytest.raises(ConfigError, match=r"model\.profile is \[\]: expected 2 numbers above 0"):
         scheduled_model(make_plan(config(model__hidden=[16, 16], model__profile=[])))
 
 

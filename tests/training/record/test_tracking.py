@@ -24,7 +24,8 @@ from earlydrop.training.endings import Interrupted, TrainingFailed
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.plan import make_plan
 from earlydrop.training.record.folder import read_metrics, read_timing
-from earlydrop.training.record.tracking import STEP, TIMING, URL, Tracker, run_id, tracking
+from earlydrop.training.record.trackers import Opened
+from earlydrop.training.record.tracking import STEP, TIMING, URL_FILE, Tracker, run_id, tracking
 from earlydrop.training.run import run
 from earlydrop.training.trainer import Trainer
 from tests.training.record.fake_wandb import API_KEY, FakeWandb
@@ -208,16 +209,17 @@ def test_an_offline_run_can_be_read_back(config):
 
 
 def test_the_dashboards_own_telemetry_prints_nothing_behind_our_last_line(config, tmp_path, capfd):
-    options = {
-        "folder": tmp_path,
-        "name": "n",
-        "identity": "i",
-        "job_type": "train",
-        "tags": [],
-        "extra": {},
-    }
-    with tracking(config(tracking="offline"), **options) as (_, opened):
-        assert opened is not None
+    opened = Opened(
+        config=config(tracking="offline"),
+        folder=tmp_path,
+        name="n",
+        identity="i",
+        job_type="train",
+        tags=[],
+        extra={},
+    )
+    with tracking(opened) as (_, run):
+        assert run is not None
     capfd.readouterr()
     logging.getLogger("opentelemetry.sdk.metrics._internal").warning(
         "shutdown can only be called once"
@@ -402,7 +404,7 @@ def test_an_online_run_arrives(config, server, capfd):
         == metrics(folder)[-1]["test/loss"]
     )
     assert "wandb:" not in capfd.readouterr().err
-    assert (Path(folder) / URL).read_text().strip().endswith(f"/earlydrop/runs/{identity}")
+    assert (Path(folder) / URL_FILE).read_text().strip().endswith(f"/earlydrop/runs/{identity}")
 
 
 def test_an_online_run_goes_on_where_it_was_stopped(config, monkeypatch, server):
@@ -423,20 +425,18 @@ def test_images_and_pages_are_uploaded(config, server, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "figure.png")
     (tmp_path / "report.html").write_text("<p>a report</p>")
     settings = config(tracking="online")
-    with tracking(
-        settings,
+    opened = Opened(
+        config=settings,
         folder=tmp_path,
         name="report",
         identity="a-report",
         job_type="report",
         tags=[],
         extra={},
-    ) as (
-        _,
-        opened,
-    ):
-        opened.log({"figures/figure": wandb.Image(str(tmp_path / "figure.png"))})
-        opened.log({"report": wandb.Html(str(tmp_path / "report.html"), inject=False)})
+    )
+    with tracking(opened) as (_, run):
+        run.log({"figures/figure": wandb.Image(str(tmp_path / "figure.png"))})
+        run.log({"report": wandb.Html(str(tmp_path / "report.html"), inject=False)})
     told = server.runs["a-report"]
     assert told.fields["jobType"] == "report"
     uploads = {

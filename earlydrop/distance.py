@@ -68,8 +68,8 @@ def _may_be_parameter(name: str, value: object) -> bool:
 def refuse_sharded(parameters: Mapping[str, Tensor], function: str, remedy: str) -> None:
     """Refuse sharded parameters, of which this process holds only a part.
 
-    A DTensor (FSDP2, tensor parallelism) is one. ``function`` is the name of the refusing function
-    and ``remedy`` the advice, for the error.
+    A DTensor (FSDP2, tensor parallelism) is sharded. The error names the refusing ``function`` and
+    the ``remedy``.
     """
     kinds = "FSDP2, tensor parallelism"
     for name, parameter in parameters.items():

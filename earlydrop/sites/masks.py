@@ -69,8 +69,8 @@ def gaussian(x: Tensor, rate: Tensor) -> Tensor:
 def alpha(x: Tensor, rate: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
     """Alpha dropout, which keeps the zero mean and unit variance of SELU.
 
-    Klambauer et al. 2017, arXiv:1706.02515. The result is a · (x where kept, else −α') + b, with a
-    = ((1 − rate)(1 + rate α'²))^−½ and b = a α' rate.
+    Klambauer et al. 2017, arXiv:1706.02515. The result is a · (x where kept, else −α') + b, with
+    a = ((1 − rate)(1 + rate α'²))^−½ and b = a α' rate.
     """
     keep = _keep(shape, rate)
     kept = (1.0 - rate).clamp_min(_SMALLEST_KEEP)

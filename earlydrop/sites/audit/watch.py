@@ -161,7 +161,7 @@ class Watch(TorchDispatchMode):
     def note(self, operation: str, rate: float | None = None, source: str = "torch") -> Draw:
         """Note a draw that happens now.
 
-        It has no effect so far.
+        It counts as without effect until an effect is seen.
         """
         self.sources.add(source)
         module, function, where = self._place(sys._getframe(1))

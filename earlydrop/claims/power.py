@@ -44,8 +44,8 @@ def needed_seeds(
     If the true effect is the smallest that matters, the seeds show with this power that there is an
     effect. If it is 0, they show with this power that the effect is smaller than that (for "not
     lower": not lower by that much). For a claim of equivalence the true effect is ``assumed``: the
-    seeds show with this power that it is smaller than the smallest that matters, or that it is
-    larger, as the case is.
+    seeds show with this power that it is smaller than the smallest that matters; if it is not, they
+    show that it is larger.
 
     Args:
         claim: The claim.
@@ -67,10 +67,7 @@ def needed_seeds(
     sides = 1 if claim.direction == NOT_LOWER else 2
 
     def resolves_equivalence(n: int) -> bool:
-        """Whether n seeds show with 90% power that the assumed effect is inside the bounds.
-
-        If it is outside, whether they show that.
-        """
+        """Whether n seeds show with 90% power on which side of the bounds the effect is."""
         is_inside = abs(assumed) < smallest
         distances = [abs(smallest - abs(assumed))]  # to the nearer bound
         if is_inside:

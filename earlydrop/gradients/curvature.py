@@ -178,8 +178,8 @@ def preconditioned_sharpness(
     largest, norm = _power_iteration(product, weights, 0.0, iterations, tolerance)
     if largest >= _MIXTURE * norm:
         return largest
-    # A negative eigenvalue is the smallest: a shift to 0 leaves the largest. Otherwise the vector
-    # mixes eigenvalues of about a and -a.
+    # If the eigenvalue is negative, it is the smallest: shift it to 0 to find the largest. If not,
+    # the largest and the smallest have about the same absolute value, and the vector mixes both.
     shift = largest if largest < 0 else -norm
     shifted, _ = _power_iteration(product, weights, shift, iterations, tolerance)
     return shift + shifted

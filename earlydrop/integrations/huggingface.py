@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import math
 import warnings
 import weakref
@@ -38,9 +37,8 @@ class DropoutCallback(TrainerCallback):
     put this callback in front of them, so that they report the rate.
 
     When ``train()`` ends, normally or by an exception, the model is released: it gets its own
-    classes and rates back. A callback that is added by
-    ``trainer.add_callback`` does not see exceptions; then the next ``train()`` of the model
-    releases it.
+    classes and rates back. A callback that is added by ``trainer.add_callback`` does not see
+    exceptions; then the next ``train()`` of the model releases it.
 
     Args:
         schedule: A schedule, or a function from the step to a rate. Durations in percent are
@@ -109,7 +107,7 @@ class DropoutCallback(TrainerCallback):
         self.let_go()
         modules = set(model.modules())
         for callback in list(_DRIVING):
-            # The same state: another callback of this train(), such as one for another kind.
+            # A callback with this state belongs to this train() too, as one for the other kind.
             if callback.scheduler is None or callback._state is state:
                 continue
             if any(site.module in modules for site in callback.scheduler.sites):
@@ -250,9 +248,8 @@ def _reporters_before(callback: TrainerCallback) -> list[str]:
     trainer = _calling_trainer()
     if trainer is None:
         return []
-    before = list(
-        itertools.takewhile(lambda c: c is not callback, trainer.callback_handler.callbacks)
-    )
+    callbacks = trainer.callback_handler.callbacks
+    before = callbacks[: callbacks.index(callback)]
     return [
         name
         for name, reporter in INTEGRATION_TO_CALLBACK.items()

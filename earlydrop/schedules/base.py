@@ -44,7 +44,7 @@ def check_rate(rate: object, what: str = "rate") -> float:
 
 
 def check_step(step: SupportsIndex) -> int:
-    """An optimizer step as an int; ValueError if it is not whole, or negative."""
+    """Return an optimizer step as an int. Raise ValueError if it is not whole, or negative."""
     try:
         index = operator.index(step)
     except TypeError:

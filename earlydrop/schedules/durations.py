@@ -112,7 +112,7 @@ def duration_to_steps(
 
 
 def check_total_steps(total_steps: int) -> int:
-    """The length of a run as an int; ValueError if it is not a whole number of at least 1."""
+    """Return the length of a run as an int. Raise ValueError if it is not a whole number ≥ 1."""
     return _check_length("total_steps", total_steps, "optimizer steps of the run")
 
 

@@ -152,9 +152,9 @@ def parse_points(points: str) -> list[tuple[float, str]]:
 def exact_position(
     position: str, total_steps: int, steps_per_epoch: int | None, points: str
 ) -> Fraction:
-    """The position of a point as a fraction of the run; above 1 for epochs past its end.
+    """The position of a point, as a fraction of the run.
 
-    ``points`` is the whole notation, for errors.
+    It is above 1 for epochs past the end of the run. ``points`` is the whole notation, for errors.
     """
     message = (
         f"points is {points!r}: position {position!r} should be a fraction of the run in [0, 1], "

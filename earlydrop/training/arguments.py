@@ -153,7 +153,7 @@ def _fitted(value: Any, kind: Any) -> Any:
                 return fitted
         return _WRONG
     if origin is typing.Literal:
-        # 1, 1.0 and True are equal, but not the same choice.
+        # The types are compared too, since 1, 1.0 and True are equal in Python.
         is_choice = any(type(value) is type(choice) and value == choice for choice in inner)
         return value if is_choice else _WRONG
     if kind in (None, type(None)):

@@ -82,7 +82,7 @@ def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
 
 @torch.no_grad()
 def add_penalties(optimizer: torch.optim.Optimizer, l1: float | None, l2: float | None) -> None:
-    """Add the gradient of l1 · Σ|w| + l2 · Σw², over the weights that decay, to their gradients."""
+    """Add the gradient of the penalty l1 · Σ|w| + l2 · Σw² to the gradients of decayed weights."""
     decayed = optimizer.param_groups[DECAYED]["params"]
     weights = [p for p in decayed if p.grad is not None]
     gradients = [p.grad for p in weights]

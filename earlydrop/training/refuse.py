@@ -25,7 +25,7 @@ def check_probe_batches(plan: Plan, workers: int) -> None:
 
 
 def check_measures(plan: Plan, workers: int) -> None:
-    """Refuse a measure that takes the model, the loss or the batches, on several workers."""
+    """If a run has several workers, refuse measures that take the model, the loss or batches."""
     if workers == 1:
         return
     for key, code in plan.code.items():

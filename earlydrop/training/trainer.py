@@ -179,12 +179,12 @@ class Trainer:
             torch.compiler.cudagraph_mark_step_begin()  # the last step's outputs may be overwritten
         loss = torch.zeros((), device=plan.device)
         indices = self.group.block(options.accumulate)
+        summed: Any = nullcontext if self.reduction is None else self.reduction.summed
         with autocast(plan):
             for i, (x, y) in zip(indices, parts, strict=True):
                 seed = stream_seed(plan.config.seed, "dropout", self.step, i)
                 seed_device(plan.device, seed)
-                sums = self.reduction is not None and i == indices[-1]
-                with self.reduction.summed() if self.reduction and sums else nullcontext():
+                with summed() if i == indices[-1] else nullcontext():
                     part = self.objective.loss(self.training_model(x), y) / options.accumulate
                     with torch.autocast(plan.device.type, enabled=False):
                         part.backward()

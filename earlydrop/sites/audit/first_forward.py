@@ -29,7 +29,7 @@ from earlydrop.sites.driven import COPIED_HOOKS, LINK, Link, is_scheduled
 from earlydrop.sites.find import all_rates
 from earlydrop.sites.unwrap import named_modules, unwrap
 
-_TORCH = str(Path(torch.__file__).parent) + os.sep  # with its end, so that torchvision differs
+_TORCH = str(Path(torch.__file__).parent) + os.sep  # ends so that torchvision's does not match
 # Parameters of built-in functions, which have no signature.
 _PARAMETERS = {
     "dropout": ("input", "p", "train"),
@@ -212,7 +212,7 @@ def _drops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[b
     rate = given.get(name, _DEFAULTS[name])
     try:
         rate = float(rate)  # a tensor with one number, too
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # the call itself raises an error for it
         return False, None
     return rate > 0, rate
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -83,18 +83,18 @@ def make_source(
             "arguments; leave it out"
         )
     _check_root(config)
-    opener: Any = DATASETS[config.name]
-    source: Source
+    opener = DATASETS[config.name]
     if isinstance(opener, type) and issubclass(opener, LoadedImages):
-        source = opener(config, options, device, splits, once)  # type: ignore[call-arg, arg-type]
-        add_extra(source, config, once)
+        source = DATASETS[config.name](config, options, device, splits, once)
+        add_extra(cast(LoadedImages, source), config, once)
         return source
-    if not planning:
-        source = opener(config, options, device)
-        return source
+    if planning:
+        config = replace(config, download=False)
     try:
-        return DATASETS[config.name](replace(config, download=False), options, device)
+        return DATASETS[config.name](config, options, device)
     except AbsentDataError:
+        if not planning:
+            raise
         return PublishedSource(config, device)
 
 

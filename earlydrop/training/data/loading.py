@@ -110,8 +110,7 @@ class LoadedImages(Source):
 
     Augmentation follows the keys of `AugmentConfig`, in timm's implementation. It is drawn for each
     image from the seed, the purpose, the key of the batch and the image's index, so the number of
-    workers changes nothing. Worker processes
-    live as long as the source, or until `close`.
+    workers changes nothing. Worker processes live as long as the source, or until `close`.
     """
 
     reads_files = True
@@ -151,7 +150,7 @@ class LoadedImages(Source):
         self._table = clean.table.to(device)  # the training transform has the same table
         self._dataset = _Transformed(splits, train, clean, decode)
         self._pool = WorkerPool(self._dataset, config.workers, pin=device.type == "cuda")
-        # At the end of the process, the pool's own hook ends the workers.
+        # Not at the exit of the process: there WorkerPool stops its workers itself.
         weakref.finalize(self, self._pool.close).atexit = False
 
     def serial(self) -> LoadedImages:

@@ -124,7 +124,7 @@ def _reachable(url: str) -> bool:
 
 
 def _has_key(url: str) -> bool:
-    """Whether WANDB_API_KEY, or the file of NETRC or ~/.netrc, holds a key.
+    """Whether there is a key in WANDB_API_KEY, or in a netrc file (that of NETRC, else ~/.netrc).
 
     While another run is open, `wandb.login` only warns and returns False, so it cannot be asked.
     """

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,31 @@ class Row:
     torch: str = str(torch.__version__)
 
 
+class Measured(NamedTuple):
+    """A ratio, the spread of the ratios that it is the median of, and their parts in words."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+    def row(
+        self,
+        name: str,
+        what: str,
+        *,
+        at_most: float | None = None,
+        at_least: float | None = None,
+    ) -> Row:
+        """The line of the table; ``at_most`` or ``at_least`` is the target, if there is one."""
+        target, met = "(no target)", True
+        if at_most is not None:
+            target, met = f"at most {at_most}", self.value <= at_most
+        elif at_least is not None:
+            target, met = f"at least {at_least}", self.value >= at_least
+        return Row(name, what, target=target, met=met, **self._asdict())
+
+
 def synchronised(act: Callable[[], object]) -> float:
     """Seconds that a call takes, the device included."""
     if DEVICE.type == "cuda":
@@ -49,8 +75,8 @@ def synchronised(act: Callable[[], object]) -> float:
 
 def compare(
     ours: Callable[[], object], theirs: Callable[[], object], repeats: int, warm_up: int = 3
-) -> tuple[float, float, float, str]:
-    """Median and spread of ours/theirs over alternating measurements, and both medians in words."""
+) -> Measured:
+    """Median and spread of ours/theirs over alternating measurements."""
     for _ in range(warm_up):
         ours(), theirs()
     pairs = []
@@ -60,11 +86,11 @@ def compare(
         pairs.append((a, b) if i % 2 == 0 else (b, a))
     ratios = sorted(a / b for a, b in pairs)
     a, b = (1e3 * statistics.median(side) for side in zip(*pairs, strict=True))
-    return (
+    return Measured(
         statistics.median(ratios),
-        ratios[len(ratios) // 10],
-        ratios[-1 - len(ratios) // 10],
-        f"{a:.1f} ms against {b:.1f} ms",
+        low=ratios[len(ratios) // 10],
+        high=ratios[-1 - len(ratios) // 10],
+        note=f"{a:.1f} ms against {b:.1f} ms",
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmark.measure import DEVICE, Row, compare, stepper, synchronised
+from benchmark.measure import DEVICE, Measured, Row, compare, stepper, synchronised
 from earlydrop.training.compose import compose, config_from_dict
 from earlydrop.training.config import Config
 from earlydrop.training.data import Source, make_source
@@ -36,19 +36,12 @@ def row_input(quick: bool) -> list[Row]:
 
     model, _ = scheduled_model(plan)
     train = stepper(model, size)
-    value, low, high, note = compare(
-        lambda: [train() for _ in range(steps)], read, 3 if quick else 8, warm_up=1
-    )
+    measured = compare(lambda: [train() for _ in range(steps)], read, 3 if quick else 8, warm_up=1)
     return [
-        Row(
+        measured.row(
             "input",
             "images per second of the input path, against what vit_micro consumes",
-            value=value,
-            target="at least 10",
-            met=value >= 10,
-            low=low,
-            high=high,
-            note=note,
+            at_least=10,
         )
     ]
 
@@ -90,14 +83,8 @@ def row_folder_input(quick: bool) -> list[Row]:
                 f"in {recipe}"
             )
             rows.append(
-                Row(
-                    f"folder input, {recipe.split('/')[1]}",
-                    what,
-                    value=rates[len(rates) // 2],
-                    target="(no target)",
-                    met=True,
-                    low=rates[0],
-                    high=rates[-1],
+                Measured(rates[len(rates) // 2], low=rates[0], high=rates[-1]).row(
+                    f"folder input, {recipe.split('/')[1]}", what
                 )
             )
         torch.set_num_threads(threads)
@@ -159,16 +146,12 @@ def _faster(name: str, reads: list[Callable[[], object]], count: int, repeats: i
     pairs = pairs[1:]  # the first opens files and loads modules
     ratios = sorted(pillow / torchcodec for pillow, torchcodec in pairs)
     pillow, torchcodec = (count / statistics.median(side) for side in zip(*pairs, strict=True))
-    return Row(
-        name,
-        "images per second of a core: data.decoder=torchcodec, against pil",
-        value=statistics.median(ratios),
-        target="(no target)",
-        met=True,
+    return Measured(
+        statistics.median(ratios),
         low=ratios[len(ratios) // 10],
         high=ratios[-1 - len(ratios) // 10],
         note=f"{torchcodec:.0f} images/s against {pillow:.0f}",
-    )
+    ).row(name, "images per second of a core: data.decoder=torchcodec, against pil")
 
 
 def row_loaders(quick: bool) -> list[Row]:
@@ -214,14 +197,8 @@ def row_loaders(quick: bool) -> list[Row]:
                 "to the training process"
             )
             rows.append(
-                Row(
-                    f"loader, {workers} processes",
-                    what,
-                    rates[len(rates) // 2],
-                    "(no target)",
-                    True,
-                    rates[0],
-                    rates[-1],
+                Measured(rates[len(rates) // 2], low=rates[0], high=rates[-1]).row(
+                    f"loader, {workers} processes", what
                 )
             )
 
@@ -237,22 +214,11 @@ def row_loaders(quick: bool) -> list[Row]:
                 source.close()
                 evaluate()
 
-            value, low, high, note = compare(evaluate, evaluate_anew, 3 if quick else 7, warm_up=1)
+            measured = compare(evaluate, evaluate_anew, 3 if quick else 7, warm_up=1)
             what = (
                 f"time of an evaluation of {count} images by processes that are kept, "
                 "against processes that are started for it"
             )
-            rows.append(
-                Row(
-                    f"evaluation, {workers} processes",
-                    what,
-                    value,
-                    "at most 1.1",
-                    value <= 1.1,
-                    low,
-                    high,
-                    note,
-                )
-            )
+            rows.append(measured.row(f"evaluation, {workers} processes", what, at_most=1.1))
             source.close()
     return rows

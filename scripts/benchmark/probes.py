@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import earlydrop
-from benchmark.measure import DEVICE, Row, compare, peak_memory, vit
+from benchmark.measure import DEVICE, Measured, Row, compare, peak_memory, vit
 
 
 def row_probe(quick: bool) -> list[Row]:
@@ -28,7 +28,7 @@ def row_probe(quick: bool) -> list[Row]:
         for batch in batches:
             torch.autograd.grad(loss_fn(model, batch), parameters)
 
-    value, low, high, note = compare(
+    measured = compare(
         lambda: earlydrop.probe(model, loss_fn, batches, dataset=batches),
         bare,
         5 if quick else 12,
@@ -38,18 +38,7 @@ def row_probe(quick: bool) -> list[Row]:
         f"{many} gradients and a whole-dataset gradient, against as many bare forward-backward "
         "passes"
     )
-    return [
-        Row(
-            "probe",
-            what,
-            value=value,
-            target="at most 1.05",
-            met=value <= 1.05,
-            low=low,
-            high=high,
-            note=note,
-        )
-    ]
+    return [measured.row("probe", what, at_most=1.05)]
 
 
 def row_probe_memory(quick: bool) -> list[Row]:
@@ -81,12 +70,7 @@ def row_probe_memory(quick: bool) -> list[Row]:
         "(device memory with CUDA, else resident memory; with about 0.1 vectors of temporaries)"
     )
     return [
-        Row(
-            "probe memory",
-            what,
-            value=peaks[0],
-            target="at most 4",
-            met=peaks[0] <= 4,
-            note=f"stack and matrix: {peaks[1]:.1f}",
+        Measured(peaks[0], note=f"stack and matrix: {peaks[1]:.1f}").row(
+            "probe memory", what, at_most=4
         )
     ]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmark.measure import Row
+from benchmark.measure import Measured, Row
 from earlydrop.training.compose import compose_one
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +96,7 @@ def row_two_cores(quick: bool) -> list[Row]:
         f"two bare loops side by side take {limit:.3f} of their time in turn: this machine's limit"
     )
     what = "4-run sweep with two joblib workers, against one after another at one thread"
-    return [Row("two cores", what, value=value, target="at most 0.6", met=value <= 0.6, note=note)]
+    return [Measured(value, note=note).row("two cores", what, at_most=0.6)]
 
 
 def row_start(quick: bool) -> list[Row]:
@@ -126,15 +126,7 @@ print(time.perf_counter() - t)
     ):
         value = statistics.median(values)
         rows.append(
-            Row(
-                name,
-                what,
-                value=value,
-                target=f"at most {target}",
-                met=value <= target,
-                low=min(values),
-                high=max(values),
-            )
+            Measured(value, low=min(values), high=max(values)).row(name, what, at_most=target)
         )
     return rows
 
@@ -163,7 +155,7 @@ def row_workers(quick: bool) -> list[Row]:
         "images per second of a run on two gloo workers, against one process (vit_micro, 2 parts a "
         "step, one thread each)"
     )
-    return [Row("two workers", what, value=value, target="(no target)", met=True, note=note)]
+    return [Measured(value, note=note).row("two workers", what)]
 
 
 _SPIN = "while True: sum(range(100_000))"
@@ -211,13 +203,8 @@ def row_busy(quick: bool) -> list[Row]:
             "against GNU OpenMP's default"
         )
         rows.append(
-            Row(
-                name,
-                what,
-                value=ours / theirs,
-                target="(no target)",
-                met=True,
-                note=f"{ours:.0f} images/s against {theirs:.0f}",
+            Measured(ours / theirs, note=f"{ours:.0f} images/s against {theirs:.0f}").row(
+                name, what
             )
         )
     return rows
@@ -251,22 +238,15 @@ def row_quickstart(quick: bool) -> list[Row]:
     bare = 6 * side_by_side(2, steps, "quickstart")  # twelve runs, two at a time
     value = seconds[0] / bare
     note = f"{seconds[0]:.0f} s against {bare:.0f} s"
-    rows.append(Row("quickstart",
-                    "experiment=quickstart, against the bare training steps that it contains, two "
-                    "at a time", value=value,
-                    target="(no target)", met=True, note=note))  # fmt: skip
+    what = "experiment=quickstart, against the bare training steps that it contains, two at a time"
+    rows.append(Measured(value, note=note).row("quickstart", what))
     for count, limit in ((1, 2), (2, 3)):
         value = seconds[count] / seconds[0]
         others = f"{count} other busy process{'es' if count > 1 else ''}"
         what = f"experiment=quickstart beside {others}, against a quiet machine"
         rows.append(
-            Row(
-                f"quickstart, {count} busy",
-                what,
-                value=value,
-                target=f"at most {limit}",
-                met=value <= limit,
-                note=f"{seconds[count]:.0f} s",
+            Measured(value, note=f"{seconds[count]:.0f} s").row(
+                f"quickstart, {count} busy", what, at_most=limit
             )
         )
     return rows
@@ -324,15 +304,11 @@ def row_throughput(quick: bool) -> list[Row]:
             f"{BEFORE}"
         )
         rows.append(
-            Row(
-                name,
-                what,
-                value=value,
-                target="at least 2",
-                met=value >= 2,
+            Measured(
+                value,
                 low=min(ratios) if turns > 1 else None,
                 high=max(ratios) if turns > 1 else None,
                 note=note,
-            )
+            ).row(name, what, at_least=2)
         )
     return rows

@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from torch import nn
 
 import earlydrop
-from benchmark.measure import DEVICE, Row, compare, stepper, study_stepper, synchronised, vit
+from benchmark.measure import (
+    DEVICE,
+    Measured,
+    Row,
+    compare,
+    stepper,
+    study_stepper,
+    synchronised,
+    vit,
+)
 from earlydrop.training.config import Config, ModelConfig, TrackingConfig
 from earlydrop.training.models import Task, build_model
 from earlydrop.training.optim import make_optimizer
@@ -22,43 +31,25 @@ from earlydrop.training.trainer import Trainer
 def row_scheduler(quick: bool) -> list[Row]:
     model = vit(0.1, depth=12, attention="fused")
     scheduler = earlydrop.DropoutScheduler(model, earlydrop.early(0.1, cutoff=100_000))
-    value, low, high, note = compare(
+    measured = compare(
         stepper(model, 64, after=scheduler.step),
         stepper(vit(0.1, 12, "fused"), 64),
         30 if quick else 80,
     )
     what = "eager step, early linear, against the same step at a constant rate (depth 12)"
-    return [
-        Row(
-            "scheduler",
-            what,
-            value=value,
-            target="at most 1.02",
-            met=value <= 1.02,
-            low=low,
-            high=high,
-            note=note,
-        )
-    ]
+    return [measured.row("scheduler", what, at_most=1.02)]
 
 
 def row_off(quick: bool) -> list[Row]:
     model = vit(0.1)
     scheduler = earlydrop.DropoutScheduler(model, earlydrop.early(0.1, cutoff=1))
     scheduler.step()
-    value, low, high, note = compare(
-        stepper(model, after=scheduler.step), stepper(vit(0.0)), 30 if quick else 80
-    )
+    measured = compare(stepper(model, after=scheduler.step), stepper(vit(0.0)), 30 if quick else 80)
     return [
-        Row(
+        measured.row(
             "off",
             "eager step after the cutoff, against a model built without dropout",
-            value=value,
-            target="at most 1.01",
-            met=value <= 1.01,
-            low=low,
-            high=high,
-            note=note,
+            at_most=1.01,
         )
     ]
 
@@ -69,23 +60,12 @@ def row_cpu_step(quick: bool) -> list[Row]:
         ours = vit(0.1)
         earlydrop.DropoutScheduler(ours, earlydrop.constant(0.1), masks="fast")
         native = stepper(vit(0.1, attention="fused"), 256, bf16)
-        value, low, high, note = compare(stepper(ours, 256, bf16), native, 12 if quick else 30)
+        measured = compare(stepper(ours, 256, bf16), native, 12 if quick else 30)
         what = (
             f"vit_micro step, p = 0.1, {name}: plain attention and 16-bit masks, against native "
             "dropout and fused attention"
         )
-        rows.append(
-            Row(
-                f"cpu step {name}",
-                what,
-                value=value,
-                target=f"at most {target}",
-                met=value <= target,
-                low=low,
-                high=high,
-                note=note,
-            )
-        )
+        rows.append(measured.row(f"cpu step {name}", what, at_most=target))
     return rows
 
 
@@ -124,19 +104,8 @@ def row_parts(quick: bool) -> list[Row]:
     }
     rows = []
     for name, (what, ours, theirs) in pairs.items():
-        value, low, high, note = compare(ours, theirs, repeats)
-        rows.append(
-            Row(
-                name,
-                what,
-                value=value,
-                target="(no target)",
-                met=True,
-                low=low,
-                high=high,
-                note=note,
-            )
-        )
+        measured = compare(ours, theirs, repeats)
+        rows.append(measured.row(name, what))
     return [*rows, _shared_mask(10 * repeats)]
 
 
@@ -152,44 +121,25 @@ def _shared_mask(repeats: int) -> Row:
     def train(model: nn.Module) -> None:
         F.cross_entropy(model(images), labels).backward()
 
-    value, low, high, note = compare(lambda: train(layers[0]), lambda: train(layers[1]), repeats)
+    measured = compare(lambda: train(layers[0]), lambda: train(layers[1]), repeats)
     what = (
         "MLP 784-512-512-10, forward and backward: one mask for the mini-batch, against one a "
         "sample"
     )
-    return Row(
-        "shared mask",
-        what,
-        value=value,
-        target="(no target)",
-        met=True,
-        low=low,
-        high=high,
-        note=note,
-    )
+    return measured.row("shared mask", what)
 
 
 def row_seed(quick: bool) -> list[Row]:
     """Seeding before each part: the generators that are used, against those of all devices."""
     seeds = range(500)
-    value, low, high, note = compare(
+    measured = compare(
         lambda: [seed_device(DEVICE, seed) for seed in seeds],
         lambda: [torch.manual_seed(seed) for seed in seeds],
         10 if quick else 30,
     )
     what = "seeding the default generators of one device, against torch.manual_seed"
-    return [
-        Row(
-            "seed",
-            what,
-            value=value,
-            target="at most 0.2",
-            met=value <= 0.2,
-            low=low,
-            high=high,
-            note=f"{note} for {len(seeds)}",
-        )
-    ]
+    measured = measured._replace(note=f"{measured.note} for {len(seeds)}")
+    return [measured.row("seed", what, at_most=0.2)]
 
 
 def row_trainer(quick: bool) -> list[Row]:
@@ -232,21 +182,11 @@ def row_trainer(quick: bool) -> list[Row]:
                 optimizer.step()
                 optimizer.zero_grad()
 
-        value, low, high, note = compare(bare, with_metrics, 6 if quick else 16, warm_up=1)
+        measured = compare(bare, with_metrics, 6 if quick else 16, warm_up=1)
         trainer.folder.close()
     what = "trainer's images per second with all per-step metrics, against a bare loop in memory"
-    return [
-        Row(
-            "trainer",
-            what,
-            value=value,
-            target="at least 0.95",
-            met=value >= 0.95,
-            low=low,
-            high=high,
-            note=f"{note} for {chunk} steps (bare first)",
-        )
-    ]
+    measured = measured._replace(note=f"{measured.note} for {chunk} steps (bare first)")
+    return [measured.row("trainer", what, at_least=0.95)]
 
 
 def _count_graphs(run: Callable[[], object]) -> tuple[float, int]:
@@ -313,40 +253,25 @@ def row_compiled_step(quick: bool) -> list[Row]:
     rows = []
     ours, native = vit(0.1, depth=4), vit(0.1, depth=4)
     scheduler = earlydrop.DropoutScheduler(ours, earlydrop.early(0.1, cutoff=100_000))
-    value, low, high, note = compare(
+    measured = compare(
         stepper(torch.compile(ours), after=scheduler.step), stepper(torch.compile(native)), 40
     )
-    rows.append(Row("compiled step",
-                    "compiled step at a changing rate, against native dropout at a constant one, "
-                    "compiled", value=value, target="at most 1.03",
-                    met=value <= 1.03, low=low, high=high, note=note))  # fmt: skip
+    what = "compiled step at a changing rate, against native dropout at a constant one, compiled"
+    rows.append(measured.row("compiled step", what, at_most=1.03))
     off, none = vit(0.1, depth=4), vit(0.0, depth=4)
     scheduler_off = earlydrop.DropoutScheduler(off, earlydrop.early(0.1, cutoff=1))
     scheduler_off.step()
-    value, low, high, note = compare(
+    measured = compare(
         stepper(torch.compile(off), after=scheduler_off.step), stepper(torch.compile(none)), 40
     )
-    rows.append(Row("off, compiled",
-                    "compiled step after the cutoff, against a model built without dropout",
-                    value=value, target="at most 1.01",
-                    met=value <= 1.01, low=low, high=high, note=note))  # fmt: skip
+    what = "compiled step after the cutoff, against a model built without dropout"
+    rows.append(measured.row("off, compiled", what, at_most=1.01))
     fast, full = vit(0.1, depth=4), vit(0.1, depth=4)
     for model, masks in ((fast, "fast"), (full, "native")):
         earlydrop.DropoutScheduler(model, earlydrop.constant(0.1), masks=masks)
-    value, low, high, note = compare(stepper(torch.compile(fast)), stepper(torch.compile(full)), 40)
+    measured = compare(stepper(torch.compile(fast)), stepper(torch.compile(full)), 40)
     what = "compiled step at p = 0.1: 16-bit masks, against native ones"
-    rows.append(
-        Row(
-            "16-bit masks, compiled",
-            what,
-            value=value,
-            target="(no target)",
-            met=True,
-            low=low,
-            high=high,
-            note=note,
-        )
-    )
+    rows.append(measured.row("16-bit masks, compiled", what))
     return rows
 
 
@@ -373,23 +298,12 @@ def row_study_step(quick: bool) -> list[Row]:
             ("compiled, bfloat16", True, True),
         ):
             variant = study_stepper("findings/underfitting", bf16, compiled)
-            value, low, high, note = compare(variant, eager, 20 if quick else 60, warm_up=5)
+            measured = compare(variant, eager, 20 if quick else 60, warm_up=5)
             what = (
                 "step of the underfitting study without dropout, one thread, "
                 f"{name}, against eager in float32"
             )
-            rows.append(
-                Row(
-                    f"study step, {name}",
-                    what,
-                    value=value,
-                    target="(no target)",
-                    met=True,
-                    low=low,
-                    high=high,
-                    note=note,
-                )
-            )
+            rows.append(measured.row(f"study step, {name}", what))
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
             for _ in range(20):
                 eager()
@@ -401,5 +315,5 @@ def row_study_step(quick: bool) -> list[Row]:
     what = "matrix products of that step, against all of it (eager, float32, by torch's profiler)"
     return [
         *rows,
-        Row("study step, products", what, value=value, target="(no target)", met=True, note=note),
+        Measured(value, note=note).row("study step, products", what),
     ]

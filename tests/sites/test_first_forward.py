@@ -43,6 +43,7 @@ CALLS = {
     "alpha_dropout": lambda x, p, training: nn.functional.alpha_dropout(x, p, training),
     "dropout2d": lambda x, p, training: nn.functional.dropout2d(x[None, :, :, None], p, training),
     "torch.dropout": lambda x, p, training: torch.dropout(x, p, training),
+    "torch.dropout_": lambda x, p, training: torch.dropout_(1 * x, p, training),
     "bernoulli_": lambda x, p, training: x * torch.empty_like(x).bernoulli_(1 - p),
     "bernoulli": lambda x, p, training: x * torch.bernoulli(torch.full_like(x, 1 - p)),
     "scaled_dot_product_attention": lambda x, p, training: (
@@ -58,7 +59,9 @@ def test_a_drop_that_no_name_tells_of_is_warned_of_with_its_line(name):
     rate = " at rate 0.25"
     if operation == "bernoulli":  # takes the probability to keep or to drop: nobody knows which
         rate = "" if name == "bernoulli" else " with probability 0.75"
-    assert f"no scheduler drives: 2 calls {operation}{rate} (test_first_forward.py:" in message
+    assert (
+        f"no scheduler drives: module 2 calls {operation}{rate} (test_first_forward.py:" in message
+    )
     assert "earlydrop.audit(model, inputs) lists every drop" in message
 
 
@@ -118,6 +121,78 @@ def test_the_warning_is_shown_at_the_call_of_the_model():
 
 def test_what_is_chosen_by_name_is_not_checked():
     assert told(model_with(CALLS["dropout"]), sites="1") == []
+
+
+def test_a_mask_from_dropout_with_one_number_a_sample_may_be_of_both_kinds():
+    def path(x, p, training):
+        return x * nn.functional.dropout(torch.ones(len(x), 1), p, training)
+
+    for kind in ("unit", "all"):
+        assert len(told(model_with(path), kind=kind)) == 1
+    model = nn.Sequential(nn.Linear(4, 4), timm.layers.DropPath(0.1), Odd(path))
+    assert len(told(model, kind="path")) == 1
+
+
+def test_a_driven_rate_that_bernoulli_takes_is_no_surprise():
+    class MaskedDropout(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.1)
+            self.dropout = 0.1
+
+        def forward(self, x):
+            x = nn.functional.dropout(self.drop(x), self.dropout, self.training)
+            return x * (1 - torch.empty_like(x).bernoulli_(self.dropout))
+
+    model = MaskedDropout()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DropoutScheduler(model, constant(0.1))
+        model(torch.ones(3, 4))
+
+
+def test_a_line_typed_at_a_prompt_is_named(tmp_path):
+    code = (
+        "import torch, earlydrop\n"
+        "class Odd(torch.nn.Module):\n"
+        "    def forward(self, x): return torch.nn.functional.dropout(x, 0.25)\n"
+        "model = torch.nn.Sequential(torch.nn.Dropout(0.1), Odd())\n"
+        "earlydrop.DropoutScheduler(model, earlydrop.early(0.1, 2))\n"
+        "model(torch.ones(2, 4))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-"], input=code, capture_output=True, text=True, check=True
+    )
+    assert "module 1 calls dropout at rate 0.25 (<stdin>:3)" in done.stderr
+
+
+def interrupt(x, p, training):
+    raise KeyboardInterrupt
+
+
+def test_a_watch_that_ctrl_c_left_behind_ends_at_the_next_forward_or_restore():
+    model = model_with(interrupt)
+    DropoutScheduler(model, early(0.1, 2))
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.ones(3, 4))
+    assert torch._C._len_torch_function_stack() == 1  # torch calls no hook after Ctrl-C
+    model[2].function = CALLS["dropout"]
+    with pytest.warns(UserWarning, match="no scheduler drives"):
+        model(torch.ones(3, 4))
+    assert torch._C._len_torch_function_stack() == 0
+
+    model = model_with(interrupt)
+    scheduler = DropoutScheduler(model, early(0.1, 2))
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.ones(3, 4))
+    scheduler.restore()
+    assert torch._C._len_torch_function_stack() == 0
+
+    DropoutScheduler(interrupted := model_with(interrupt), early(0.1, 2))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(torch.ones(3, 4))
+    assert len(told(model_with(CALLS["dropout"]))) == 1  # of another model
+    assert torch._C._len_torch_function_stack() == 0
 
 
 def test_the_other_kind_is_not_warned_of():

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from earlydrop.sites.driven import COPIED_HOOKS, LINK, Link, is_scheduled
 from earlydrop.sites.find import all_rates
@@ -32,16 +32,24 @@ from earlydrop.sites.unwrap import named_modules, unwrap
 _TORCH = str(Path(torch.__file__).parent) + os.sep  # ends so that torchvision's does not match
 # Parameters of built-in functions, which have no signature.
 _PARAMETERS = {
-    "dropout": ("input", "p", "train"),
-    "feature_dropout": ("input", "p", "train"),
-    "alpha_dropout": ("input", "p", "train"),
-    "feature_alpha_dropout": ("input", "p", "train"),
-    "native_dropout": ("input", "p", "train"),
+    **dict.fromkeys(
+        (
+            "dropout",
+            "dropout_",
+            "feature_dropout",
+            "feature_dropout_",
+            "alpha_dropout",
+            "alpha_dropout_",
+            "feature_alpha_dropout",
+            "feature_alpha_dropout_",
+            "native_dropout",
+        ),
+        ("input", "p", "train"),
+    ),
     "bernoulli": ("input", "p"),
     "bernoulli_": ("input", "p"),
     "scaled_dot_product_attention": ("query", "key", "value", "attn_mask", "dropout_p"),
 }
-_DEFAULTS = {"p": 0.5, "training": True, "train": True, "dropout_p": 0.0}
 _DROPPING = {*_PARAMETERS, "dropout1d", "dropout2d", "dropout3d", "multi_head_attention_forward"}
 """The names of the functions that drop."""
 _MOST_NAMED = 6  # drops that one warning names
@@ -52,7 +60,8 @@ def _sentence(module: str, operation: str, rate: float | None, where: str) -> st
     at = "" if rate is None else f" at rate {rate:g}"
     if rate is not None and operation.startswith("bernoulli"):
         at = f" with probability {1 - rate:g}"
-    return f"{module or 'the model itself'} calls {operation}{at} ({where})"
+    caller = f"module {module}" if module else "the model itself"
+    return f"{caller} calls {operation}{at} ({where})"
 
 
 class FirstForward:
@@ -83,21 +92,29 @@ class FirstForward:
 
     def remove(self) -> None:
         """Stop waiting for the first training forward. Calling it again does nothing."""
+        _end_interrupted()
         while self._hooks:
             self._hooks.pop().remove()
 
     def begin(self, module: nn.Module) -> None:
         """Start watching before the first training forward of the model."""
-        if module is not self.root() or self._watching is not None:
-            return  # a replica of DataParallel, or a forward inside the forward
+        if module is not self.root():
+            return  # a replica of DataParallel
+        _end_interrupted()
+        if self._watching is not None and self._watching.is_running():
+            return  # a forward inside the forward
         if self._done or not any(map(is_scheduled, module.modules())):
             self.remove()
         elif module.training and not _is_traced_or_compiled(module):
-            self._watching = _Watching(module)
+            # 2: the function of torch that calls this hook and then the forward
+            self._watching = _Watching(module, sys._getframe(2))
             self._watching.__enter__()
 
     def end(self, module: nn.Module) -> None:
-        """Stop watching after the forward, even if it raised an error."""
+        """Stop watching after the forward, even if it raised an `Exception`.
+
+        torch calls no hook after Ctrl-C. Then the next watched forward or `remove` stops it.
+        """
         if self._watching is None or module is not self.root():
             return
         watching, self._watching = self._watching, None
@@ -144,15 +161,28 @@ class _Hook:
 
 
 class _Watching(TorchFunctionMode):
-    """Context that records each drop that Python calls with a rate above 0."""
+    """Context that records the drops that Python calls during a forward at a rate above 0.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: The model.
+        call: The frame of the forward's call.
+    """
+
+    def __init__(self, model: nn.Module, call: FrameType) -> None:
         super().__init__()
+        self._call = call
         self.drops: list[tuple[str, nn.Module, str]] = []  # in words, its module and kind
         self._names = {id(module): name for name, module in named_modules(model)}
         self._modules = {id(module): module for module in model.modules()}
         sites = [site for site in all_rates(model) if site.driven and not site.plain]
         self._driven_layers = {id(site.module) for site in sites}
+
+    def is_running(self) -> bool:
+        """Whether the forward has not ended yet."""
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and frame is not self._call:
+            frame = frame.f_back
+        return frame is not None
 
     def __torch_function__(
         self,
@@ -172,6 +202,10 @@ class _Watching(TorchFunctionMode):
         module, where = self._place(frame)
         if module is None or id(module) in self._driven_layers or _is_driven_at(module, rate):
             return
+        # The probability of bernoulli can be that of dropping.
+        is_mask = func.__name__.startswith("bernoulli")
+        if is_mask and rate is not None and _is_driven_at(module, 1.0 - rate):
+            return
         name = self._names.get(id(module), "")
         sentence = _sentence(name, func.__name__.strip("_"), rate, where)
         self.drops.append((sentence, module, _kind(func, values)))
@@ -183,7 +217,8 @@ class _Watching(TorchFunctionMode):
         where = ""
         while frame is not None and (module is None or not where):
             file = frame.f_code.co_filename
-            if not where and not file.startswith((_TORCH, "<", __file__)):  # "<": generated code
+            # "<eval_with_key>": code that torch.fx generated
+            if not where and not file.startswith((_TORCH, "<eval_with_key>", __file__)):
                 where = f"{Path(file).name}:{frame.f_lineno}"
             if module is None:  # a method of a module has the module as `self`
                 module = self._modules.get(id(frame.f_locals.get("self")))
@@ -205,20 +240,20 @@ def _drops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[b
     given = dict(zip(names, args, strict=False)) | dict(kwargs)
     if func.__name__.startswith("bernoulli"):
         return _bernoulli(func, given)
-    for switch in ("training", "train"):
-        if switch in names and given.get(switch, _DEFAULTS[switch]) is False:
-            return False, None
-    name = "dropout_p" if "dropout_p" in names else "p"
-    rate = given.get(name, _DEFAULTS[name])
-    try:
-        rate = float(rate)  # a tensor with one number, too
+    if given.get("training") is False or given.get("train") is False:
+        return False, None
+    try:  # a tensor with one number is a rate, too
+        rate = float(given.get("dropout_p" if "dropout_p" in names else "p", 0.0))
     except (TypeError, ValueError, RuntimeError):  # the call itself raises an error for it
         return False, None
     return rate > 0, rate
 
 
 def _bernoulli(func: Any, given: Mapping[str, Any]) -> tuple[bool, float | None]:
-    """`_drops` for ``bernoulli(tensor)`` and ``bernoulli_(p)``, which take keep probabilities."""
+    """`_drops` for ``bernoulli(tensor)`` and ``bernoulli_(p)``.
+
+    The probability of a 1 is taken as that of keeping.
+    """
     if "p" in given:
         keep = given["p"]
     elif func.__name__ == "bernoulli_":
@@ -247,11 +282,21 @@ def _is_driven_at(module: nn.Module, rate: float | None) -> bool:
 
 def _kind(func: Any, values: object) -> str:
     """``"unit"``, or ``"path"`` for one draw per sample; ``""`` if the kind is unknown."""
-    if not func.__name__.startswith("bernoulli"):
-        return "unit"
+    is_mask = func.__name__.startswith("bernoulli")
     if not isinstance(values, Tensor) or values.dim() == 0:
-        return ""
-    return "path" if values.numel() == values.shape[0] else "unit"
+        return "" if is_mask else "unit"
+    if values.numel() != values.shape[0]:
+        return "unit"
+    # One draw per sample. A dropout layer of one feature draws as many.
+    return "path" if is_mask else ""
+
+
+def _end_interrupted() -> None:
+    """End each watch whose forward ended without a hook, as after Ctrl-C."""
+    while isinstance(watching := _get_current_function_mode(), _Watching):
+        if watching.is_running():
+            return
+        watching.__exit__(None, None, None)
 
 
 def _is_traced_or_compiled(model: nn.Module) -> bool:

@@ -32,7 +32,7 @@ def facts(runs: pd.DataFrame, folder: Path) -> list[tuple[str, list[str]]]:
     seeds = runs["seed"].nunique()
     return [
         ("runs", [f"{len(runs)}: {_count(runs['arm'].nunique(), 'arm')}, {_count(seeds, 'seed')}"]),
-        ("model", sorted(set(map(str, runs["config/model.name"])))),
+        ("model", _distinct_values(sorted(map(str, runs["config/model.name"])))),
         ("data", _data(runs, records)),
         ("length", _lengths(runs)),
         ("machine", _distinct_values(_machine(record) for record in records)),
@@ -64,7 +64,7 @@ def _data(runs: pd.DataFrame, records: list[dict[str, Any]]) -> list[str]:
     described = []
     for name, record in zip(runs["config/data.name"], records, strict=True):
         data = _record_group(record, "data")
-        if "classes" in data:
+        if data.keys() >= {"classes", "images"}:
             sizes = " and ".join(f"{count:,}" for count in data["images"].values())
             described.append(f"{name} ({sizes} examples, {data['classes']:,} classes)")
         else:
@@ -80,8 +80,10 @@ def _record_group(record: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _machine(record: dict[str, Any]) -> str:
     environment = _record_group(record, "environment")
+    processor = str(record.get("processor") or "")
+    on_gpu = bool(processor) and str(environment.get("device")).endswith(processor)
     parts = [
-        record.get("processor"),
+        None if on_gpu else processor,
         f"{record['cpu_count']} CPU threads" if record.get("cpu_count") else None,
         environment.get("device"),
         f"torch {environment['torch']}" if environment.get("torch") else None,
@@ -143,12 +145,12 @@ def commands(records: list[dict[str, Any]], folder: Path) -> list[str]:
 
 def _command(record: dict[str, Any]) -> str | None:
     """The command line of a run, if it was started from one."""
-    words = record.get("command") or []
-    program = Path(words[0]).name if words else ""
-    if program in ("earlydrop", "earlydrop.exe"):
+    words = record.get("command") or [""]
+    program = Path(words[0])
+    if program.name in ("earlydrop", "earlydrop.exe"):
         return shlex.join(["earlydrop", *words[1:]])
     # python -m earlydrop records the path of earlydrop/__main__.py
-    if Path(program).suffix == ".py" and Path(words[0]).parent.name == "earlydrop":
+    if program.parts[-2:] == ("earlydrop", "__main__.py"):
         return shlex.join(["python", "-m", "earlydrop", *words[1:]])
     return None
 

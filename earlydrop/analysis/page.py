@@ -15,12 +15,12 @@ from earlydrop.metrics import METRICS
 
 TERMS = {
     "arm": "All runs with one configuration, whatever their seed.",
-    "runs": "Finished runs of the arm.",
+    "runs": "Runs of one configuration and one seed; in a table, the arm's finished runs.",
     "seed": "Runs of one seed share initial weights, batches and augmentation.",
     "seeds": "Seeds that both arms have finished.",
     "fingerprint": "A hash of everything that decides a run's numbers.",
     "commit": "The commit of earlydrop that the runs were made with.",
-    "seconds": "Training time of the run's last process. A resumed run has several processes.",
+    "seconds": "Training time, of all processes of a resumed run together.",
 }
 """The meaning of the terms of a page, except the metrics."""
 _WHEN = {

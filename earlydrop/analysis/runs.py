@@ -100,7 +100,7 @@ def load_runs(folder: str | Path) -> pd.DataFrame:
         - ``step`` and ``total_steps``, which is None for a run without a status;
         - ``classes`` and ``steps_per_epoch``: of its data. If the run did not record them,
           ``classes`` follows from the name of a known dataset; otherwise they are null;
-        - ``seconds``: training time of the run's last process (a resumed run has several);
+        - ``seconds``: training time, of all processes of a resumed run together;
         - ``images_per_second``, ``data_wait`` (share of the time) and ``mfu`` (share of the peak
           FLOP/s): medians over the lines of ``timing.jsonl``; null where not recorded;
         - ``peak_memory``: the largest value of ``timing.jsonl``, in bytes; null where not recorded;
@@ -229,7 +229,7 @@ def _row(path: Path) -> dict[str, Any]:
         "steps_per_epoch": data.get("steps_per_epoch"),
     }
     timing = read_timing(path / "timing.jsonl")
-    row["seconds"] = timing[-1]["seconds"] if timing else None
+    row["seconds"] = _training_seconds(timing)
     row |= _pace(timing)
     row |= {f"config/{key}": value for key, value in config.items()}
     history = load_history(path)
@@ -240,6 +240,18 @@ def _row(path: Path) -> dict[str, Any]:
         row |= {f"final/{name}": _last(history[name]) for name in metrics}
         row |= {f"early/{name}": early[name].mean() for name in metrics}
     return row
+
+
+def _training_seconds(timing: list[dict[str, float]]) -> float | None:
+    """The training time of a run. Each process of a resumed run counts its own seconds from 0."""
+    if not timing:
+        return None
+    total, last = 0.0, 0.0
+    for record in timing:
+        if record["seconds"] < last:  # another process
+            total += last
+        last = record["seconds"]
+    return total + last
 
 
 def _pace(timing: list[dict[str, float]]) -> dict[str, float | None]:

@@ -25,7 +25,7 @@ class Answer:
 
     Attributes:
         first: The main sentence.
-        more: A sentence for each further arm, and for each further metric.
+        more: A sentence for each further arm and metric.
     """
 
     first: str
@@ -35,8 +35,8 @@ class Answer:
 def answer(runs: pd.DataFrame, found: Mapping[str, Mapping[str, Paired]]) -> Answer:
     """Compare each arm of some runs with the arm without dropout, in sentences.
 
-    The first sentence is about early dropout if it ran, and about the training loss if it was
-    measured.
+    The first sentence is about the training loss if arms can be compared by it, and about early
+    dropout if it is one of these arms.
 
     Args:
         runs: The runs, from `earlydrop.analysis.load_runs`.
@@ -45,8 +45,8 @@ def answer(runs: pd.DataFrame, found: Mapping[str, Mapping[str, Paired]]) -> Ans
     Returns:
         The sentences. If nothing can be compared, one sentence says why.
     """
-    names = _names(runs)
     settings = {str(row["arm"]): row["settings"] for row in runs.to_dict("records")}
+    names = _names(settings)
     early_first = sorted(
         found, key=lambda arm: (settings[arm].get("schedule.name") != "early", arm)
     )
@@ -59,11 +59,15 @@ def answer(runs: pd.DataFrame, found: Mapping[str, Mapping[str, Paired]]) -> Ans
                 sentences.append(sentence(names[arm], metric, paired, better, equal))
     if sentences:
         return Answer(sentences[0], tuple(sentences[1:]))
+    if found:
+        metrics = " nor ".join(_COMPARED_METRICS)
+        why = f"Nothing to compare in a sentence: neither {metrics} was measured."
+        return Answer(f"{why} Add train_eval or test to evaluation.splits.", ())
     return Answer(_why_not(runs), ())
 
 
 def sentence(arm: str, metric: Metric, paired: Paired, better: int, equal: int = 0) -> str:
-    """One comparison in words; it begins with "Undecided" where nothing is `decided`.
+    """One comparison in words; it begins with "Undecided" if the difference is not `decided`.
 
     Args:
         arm: The arm in words, such as "early dropout".
@@ -116,12 +120,17 @@ def _better_and_equal_seeds(runs: pd.DataFrame, arm: str, metric: Metric) -> tup
     return better, equal
 
 
-def _names(runs: pd.DataFrame) -> dict[str, str]:
-    """By arm, its schedule in words, or ``arm <name>`` where several have the same words."""
-    arms = {str(row["arm"]): row["settings"] for row in runs.to_dict("records")}
+def _names(arms: Mapping[str, Arm]) -> dict[str, str]:
+    """By arm, its schedule in words.
+
+    It is ``arm <name>`` if several arms have the same words, or if the schedule is the user's own.
+    """
     words = {arm: _in_words(settings) for arm, settings in arms.items()}
     counts = pd.Series(list(words.values())).value_counts()
-    return {arm: name if counts[name] == 1 else f"arm {arm}" for arm, name in words.items()}
+    names = {}
+    for arm, name in words.items():
+        names[arm] = name if counts[name] == 1 and ":" not in name else f"arm {arm}"
+    return names
 
 
 def _in_words(arm: Arm) -> str:

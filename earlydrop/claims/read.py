@@ -60,29 +60,32 @@ def _not_expected(name: str, value: Any, expected: str) -> ValueError:
     return ValueError(f"{name} is {value!r}: expected {expected}")
 
 
-def _wrong_keys(keys: Iterable[str], needed: set[str], optional: set[str]) -> set[str]:
-    """The keys that are missing or unknown."""
-    return needed ^ (set(keys) - optional)
-
-
-def _check_keys(where: str, wrong: set[str], needed: set[str], optional: set[str]) -> None:
-    if wrong:
-        names = _listed(wrong)
+def _check_keys(where: str, keys: Iterable[object], needed: set[str], optional: set[str]) -> None:
+    """Raise where a key is missing or unknown."""
+    given = set(keys)
+    problems = []
+    if needed - given:
+        problems.append(f"{_listed(needed - given)} missing")
+    if given - needed - optional:
+        problems.append(f"{_listed(given - needed - optional)} unknown")
+    if problems:
         expected = f"expected {_listed(needed)}, and optionally {_listed(optional)}"
-        raise ValueError(f"{where}: {names} missing or unknown: {expected}")
+        raise ValueError(f"{where}: {' and '.join(problems)}: {expected}")
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(sorted(map(str, names)))
 
 
 def _declaration(path: Path) -> Declaration:
     file = path.name
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is no valid YAML: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{file}: expected a mapping with {_listed(_FILE_KEYS)}")
-    wrong = _wrong_keys(content, _FILE_KEYS, _OPTIONAL_FILE_KEYS)
-    _check_keys(file, wrong, _FILE_KEYS, _OPTIONAL_FILE_KEYS)
+    _check_keys(file, content, _FILE_KEYS, _OPTIONAL_FILE_KEYS)
     if content["regime"] not in ("underfit", "overfit"):
         raise _not_expected(f"{file}: regime", content["regime"], "underfit or overfit")
     for key in ("claims", "studies"):
@@ -131,7 +134,9 @@ def _looks(file: str, value: Any, study: Study) -> Looks | None:
         counts, boundary = value["seeds"], value["boundary"]
     whole = isinstance(counts, list) and all(map(_is_whole, counts))
     if not whole or len(counts) < 2 or counts[0] < 2 or sorted(set(counts)) != counts:
-        expected = "two or more rising numbers of seeds, from 2 on, such as [20, 40, 60]"
+        counts_in_words = "two or more rising numbers of seeds, from 2 on"
+        example = "[20, 40, 60] or {seeds: [20, 40, 60], boundary: pocock}"
+        expected = f"{counts_in_words}, such as {example}"
         raise _not_expected(f"{file}: looks", value, expected)
     if boundary not in SHAPES:
         expected = f"expected one of {', '.join(SHAPES)}"
@@ -168,7 +173,7 @@ def _study(file: str, name: str, values: Any) -> Study:
 def _seeds(where: str, value: Any) -> tuple[int, ...]:
     """The seeds of a round."""
     if not isinstance(value, list) or not all(_is_whole(seed) and seed >= 0 for seed in value):
-        expected = "expected a list of whole numbers, such as [100, 101]"
+        expected = "expected a list of whole numbers from 0 on, such as [100, 101]"
         raise ValueError(f"{where}: seeds are {value!r}: {expected}")
     if len(set(value)) < len(value):
         raise ValueError(f"{where}: a seed stands twice in {value}: expected each once")
@@ -214,7 +219,8 @@ def _known_settings(where: str, value: Any) -> Settings:
     given = _settings(where, value)
     unknown = [str(key) for key in given if key_of(str(key)) is None]
     if unknown:
-        raise ValueError(f"{where}: {unknown[0]!r} is not a key of the configuration")
+        reason = "is not a key of the configuration; see earlydrop --cfg job"
+        raise ValueError(f"{where}: {unknown[0]!r} {reason}")
     return given
 
 
@@ -223,8 +229,8 @@ def _families(file: str, families: Any, claims: Mapping[str, Any]) -> dict[str, 
 
     A claim without a family is tested by itself, in a family of its own name.
     """
-    lists = isinstance(families, Mapping) and all(isinstance(v, list) for v in families.values())
-    if not lists:
+    is_mapping = isinstance(families, Mapping)
+    if not is_mapping or not all(isinstance(members, list) for members in families.values()):
         expected = "lists of claims by name, such as {gradients: [F1, F2]}"
         raise _not_expected(f"{file}: families", families, expected)
     family_of: dict[str, str] = {}
@@ -236,6 +242,9 @@ def _families(file: str, families: Any, claims: Mapping[str, Any]) -> dict[str, 
             if claim not in claims:
                 missing = f"the claim {claim!r}, which the file does not have"
                 raise ValueError(f"{file}: family {family} names {missing}")
+            if family_of.get(claim) == family:
+                twice = f"the claim {claim} twice: expected once"
+                raise ValueError(f"{file}: family {family} names {twice}")
             if claim in family_of:
                 both = f"{family_of[claim]} and {family}"
                 raise ValueError(f"{file}: claim {claim} is in the families {both}: expected one")
@@ -247,20 +256,23 @@ def _claim(file: str, name: str, values: Any, family: str) -> Claim:
     where = f"{file}: claim {name}"
     if not isinstance(values, Mapping):
         raise _not_expected(where, values, _listed(_CLAIM_KEYS))
-    wrong = _wrong_keys(values, _CLAIM_KEYS, _OPTIONAL_CLAIM_KEYS)
-    if wrong == {"smallest"}:
+    if set(values) == _CLAIM_KEYS - {"smallest"}:
         expected = "expected the smallest effect that matters, such as 1% or 0.004"
         raise ValueError(f"{where}: smallest is missing: {expected}")
-    _check_keys(where, wrong, _CLAIM_KEYS, _OPTIONAL_CLAIM_KEYS)
+    _check_keys(where, values, _CLAIM_KEYS, _OPTIONAL_CLAIM_KEYS)
+    for key in ("claim", "source"):
+        if not isinstance(values[key], str) or not values[key]:
+            raise _not_expected(f"{where}: {key}", values[key], "a text")
     if values["direction"] not in DIRECTIONS:
         raise _not_expected(f"{where}: direction", values["direction"], ", ".join(DIRECTIONS))
     for key in ("metric", "against_metric"):
-        if values.get(key) is not None and values[key] not in METRICS:
+        metric = values.get(key, values["metric"])
+        if metric not in METRICS:
             expected = f"claims cannot use it; expected one of {', '.join(METRICS)}"
-            raise ValueError(f"{where}: {key} is {values[key]!r}: {expected}")
+            raise ValueError(f"{where}: {key} is {metric!r}: {expected}")
     smallest, relative = _smallest(where, values["smallest"], values["metric"])
     window = _window(where, values["window"])
-    test = _test(where, values.get("test"), values["direction"], window)
+    test = _test(where, values)
     return Claim(
         id=name,
         claim=values["claim"],
@@ -295,17 +307,18 @@ def _sensitivity(where: str, value: Any, test: Comparison | None) -> Sensitivity
     if len(set(settings)) < len(settings):
         expected = "expected each once"
         raise ValueError(f"{where}: sensitivity has a value twice in {settings}: {expected}")
-    if not _is_number(value["at most"]):
-        at_most = value["at most"]
+    at_most = _number(value["at most"])
+    if not _is_number(at_most):
         raise ValueError(f"{where}: sensitivity, at most is {at_most!r}: expected a number")
     if test is not None:
         reason = "a sensitivity is compared by the paired t test: leave test out"
         raise ValueError(f"{where}: test is {test.kind}: {reason}")
-    return Sensitivity(str(value["key"]), tuple(settings), float(value["at most"]))
+    return Sensitivity(str(value["key"]), tuple(settings), float(at_most))
 
 
-def _test(where: str, value: Any, direction: str, window: Window) -> Comparison | None:
+def _test(where: str, values: Mapping[str, Any]) -> Comparison | None:
     """A claim's test: ``median``, ``{share above: 2.1}`` or ``{steps to: 2.1}``; None: t test."""
+    value, direction, window = values.get("test"), values["direction"], values["window"]
     if value is None:
         return None
     kind, bound = value, None
@@ -318,7 +331,7 @@ def _test(where: str, value: Any, direction: str, window: Window) -> Comparison 
     if direction not in ("lower", "higher"):
         expected = f"lower or higher for the test {kind}"
         raise _not_expected(f"{where}: direction", direction, expected)
-    if kind == "steps to" and window is not None:
+    if kind == "steps to" and window != "final":
         expected = f"final, since the test {kind} reads the whole run"
         raise _not_expected(f"{where}: window", window, expected)
     return Comparison(kind, None if bound is None else float(bound))
@@ -360,8 +373,10 @@ def _window(where: str, value: Any) -> Window:
 def _loss_window(where: str, value: Mapping[str, Any]) -> LossWindow:
     """A window of losses: ``{loss: [6.5, 5.5]}``."""
     losses: Any = value.get("loss") if set(value) == {"loss"} else None
-    numbers = isinstance(losses, list) and all(isinstance(v, (int, float)) for v in losses)
-    if not numbers or len(losses) != 2 or not losses[0] > losses[1]:
+    if isinstance(losses, list):
+        losses = [_number(loss) for loss in losses]
+    is_pair = isinstance(losses, list) and len(losses) == 2 and all(map(_is_number, losses))
+    if not is_pair or not losses[0] > losses[1]:
         expected = "two falling losses such as {loss: [6.5, 5.5]}"
         raise _not_expected(f"{where}: window", value, expected)
     return LossWindow(float(losses[0]), float(losses[1]))

@@ -16,7 +16,7 @@ from earlydrop.training.schedule_config import ScheduleConfig, drops
 
 IMAGE_FOLDERS = ("imagefolder", "shards", "huggingface")
 """Datasets that are read image by image, with the released augmentation."""
-DRAWN = ("glyphs", "text")
+_NOT_SHIFTED = ("glyphs", "text")
 """Datasets that are not shifted or flipped: glyphs, which are drawn distorted, and text."""
 
 
@@ -24,12 +24,17 @@ def _folder(config: Config) -> bool:
     return config.data.name in IMAGE_FOLDERS
 
 
-def _huggingface(config: Config) -> bool:
-    return config.data.name == "huggingface"
+def _may_read(config: Config) -> bool:
+    """Whether the data may read the keys of image folders; a function of the user's may."""
+    return _folder(config) or ":" in config.data.name
+
+
+def _may_read_columns(config: Config) -> bool:
+    return config.data.name == "huggingface" or ":" in config.data.name
 
 
 def _in_memory(config: Config) -> bool:
-    return not _folder(config) and config.data.name not in DRAWN
+    return not _folder(config) and config.data.name not in _NOT_SHIFTED
 
 
 @dataclass
@@ -71,8 +76,7 @@ class DataConfig:
     """The images or text, and their place."""
 
     name: str = _key("fashion_mnist_mini")
-    """One of ours (``earlydrop --help`` lists them), or a function of your own,
-    ``module:function``."""
+    """One of ours (a wrong name lists them), or a function of your own, ``module:function``."""
     root: str | None = _key(None, MACHINE, cited=True)
     """Folder of the data; for a text, its file. Null is the embedded copy, or
     ``~/.cache/earlydrop/data``."""
@@ -81,20 +85,20 @@ class DataConfig:
     glyphs, which are endless: the images of an epoch, and of ``train_clean``. Null is all; for
     glyphs, 5,000."""
     image_size: int | None = _key(bounds="positive")
-    """Side of the images in pixels; null is the dataset's or the model's own."""
+    """Side of the images in pixels; null is the dataset's own, and 224 for images of a folder."""
     workers: int = _key(0, MACHINE, bounds="not negative", cited=True)
     """Processes that read and augment images of a folder; 0 reads in the training process."""
-    skip_corrupt: bool = _key(False, used=_folder)
+    skip_corrupt: bool = _key(False, used=_may_read)
     """Read every image of a folder once and leave out those that cannot be decoded, instead of
     ending the run at the first."""
-    decoder: str = _key("pil", choices=("pil", "torchcodec"), used=_folder)
+    decoder: str = _key("pil", choices=("pil", "torchcodec"), used=_may_read)
     """Libraries that decode and crop images of a folder: Pillow, as in the released code (``pil``),
     or torchcodec and torchvision, which are faster and round differently (``torchcodec``)."""
     download: bool = _key(False, MACHINE)
     """Fetch a public dataset that is not on this machine into ``data.root``."""
-    image: str = _key("image", used=_huggingface)
+    image: str = _key("image", used=_may_read_columns)
     """Column of the images in a dataset of Hugging Face."""
-    label: str = _key("label", used=_huggingface)
+    label: str = _key("label", used=_may_read_columns)
     """Column of the labels in a dataset of Hugging Face."""
     extra: dict[str, Any] = _key({}, MACHINE, used=_folder, cited=True)
     """Further test sets, measured at the end of a run and by ``mode=eval``: names, each with a
@@ -148,7 +152,7 @@ class AugmentConfig:
 
     shift: int = _key(2, bounds="not negative", used=_in_memory)
     """Largest random shift in pixels, for images in memory."""
-    flip: bool = _key(True, used=lambda config: config.data.name not in DRAWN)
+    flip: bool = _key(True, used=lambda config: config.data.name not in _NOT_SHIFTED)
     """Flip images left to right with probability 1/2."""
     mixup: float = _key(0.0, bounds="not negative")
     """Mixup's alpha; 0 is off."""
@@ -162,15 +166,15 @@ class AugmentConfig:
     """Probability of CutMix instead of mixup, where both are on."""
     smoothing: float = _key(0.0, bounds="below one")
     """Label smoothing."""
-    crop: bool = _key(False, used=_folder)
+    crop: bool = _key(False, used=_may_read)
     """Random resized crop, for images of a folder."""
-    randaugment: str | None = _key(used=_folder)
+    randaugment: str | None = _key(used=_may_read)
     """RandAugment in timm's notation, such as ``rand-m9-mstd0.5-inc1``, for images of a folder."""
-    color_jitter: float = _key(0.0, bounds="not negative", used=_folder)
-    """Strength of colour jitter, for images of a folder; timm leaves it out where RandAugment is
-    on."""
+    color_jitter: float = _key(0.0, bounds="not negative", used=_may_read)
+    """Strength of colour jitter, for images of a folder. timm leaves it out where ``randaugment``
+    is set, except for 3-Augment (``3a``)."""
     erasing: float = _key(
-        0.0, bounds="probability", used=lambda config: config.data.name not in DRAWN
+        0.0, bounds="probability", used=lambda config: config.data.name not in _NOT_SHIFTED
     )
     """Probability that a random rectangle of an image is replaced by noise."""
 
@@ -194,11 +198,12 @@ class ProbeConfig:
     clean: bool = _key(False, CADENCE, used=_probed)
     """Measure without augmentation, mixing and label smoothing."""
     compare: bool = _key(False, CADENCE, used=_probed)
-    """Measure twice at the same weights and batches: with dropout on (at ``schedule.rate`` where
-    the run's own is 0) and off."""
+    """Measure twice at the same weights and batches, with dropout on and off. Where the present
+    rate is 0, "on" is the schedule's peak, or ``schedule.rate`` if the schedule never drops."""
     curvature: bool = _key(False, CADENCE, used=_probed)
     """Measure the critical sharpness along Adam's next update, and the largest eigenvalue of the
-    preconditioned Hessian. A probe then needs about a hundred more passes of one part."""
+    preconditioned Hessian. A probe then takes longer, by about 65 training passes over one part.
+    """
     measures: list[str] = _key([], CADENCE, used=_probed)
     """Further measures of your own, each ``module:function``."""
 
@@ -344,24 +349,13 @@ class Config:
     tags: list[str] = _key([], MACHINE)
     """Tags in W&B."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The model."""
     data: DataConfig = field(default_factory=DataConfig)
-    """The images or text."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    """The drop rate at each step."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimizer and learning rate."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Augmentation, mixing and label smoothing."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
-    """When gradients are measured."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """The splits to evaluate, and their number of images."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """The dashboards of a run."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    """Several workers for one run."""
     plan: PlanConfig = field(default_factory=PlanConfig)
-    """The machine that ``mode=plan`` plans for."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """Length, batch, precision and cadence."""

@@ -1,9 +1,10 @@
 """Models and data that are given as Python objects: their names and digests.
 
-A model's digest is made of its code and, if it is a module, of its weights; a dataset's digest is
-made of its content. For code from a source file, the whole file is hashed, as for
-``module:function``. In a notebook or a script, the functions and everything that they use are
-hashed. An object that cannot be hashed is refused, because a change to it would go unnoticed.
+A model's digest is made of its code and, if it is a module, of its weights. A dataset's digest is
+made of its content, and a `Source`'s of its code and its ``digest``. For code from a source file,
+the whole file is hashed, as for ``module:function``. In a notebook or a script, the functions and
+everything that they use are hashed. An object that cannot be hashed is refused, because a change to
+it would go unnoticed.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def given_model(model: Any) -> Code:
 
     Raises:
         ConfigError: It is neither, a scheduler drives it already, it is a function of an installed
-            package that does not take the Task alone, it has lazy layers that have seen no batch,
-            or it holds an object that cannot be hashed.
+            package whose first parameter is not ``task``, it has lazy layers that have seen no
+            batch, or it holds an object that cannot be hashed.
     """
     if isinstance(model, nn.Module):
         if any(site.driven for site in find_sites(model)):
@@ -77,17 +78,19 @@ def given_model(model: Any) -> Code:
             f"model is a {type(model).__name__}: expected a torch.nn.Module, or a function that "
             "builds one"
         )
-    module = getattr(model, "__module__", None) or ""
-    first = _parameters(model)[:1]
-    takes_task = first in ([], ["task"])
+    function = model.func if isinstance(model, functools.partial) else model
+    module = getattr(function, "__module__", None) or ""
+    parameters = _parameters(model)
+    takes_task = parameters[:1] in ([], ["task"])
     if is_installed(module) and not takes_task:
         raise ConfigError(
-            f"model is {qualified(model)}, which does not take the Task as its only argument: "
-            "pass lambda task: ..., or name the model with the override model.name="
+            f"model is {qualified(function)}, a function of an installed package whose first "
+            "parameter is not named task: pass lambda task: ..., or name the model with the "
+            "override model.name="
         )
     reader = Reader("model")
     reader.add(model)
-    build = model if _parameters(model) else functools.partial(_without_task, model)
+    build = model if parameters else functools.partial(_without_task, model)
     return _make_code(
         _name(getattr(model, "__name__", type(model).__name__), reader.found),
         build,
@@ -115,7 +118,7 @@ def reference_of(value: Any) -> str | None:
     if file is None or files.get(module) != Path(file).resolve():
         return None
     if differs_from_file(module, files[module]):
-        return None  # hashing it as an object says what to do
+        return None  # `given_model` then refuses it, and says what to do
     same = found is value
     return f"{module}:{name}" if same and _parameters(value) else None
 
@@ -131,8 +134,8 @@ def given_data(data: Any) -> Code:
     - a function without arguments that returns one of these.
 
     Raises:
-        ConfigError: It is none of these, it is a DataLoader, calling it raised an error, or images
-            and labels differ in number.
+        ConfigError: It is none of these, it is a DataLoader, calling or reading it raised an
+            error, images and labels differ in number, or an item is not an image with a label.
     """
     if isinstance(data, str):
         raise ConfigError(f"data is {data!r}: a name is given as an override, data.name={data}")
@@ -155,7 +158,12 @@ def given_data(data: Any) -> Code:
             "(loader.dataset, ...)"
         )
     splits = pair_of("data", _datasets(data), verb="it is")
-    read = {split: read_images("data", split, dataset) for split, dataset in splits.items()}
+    try:
+        read = {split: read_images("data", split, dataset) for split, dataset in splits.items()}
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"data: reading it raised {raised(error)}") from error
     digests = {"content": digest_of_images(read)}
     pair = {split: TensorDataset(*tensors) for split, tensors in read.items()}
     name = _name(type(splits["train"]).__name__, digests)
@@ -193,12 +201,15 @@ def _datasets(data: Any) -> Any:
 
 
 def _dataset(split: Any) -> Any:
-    held = (
-        isinstance(split, (tuple, list))
-        and len(split) == 2
-        and all(isinstance(array, (Tensor, np.ndarray)) for array in split)
-    )
-    if not held:
+    if not isinstance(split, (tuple, list)) or len(split) != 2:
+        return split
+    is_array = [isinstance(part, (Tensor, np.ndarray)) for part in split]
+    if is_array[0] and not is_array[1] and len(split[0]) > 2:
+        raise ConfigError(
+            f"data has an array of images and labels of type {type(split[1]).__name__}: expected "
+            "an array or a tensor of labels"
+        )
+    if not all(is_array):
         return split
     images, labels = (_as_tensor(array) for array in split)
     channels = (1, 3, 4)
@@ -217,11 +228,12 @@ def _dataset(split: Any) -> Any:
 
 
 def _as_tensor(array: Any) -> Tensor:
-    """A tensor of an array, which may be reversed, as an image that is flipped."""
+    """A tensor of an array. The array may be a reversed view, or of another byte order."""
     if isinstance(array, Tensor):
         return array
     try:
-        return torch.as_tensor(np.ascontiguousarray(array))
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return torch.as_tensor(np.ascontiguousarray(native))
     except TypeError as error:
         raise ConfigError(
             f"data has an array of {array.dtype}: expected numbers; number the classes from 0"

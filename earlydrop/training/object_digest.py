@@ -80,9 +80,20 @@ def digest_of_tensor(value: Tensor) -> str:
 
 
 def digest_of_weights(module: nn.Module) -> str:
-    """Hash the state dict of a module."""
-    state = module.state_dict()
-    return digest_of({name: digest_of_tensor(value) for name, value in state.items()})
+    """Hash the state dict of a module, with what ``get_extra_state`` adds to it.
+
+    Raises:
+        ConfigError: An extra state cannot be hashed.
+    """
+    digests = {}
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor):
+            digests[name] = digest_of_tensor(value)
+        else:
+            reader = Reader("model")
+            reader.add(value, name)
+            digests[name] = digest_of(reader.found)
+    return digest_of(digests)
 
 
 class Reader:

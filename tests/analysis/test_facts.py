@@ -68,6 +68,24 @@ def test_runs_without_a_record_are_no_error(study):
     assert said(study)["command"] == ["python -m earlydrop seed=1"]
 
 
+def test_a_resumed_runs_time_is_that_of_all_its_processes(study):
+    for file in study.rglob("timing.jsonl"):
+        seconds = [50, 100, 1, 3]  # of the first process, then of the second
+        lines = [{"step": s, "images_per_second": 9, "seconds": s} for s in seconds]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert said(study)["time"] == ["10 min of training in all, 2 min per run (median)"]
+
+
+def test_a_script_in_a_folder_named_earlydrop_is_not_the_command(study):
+    record(study, command=["/x/earlydrop/sweep.py", "3"])
+    assert said(study)["command"] == [f"earlydrop-cite {study}"]
+
+
+def test_the_name_of_a_gpu_stands_once(study):
+    record(study, processor="NVIDIA H200", environment={"device": "cuda NVIDIA H200"})
+    assert said(study)["machine"] == ["cuda NVIDIA H200"]
+
+
 def test_the_table_of_arms_has_the_settings_that_differ(study):
     table = arms_table(load_runs(study))
     assert table.loc["none", "schedule.name"] == "none"

@@ -89,6 +89,22 @@ def test_without_a_comparison_the_answer_says_why(arms, why, tmp_path):
     assert answered(tmp_path).first.startswith(why)
 
 
+def test_runs_without_the_metrics_of_sentences_are_told_so(study):
+    runs = load_runs(study)
+    found = {"early-0.1-20%": {"train": paired({0: -0.1, 1: -0.1, 2: -0.2})}}
+    said = answer(runs, found)
+    assert said.first.startswith("Nothing to compare in a sentence: neither train_eval/loss nor")
+
+
+def test_a_schedule_of_the_users_keeps_its_name(tmp_path):
+    make_run(tmp_path / "study", "early-0.1-20%", 0, 0.5, schedule={"name": "mine:ramp"})
+    runs = load_runs(tmp_path)
+    heading = METRICS["train_eval/loss"].heading
+    difference = paired({0: -0.1, 1: -0.1, 2: -0.2})
+    (arm,) = set(runs["arm"])
+    assert answer(runs, {arm: {heading: difference}}).first.startswith(f"Arm {arm} ended with")
+
+
 def test_differences_that_are_equal_in_all_seeds_decide_nothing():
     """One more right answer in each seed: the metric is too coarse to tell how it scatters."""
     said = sentence("early dropout", METRICS["test/accuracy"], paired({0: 0.01, 1: 0.01}), 2)

@@ -58,7 +58,13 @@ def test_claims_are_read(tmp_path):
             r"window is {'loss': \[5, 6\]}: expected two falling losses",
         ),
         ({"window": {"steps": [6, 5]}}, "expected two falling losses"),
-        ({"margin": 0.1}, "margin missing or unknown"),
+        ({"margin": 0.1}, "claim X: margin unknown: expected against, arm"),
+        ({"margin": 0.1, "window": None}, "claim X: window missing and margin unknown"),
+        ({"metric": ""}, "metric is ''"),
+        ({"claim": ""}, "claim X: claim is '': expected a text"),
+        ({"families": {"f": ["X", "X"]}}, "family f names the claim X twice: expected once"),
+        ({"window": {"loss": [float("inf"), 5]}}, "expected two falling losses"),
+        ({"looks": {"seeds": [2, 4]}}, r"such as \[20, 40, 60\] or {seeds: \[20, 40, 60\], bound"),
         (
             {"smallest": None},
             "claim X: smallest is missing: expected the smallest effect that matters, such as 1%",
@@ -134,6 +140,17 @@ def test_the_committed_claims_can_be_read_and_cover_every_finding():
     }
 
 
+def test_a_file_with_an_error_of_yaml_is_named(tmp_path):
+    (tmp_path / "f.yaml").write_text("claims: [a")
+    with pytest.raises(ValueError, match=r"f\.yaml is no valid YAML: while parsing"):
+        load_declarations(tmp_path)
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_bound_of_a_window(tmp_path):
+    (found,) = write(tmp_path, window={"loss": ["1e1", 5.5]})
+    assert found.claims[0].window == (10.0, 5.5)
+
+
 @pytest.mark.parametrize("text", ["", "[1, 2]", "3"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
     (tmp_path / "f.yaml").write_text(text)
@@ -190,7 +207,7 @@ def test_every_committed_study_is_declared_as_its_runs_were(request):
         ),
         (
             {"test": {"steps to": 2.1}, "window": ["0%", "50%"]},
-            r"window is \(0.0, 0.5\): expected final",
+            r"window is \['0%', '50%'\]: expected final",
         ),
     ],
 )

@@ -209,6 +209,12 @@ def test_keys_of_image_folders_are_left_out_for_data_in_memory():
     )
 
 
+def test_keys_that_a_users_data_may_read_are_settings_of_it():
+    changed = {"data.skip_corrupt": True, "augment.crop": True, "data.image": "picture"}
+    found = settings(config_of({"data.name": "faces:load"} | changed))
+    assert changed.items() <= found.items()
+
+
 @pytest.mark.parametrize("mixing", [{}, {"augment.mixup": 0.8}, {"augment.cutmix": 1.0}])
 def test_the_switch_probability_counts_only_where_both_mixes_are_on(mixing):
     one, other = (

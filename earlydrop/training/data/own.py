@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -237,6 +238,12 @@ def as_image(prefix: str, where: str, image: Any) -> Tensor:
 
 
 def _as_label(prefix: str, where: str, label: Any) -> int:
+    shape = tuple(getattr(label, "shape", ()))
+    if math.prod(shape) != 1:
+        raise ConfigError(
+            f"{prefix}: the label of {where} is a {type(label).__name__} of shape {shape}, "
+            "expected a class from 0 on"
+        )
     value = label.item() if hasattr(label, "item") else label
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ConfigError(

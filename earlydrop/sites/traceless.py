@@ -6,19 +6,21 @@ import copy
 import functools
 import random
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from earlydrop.sites.unwrap import unwrap
 
 
 @contextmanager
 def leave_no_trace(model: nn.Module, *sources: object) -> Iterator[None]:
-    """Afterwards, random state, ``.grad``, modes and buffers are as before.
+    """Afterwards, random state, ``.grad``, modes and the present buffers are as before.
 
     Within it, ``.grad`` is None at first.
 
@@ -32,7 +34,7 @@ def leave_no_trace(model: nn.Module, *sources: object) -> Iterator[None]:
     """
     restores = [
         *_keep_global_random_state(),
-        *map(_keep_generator, _generators(sources, sys.modules.get("numpy"), skip=model)),
+        *map(_keep_generator, _generators(sources, skip=model)),
     ]
     inner = unwrap(model)
     gradients = [(p, p.grad) for p in inner.parameters()]
@@ -42,7 +44,9 @@ def leave_no_trace(model: nn.Module, *sources: object) -> Iterator[None]:
     buffers = []
     for module in inner.modules():
         for name, buffer in module._buffers.items():
-            content = None if buffer is None else buffer.detach().clone()
+            content = None
+            if buffer is not None and not is_lazy(buffer):
+                content = buffer.detach().clone()
             buffers.append((module, name, buffer, content))
     try:
         yield
@@ -54,7 +58,7 @@ def leave_no_trace(model: nn.Module, *sources: object) -> Iterator[None]:
                 module._buffers[name] = buffer
                 if buffer is None or content is None or buffer.is_meta:
                     continue
-                if not torch.equal(buffer, content):
+                if buffer.layout is not torch.strided or not torch.equal(buffer, content):
                     buffer.copy_(content)
         for parameter, grad in gradients:
             parameter.grad = grad
@@ -73,6 +77,9 @@ def _keep_global_random_state() -> list[Callable[[], object]]:
     if torch.cuda.is_initialized():
         states = torch.cuda.get_rng_state_all()
         restores.append(functools.partial(torch.cuda.set_rng_state_all, states))
+    if torch.xpu.is_available():
+        states = torch.xpu.get_rng_state_all()
+        restores.append(functools.partial(torch.xpu.set_rng_state_all, states))
     if torch.backends.mps.is_available():
         restores.append(functools.partial(torch.mps.set_rng_state, torch.mps.get_rng_state()))
     return restores
@@ -89,14 +96,15 @@ def _keep_generator(generator: Any) -> Callable[[], object]:
     return functools.partial(generator.set_state, generator.get_state())
 
 
-def _generators(sources: Iterable[object], numpy: Any, skip: nn.Module) -> list[Any]:
+def _generators(sources: Iterable[object], skip: nn.Module) -> list[Any]:
     """The random generators inside loaders, samplers, datasets, transforms and functions.
 
-    They are searched eight levels deep. Objects with slots and containers of more than 100 elements
-    are not searched.
+    They are searched eight levels deep. Objects with slots, containers of more than 100 elements,
+    and containers other than mappings, lists, tuples and sets are not searched.
     """
+    numpy = sys.modules.get("numpy")
     kinds: tuple[type, ...] = (torch.Generator, random.Random)
-    leaves: tuple[type, ...] = (Tensor, str, bytes, int, float, type(sys), type)
+    leaves: tuple[type, ...] = (Tensor, str, bytes, int, float, types.ModuleType, type)
     if numpy is not None:
         kinds += (numpy.random.Generator, numpy.random.RandomState)
         leaves += (numpy.ndarray,)
@@ -109,6 +117,8 @@ def _generators(sources: Iterable[object], numpy: Any, skip: nn.Module) -> list[
             if id(item) in seen or item is None or isinstance(item, leaves):
                 continue
             seen.add(id(item))
+            if isinstance(item, random.SystemRandom):
+                continue  # the operating system's generator has no state
             if isinstance(item, kinds):
                 generators.append(item)
             else:
@@ -118,7 +128,7 @@ def _generators(sources: Iterable[object], numpy: Any, skip: nn.Module) -> list[
 
 
 def _parts(item: object) -> list[object]:
-    """The parts of an object: attributes, elements of a small container, closure of a function."""
+    """The parts of an object: attributes, elements of a small container, what a function holds."""
     if isinstance(item, Mapping):
         return list(item.values()) if len(item) <= 100 else []
     if isinstance(item, (list, tuple, set)):
@@ -126,12 +136,13 @@ def _parts(item: object) -> list[object]:
     parts: list[object] = list(getattr(item, "__dict__", {}).values())
     if isinstance(item, functools.partial):
         parts += [item.func, *item.args, *item.keywords.values()]
-    parts += [getattr(item, name, None) for name in ("__self__", "__func__", "__wrapped__")]
-    closure, defaults = (getattr(item, name, None) for name in ("__closure__", "__defaults__"))
-    for cell in closure if isinstance(closure, tuple) else ():  # a mock answers to every name
-        try:
-            parts.append(cell.cell_contents)
-        except ValueError:  # the cell is still empty
-            continue
-    parts += list(defaults) if isinstance(defaults, tuple) else []
+    if isinstance(item, (types.MethodType, types.BuiltinMethodType)):
+        parts += [item.__self__, getattr(item, "__func__", None)]
+    if isinstance(item, types.FunctionType):
+        parts += [*(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
+        for cell in item.__closure__ or ():
+            try:
+                parts.append(cell.cell_contents)
+            except ValueError:  # the cell is still empty
+                continue
     return parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ def deterministic(required: bool) -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     flags = cudnn.deterministic, cudnn.benchmark
-    # cuBLAS reads it at the first matrix product.
+    # cuBLAS reads the variable at the first matrix product.
     os.environ[_WORKSPACE] = workspace or _WORKSPACES[0]
     torch.use_deterministic_algorithms(True)
     cudnn.deterministic, cudnn.benchmark = True, False
@@ -65,13 +66,27 @@ def arithmetic(options: TrainerConfig, device: torch.device) -> Iterator[None]:
         if device.type != "cuda":
             yield
             return
-        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = matmul.allow_tf32, cudnn.allow_tf32
-        matmul.allow_tf32 = cudnn.allow_tf32 = options.precision == "tf32"
+        flags, on, off = _tf32_flags()
+        before = [getattr(place, name) for place, name in flags]
+        for place, name in flags:
+            setattr(place, name, on if options.precision == "tf32" else off)
         try:
             yield
         finally:
-            matmul.allow_tf32, cudnn.allow_tf32 = before
+            for (place, name), value in zip(flags, before, strict=True):
+                setattr(place, name, value)
+
+
+def _tf32_flags() -> tuple[list[tuple[Any, str]], object, object]:
+    """Torch's flags of tf32 as (object, attribute), and their values for on and off."""
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    try:
+        _ = matmul.allow_tf32, cudnn.allow_tf32
+    except RuntimeError:  # this process has used torch's newer flags, which do not mix with these
+        places = (matmul, cudnn.conv, cudnn.rnn)
+        return [(place, "fp32_precision") for place in places], "tf32", "ieee"
+    return [(matmul, "allow_tf32"), (cudnn, "allow_tf32")], True, False
 
 
 def refuse_precision(precision: str, device: torch.device) -> None:
@@ -122,47 +137,58 @@ def device_problem(error: Exception, config: Config) -> str | None:
     return None
 
 
-_GPU_WORDS = ("gpu", "nvidia", "geforce")
+_GPU_WORDS = ("gpu", "nvidia", "geforce", "cuda")
 
 
 def choose_device(name: str) -> torch.device:
     """Choose the device that a configuration names; ``auto`` is the accelerator, or the CPU.
 
-    A GPU with a number becomes the current device of this process. Otherwise tensors without an
-    explicit device would be placed on the first GPU.
+    A GPU with a number becomes the current device of this process, so that ``cuda`` without a
+    number means this GPU too.
 
     Raises:
         ConfigError: The name is not a device, or the device is not on this machine.
     """
     device_name = (_accelerator() or "cpu") if name == "auto" else name
+    of_worker = False
     if device_name == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.device_count() != 1:
         # Each worker on a node has its own GPU. If only one is visible, it is this worker's.
         device_name = f"cuda:{os.environ['LOCAL_RANK']}"
+        of_worker = _accelerator() is not None
     try:
         device = torch.device(device_name)
     except RuntimeError:
-        hint = "did you mean cuda? " if device_name.partition(":")[0].lower() in _GPU_WORDS else ""
+        is_gpu = device_name.partition(":")[0].lower() in _GPU_WORDS
+        hint = " (did you mean cuda?)" if is_gpu else ""
         raise ConfigError(
-            f"device={name} is not a device that torch knows; {hint}on this machine {_advice()}"
+            f"device={name} is not a device that torch knows{hint}; on this machine {_advice()}"
         ) from None
-    if not _is_available(device):
-        of_worker = device.index is not None and device_name != name and _accelerator()
+    problem = _problem(device)
+    if problem is not None:
         worker = f" (worker {device.index})" if of_worker else ""
-        raise ConfigError(f"device={name} is not available on this machine{worker}; {_advice()}")
+        raise ConfigError(
+            f"device={name} is not available on this machine{worker}{problem}; {_advice()}"
+        )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device
 
 
-def _is_available(device: torch.device) -> bool:
-    """Whether this machine can compute on a device; never on ``meta``, which holds no numbers."""
+def _problem(device: torch.device) -> str | None:
+    """Why this process cannot compute on a device, in brackets or empty; None if it can.
+
+    ``meta`` holds no numbers. For a device that is present, the reason is torch's.
+    """
     if device.type == "meta":
-        return False
+        return ""
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError):
-        return False
-    return True
+    except (RuntimeError, AssertionError, ImportError) as error:
+        line = (str(error).splitlines() or [""])[0]
+        is_accelerator = device.type == _accelerator()
+        is_present = is_accelerator and (device.index or 0) < torch.accelerator.device_count()
+        return f" ({line})" if line and is_present else ""
+    return None
 
 
 def device_of_job(name: str, job: int) -> str:

@@ -125,6 +125,7 @@ HOLDERS = {
     "a bound method": lambda generator: Holder(generator).method,
     "a closure": closure,
     "a default": lambda generator: lambda g=generator: g,
+    "a keyword-only default": lambda generator: lambda *, g=generator: g,
 }
 
 
@@ -137,6 +138,42 @@ def test_generators_are_restored_wherever_a_source_holds_them(kind, holder):
         draw(generator)
         draw(generator)
     assert draw(generator) == expected
+
+
+class OnlyKeys:
+    """As a small configuration class: it raises KeyError for an unknown attribute."""
+
+    def __getattr__(self, name):
+        raise KeyError(name)
+
+
+def test_a_source_that_raises_for_unknown_attributes_or_has_no_state_is_left_alone():
+    class Plain:
+        system = random.SystemRandom()
+
+        def __init__(self):
+            self.random = random.SystemRandom()
+
+    with leave_no_trace(torch.nn.Linear(1, 1), OnlyKeys(), Plain()):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_a_sparse_buffer_is_restored(layout):
+    model = torch.nn.Linear(2, 2)
+    content = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
+    sparse = content.to_sparse() if layout == "coo" else content.to_sparse_csr()
+    model.register_buffer("adjacency", sparse)
+    with leave_no_trace(model):
+        model.adjacency.values if layout == "csr" else model.adjacency.coalesce()
+        sparse.mul_(2)
+    assert torch.equal(model.adjacency.to_dense(), content)
+
+
+def test_a_lazy_module_is_left_alone():
+    with leave_no_trace(torch.nn.Sequential(torch.nn.LazyBatchNorm1d())):
+        pass
 
 
 def test_large_containers_are_not_searched():

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,42 @@ def test_more_workers_than_gpus_are_refused(gpus, monkeypatch):
         match=r"device=cuda is not available on this machine \(worker 3\); .*cuda:0 to cuda:1",
     ):
         choose_device("cuda")
+
+
+def test_a_gpu_that_is_there_and_busy_is_refused_with_torchs_reason(gpus, monkeypatch):
+    gpus(1)
+
+    def busy(*sizes, device):
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy\nmore lines")
+
+    monkeypatch.setattr(torch, "empty", busy)
+    with pytest.raises(ConfigError, match=r"this machine \(CUDA error: .* is/are busy\); use"):
+        choose_device("auto")
+
+
+@pytest.mark.parametrize("flag", ["matmul.fp32_precision", "matmul.allow_tf32", ""])
+def test_tf32_is_set_and_taken_back_whichever_flags_the_process_used(flag):
+    """In another process: the two sorts of flags of torch do not mix."""
+    setting = {
+        "": "pass",
+        "matmul.allow_tf32": "torch.backends.cuda.matmul.allow_tf32 = True",
+        "matmul.fp32_precision": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    }[flag]
+    code = f"""
+import torch
+from earlydrop.training.config import TrainerConfig
+from earlydrop.training.device import arithmetic
+{setting}
+places = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+def present():  # "none" of a matrix product is "ieee"
+    return [place.fp32_precision.replace("none", "ieee") for place in places]
+before = present()
+for precision, allowed in (("float32", ("ieee", "none")), ("tf32", ("tf32",))):
+    with arithmetic(TrainerConfig(precision=precision), torch.device("cuda:0")):
+        assert all(place.fp32_precision in allowed for place in places), precision
+    assert present() == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_determinism_is_asked_for_and_taken_back(monkeypatch):

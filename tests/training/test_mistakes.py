@@ -16,8 +16,8 @@ MISTAKES = [
     (
         {"device": "gpu"},
         (
-            r"device=gpu is not a device that torch knows; "
-            r"did you mean cuda\? on this machine use device=cpu"
+            r"device=gpu is not a device that torch knows "
+            r"\(did you mean cuda\?\); on this machine use device=cpu"
         ),
     ),
     ({"device": "cuda:99"}, "device=cuda:99 is not available on this machine; use device=cpu"),

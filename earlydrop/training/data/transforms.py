@@ -88,7 +88,9 @@ class BrokenImageError(RuntimeError):
 
 
 def load_image(file: Any, name: str | None = None) -> Any:
-    """An image as RGB, 8 bits a channel. The values of 16 bits are divided by 257.
+    """An image as RGB, 8 bits a channel.
+
+    Grey values of 16 bits are divided by 257. Of 16-bit colours Pillow keeps the upper byte.
 
     Args:
         file: Its path, or its content as a binary file.
@@ -114,7 +116,13 @@ def load_image(file: Any, name: str | None = None) -> Any:
                     "8 or 16 bits"
                 )
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        RuntimeError,  # of AVIF and DDS
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
         shown_name = printable(str(file) if name is None else name)
         raise BrokenImageError(
             f"{shown_name} cannot be read as an image: {printable(str(error))}"
@@ -136,7 +144,7 @@ class Pixels(NamedTuple):
 
 
 class PixelBatch(NamedTuple):
-    """Images before they are normalised and their labels, as a worker process hands them over.
+    """Images before they are normalised, and their labels.
 
     Attributes:
         values: (B, 3, H, W), uint8.
@@ -190,8 +198,8 @@ class Transform:
         expected = (["Normalize"], ["Normalize", "RandomErasing"])
         if names[cut + 1 :] not in expected:
             raise RuntimeError(
-                f"this timm's transform has other steps than expected: {names}; install timm "
-                "1.0.20 to 1.0.31"
+                f"this timm's transform ends with {names[cut:]}: expected MaybeToTensor, Normalize "
+                "and perhaps RandomErasing; install timm 1.0.20 to 1.0.31"
             )
         self._erasing = whole.transforms[-1] if names[-1] == "RandomErasing" else None
         # An image whose pixels are 0, 1, ... 255.

@@ -1,7 +1,7 @@
 """Models by name, built for their schedule.
 
-The scheduled kind of dropout is built with the schedule's peak rate. The other kind and the dropout
-of the head are built with rate 0.
+Each kind of dropout that the schedule drives is built with its peak rate. All other dropout, also
+that of the head, is built with rate 0.
 
 A new model needs a builder, its line in `BUILDERS`, and a file in ``conf/model/``. The builder's
 first argument is the `Task`. Its keyword arguments are the keys of ``model`` that it takes; other
@@ -12,10 +12,13 @@ further arguments are the keys of ``model.args``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,8 +59,8 @@ READS_TEXT = ("gpt_micro",)
 INPUT_DROPOUT = "input_dropout"
 """The site that no schedule drives."""
 
-# Keys of `model` that are not for the builders.
-_EVERY_MODEL = ("name", "attention", "input_dropout", "args", "pretrained")
+# Keys of `model` that are no arguments of a builder.
+_NOT_ARGUMENTS = ("name", "attention", "input_dropout", "args", "pretrained")
 
 
 class WithInputDropout(nn.Module):
@@ -80,8 +83,9 @@ class WithInputDropout(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """The network's own parameters without weight decay, by their names here."""
-        names: Callable[[], set[str]] = getattr(self.network, "no_weight_decay", set)
-        return {f"{self.PREFIX}{name}" for name in names()}
+        own = getattr(self.network, "no_weight_decay", None)
+        names: set[str] = set() if own is None else own()
+        return {f"{self.PREFIX}{name}" for name in names}
 
 
 def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
@@ -102,22 +106,44 @@ def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
             f"mean {option}?"
         )
     values = _values(config, build, own is not None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "init"))
+    with _seeded(stream_seed(seed, "init")):
         model = _built(config, build, own=own, task=task, values=values)
     if config.pretrained is not None:
         load_pretrained(config.pretrained, config.name, model, task.classes)
     if config.input_dropout:
+        if task.context is not None:
+            raise ConfigError(
+                f"model.input_dropout is {config.input_dropout:g}: the data is text, whose tokens "
+                "cannot be dropped; leave it null"
+            )
         model = WithInputDropout(config.input_dropout, model)
     fusable = [module for module in model.modules() if "fused_attn" in module.__dict__]
     if config.attention == "fused" and not fusable:
         raise ConfigError(
-            f"model.attention is 'fused': model.name={config.name} has no attention; use "
-            "model.attention=plain"
+            f"model.attention is 'fused': model.name={config.name} has no attention that can be "
+            "switched (ours and timm's can); use model.attention=plain"
         )
     for module in fusable:
         module.fused_attn = config.attention == "fused"  # type: ignore[assignment]
     return model
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Context with seeded random numbers of torch (on the CPU), Python and NumPy.
+
+    Afterwards their states are as before. A user's builder may draw from any of them.
+    """
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 def in_words(config: ModelConfig, task: Task) -> dict[str, list[str]]:
@@ -174,7 +200,7 @@ def _values(config: ModelConfig, build: Callable[..., nn.Module], is_own: bool) 
     offered = {}
     names = [key.removeprefix("model.") for key in keys() if key.startswith("model.")]
     for name in names:
-        if name in _EVERY_MODEL:
+        if name in _NOT_ARGUMENTS:
             continue
         value = getattr(config, name)
         if name not in takes and value is not None:
@@ -200,21 +226,18 @@ def _built(
     task: Task,
     values: dict[str, Any],
 ) -> nn.Module:
-    """Call a builder; an error in it becomes one line."""
+    """Call a builder. An error in it becomes one line, except in an unexpected one of ours."""
     try:
         model = build(task, **values)
     except ConfigError:
         raise
-    except (AssertionError, TypeError, RuntimeError) as error:
-        if own is None:
+    except Exception as error:
+        if own is None and isinstance(error, (AssertionError, TypeError, RuntimeError)):
+            given = f" with model.args={config.args}" if config.args else ""
             raise ConfigError(
                 f"model.name is {config.name!r}: it cannot be built for {task.image_size}-pixel "
-                f"images ({error})"
+                f"images{given} ({error})"
             ) from error
-        raise ConfigError(
-            f"model.name is {config.name!r}: building it raised {raised(error, own.paths)}"
-        ) from error
-    except Exception as error:
         if own is None and config.name in BUILDERS:
             raise
         files = own.paths if own is not None else ()

@@ -1,9 +1,13 @@
+import random
+
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from earlydrop.training.config import ModelConfig
 from earlydrop.training.fields import ConfigError
-from earlydrop.training.models import Task, build_model
+from earlydrop.training.models import BUILDERS, Task, build_model
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.run import run
@@ -82,6 +86,32 @@ def test_initial_weights_depend_on_the_seed_alone():
     for name, p in models[0].named_parameters():
         assert all(torch.equal(p, dict(m.named_parameters())[name]) for m in models[1:])
     assert not torch.equal(models[0].blocks[0].mlp.fc1.weight, other.blocks[0].mlp.fc1.weight)
+
+
+def test_a_builder_that_draws_from_python_and_numpy_gives_a_seeds_weights(monkeypatch):
+    def build(task):
+        model = nn.Linear(2, 2)
+        nn.init.constant_(model.weight, np.random.rand())
+        nn.init.constant_(model.bias, random.random())
+        return model
+
+    monkeypatch.setitem(BUILDERS, "drawn", build)
+    random.seed(4)
+    np.random.seed(4)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    models = []
+    for seed in (0, 0, 1):
+        models.append(build_model(ModelConfig(name="drawn"), Task(1, 10, 28, 0.0, 0.0), seed))
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert models[0].weight[0, 0] == models[1].weight[0, 0] != models[2].weight[0, 0]
+    assert models[0].bias[0] == models[1].bias[0] != models[2].bias[0]
+
+
+def test_text_has_no_input_dropout():
+    config = ModelConfig(name="gpt_micro", input_dropout=0.1)
+    task = Task(channels=0, classes=65, image_size=0, unit=0.0, path=0.0, context=8)
+    with pytest.raises(ConfigError, match=r"input_dropout is 0\.1: the data is text"):
+        build_model(config, task, 0)
 
 
 @pytest.mark.parametrize(

@@ -47,21 +47,20 @@ def level_of(constant: float, looks: Sequence[int], shape: str, sides: int) -> f
     0.05
     """
     shares = np.array(looks, float) / looks[-1]
-    bounds = constant * np.sqrt(shares) if shape == POCOCK else np.full(len(looks), constant)
     # B(t) = z sqrt(t) is a Brownian motion; the boundaries of B are sqrt(t) times those of z.
-    density, points, weights = None, np.zeros(1), np.ones(1)
+    bounds = constant * np.sqrt(shares) if shape == POCOCK else np.full(len(looks), constant)
+    density, points, weights = np.ones(1), np.zeros(1), np.ones(1)
+    nodes, node_weights = np.polynomial.legendre.leggauss(_NODES)
     before = 0.0
     for share, bound in zip(shares, bounds, strict=True):
-        low = -bound if sides == 2 else min(-_FAR * math.sqrt(share), bound - 1.0)
+        low = -bound if sides == 2 else -_FAR * math.sqrt(share)
         if bound <= low:
             return 1.0
-        nodes, node_weights = np.polynomial.legendre.leggauss(_NODES)
         to = low + (bound - low) * (nodes + 1) / 2
         step = scipy.stats.norm.pdf(to[:, None], points[None, :], math.sqrt(share - before))
-        density = step @ (weights if density is None else weights * density)
+        density = step @ (weights * density)
         points, weights, before = to, node_weights * (bound - low) / 2, share
-    inside = float(weights @ density) if density is not None else 1.0
-    return min(1.0, max(0.0, 1.0 - inside))
+    return min(1.0, max(0.0, 1.0 - float(weights @ density)))
 
 
 @lru_cache(maxsize=64)
@@ -97,7 +96,9 @@ def nominal_level(
         The level of the look.
     """
     constant = constant_of(level, tuple(looks), shape, sides)
-    return float(sides * scipy.stats.norm.sf(_boundary(constant, looks, look, shape)))
+    share = looks[look] / looks[-1]
+    boundary = constant if shape == POCOCK else constant / math.sqrt(share)
+    return float(sides * scipy.stats.norm.sf(boundary))
 
 
 def sequential_p(
@@ -123,17 +124,12 @@ def sequential_p(
         raise ValueError(
             f"{len(p_values)} p-values for {len(looks)} looks: expected from 1 to {len(looks)}"
         )
-    constant = -_FAR
+    constant = -math.inf
     for i, p in enumerate(p_values):
         z = float(scipy.stats.norm.isf(max(p, 1e-300) / sides))
         share = looks[i] / looks[-1]
         constant = max(constant, z if shape == POCOCK else z * math.sqrt(share))
+    last_look_alone = float(sides * scipy.stats.norm.sf(constant))  # never above the level
     if constant >= _FAR:
-        return min(p_values)
-    if sides == 2 and constant <= 0:
-        return 1.0
-    return max(level_of(constant, looks, shape, sides), min(p_values))
-
-
-def _boundary(constant: float, looks: Sequence[int], look: int, shape: str) -> float:
-    return constant if shape == POCOCK else constant / math.sqrt(looks[look] / looks[-1])
+        return last_look_alone
+    return max(level_of(constant, looks, shape, sides), last_look_alone)

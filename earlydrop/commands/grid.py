@@ -67,12 +67,14 @@ def plan_grid(config: Any) -> int:
 
 
 def _jobs(config: Any) -> list[list[str]]:
-    """The overrides of each job, as Hydra's own sweeper makes them."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    """The overrides of each job.
+
+    Raises:
+        ConfigError: An override cannot be read, or the sweeper chooses the jobs one by one.
+    """
     from hydra.errors import HydraException
 
+    from earlydrop.commands.sweep import jobs_of
     from earlydrop.training.fields import ConfigError
 
     target = str(config.hydra.sweeper.get("_target_", ""))
@@ -81,15 +83,10 @@ def _jobs(config: Any) -> list[list[str]]:
         instead = "plan one of them, without -m"
         chooses = f"{sweeper} chooses each job from the results of earlier ones"
         raise ConfigError(f"mode is 'plan': {chooses}; {instead}")
-    params = [f"{key}={value}" for key, value in dict(config.hydra.sweeper.params or {}).items()]
-    words = [*params, *config.hydra.overrides.task]
     try:
-        loader = GlobalHydra.instance().config_loader()  # for glob(...)
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-        (jobs,) = BasicSweeper.split_arguments(overrides, None)
+        return jobs_of(config)
     except HydraException as error:
         raise ConfigError(f"mode is 'plan': {first_line(error)}") from error
-    return [list(job) for job in jobs]
 
 
 def _composed(overrides: list[str], joblib: bool) -> tuple[dict[str, Any], Any]:

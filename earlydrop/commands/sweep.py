@@ -6,7 +6,6 @@ Hydra imports this before any job starts, so it imports little.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -37,8 +36,8 @@ class EndedJob(NamedTuple):
     """A job of a sweep that has ended.
 
     Attributes:
-        study: The folder of its study; None for no report: the job neither trained nor failed, or
-            its configuration could not be read.
+        study: The folder of its study, whose report is written at the end. None if the job neither
+            trained nor failed, or if its configuration could not be read.
         failed: Whether it failed.
     """
 
@@ -60,8 +59,9 @@ class SweepCallback(Callback):
             SystemExit: The sweep cannot run, or is only planned.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            instead = "give each run to torchrun, or use hydra/launcher=slurm"
-            raise SystemExit(f"error: a sweep starts its own jobs: {instead}")
+            given = f"WORLD_SIZE is {os.environ['WORLD_SIZE']}"
+            instead = "run each job with torchrun, or use hydra/launcher=slurm"
+            raise SystemExit(f"error: {given}: a sweep starts its own jobs; {instead}")
         if config.mode == "plan":
             from earlydrop.commands.grid import plan_grid
 
@@ -81,13 +81,8 @@ class SweepCallback(Callback):
             reason = f"{folder} cannot be written ({why(error)})"
             raise SystemExit(f"error: out: {reason}: give another folder with out=") from None
         try:
-            jobs: int | None
-            if chooses:
-                jobs = config.hydra.sweeper.get("n_trials")
-            else:
-                params = dict(config.hydra.sweeper.params or {})
-                jobs = count_jobs(params, list(config.hydra.overrides.task))
-        except HydraException:  # model=glob(*): the options are not known yet
+            jobs = config.hydra.sweeper.get("n_trials") if chooses else len(jobs_of(config))
+        except HydraException:  # the sweeper shows the error
             jobs = None
         notes = tempfile.mkdtemp(prefix=".sweep-", dir=folder.resolve())  # jobs on all nodes see it
         sweep = {"pid": os.getpid(), "jobs": jobs, "start": time.time(), "notes": notes}
@@ -95,7 +90,7 @@ class SweepCallback(Callback):
 
 
 def _sweep() -> dict[str, Any] | None:
-    """The sweep that this process belongs to, if it runs."""
+    """The running sweep that this process belongs to; None if there is none."""
     text = os.environ.get(_SWEEP)
     sweep: dict[str, Any] | None = json.loads(text) if text else None
     return sweep if sweep is not None and Path(sweep["notes"]).is_dir() else None
@@ -121,24 +116,22 @@ def is_first_worker() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def count_jobs(params: dict[str, Any], overrides: list[str]) -> int:
-    """The number of jobs that Hydra's basic sweeper makes.
+def jobs_of(config: Any) -> list[list[str]]:
+    """The overrides of each job, as Hydra's basic sweeper makes them.
 
-    Args:
-        params: The sweeper's own parameters.
-        overrides: Those of the command line, which win.
-
-    >>> count_jobs({"seed": "0,1,2"}, ["schedule=none,early", "seed=5", "trainer.epochs=1"])
-    2
+    Raises:
+        HydraException: An override cannot be read.
     """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    words = [f"{key}={value}" for key, value in params.items()] + overrides
-    sizes = {}
-    for override in OverridesParser.create().parse_overrides(words):
-        values = override.sweep_iterator() if override.is_sweep_override() else [None]
-        sizes[override.key_or_group] = sum(1 for _ in values)
-    return math.prod(sizes.values())
+    params = [f"{key}={value}" for key, value in dict(config.hydra.sweeper.params or {}).items()]
+    loader = GlobalHydra.instance().config_loader()  # for glob(...)
+    parser = OverridesParser.create(config_loader=loader)
+    overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
+    (jobs,) = BasicSweeper.split_arguments(overrides, None)
+    return [list(job) for job in jobs]
 
 
 def note_done(job: int, done: EndedJob) -> str | None:
@@ -155,12 +148,17 @@ def note_done(job: int, done: EndedJob) -> str | None:
     if sweep is None:
         return None
     notes = Path(sweep["notes"])
-    (notes / f"{job}.tmp").write_text(json.dumps(done), encoding="utf-8")
-    replace(notes / f"{job}.tmp", notes / f"{job}.json")
+    try:
+        (notes / f"{job}.tmp").write_text(json.dumps(done), encoding="utf-8")
+        replace(notes / f"{job}.tmp", notes / f"{job}.json")
+    except OSError as error:
+        print(f"error: the end of job {job} cannot be noted: {why(error)}", file=sys.stderr)
+        return None
     total, elapsed = sweep["jobs"], time.time() - sweep["start"]
     ended = len(list(notes.glob("*.json")))
     if total is None:
-        return f"sweep: {ended} jobs done in {format_duration(elapsed)}"
+        jobs = "job" if ended == 1 else "jobs"
+        return f"sweep: {ended} {jobs} done in {format_duration(elapsed)}"
     seconds = elapsed / ended * (total - ended)
     left = f", about {format_duration(seconds)} left" if ended < total else ""
     return f"sweep: {ended} of {total} jobs done in {format_duration(elapsed)}{left}"
@@ -203,8 +201,8 @@ def end_with_parent() -> None:
     sweep = _sweep()
     name = "earlydrop-heartbeat"
     watched = any(thread.name == name for thread in threading.enumerate())
-    if watched or sweep is None or sweep["pid"] == os.getpid():
-        return
+    if watched or sweep is None or os.getppid() != sweep["pid"]:
+        return  # only child processes of the launcher are watched
 
     def watch() -> None:
         # on Windows the parent's number stays after its end
@@ -217,5 +215,4 @@ def end_with_parent() -> None:
         time.sleep(_GRACE)
         os._exit(143)
 
-    if os.getppid() == sweep["pid"]:  # not if the launcher's jobs are no child processes
-        threading.Thread(target=watch, name=name, daemon=True).start()
+    threading.Thread(target=watch, name=name, daemon=True).start()

@@ -41,8 +41,8 @@ def check(config: Config) -> None:
         )
     if config.probe.at and config.probe.batches < 2:
         raise ConfigError(
-            f"probe.batches is {config.probe.batches!r}: gradient direction variance needs at "
-            "least 2 gradients"
+            f"probe.batches is {config.probe.batches}: expected at least 2; gradient direction "
+            "variance compares the gradients of two batches"
         )
     if config.probe.at and config.probe.curvature and config.optim.name != "adamw":
         raise ConfigError(
@@ -62,7 +62,10 @@ def check(config: Config) -> None:
 
 
 def _check_values(config: Config) -> None:
-    """Check that each value is one of its choices, inside its bounds, finite, and UTF-8."""
+    """Check the choices and bounds of each key, and that its numbers are finite and texts UTF-8.
+
+    Numbers in ``model.args`` and ``data.args`` must be finite, too.
+    """
     for name, key in keys().items():
         value = key.of(config)
         takes_any = name == "schedule.name"  # a user's schedule is checked when the plan is made
@@ -70,6 +73,7 @@ def _check_values(config: Config) -> None:
             choices = ", ".join(str(choice) for choice in key.choices if choice is not None)
             raise ConfigError(f"{name} is {value!r}: expected one of {choices}")
         parts = value if isinstance(value, list) else [value]
+        parts = list(value.values()) if isinstance(value, dict) else parts
         for part in parts:
             if isinstance(part, str) and printable(part) != part:
                 raise ConfigError(
@@ -77,7 +81,8 @@ def _check_values(config: Config) -> None:
                     "name"
                 )
             if isinstance(part, float) and not math.isfinite(part):
-                finite = "finite numbers" if isinstance(value, list) else "a finite number"
+                several = isinstance(value, (list, dict))
+                finite = "finite numbers" if several else "a finite number"
                 raise ConfigError(f"{name} is {value!r}: expected {finite}")
         if key.bounds is not None and value is not None:
             inside, expected = BOUNDS[key.bounds]
@@ -138,7 +143,7 @@ def _check_objective(config: Config) -> None:
 
 
 def needed_for(name: str, config: Config) -> tuple[str, str] | None:
-    """The reason why a metric is not measured, and a setting with which it is measured.
+    """The reason why a metric is not measured, and a remedy: a setting, or another metric.
 
     None if the metric is measured.
     """
@@ -166,6 +171,8 @@ def needed_for(name: str, config: Config) -> tuple[str, str] | None:
         return "probe.compare is false", "probe.compare=true"
     if sharpness and not probe.curvature:
         return "probe.curvature is false", "probe.curvature=true"
+    if is_own(metric) and not probe.measures:
+        return "probe.measures is empty", "a known metric, or probe.measures=[module:function]"
     return None
 
 
@@ -181,7 +188,8 @@ def _check_tracking(config: Config) -> None:
         )
     if mode == "online" and backend != "mlflow":
         raise ConfigError(
-            f"{prefix}: it writes files on this machine and sends nothing; leave tracking=offline"
+            f"{prefix}, tracking is online: it writes files on this machine and sends nothing; "
+            "use tracking=offline"
         )
     if mode == "online" and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise ConfigError(
@@ -216,7 +224,7 @@ def _check_path_rate(config: Config) -> None:
     if drops(config) and not keys()["schedule.rate"].used(config):
         raise ConfigError(
             f"{given}: schedule={schedule.name} has no schedule.rate, so it takes no second peak; "
-            "leave it null"
+            "leave schedule.path_rate null"
         )
     if schedule.path_rate == 0:
         raise ConfigError(
@@ -230,7 +238,7 @@ def _check_path_rate(config: Config) -> None:
 
 
 def _check_arguments(config: Config) -> None:
-    """Refuse an argument of a user's code with an invalid name, or whose value is a mapping.
+    """Refuse a key of ``args`` that is no valid name, or whose value is a mapping.
 
     A list may hold mappings.
     """
@@ -245,7 +253,7 @@ def _check_arguments(config: Config) -> None:
             if isinstance(value, dict):
                 raise ConfigError(
                     f"{key}.{name} is {value!r}: expected a number, a text, true, false, null, or "
-                    "a list of them"
+                    "a list"
                 )
 
 
@@ -260,14 +268,14 @@ def _check_names(config: Config) -> None:
         has_bad_character = any(c in "/\\" or not c.isprintable() for c in name)
         if has_bad_character or not name.strip(" ."):
             raise ConfigError(
-                f"{key} is {name!r}: expected one plain name for a folder, without / and not only "
-                "dots"
+                f"{key} is {name!r}: expected one plain name for a folder: printable characters "
+                "without / and \\, not only dots and spaces"
             )
         slug(name, key)
     refused = [c for c in config.project if c in _NOT_IN_PROJECTS or not c.isprintable()]
     if not 0 < len(config.project) <= 128 or refused:
         raise ConfigError(
-            f"project is {config.project!r}: expected 1 to 128 characters without "
+            f"project is {config.project!r}: expected 1 to 128 printable characters without "
             f"{' '.join(_NOT_IN_PROJECTS)}"
         )
     for tag in config.tags:

@@ -1,5 +1,7 @@
 """Boundaries against the tables of Jennison and Turnbull (2000), and against a simulation."""
 
+import math
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -78,6 +80,13 @@ def test_a_later_look_never_takes_a_decision_back():
     assert first < 0.05
     assert sequential_p([0.0004, 0.5, 0.9], looks, OBRIEN_FLEMING) == first
     assert sequential_p([0.0004, 1e-8], looks, OBRIEN_FLEMING) < 1e-5
+
+
+def test_a_p_value_is_never_below_that_of_the_last_look_alone():
+    looks = (20, 40, 60)
+    for p in (1e-60, 1e-20, 1e-9):
+        z = scipy.stats.norm.isf(p / 2) * math.sqrt(1 / 3)
+        assert sequential_p([p], looks, OBRIEN_FLEMING) >= 2 * scipy.stats.norm.sf(z)
 
 
 def test_more_p_values_than_looks_are_refused():

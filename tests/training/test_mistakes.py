@@ -71,7 +71,7 @@ MISTAKES = [
     ({"augment.erasing": 2.0}, r"augment.erasing is 2.0: expected a probability in \[0, 1\]"),
     (
         {"probe.batches": 1},
-        "probe.batches is 1: gradient direction variance needs at least 2 gradients",
+        "probe.batches is 1: expected at least 2; gradient direction variance compares",
     ),
     ({"probe.at": ["150%"]}, "a position in probe.at is '150%'"),
     ({"probe.dataset_limit": 0}, "probe.dataset_limit is 0: expected more than 0"),

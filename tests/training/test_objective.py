@@ -64,6 +64,11 @@ def test_the_metrics_that_are_accepted_are_those_that_a_run_records(overrides, t
     assert {re.sub("probe_(on|off)", "probe", name) for name in missing} <= MAY_BE_UNDEFINED
 
 
+def test_a_measure_of_the_users_is_refused_where_none_is_named():
+    with pytest.raises(ConfigError, match=r"'probe/gdvv': probe.measures is empty, so it is not"):
+        check(settings("probe=few", "objective=probe/gdvv"))
+
+
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [

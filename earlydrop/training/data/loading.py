@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import functools
+import itertools
 import random
 import weakref
 from collections import Counter
@@ -84,7 +85,7 @@ class _Item(NamedTuple):
 
 
 class _Transformed(torch.utils.data.Dataset[tuple[Pixels, int]]):
-    """Images of all splits, cropped and augmented."""
+    """Images of all splits, cropped, and augmented if their item has a key."""
 
     def __init__(
         self, splits: Mapping[str, Images], train: Transform, clean: Transform, decode: Decode
@@ -171,7 +172,7 @@ class LoadedImages(Source):
 
     def shared_memory(self, *batch_sizes: int) -> int:
         image_bytes = 3 * self.image_size**2
-        # On average: float32, in a third of an erased image at most.
+        # The noise is float32, in a box of at most a third of an erased image.
         noise_per_byte = 4 * self._erasing / 3
         images = self.workers * AHEAD * sum(batch_sizes)
         return int(images * image_bytes * (1 + noise_per_byte))
@@ -216,18 +217,25 @@ def check_same_classes(root: str, splits: Mapping[str, Images], names: Mapping[s
     ):
         if only_in_owner:
             raise ConfigError(
-                f"data.root is {root!r}: {owner} has {len(only_in_owner)} classes that {other} "
-                f"lacks, such as {min(only_in_owner)!r}; expected the same classes in both "
-                f"({len(train)} in {names['train']}, {len(test)} in {names['test']})"
+                f"data.root is {root!r}: {owner} has classes that {other} lacks: "
+                f"{len(only_in_owner)}, such as {min(only_in_owner)!r}; expected the same classes "
+                f"in both ({len(train)} in {names['train']}, {len(test)} in {names['test']})"
             )
 
 
-def _readable(images: Images, index: int) -> bool:
-    try:
-        images.load(index)
-    except BrokenImageError:
-        return False
-    return True
+_CHUNK = 100  # images that a thread decodes before it takes more
+
+
+def _readable(images: Images, indices: range) -> list[int]:
+    """The indices of the images that can be decoded."""
+    readable = []
+    for index in indices:
+        try:
+            images.load(index)
+        except BrokenImageError:
+            continue
+        readable.append(index)
+    return readable
 
 
 def leave_out_corrupt(splits: Mapping[str, Images], workers: int) -> dict[str, list[int]]:
@@ -242,16 +250,17 @@ def leave_out_corrupt(splits: Mapping[str, Images], workers: int) -> dict[str, l
     kept: dict[str, list[int]] = {}
     for split, images in splits.items():
         count, classes = len(images), set(map(int, images.labels))
+        chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
         # Decoding releases the GIL.
         with concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:
-            readable = list(pool.map(functools.partial(_readable, images), range(count)))
-        kept[split] = [index for index, good in enumerate(readable) if good]
+            parts = pool.map(functools.partial(_readable, images), chunks)
+            kept[split] = list(itertools.chain.from_iterable(parts))
         keep_readable(images, kept[split])
         lost = classes - set(map(int, images.labels))
         if lost:
             raise ConfigError(
-                f"no image of class {printable(images.classes[min(lost)])} in {split} can be read: "
-                "copy the data again"
+                f"no image of class {printable(images.classes[min(lost)])!r} in the split "
+                f"{split!r} can be read: copy the data again"
             )
     return kept
 

@@ -64,7 +64,7 @@ def test_classes_that_differ_between_splits_are_named(tmp_path):
     with pytest.raises(
         ConfigError,
         match=(
-            r"train/ has 1 classes that val/ lacks, such as 'zebra'; "
+            r"train/ has classes that val/ lacks: 1, such as 'zebra'; "
             r"expected the same classes in both"
         ),
     ):

@@ -294,7 +294,7 @@ def test_splits_with_other_classes_are_refused(shards):
         write(
             path, [(name, b"0" if name.endswith(".cls") else content) for name, content in members]
         )
-    assert "train/ has 1 classes that val/ lacks, such as '1'" in refused(shards)
+    assert "train/ has classes that val/ lacks: 1, such as '1'" in refused(shards)
 
 
 def test_files_of_other_types_are_counted(shards):

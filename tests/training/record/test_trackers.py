@@ -136,7 +136,7 @@ def test_a_tracker_that_cannot_be_used_is_refused_before_a_folder_is_made(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(
         ConfigError,
-        match=r"'csv': it writes files on this machine and sends nothing; leave tracking=offline",
+        match=r"'csv', tracking is online: it writes files on this machine and sends nothing; use",
     ):
         run(settings(config, "csv", tracking__mode="online"))
     with pytest.raises(ConfigError, match=r"expected one of wandb, tensorboard, csv, mlflow"):

@@ -323,7 +323,7 @@ def test_the_dashboard_never_costs_a_run(config, monkeypatch, capfd):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"project": "a/b"}, "project is 'a/b': expected 1 to 128 characters without"),
+        ({"project": "a/b"}, "project is 'a/b': expected 1 to 128 printable characters without"),
         ({"project": ""}, "project is ''"),
         ({"tags": [""]}, "tags holds '': a tag has 1 to 64 characters"),
         ({"tags": ["x" * 200]}, "a tag has 1 to 64 characters"),

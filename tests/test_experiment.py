@@ -234,7 +234,7 @@ def test_what_a_builder_closes_over_tells_two_of_them_apart():
     [
         ("resnet18", "a name is given as an override, model.name=resnet18"),
         (3, "model is a int: expected a torch.nn.Module, or a function that builds one"),
-        (nn.Linear, "which does not take the Task as its only argument"),
+        (nn.Linear, "whose first parameter is not named task"),
         (lambda task: 3, "it returned a int, expected a torch.nn.Module"),
         (lambda task: nn.Flatten(), "expected"),
         (lambda: Net(), "drops at 0.3|layers.2"),

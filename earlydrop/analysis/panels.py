@@ -32,6 +32,8 @@ _TITLE: dict[str, Any] = {"fontsize": 12, "fontweight": "bold"}
 def add_title(figure: Figure, title: str, subtitle: str) -> None:
     """Add a bold title, and below it a subtitle in small letters; the axes get the rest."""
     width, height = figure.get_size_inches()
+    # 9.2 and 14.2 are letters an inch. The other numbers are the heights of lines and the margins,
+    # in inches.
     heading = textwrap.wrap(title[:1].upper() + title[1:], int(9.2 * width))
     lines = textwrap.wrap(subtitle, int(14.2 * width))
     top = 0.06
@@ -105,27 +107,27 @@ def draw_level(axes: Axes, height: float, name: str) -> None:
 def _draw_cutoff(axes: Axes, step: float, named: bool) -> None:
     """Draw a dotted line at a cutoff. If ``named``, write "cutoff" on the side with more room."""
     axes.axvline(step, color=GREY, linewidth=1, linestyle=":", zorder=1)
+    if not named:
+        return
     left, right = axes.get_xlim()
     late = (step - left) / (right - left) > 0.8
-    if named:
-        axes.annotate(
-            "cutoff",
-            (step, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(-3 if late else 3, -1),
-            textcoords="offset points",
-            fontsize=8,
-            color=GREY,
-            ha="right" if late else "left",
-            va="top",
-        )
+    axes.annotate(
+        "cutoff",
+        (step, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3 if late else 3, -1),
+        textcoords="offset points",
+        fontsize=8,
+        color=GREY,
+        ha="right" if late else "left",
+        va="top",
+    )
 
 
 def legend_name(name: str, width: int = 46) -> str:
-    """An arm's name for a legend: shortened and wrapped, with a space before a leading underscore.
+    """An arm's name for a legend: wrapped, with a space before a leading underscore.
 
     Matplotlib hides labels that begin with an underscore.
     """
-    name = name if len(name) <= 60 else f"{name[:38]}...{name[-19:]}"
     name = f" {name}" if name.startswith("_") else name
     return "\n".join(textwrap.wrap(name, width, drop_whitespace=False))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from earlydrop.analysis.arms import Arm
+from earlydrop.analysis.compare import differences_by_seed
 from earlydrop.analysis.curves import common_value
-from earlydrop.analysis.plots import draw_axis, draw_metric
+from earlydrop.analysis.plots import draw_axis, draw_metric, what_was_run
 from earlydrop.analysis.runs import runs_of
 from earlydrop.analysis.stats import Paired, paired
 from earlydrop.claims.answer import points
@@ -22,38 +25,52 @@ from earlydrop.claims.verdict import Verdict
 from earlydrop.metrics import METRICS
 from earlydrop.training.data.published import known_classes
 
+
+class _Axis(NamedTuple):
+    """A key along which arms of a study are compared with their arms without dropout.
+
+    Attributes:
+        key: The key.
+        label: Its name in the figure, with its unit.
+        schedule: The schedule of the arms.
+        metric: The metric whose final value is compared.
+        title: The title of the figure.
+    """
+
+    key: str
+    label: str
+    schedule: str
+    metric: str
+    title: str
+
+
+_LOSS = ("train_eval/loss", "final training loss, early minus none")
+_ACCURACY = ("test/accuracy", "test accuracy, dropout minus none")
 # The figures of a study are not part of a claim. So the studies below are named here and not in
 # conf/claims/.
-_AXIS_STUDY = "underfitting"
-"""The study in which early dropout varies along the keys of `_AXES`, one at a time."""
-_AXES = {"cutoff": "schedule.cutoff", "rate": "schedule.rate"}
+_AXES = {
+    "underfitting": (
+        _Axis("schedule.cutoff", "cutoff (% of training)", "early", *_LOSS),
+        _Axis("schedule.rate", "rate", "early", *_LOSS),
+    ),
+    "classic-images": (_Axis("data.train_images", "training images", "constant", *_ACCURACY),),
+    "classic-rates": (_Axis("schedule.rate", "rate", "constant", *_ACCURACY),),
+}
 _EARLY = {
     "schedule.rate": 0.1,
     "schedule.cutoff": "20%",
     "schedule.shape": None,
     "schedule.kind": "unit",
 }
-"""The settings of early dropout in that study, other than the key that varies."""
-
-_COMPARED_ALONG = {
-    "classic-images": ("config/data.train_images", "training images"),
-    "classic-rates": ("config/schedule.rate", "rate"),
-}
-"""By study, the column along which constant dropout is compared with none, and its name."""
+"""The settings of early dropout along an axis. The key that varies is not compared."""
 
 _MOST_ARMS = 12
 """More curves in one figure cannot be told apart."""
 
 
-def _title(study: str, runs: pd.DataFrame, mark: str = "line") -> str:
-    """The title of a figure, such as "text: gpt_micro on text, 20 seeds per line".
-
-    ``mark`` is the last word: the part of the figure that has n seeds, a line or a cell.
-    """
-    models = ", ".join(sorted(set(map(str, runs["config/model.name"]))))
-    data = ", ".join(sorted(set(map(str, runs["config/data.name"]))))
-    seeds = runs.groupby("arm")["seed"].nunique().max()
-    return f"{study}: {models} on {data}, {seeds} seeds per {mark}"
+def _subtitle(study: str, runs: pd.DataFrame) -> str:
+    """What was run, such as "text: gpt_micro on text, n = 20 seeds"."""
+    return f"{study}: {what_was_run(runs)}"
 
 
 def _shared(runs: pd.DataFrame) -> pd.DataFrame:
@@ -62,8 +79,12 @@ def _shared(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[runs["seed"].isin(seeds)] if seeds else runs
 
 
-def _of_the_study(runs: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """The runs to draw: all, or, if there are too many arms, those that differ only by schedule."""
+def _drawn_runs(runs: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """The runs to draw.
+
+    With more than `_MOST_ARMS` arms, they are those that differ from the study by their schedule
+    alone, if there are two such arms; otherwise all.
+    """
     if runs["arm"].nunique() <= _MOST_ARMS:
         return runs
     base = study.arm({"schedule.name": "none"}).base
@@ -78,8 +99,8 @@ def draw_findings(
 ) -> dict[Path, list[str]]:
     """Draw every figure that the runs have values for.
 
-    The figures of a study use the seeds that all its arms have, or all seeds if they share none,
-    without those that label its regime. Maps use all finished runs.
+    The figures of a study leave out the seeds that label its regime. Its curves use the seeds that
+    all drawn arms have; if the arms share none, they use all. Maps use all finished runs.
 
     Returns:
         The files, with the fingerprints of the runs in each.
@@ -91,15 +112,15 @@ def draw_findings(
         labels = label_seeds(declarations, study.name)
         runs = runs[(runs["state"] == "finished") & ~runs["seed"].isin(labels)]
         if not runs.empty:
-            runs = _shared(_of_the_study(runs, study))
-            drawn = _draw_study(study.name, runs, folder)
-            files |= dict.fromkeys(drawn, sorted(runs["fingerprint"]))
+            runs = _drawn_runs(runs, study)
+            files |= _draw_curves(study.name, _shared(runs), folder)
+            files |= _draw_axes(study, runs, folder)
     for declaration in declarations:
         path = folder / f"{declaration.name.replace('_', '-')}-sensitivity.png"
         fingerprints = draw_sensitivity(declaration, summaries, path)
         if fingerprints:
             files[path] = fingerprints
-    return files | draw_maps(summaries, folder, lambda study, runs: _title(study, runs, "cell"))
+    return files | draw_maps(summaries, folder, _subtitle)
 
 
 def _studies(declarations: list[Declaration]) -> list[Study]:
@@ -119,12 +140,11 @@ def draw_answer(
 ) -> dict[Path, list[str]]:
     """Draw the figure of the answer and the figure of the gain of early dropout.
 
-    The answer shows the difference that decides each claim, in units of its smallest effect that
-    matters.
+    The answer shows the difference of each claim, in multiples of its smallest effect that matters.
 
     Returns:
-        The files, with the fingerprints of the runs in each. Empty if no claim that an arm is lower
-        or higher has a difference.
+        The files, with the fingerprints of the runs in each. Empty if no claim with the direction
+        lower or higher has a measured difference.
     """
     drawn = points(declarations, verdicts)
     if not drawn:
@@ -142,90 +162,97 @@ def draw_answer(
     return files
 
 
-def _draw_study(study: str, runs: pd.DataFrame, folder: Path) -> list[Path]:
-    """Draw the curves of a study, and its differences along the axes that it has."""
-    title = _title(study, runs)
-    files = _draw_curves(study, runs, folder, title)
-    if study == _AXIS_STUDY:
-        for axis, key in _AXES.items():
-            differences = _effect_by_key(runs, key)
-            if len(differences) > 1:
-                path = folder / f"{study}-loss-by-{axis}.png"
-                horizontal = "cutoff (% of training)" if axis == "cutoff" else axis
-                vertical = "final training loss, early minus none"
-                draw_axis(differences, horizontal, vertical, path, title)
-                files.append(path)
-    if study in _COMPARED_ALONG:
-        column, name = _COMPARED_ALONG[study]
-        differences = _along_column(runs, column)
-        if differences:
-            path = folder / f"{study}-accuracy-by-{name.replace(' ', '-')}.png"
-            draw_axis(differences, name, "test accuracy, dropout minus none", path, title)
-            files.append(path)
+def _draw_axes(study: Study, runs: pd.DataFrame, folder: Path) -> dict[Path, list[str]]:
+    """Draw the differences of a study along its axes, where there are two points or more.
+
+    Returns:
+        The files, with the fingerprints of the runs in each.
+    """
+    files = {}
+    base = study.arm({"schedule.name": "none"}).base
+    for axis in _AXES.get(study.name, ()):
+        differences, fingerprints = _along(axis, runs, base)
+        if len(differences) > 1:
+            quantity = axis.metric.rpartition("/")[2]
+            name = axis.label.partition(" (")[0].replace(" ", "-")
+            path = folder / f"{study.name}-{quantity}-by-{name}.png"
+            subtitle = _seeds(study.name, runs, differences)
+            draw_axis(differences, axis.label, axis.title, path, subtitle)
+            files[path] = fingerprints
     return files
 
 
-def _draw_curves(study: str, runs: pd.DataFrame, folder: Path, title: str) -> list[Path]:
-    """Draw each metric that was measured at two steps or more."""
-    files = []
+def _draw_curves(study: str, runs: pd.DataFrame, folder: Path) -> dict[Path, list[str]]:
+    """Draw each metric that was measured at two steps or more.
+
+    Returns:
+        The files, with the fingerprints of the runs in each.
+    """
+    files = {}
+    subtitle, fingerprints = _subtitle(study, runs), sorted(runs["fingerprint"])
     history = pd.concat(list(runs["history"]), ignore_index=True)
     schedules = runs["config/schedule.name"].nunique()
     classes = common_value(runs["config/data.name"].map(known_classes))
     for metric, known in METRICS.items():
         if not known.claimed or metric not in history:
             continue
-        steps = history["step"][history[metric].notna()].nunique()
-        # With two schedules or fewer the names of the arms say the rates.
+        count = history["step"][history[metric].notna()].nunique()
+        # With two schedules or fewer the names of the arms are enough to know the rates.
         needless = metric == "dropout/unit_rate" and schedules <= 2
-        if steps >= 2 and not needless:
+        if count >= 2 and not needless:
             path = folder / f"{study}-{metric.replace('/', '-')}.png"
-            draw_metric(history, metric, path=path, title=title, classes=classes)
-            files.append(path)
+            draw_metric(history, metric, path=path, title=subtitle, classes=classes)
+            files[path] = fingerprints
     return files
 
 
-def _effect_by_key(runs: pd.DataFrame, key: str) -> dict[float, Paired]:
-    """Early dropout minus none in the final training loss, by the value of one key."""
-    differences = {}
-    none = _final_losses(runs[runs["config/schedule.name"] == "none"])
-    early = runs_of(
-        runs, lambda arm: arm.get("schedule.name") == "early" and _has_early_settings(arm, key)
-    )
-    for value, rows in early.groupby(f"config/{key}"):
-        losses = _final_losses(rows)
-        shared = [seed for seed in sorted(losses) if seed in none]
-        difference = paired({seed: losses[seed] - none[seed] for seed in shared})
-        if difference is not None:
-            differences[float(str(value).removesuffix("%"))] = difference
-    return dict(sorted(differences.items()))
+def _along(axis: _Axis, runs: pd.DataFrame, base: object) -> tuple[dict[float, Paired], list[str]]:
+    """The differences along an axis, by its values.
 
+    Each arm is compared with the arm without dropout that shares its other settings.
 
-def _has_early_settings(arm: Arm, varied: str) -> bool:
-    """Whether an arm has the settings of `_EARLY`, other than the key that varies."""
-    return all(arm.get(key) == value for key, value in _EARLY.items() if key != varied)
+    Args:
+        axis: The axis.
+        runs: The runs of a study.
+        base: The study's own settings without dropout.
 
-
-def _final_losses(runs: pd.DataFrame) -> dict[int, float]:
-    """The final training loss by seed."""
-    losses = runs["final/train_eval/loss"].astype(float)
-    return dict(zip(runs["seed"].astype(int), losses, strict=True))
-
-
-def _along_column(runs: pd.DataFrame, column: str) -> dict[float, Paired]:
-    """Constant dropout minus none in the final test accuracy, by a configuration value.
-
-    If the value acts only on dropout, the runs without dropout all have one value. Then all of them
-    are compared with each value.
+    Returns:
+        The differences, and the fingerprints of the runs behind them.
     """
-    differences = {}
-    accuracy = "final/test/accuracy"
-    none = runs[runs["config/schedule.name"] == "none"]
-    constant = runs[runs["config/schedule.name"] == "constant"]
-    for value, rows in constant.groupby(column):
-        without = none if none[column].nunique() < 2 else none[none[column] == value]
-        both = rows.merge(without, on="seed", suffixes=("", "|none"))
-        gains = both[accuracy] - both[f"{accuracy}|none"]
-        difference = paired(dict(zip(both["seed"], gains, strict=True)))
+    differences: dict[float, Paired] = {}
+    used: set[str] = set()
+    column = f"final/{axis.metric}"
+    for name, rows in runs.groupby("arm"):
+        arm: Arm = rows["settings"].iloc[0]
+        if column not in runs or not _is_on(axis, arm, base):
+            continue
+        by_seed = differences_by_seed(runs, str(name), column)
+        difference = paired(by_seed)
         if difference is not None:
-            differences[float(value)] = difference
-    return differences
+            differences[float(str(arm.get(axis.key)).removesuffix("%"))] = difference
+            sides = runs[
+                [settings.values in (arm.values, arm.base) for settings in runs["settings"]]
+            ]
+            used.update(sides["fingerprint"][sides["seed"].isin(by_seed)])
+    return dict(sorted(differences.items())), sorted(used)
+
+
+def _is_on(axis: _Axis, arm: Arm, base: object) -> bool:
+    """Whether an arm is a point of an axis.
+
+    Early arms must have the settings of their study and of `_EARLY`, and a cutoff in percent.
+    """
+    if arm.get("schedule.name") != axis.schedule:
+        return False
+    if axis.schedule != "early":
+        return True
+    others = {key: value for key, value in _EARLY.items() if key != axis.key}
+    is_alike = all(arm.get(key) == value for key, value in others.items())
+    return arm.base == base and is_alike and str(arm.get("schedule.cutoff")).endswith("%")
+
+
+def _seeds(study: str, runs: pd.DataFrame, differences: Mapping[float, Paired]) -> str:
+    """The line below the title of a figure along an axis, with the seeds of its points."""
+    counts = sorted({len(difference.seeds) for difference in differences.values()})
+    seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{study}: {what_was_run(runs).partition(', n = ')[0]}, n = {seeds} seeds"

@@ -66,6 +66,24 @@ def plan_grid(config: Any) -> int:
     return int(bool(refused))
 
 
+def jobs_of(config: Any) -> list[list[str]]:
+    """The overrides of each job, as Hydra's basic sweeper makes them.
+
+    Raises:
+        HydraException: An override cannot be read.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    params = [f"{key}={value}" for key, value in dict(config.hydra.sweeper.params or {}).items()]
+    loader = GlobalHydra.instance().config_loader()  # for glob(...)
+    parser = OverridesParser.create(config_loader=loader)
+    overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
+    (jobs,) = BasicSweeper.split_arguments(overrides, None)
+    return [list(job) for job in jobs]
+
+
 def _jobs(config: Any) -> list[list[str]]:
     """The overrides of each job.
 
@@ -74,7 +92,6 @@ def _jobs(config: Any) -> list[list[str]]:
     """
     from hydra.errors import HydraException
 
-    from earlydrop.commands.sweep import jobs_of
     from earlydrop.training.fields import ConfigError
 
     target = str(config.hydra.sweeper.get("_target_", ""))
@@ -143,12 +160,12 @@ def _estimated(plan: Plan) -> Cost:
     """Time a few steps of a run; raise if its model cannot run a forward."""
     import torch
 
-    from earlydrop.training.cost import estimate
-    from earlydrop.training.describe import checked_model
+    from earlydrop.training.cost import estimate, workers_of
+    from earlydrop.training.prepare import checked_model
 
     if plan.config.threads is not None:
         torch.set_num_threads(plan.config.threads)
-    checked_model(plan)
+    checked_model(plan, workers_of(plan))
     return estimate(plan)
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 
+from earlydrop.commands.grid import jobs_of, plan_grid
 from earlydrop.training.names import format_duration
 from earlydrop.training.record.failures import process_runs
 from earlydrop.training.record.files import replace, why
@@ -63,8 +64,6 @@ class SweepCallback(Callback):
             instead = "run each job with torchrun, or use hydra/launcher=slurm"
             raise SystemExit(f"error: {given}: a sweep starts its own jobs; {instead}")
         if config.mode == "plan":
-            from earlydrop.commands.grid import plan_grid
-
             raise SystemExit(plan_grid(config))  # no job starts, and no folder is made
         chooses = not str(config.hydra.sweeper.get("_target_", "")).endswith("BasicSweeper")
         if chooses and config.get("objective") is None:
@@ -114,24 +113,6 @@ def become_worker() -> None:
 def is_first_worker() -> bool:
     """Whether this process is the first worker of its job, which notes the job's end."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def jobs_of(config: Any) -> list[list[str]]:
-    """The overrides of each job, as Hydra's basic sweeper makes them.
-
-    Raises:
-        HydraException: An override cannot be read.
-    """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    params = [f"{key}={value}" for key, value in dict(config.hydra.sweeper.params or {}).items()]
-    loader = GlobalHydra.instance().config_loader()  # for glob(...)
-    parser = OverridesParser.create(config_loader=loader)
-    overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
-    (jobs,) = BasicSweeper.split_arguments(overrides, None)
-    return [list(job) for job in jobs]
 
 
 def note_done(job: int, done: EndedJob) -> str | None:

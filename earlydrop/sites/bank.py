@@ -1,6 +1,7 @@
 """`RateBank`: the rates of all sites of one scheduler.
 
-The rates are floats on the host, and one float32 vector on each device. Attention reads float64.
+The rates are floats on the host, and one float32 vector on each device. The operator of compiled
+attention reads a float64 vector on the host.
 """
 
 from __future__ import annotations
@@ -46,29 +47,31 @@ class RateBank:
         kinds: Sequence[str],
         fast_masks: bool = False,
     ) -> None:
-        built = list(zip(kinds, base_rates, strict=True))
         largest: dict[str, float] = {}
-        for kind, base in built:
+        for kind, base in zip(kinds, base_rates, strict=True):
             largest[kind] = max(base, largest.get(kind, base))
-        self.shares = [base / largest[kind] if largest[kind] > 0 else 1.0 for kind, base in built]
+        self.shares = [
+            base / largest[kind] if largest[kind] > 0 else 1.0
+            for kind, base in zip(kinds, base_rates, strict=True)
+        ]
         self.names = list(names)
         self.base_rates = list(base_rates)
-        self.rates = [0.0] * len(built)
+        self.rates = [0.0] * len(self.shares)
         # The rate of each site in its last forward (see `guards`).
-        self.last_forward_rates = [0.0] * len(built)
+        self.last_forward_rates = [0.0] * len(self.shares)
         self.value = 0.0
         self.on = False
         self.silent = False
-        self.rises = False  # off now, but a later rate is known to be above 0
+        self.rises = False  # the first rate is 0, and a later one is known to be above 0
         # Rates of the sites inside an attention of timm, (1,) float64 on the host; None for other
         # sites. The operator of `attention` reads them. They are not 0-d, since torch.compile
         # treats a 0-d float64 tensor on the host as a Python number.
-        self.attention_rates: list[Tensor | None] = [None] * len(built)
+        self.attention_rates: list[Tensor | None] = [None] * len(self.shares)
         self.fast_masks = fast_masks
         # The thread that changed the rates last. autograd counts the nodes of each thread
         # separately.
         self.thread = threading.get_ident()
-        self.other_thread = False  # whether a forward ran in another thread since
+        self.other_thread = False  # whether a forward ever ran in another thread than this one
         self._at_base = False
         # Before this bank the sites had their base rates.
         self._changes = deque([_Change(-1, None)], maxlen=_REMEMBERED)
@@ -80,36 +83,36 @@ class RateBank:
 
         The sites with the largest base rate of their kind have share 1.
         """
-        if value == self.value:
+        if value == self.value and not self._at_base:
             return
-        self.value = value
-        self._at_base = False
-        self.rates[:] = [value * share for share in self.shares]
-        self.on = value > 0 and not self.silent
-        self._remember()
+        self.value, self._at_base = value, False
+        self._refresh()
         for shares, vector in self._vectors.values():
-            with torch.inference_mode(vector.is_inference()):
-                torch.mul(shares, value, out=vector)  # in place: compiled graphs hold this memory
+            torch.mul(shares, value, out=vector)  # in place: compiled graphs hold this memory
 
     def hold_base_rates(self) -> None:
-        """Set every site of both kinds to its base rate."""
-        self.rates[:] = self.base_rates
-        self.on = any(rate > 0 for rate in self.rates) and not self.silent
+        """Set every site of both kinds to its base rate, for eager forwards."""
         self._at_base = True
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Compute the rates from the value, and whether any site drops."""
+        scaled = [self.value * share for share in self.shares]
+        self.rates[:] = self.base_rates if self._at_base else scaled
+        self.on = any(rate > 0 for rate in self.rates) and not self.silent
         self._remember()
 
     @contextmanager
     def at_base_rates(self) -> Iterator[None]:
         """Within it, eager forwards drop at the base rates."""
-        rates, last_forward_rates = list(self.rates), list(self.last_forward_rates)
-        on, at_base = self.on, self._at_base
+        was_at_base, last_forward_rates = self._at_base, list(self.last_forward_rates)
         self.hold_base_rates()
         try:
             yield
         finally:
-            self.rates[:], self.on, self.last_forward_rates[:] = rates, on, last_forward_rates
-            self._at_base = at_base
-            self._remember()
+            self._at_base = was_at_base
+            self._refresh()
+            self.last_forward_rates[:] = last_forward_rates
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
@@ -117,15 +120,14 @@ class RateBank:
 
         The rates stay in ``rates``, for layers that use them at test.
         """
-        before, last_forward_rates = self.silent, list(self.last_forward_rates)
-        self.silent, self.on = True, False
-        self._remember()
+        was_silent, last_forward_rates = self.silent, list(self.last_forward_rates)
+        self.silent = True
+        self._refresh()
         try:
             yield
         finally:
-            self.silent = before
-            self.on = any(rate > 0 for rate in self.rates) and not before  # set() may have run
-            self._remember()
+            self.silent = was_silent
+            self._refresh()
             self.last_forward_rates[:] = last_forward_rates  # for a backward that is still to come
 
     def rate(self, index: int) -> float:
@@ -170,7 +172,7 @@ class RateBank:
     def _vector(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The rates of all sites on a device. `set` updates them."""
         if (device, dtype) not in self._vectors:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False):
                 shares = torch.tensor(self.shares, dtype=dtype, device=device)
                 self._vectors[device, dtype] = (shares, shares * self.value)
         return self._vectors[device, dtype][1]

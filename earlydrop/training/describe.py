@@ -14,21 +14,19 @@ from earlydrop.schedules import Schedule
 from earlydrop.sites import Site, find_sites
 from earlydrop.training.cost import Cost, estimate, workers_of
 from earlydrop.training.data.files import counts_in_words
-from earlydrop.training.distributed import check_parts
 from earlydrop.training.models import in_words
-from earlydrop.training.peaks import Driver
 from earlydrop.training.plan import Plan
-from earlydrop.training.prepare import refuse_broken_compiler, scheduled_model, task_of, try_forward
+from earlydrop.training.prepare import checked_model, task_of
 
 
 def print_plan(plan: Plan) -> None:
     """Print sites, resolved steps, rates, fingerprint and estimated cost, without training.
 
     Raises:
-        ConfigError: The workers cannot share a batch, or the model does not suit the run.
+        ConfigError: A run of this plan would be refused (`earlydrop.training.prepare`).
     """
     config, workers = plan.config, workers_of(plan)
-    model, scheduler = checked_model(plan)
+    model, scheduler = checked_model(plan, workers)
     print(f"folder       {plan.folder}")
     print(f"fingerprint  {plan.fingerprint}")
     _print_model(plan, model)
@@ -41,21 +39,6 @@ def print_plan(plan: Plan) -> None:
     else:
         print("sites        none driven: the schedule never drops")
     _print_cost(plan, estimate(plan), workers)
-
-
-def checked_model(plan: Plan) -> tuple[nn.Module, Driver | None]:
-    """Build the model of a plan and its driver, and check what a run checks before it trains.
-
-    Raises:
-        ConfigError: The workers cannot share a batch, torch.compile does not work, or the model
-            does not suit the run.
-    """
-    trainer = plan.config.trainer
-    check_parts(trainer.accumulate, trainer.batch_size, workers_of(plan))
-    refuse_broken_compiler(plan)
-    model, scheduler = scheduled_model(plan)
-    try_forward(model, plan)
-    return model, scheduler
 
 
 def _print_model(plan: Plan, model: nn.Module) -> None:
@@ -86,10 +69,10 @@ def _print_data(plan: Plan) -> None:
     )
     if source.left_out:
         print(f"left out     {counts_in_words(source.left_out)}")
-    for name, extra in source.extra.items():
+    for i, (further, extra) in enumerate(source.extra.items()):
         counted = counts_in_words(extra.left_out) if any(extra.left_out.values()) else ""
         print(
-            f"{'further' if name == next(iter(source.extra)) else '':<13}{name}: "
+            f"{'' if i else 'further':<13}{further}: "
             f"{len(extra.indices):,} images of {extra.classes:,} classes, {extra.matched}"
             + (f" (left out: {counted})" if counted else "")
         )
@@ -109,10 +92,10 @@ def _print_steps(plan: Plan, workers: int) -> None:
     )
     parts = config.trainer.accumulate
     shared = f", {parts // workers} for each of {workers} workers" if workers > 1 else ""
-    size = "" if parts == 1 else f"s of {config.trainer.batch_size // parts}"
-    print(f"batch        {config.trainer.batch_size} in {parts} part{size}{shared}")
+    of_size = "part" if parts == 1 else f"parts of {config.trainer.batch_size // parts}"
+    print(f"batch        {config.trainer.batch_size} in {parts} {of_size}{shared}")
     print(f"schedule     {plan.schedule!r}, kind {config.schedule.kind}")
-    tenths = sorted({0, *(total * i // 10 for i in range(10)), total - 1})
+    tenths = sorted({*(total * i // 10 for i in range(10)), total - 1})
     print("rates        " + _rates(plan.schedule, tenths))
     if plan.path_schedule is not None:
         print("path rates   " + _rates(plan.path_schedule, tenths))
@@ -143,10 +126,11 @@ def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
         )
     _print_shared_memory(plan)
     free = shutil.disk_usage(existing(Path(config.out).expanduser())).free
+    kept = 2 if config.trainer.stop_metric is None else 3  # best.pt, too
     print(
-        f"checkpoints  {in_bytes(cost.checkpoint)} each, two kept and one being written, every "
+        f"checkpoints  {in_bytes(cost.checkpoint)} each, {kept} kept and one being written, every "
         f"{config.trainer.checkpoint_seconds:g} s; "
-        f"{in_bytes(free)} free" + (": too little" if free < 3 * cost.checkpoint else "")
+        f"{in_bytes(free)} free" + (": too little" if free < (kept + 1) * cost.checkpoint else "")
     )
     parts = {"training": cost.training, "evaluation": cost.evaluation, "probes": cost.probes}
     total = sum(parts.values())
@@ -156,8 +140,8 @@ def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
     pace = f"at {cost.images_per_second:.0f} images/s a worker {where}"
     bound = f"compute bound, {pace}"
     if cost.input_bound:
-        freed = estimate(plan, cost._replace(input=None))
-        hours = (freed.training + freed.evaluation + freed.probes) * workers / 3600
+        compute = estimate(plan, cost._replace(input=None))
+        hours = (compute.training + compute.evaluation + compute.probes) * workers / 3600
         bound = (
             f"bound by its input of {_fed(cost)}; compute bound it would be {hours:.3g} {unit}, "
             f"{pace}"
@@ -182,16 +166,18 @@ def _print_shared_memory(plan: Plan) -> None:
     if _SHARED.is_dir():
         free = shutil.disk_usage(_SHARED).free
         line += f"; {in_bytes(free)} free in {_SHARED}"
-        if free < needed * int(os.environ.get("LOCAL_WORLD_SIZE", "1")):  # torchrun sets it
+        # torchrun sets the variable.
+        here = int(os.environ.get("LOCAL_WORLD_SIZE") or config.plan.workers or 1)
+        if free < needed * here:
             line += (
                 ": too little; set fewer data.workers or a smaller evaluation.batch_size, "
-                "or enlarge it (docker run --shm-size)"
+                f"or enlarge {_SHARED} (docker run --shm-size)"
             )
     print(line)
 
 
 def _fed(cost: Cost) -> str:
-    """The input path of a worker, in words."""
+    """The speed at which a worker's data is read, in words."""
     cores = max(cost.loaders, 1)
     rate = cores * (cost.input or 0.0)
     return f"{rate:.0f} images/s from {cores} core{'s' if cores > 1 else ''} like those here"
@@ -201,13 +187,13 @@ _KINDS = {"unit": "dropout", "path": "stochastic depth"}
 
 
 def _sites(sites: list[Site]) -> str:
-    """A line for each group of sites whose names differ only in numbers.
+    """A line for each group of sites whose names differ only in numbers inside.
 
     A line says whether the sites are driven and, if not, why.
     """
     groups: dict[tuple[str, str, bool], list[float]] = {}
     for site in sites:
-        name = re.sub(r"\b\d+\b", "*", site.name) if not site.name.isdecimal() else site.name
+        name = site.name if site.name.isdecimal() else re.sub(r"\b\d+\b", "*", site.name)
         groups.setdefault((name, _KINDS[site.kind], site.driven), []).append(site.base_rate)
     lines = [f"{sum(site.driven for site in sites)} of {len(sites)} driven"]
     for (name, kind, driven), rates in sorted(groups.items(), key=lambda group: not group[0][2]):
@@ -215,7 +201,9 @@ def _sites(sites: list[Site]) -> str:
         if driven:
             low, high = min(rates), max(rates)
             peaks = (
-                f"up to {high:.4g}" if low == high else f"up to {low:.4g} to {high:.4g}, by depth"
+                f"up to {high:.4g}"
+                if low == high
+                else f"up to a rate between {low:.4g} and {high:.4g}"
             )
             lines.append(f"  {name:<34} {count}{kind}, {peaks}")
         else:
@@ -236,18 +224,16 @@ def _steps(steps: tuple[int, ...]) -> str:
 
 def in_bytes(count: float) -> str:
     """A size in words."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 999.5 or unit == "TB":
-            return f"{count:.3g} {unit}"
+    units = ["PB", "TB", "GB", "MB", "kB", "bytes"]
+    while count >= 999.5 and len(units) > 1:
         count /= 1000
-    return ""
+        units.pop()
+    return f"{count:.3g} {units[-1]}"
 
 
 def existing(path: Path) -> Path:
-    """The path itself, or its nearest parent that exists; if unreadable, the working folder."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path if os.access(path, os.R_OK) else Path()
+    """The nearest of the path and its parents that can be read; else the working folder."""
+    return next((place for place in (path, *path.parents) if os.access(place, os.R_OK)), Path())
 
 
 def _threads() -> str:

@@ -13,12 +13,36 @@ from earlydrop.sites.audit import audit
 from earlydrop.sites.traceless import leave_no_trace
 from earlydrop.training.compiler import compiler_problem
 from earlydrop.training.device import device_problem
+from earlydrop.training.distributed import check_parts
 from earlydrop.training.evaluate import autocast
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.models import INPUT_DROPOUT, Task, build_model
 from earlydrop.training.peaks import Driver, TwoPeaks
 from earlydrop.training.plan import Plan
 from earlydrop.training.plugins import raised
+from earlydrop.training.refuse import check_measures, check_probe_batches
+
+
+def checked_model(plan: Plan, workers: int) -> tuple[nn.Module, Driver | None]:
+    """Build the model of a run and its driver, after every check that needs no folder.
+
+    Args:
+        plan: The plan.
+        workers: The number of workers of the run.
+
+    Raises:
+        ConfigError: The workers cannot share a batch or the probes, torch.compile does not work, or
+            the model does not suit the run.
+    """
+    check_parts(plan.config.trainer.accumulate, plan.config.trainer.batch_size, workers)
+    check_probe_batches(plan, workers)
+    check_measures(plan, workers)
+    refuse_broken_compiler(plan)
+    model, scheduler = scheduled_model(plan)
+    refuse_batch_norm(model, plan, workers)
+    try_forward(model, plan)
+    refuse_what_still_drops(model, plan)
+    return model, scheduler
 
 
 def scheduled_model(plan: Plan) -> tuple[nn.Module, Driver | None]:

@@ -36,14 +36,7 @@ from earlydrop.training.listening import stop_on_signals
 from earlydrop.training.models import in_words
 from earlydrop.training.peaks import Driver
 from earlydrop.training.plan import Plan, make_plan
-from earlydrop.training.prepare import (
-    refuse_batch_norm,
-    refuse_broken_compiler,
-    refuse_what_still_drops,
-    scheduled_model,
-    task_of,
-    try_forward,
-)
+from earlydrop.training.prepare import checked_model, task_of
 from earlydrop.training.progress import progress_bar
 from earlydrop.training.record.checkpoint import load_best
 from earlydrop.training.record.folder import (
@@ -160,7 +153,9 @@ def _begin(config: Config, unused: Iterable[str]) -> bool:
 def _train_or_skip(plan: Plan, group: Group, in_sweep: bool, watch: Watch | None) -> dict[str, Any]:
     """Skip a finished run, and train any other. The first worker holds the folder."""
     config = plan.config
-    model, scheduler = _checked_model(plan, group)  # a refused model leaves no folder behind
+    refuse.check_same_fingerprint(plan, group)
+    group.decide(lambda: refuse.check_same_code(plan))
+    model, scheduler = checked_model(plan, group.size)  # a refused model leaves no folder behind
     folder: RunFolder | None = None
 
     def open_folder() -> bool:
@@ -191,20 +186,6 @@ def _train_or_skip(plan: Plan, group: Group, in_sweep: bool, watch: Watch | None
     finally:
         if folder is not None:
             folder.close()
-
-
-def _checked_model(plan: Plan, group: Group) -> tuple[nn.Module, Driver | None]:
-    """The model and its scheduler, after every check that needs no folder."""
-    refuse.check_probe_batches(plan, group.size)
-    refuse.check_measures(plan, group.size)
-    refuse.check_same_fingerprint(plan, group)
-    refuse_broken_compiler(plan)
-    group.decide(lambda: refuse.check_same_code(plan))
-    model, scheduler = scheduled_model(plan)
-    refuse_batch_norm(model, plan, group.size)
-    try_forward(model, plan)
-    refuse_what_still_drops(model, plan)
-    return model, scheduler
 
 
 def _skipped(plan: Plan) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from earlydrop.claims.gain_figure import draw_gain
 from earlydrop.claims.judge import judge_all
 from earlydrop.claims.sensitivity_figure import draw_sensitivity
 from earlydrop.claims.summaries import Summaries
-from tests.claims.made_up import LOSS, declaration, made_up, study
+from tests.claims.made_up import ARMS, LOSS, declaration, made_up, study
 
 
 def test_dropouts_gain_is_drawn_along_an_axis(tmp_path, monkeypatch):
@@ -27,6 +27,9 @@ def test_dropouts_gain_is_drawn_along_an_axis(tmp_path, monkeypatch):
         )
         for n in (250, 10_000)
     ]
+    for part, images in zip(parts, (250, 10_000), strict=True):
+        for table in (part.runs, part.history):
+            table["arm"] += f" · data.train_images={images}"
     runs = pd.concat([part.runs for part in parts])
     gain = runs["config/data.train_images"] * 1e-6 * (runs["config/schedule.name"] == "constant")
     runs["final/test/accuracy"] = 0.5 + 0.01 * runs["seed"] + gain
@@ -53,6 +56,38 @@ def test_dropouts_gain_is_drawn_along_an_axis(tmp_path, monkeypatch):
     pixels = np.asarray(Image.open(path).convert("RGB"), int)
     coloured = pixels.max(2) - pixels.min(2) > 50
     assert coloured.sum() > 200  # the curve: axes and text are grey
+
+
+def test_an_axis_has_no_arms_of_other_settings(tmp_path, monkeypatch):
+    parts = []
+    for cutoff, rate, effect in (("20%", 0.002, 0.1), ("5%", 0.002, 0.2), ("20%", 0.008, 9.0)):
+        for name in ("none", "early"):
+            settings = {"optim.lr": rate, "schedule.name": name}
+            if name == "early":
+                settings |= {"schedule.rate": 0.1, "schedule.cutoff": cutoff}
+            arm = f"{name} {settings}"
+            monkeypatch.setitem(ARMS, arm, settings)
+            gain = effect if name == "early" else 0.0
+            parts.append(made_up("underfitting", gain, noise=0.001, arms=(arm,)))
+    drawn = {}
+    monkeypatch.setattr(
+        figures, "draw_axis", lambda points, label, *rest: drawn.update({label: points})
+    )
+    runs = pd.concat([part.runs for part in parts]).drop_duplicates("fingerprint")
+    history = pd.concat([part.history for part in parts]).drop_duplicates(["fingerprint", "step"])
+    runs["final/train_eval/loss"] = (
+        history.groupby("fingerprint")["train_eval/loss"].last()[runs["fingerprint"]].to_numpy()
+    )
+    declared = study("underfitting", {"data.name": "d"}, first=tuple(range(10, 16)))
+    files = draw_findings(
+        [declaration(LOSS, studies=[declared])], Summaries(runs, history), tmp_path
+    )
+    (points,) = drawn.values()
+    assert {value: round(point.effect, 1) for value, point in points.items()} == {
+        5.0: 0.2,
+        20.0: 0.1,
+    }
+    assert len(files[tmp_path / "underfitting-loss-by-cutoff.png"]) == 3 * 6
 
 
 def test_the_figure_of_an_accuracy_has_the_chance_level_of_its_data(tmp_path, monkeypatch):

@@ -35,6 +35,22 @@ def test_a_bank_that_was_off_is_on_after_a_rate_was_set_while_silenced():
     assert not bank.on
 
 
+def test_a_rate_set_at_base_rates_holds_afterwards():
+    bank = RateBank(["a", "b"], [0.2, 0.1], ["unit", "unit"])
+    bank.set(0.4)
+    with bank.at_base_rates():
+        assert bank.rates == [0.2, 0.1]
+        bank.set(0.3)
+        assert bank.rates == pytest.approx([0.3, 0.15])
+    assert bank.rates == pytest.approx([0.3, 0.15])
+    with bank.at_base_rates():
+        bank.set(0.0)
+    assert not bank.on
+    bank.hold_base_rates()
+    bank.set(0.0)  # the value is as before, the rates are not
+    assert bank.rates == [0.0, 0.0]
+
+
 class FarContainer(nn.Module):
     """Reads a container two levels below. The modules between them have no forward."""
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from earlydrop.training.cost import Cost, estimate
 from earlydrop.training.fields import ConfigError
+from earlydrop.training.models import BUILDERS
 from earlydrop.training.plan import make_plan
 from earlydrop.training.prepare import scheduled_model
 from earlydrop.training.run import run
@@ -61,7 +63,9 @@ def test_every_worker_makes_all_monte_carlo_passes(config):
 
 
 def test_the_plan_says_what_each_worker_gets(config, capsys):
-    run(config(mode="plan", trainer__accumulate=8, plan__workers=4, plan__images_per_second=50.0))
+    shared = {"trainer__accumulate": 8, "plan__workers": 4, "plan__images_per_second": 50.0}
+    enough = {"probe__batches": 4, "probe__dataset_limit": 128}
+    run(config(mode="plan", **shared, **enough))
     out = capsys.readouterr().out
     assert "batch        32 in 8 parts of 4, 2 for each of 4 workers" in out
     assert re.search(
@@ -71,7 +75,7 @@ def test_the_plan_says_what_each_worker_gets(config, capsys):
         ),
         out,
     )
-    assert "two kept and one being written" in out
+    assert "2 kept and one being written" in out
     assert re.search(
         r"estimated .* GPU hours, compute bound, at 50 images/s a worker as given$",
         out,
@@ -79,6 +83,23 @@ def test_the_plan_says_what_each_worker_gets(config, capsys):
     )
     with pytest.raises(ConfigError, match="3 workers cannot share"):
         run(config(mode="plan", trainer__accumulate=8, plan__workers=3))
+    with pytest.raises(ConfigError, match="4 workers need at least 4 of each"):
+        run(config(mode="plan", **shared))
+
+
+def test_the_plan_refuses_what_a_run_refuses(config, monkeypatch):
+    class Undriven(nn.Sequential):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.3, self.training)
+
+    def build(task):
+        return Undriven(nn.Flatten(), nn.Dropout(task.unit), nn.Linear(784, task.classes))
+
+    monkeypatch.setitem(BUILDERS, "undriven", build)
+    own = {"model__name": "undriven", "model__hidden": None}
+    for mode in ("plan", "train"):
+        with pytest.raises(ConfigError, match="that no schedule drives"):
+            run(config(mode=mode, **own))
 
 
 def test_timing_leaves_the_random_state_of_training_alone(config):

@@ -138,8 +138,12 @@ def test_about_as_many_images_are_erased_as_asked_for():
 def test_a_transform_with_steps_that_are_not_known_is_refused():
     train, _ = make_transforms(16, AugmentConfig())
     train.transforms.append(train.transforms[-1])
-    with pytest.raises(RuntimeError, match=r"other steps than expected: .*install timm"):
+    with pytest.raises(
+        RuntimeError, match=r"transform ends with .*: expected MaybeToTensor, .*install timm"
+    ):
         Transform(train)
     train.transforms = [t for t in train.transforms if type(t).__name__ != "MaybeToTensor"]
-    with pytest.raises(RuntimeError, match=r"other steps than expected: .*install timm"):
+    with pytest.raises(
+        RuntimeError, match=r"transform ends with .*: expected MaybeToTensor, .*install timm"
+    ):
         Transform(train)

@@ -29,16 +29,17 @@ from earlydrop.claims.verdict import Verdict
 # These two texts explain the columns of the tables, so they stand with the code that writes them.
 _HOW = (
     "Differences are paired by seed, with 95% intervals: Student's t, or the interval of the "
-    "claim's own test. p is adjusted by Holm over the two tests of every claim of a family. It is "
-    "the p-value of the test that decided. If none did, it is that of the test that would confirm "
-    "the claim. An effect is absent where the difference is shown to be smaller than the smallest "
-    "that matters. Where a claim with the t test is not resolved, the table gives the total number "
-    "of seeds that would resolve it with a power of 90%, and the core hours of their runs. This "
-    "number assumes that the true difference is 0 or the smallest that matters. For a claim of "
-    "equivalence it assumes 0, or the observed difference where its interval excludes 0. Both "
-    "numbers come from the observed standard deviation of the differences. Claims, windows and "
-    "seeds were written down before the runs that test them. The smallest effects were too, unless "
-    "the file of claims says otherwise."
+    "claim's own test. An interval at a look is wider, because its claim is looked at several "
+    "times. p is adjusted by Holm over the two tests of every claim of a family. It is the p-value "
+    "of the test that decided. If none did, it is that of the test that would confirm the claim. "
+    "An effect is absent if the tests show a difference below the smallest that matters. Where a "
+    "claim with the t test is not resolved, the table gives the total number of seeds that would "
+    "resolve it with a power of 90%, and the core hours of their runs. The number of seeds follows "
+    "from the observed standard deviation of the differences. It is for a true difference of 0 and "
+    "for one of the smallest that matters. For a claim of equivalence it is for 0, or for the "
+    "observed difference if its interval excludes 0. Claims, windows and seeds were written down "
+    "before the runs that test them. The smallest effects were too, unless the file of claims says "
+    "otherwise."
 )
 _EARLY = (
     f"Early: the mean over the first {EARLY:.0%} of a run, without step 0. Claims have windows of "
@@ -80,13 +81,14 @@ def write_findings(
     Raises:
         FileNotFoundError: There are neither runs nor summaries, or none of them has a declared
             seed, or ``add`` is True and ``out`` holds no summaries.
+        DamagedFileError: Every run is damaged.
+        ValueError: A file of claims is not valid, or a seed was run twice in one arm.
     """
+    if add and not (out / RUNS).is_file():
+        raise FileNotFoundError(f"{out} has no {RUNS} to add to: expected earlier summaries")
     declarations = load_declarations(claims_folder(claims))
     summaries, left_out = _summaries(folder, out, declarations, claims=claims, add=add)
-    verdicts = judge_all(declarations, summaries)
-    if not verdicts:
-        declared = f"the seeds that {claims_folder(claims)} declares"
-        raise FileNotFoundError(f"{folder} holds no runs with {declared}")
+    verdicts = _judged(declarations, summaries, folder, claims)
     table = verdict_table(verdicts, summaries)
     regimes = labels(declarations, summaries)
     remarks = _Remarks(_notes(declarations, summaries), _regimes(regimes, summaries))
@@ -128,8 +130,25 @@ def _summaries(
     left_out = further.left_out
     if add:
         further = merged(read_summaries(out), further)
+    _judged(declarations, further, folder, claims)  # nothing is overwritten if no run is declared
     further.write(out)
-    return read_summaries(out), left_out
+    return read_summaries(out), left_out  # rounded, as a later call reads them
+
+
+def _judged(
+    declarations: list[Declaration], summaries: Summaries, folder: Path, claims: str
+) -> list[Verdict]:
+    """The verdicts on some runs.
+
+    Raises:
+        FileNotFoundError: No run has a declared seed.
+    """
+    verdicts = judge_all(declarations, summaries)
+    if not verdicts:
+        declared = f"the seeds that {claims_folder(claims)} declares"
+        advice = "train them (see earlydrop list), or choose another set with --claims"
+        raise FileNotFoundError(f"{folder} holds no runs with {declared}: {advice}")
+    return verdicts
 
 
 def _notes(declarations: list[Declaration], summaries: Summaries) -> list[str]:
@@ -160,8 +179,8 @@ def _write(path: Path, text: str) -> None:
 def _table_text(table: pd.DataFrame, remarks: _Remarks) -> str:
     """The text of ``table.md``: the verdicts, how to read them, and the remarks."""
     lines = [to_markdown(table), "", _HOW]
-    titles = ("Notes:", "Regimes, from seeds that no verdict uses:")
-    for title, items in zip(titles, remarks, strict=True):
+    regimes = "Regimes, from seeds that no verdict uses:"
+    for title, items in (("Notes:", remarks.notes), (regimes, remarks.regimes)):
         if items:
             lines += ["", title, "", *(f"- {item}" for item in items)]
     return "\n".join([*lines, ""])

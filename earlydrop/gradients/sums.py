@@ -6,8 +6,8 @@ follows from sums of deviations from any fixed reference. Here they are wᵢ = g
 for example Σ_{i<j} ‖uᵢ − uⱼ‖² = N Σ‖vᵢ‖² − ‖Σ vᵢ‖². The sums are over small deviations, so no small
 difference of large sums is taken. Memory is O(parameters), for any number of gradients.
 
-Shape legend: P, the number of entries of a gradient (all parameters of a model, flattened, in
-order).
+Shape legend: P, the number of entries of a gradient (the measured parameters, flattened, in order;
+a complex entry counts as two).
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ from earlydrop.gradients.measures import MEASURES, GradientReport, Moments
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+def _check_images(images: int) -> None:
+    if images < 1:
+        raise ValueError(f"a mini-batch has {images} images: expected at least 1; check images_in")
 
 
 class MeanGradient:
@@ -62,9 +67,10 @@ class MeanGradient:
             like: The parameters, for the shapes of missing gradients.
 
         Raises:
-            ValueError: All tensors are None, one is None without ``like``, or a shape or the number
-                of entries differs.
+            ValueError: All tensors are None, one is None without ``like``, a shape or the number of
+                entries differs, or there is no image.
         """
+        _check_images(images)
         pieces, total = checked(gradient, like, None if self._sum is None else self._sum.numel())
         if self._sum is None:
             self._sum = torch.zeros(total, dtype=sum_dtype(pieces), device=pieces[0].device)
@@ -84,7 +90,7 @@ class MeanGradient:
         Raises:
             ValueError: Nothing was added, or the mean is not finite.
         """
-        if self._sum is None or self.images == 0:
+        if self._sum is None:
             raise ValueError(
                 "the dataset gave no batches: a whole-dataset gradient needs at least one"
             )
@@ -130,7 +136,7 @@ class GradientSums:
         self.images = 0
         self.has_dataset = reference is not None
         self.reference_images = reference_images
-        self.reference_norm: float | None = None
+        self.reference_norm = 0.0  # of no reference yet
         self._reference: Tensor | None = None
         self._norm_sum = 0.0  # Σ ‖gᵢ‖
         self._deviation_squares = 0.0  # Σ ‖wᵢ‖²
@@ -147,7 +153,6 @@ class GradientSums:
             self.reference_norm = norm
             self._reference = reference.detach().reshape(-1).div_(norm)
 
-    @torch.no_grad()
     def add(
         self,
         gradient: Sequence[Tensor | None],
@@ -162,9 +167,10 @@ class GradientSums:
             like: The parameters, for the shapes of missing gradients.
 
         Raises:
-            ValueError: The gradient is zero or not finite, a tensor is None without ``like``, or a
-                shape or the number of entries differs.
+            ValueError: The gradient is zero or not finite, all tensors are None, one is None
+                without ``like``, a shape or the number of entries differs, or there is no image.
         """
+        _check_images(images)
         expected = self._reference.numel() if self._reference is not None else None
         pieces, total = checked(gradient, like, expected)
         if self._sums.numel() == 0:
@@ -178,10 +184,9 @@ class GradientSums:
             self._reference = torch.empty(total, dtype=dtype, device=device)
             for place, g in flat_chunks(pieces, total, dtype, device):
                 torch.div(g, norm, out=self._reference[place])
-        reference_norm = self.reference_norm or 0.0
         for place, g in flat_chunks(pieces, total, dtype, device):
             r = self._reference[place]
-            w = torch.sub(g, r, alpha=reference_norm)
+            w = torch.sub(g, r, alpha=self.reference_norm)
             self._sums[0, place].add_(w)  # not +=, which would copy the slice onto itself
             scalars[0].add_(exact_norm(w).square_())
             minus_v = torch.sub(r, g, alpha=1.0 / norm)
@@ -246,11 +251,11 @@ class GradientSums:
             square = dot = 0.0
             vectors = (self._sums[row], other._sums[row], self._reference, other._reference)
             for ours, theirs, r, s in pieces_of(*vectors):
-                shift = exact(s) * (other_scale or 0.0) - exact(r) * (scale or 0.0)
+                shift = exact(s) * other_scale - exact(r) * scale
                 square += float(shift @ shift)
                 dot += float(shift @ exact(theirs))
                 ours += (exact(theirs) + other.count * shift).to(ours.dtype).to(ours.device)
-            # Σ‖w + shift‖² − Σ‖w‖² of the other's deviations w.
+            # By how much the shift changes the sum of the other's squares.
             moved = 2.0 * dot + other.count * square
             if row == 0:
                 self._deviation_squares += other._deviation_squares + moved
@@ -361,7 +366,7 @@ class GradientSums:
         """
         if self._reference is None:
             raise ValueError("no gradients were added")
-        scale = self.reference_norm or 0.0
+        scale = self.reference_norm
         square = along = difference = 0.0
         for w, r in pieces_of(self._sums[0], self._reference):
             mean = exact(w) / self.count + scale * exact(r)

@@ -26,8 +26,8 @@ from earlydrop.sites.plain import reads
 from earlydrop.sites.unwrap import named_modules, unwrap
 
 
-class _Plan(NamedTuple):
-    """The drivers and rates for one module."""
+class _Planned(NamedTuple):
+    """The drivers of one module, its rates by attribute, and the rates it reads from others."""
 
     drivers: list[type]
     rates: dict[str, Rate]
@@ -37,8 +37,8 @@ class _Plan(NamedTuple):
 def drive(model: nn.Module, sites: list[Site], fast_masks: bool) -> RateBank:
     """Make a `RateBank` set the rates of sites, by swapping the classes of their modules.
 
-    If anything fails, no site is driven. It raises ValueError if a site is driven already. Every
-    rate of the bank is 0.
+    The rates of the bank begin at 0. It raises ValueError if a site is driven already. If it fails,
+    it drives none of the sites.
     """
     for site in sites:
         if site.driven:
@@ -72,25 +72,24 @@ def drive(model: nn.Module, sites: list[Site], fast_masks: bool) -> RateBank:
     return bank
 
 
-def _plan(model: nn.Module, sites: list[Site], bank: RateBank) -> dict[nn.Module, _Plan]:
+def _plan(model: nn.Module, sites: list[Site], bank: RateBank) -> dict[nn.Module, _Planned]:
     """A plan for each module with a site, and for each module that reads the rate of a child."""
-    plan: dict[nn.Module, _Plan] = {}
+    plan: dict[nn.Module, _Planned] = {}
     for index, site in enumerate(sites):
-        planned = plan.setdefault(site.module, _Plan([site.driver], {}, []))
+        planned = plan.setdefault(site.module, _Planned([site.driver], {}, []))
         planned.rates[site.attribute] = Rate(bank, index)
     driven = {module: planned.rates for module, planned in plan.items()}
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule) or unwrap(module) is not module:
             continue
         for key, held in module._modules.items():
-            child = unwrap(held) if held is not None else None
-            if child is not None and child in driven:
+            if held is not None and (child := unwrap(held)) in driven:
                 _plan_reader(plan, module, key, child, rates=driven[child])
     return plan
 
 
 def _plan_reader(
-    plan: dict[nn.Module, _Plan],
+    plan: dict[nn.Module, _Planned],
     module: nn.Module,
     key: str,
     child: nn.Module,
@@ -104,11 +103,12 @@ def _plan_reader(
     read = [rate for name, rate in rates.items() if container or f"{key}.{name}" in used]
     if not read and not timm_attention:
         return
-    planned = plan.setdefault(module, _Plan([], {}, []))
-    planned.reads.extend(read or rates.values())
+    planned = plan.setdefault(module, _Planned([], {}, []))
+    of_child = read or list(rates.values())
+    planned.reads.extend(of_child)
     driver = AttentionDriver if timm_attention else EagerOnlyDriver
     if timm_attention:
-        for rate in planned.reads:
+        for rate in of_child:
             rate.bank.hold_for_attention(rate.place)
     if driver not in planned.drivers:
         planned.drivers.append(driver)
@@ -151,7 +151,7 @@ def banks_in(model: nn.Module) -> list[RateBank]:
 
 @contextmanager
 def sites_off(model: nn.Module) -> Iterator[None]:
-    """Within it, no site of the model drops, driven or not, in any mode of its modules.
+    """Within it, no site of the model drops, driven or not, whatever the mode of its module.
 
     Standard, non-inverted dropout then multiplies by its keep probability, as at test. Afterwards
     all is as before.

@@ -1,9 +1,10 @@
 """The sum of gradients over the workers, in the same order in a new and in a resumed run.
 
-Every worker adds its gradients to flat buffers that hold the parameters in one fixed order, from
-the last to the first, as a backward pass reaches them. So a run that was stopped adds the same
-numbers in the same order as one that was not. DistributedDataParallel does not ensure this: it
-reorders its buckets after its first step, which is a different step in a resumed run.
+Every worker copies its gradients into flat buffers, and the buffers are summed over the workers.
+They hold the gradients in one fixed order, from the last parameter to the first, as a backward pass
+reaches them. So a run that was stopped adds the same numbers in the same order as one that was not.
+DistributedDataParallel does not ensure this: it reorders its buckets after its first step, which is
+a different step in a resumed run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 BUCKET_BYTES = 25 * 2**20
-"""Approximate bytes of a buffer.
+"""Most bytes of a buffer; a larger parameter has a buffer of its own.
 
 Large enough that latency does not dominate a sum, small enough that the first sum starts early in a
 backward pass.
@@ -73,7 +74,7 @@ class GradientSum:
     Args:
         parameters: The model's parameters, in its order; those that are not trained are left out.
         group: The workers.
-        bucket_bytes: Approximate bytes of a buffer.
+        bucket_bytes: Most bytes of a buffer; a larger parameter has a buffer of its own.
 
     Example: ``with reduction.summed(): loss.backward()``.
     """
@@ -97,9 +98,9 @@ class GradientSum:
             if place not in bucket.not_arrived:
                 raise RuntimeError(
                     f"a parameter of shape {tuple(parameter.shape)} got its gradient twice in one "
-                    "backward pass, so the workers would add "
-                    "an unfinished one: checkpoint activations with use_reentrant=False, or train "
-                    "in one process"
+                    "backward pass, so the workers would add an unfinished one: call backward() "
+                    "once inside summed(), checkpoint activations with use_reentrant=False, or "
+                    "train in one process"
                 )
             bucket.not_arrived.remove(place)
             self._start_full_ones()
@@ -133,7 +134,7 @@ class GradientSum:
             yield
         finally:
             self.in_backward = False
-        # Buckets with a parameter that had no part in the loss.
+        # The first bucket with a parameter that had no part in the loss, and all after it.
         while self.next_bucket < len(self.buckets):
             self._start()
         for bucket in self.buckets:

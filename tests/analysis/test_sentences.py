@@ -1,8 +1,10 @@
 """The sentence that a report opens with."""
 
+import pandas as pd
 import pytest
 
 from earlydrop.analysis import load_runs
+from earlydrop.analysis.arms import Arm
 from earlydrop.analysis.compare import differences
 from earlydrop.analysis.sentences import answer, sentence
 from earlydrop.analysis.stats import paired
@@ -96,13 +98,14 @@ def test_runs_without_the_metrics_of_sentences_are_told_so(study):
     assert said.first.startswith("Nothing to compare in a sentence: neither train_eval/loss nor")
 
 
-def test_a_schedule_of_the_users_keeps_its_name(tmp_path):
-    make_run(tmp_path / "study", "early-0.1-20%", 0, 0.5, schedule={"name": "mine:ramp"})
-    runs = load_runs(tmp_path)
+def test_a_schedule_of_the_users_keeps_its_name():
     heading = METRICS["train_eval/loss"].heading
+    arm = Arm(values=(("schedule.name", "mine:ramp"),), base=(), words="ramp")
+    row = {"study": "s", "arm": "ramp", "seed": 0, "state": "finished", "settings": arm}
+    runs = pd.DataFrame([row | {"final/train_eval/loss": 0.5}])
     difference = paired({0: -0.1, 1: -0.1, 2: -0.2})
-    (arm,) = set(runs["arm"])
-    assert answer(runs, {arm: {heading: difference}}).first.startswith(f"Arm {arm} ended with")
+    said = answer(runs, {"ramp": {heading: difference}}).first
+    assert said.startswith("Arm ramp ended with a lower training loss")
 
 
 def test_differences_that_are_equal_in_all_seeds_decide_nothing():

@@ -86,3 +86,17 @@ def test_summaries_are_added_to_summaries(tmp_path):
         "overfitting",
         "underfitting-mlp",
     }
+    with pytest.raises(FileNotFoundError, match=r"has no runs\.csv to add to"):
+        write_findings(tmp_path / "overfitting", tmp_path / "none", add=True)
+
+
+def test_summaries_stay_if_no_new_run_has_a_declared_seed(tmp_path, monkeypatch):
+    options = {"config": DYNAMICS, "arms": ("none", "constant-0.1")}
+    label = made_up("dynamics", seeds=range(3), **options)
+    made_up("dynamics", seeds=range(100, 105), **options).write(tmp_path)
+    before = (tmp_path / "runs.csv").read_bytes()
+    monkeypatch.setattr("earlydrop.claims.write.find_runs", lambda folder: ["a run"])
+    monkeypatch.setattr("earlydrop.claims.write.collect", lambda folder, studies: label)
+    with pytest.raises(FileNotFoundError, match="choose another set with --claims"):
+        write_findings(tmp_path / "runs", tmp_path)
+    assert (tmp_path / "runs.csv").read_bytes() == before

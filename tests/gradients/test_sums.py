@@ -166,6 +166,8 @@ def infinite_mean():
         ),
         (lambda: infinite_mean().value(), "NaN or infinity"),
         (lambda: MeanGradient().value(), "no batches"),
+        (lambda: MeanGradient().add([torch.ones(2)], images=0), "has 0 images: expected at least"),
+        (lambda: GradientSums().add([torch.ones(2)], images=0), "has 0 images: expected at least"),
         (
             lambda: GradientSums().add([None, None], like=[torch.ones(2)] * 2),
             "every gradient is None",

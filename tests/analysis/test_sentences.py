@@ -103,7 +103,7 @@ def test_a_schedule_of_the_users_keeps_its_name():
     arm = Arm(values=(("schedule.name", "mine:ramp"),), base=(), words="ramp")
     row = {"study": "s", "arm": "ramp", "seed": 0, "state": "finished", "settings": arm}
     runs = pd.DataFrame([row | {"final/train_eval/loss": 0.5}])
-    difference = paired({0: -0.1, 1: -0.1, 2: -0.2})
+    difference = paired({0: -0.1, 1: -0.1, 2: -0.11})
     said = answer(runs, {"ramp": {heading: difference}}).first
     assert said.startswith("Arm ramp ended with a lower training loss")
 

@@ -11,9 +11,9 @@ adjusts the p-values of all claims of a family together. The verdicts are:
   other direction;
 - *not resolved*: none of these. For the t test, the verdict gives the number of seeds that would
   resolve the claim, and their time;
-- *incomplete*: some declared seeds lack a value in an arm, the round has one seed, or a run has no
-  value in the window of losses;
-- *not run*: no seed has a value in both arms, for any other reason.
+- *incomplete*: not all declared seeds have a value in both arms, the round has one seed, or a run
+  has no value in the window of losses;
+- *not run*: no seed has a value in both arms, and no run lacks a value in the window of losses.
 
 A file may declare looks (a group-sequential design). Then a claim is judged at each look whose
 seeds have all finished. Its p-values are those of `earlydrop.analysis.sequential.sequential_p`.
@@ -68,8 +68,8 @@ from earlydrop.claims.verdict import DECIDED, OPEN, UNJUDGED, Verdict
 _UNTESTED = ""
 """The word of a verdict before its tests, where all seeds have finished."""
 
-BOOTSTRAP_FROM = 20
-"""The number of seeds from which a verdict has a bootstrap interval."""
+_BOOTSTRAP_FROM = 20
+"""From this number of seeds on, a verdict has a bootstrap interval."""
 
 
 class _Tests(NamedTuple):
@@ -255,7 +255,7 @@ def _before_tests(
         word = "not run"
     has_spread = paired_test is not None and paired_test.spread > 0
     has_bootstrap = (
-        all_finished and has_spread and expected >= BOOTSTRAP_FROM and claim.test is None
+        all_finished and has_spread and expected >= _BOOTSTRAP_FROM and claim.test is None
     )
     lower = sum(value < 0 for value in measured.values.values())
     higher = sum(value > 0 for value in measured.values.values())
@@ -315,11 +315,11 @@ def _with_decision(
     """The verdict, with its word and p-value filled in, and its price if it is *not resolved*."""
     word, p = _word_and_p(verdict.claim, tested, p_values)
     cost = None
-    has_spread = tested.spread > 0 and verdict.claim.test is None
+    can_be_priced = tested.spread > 0 and verdict.claim.test is None
     # For a claim of equivalence, the price assumes the observed effect, or 0 if that is not
     # significant.
     assumed_effect = tested.effect if tested.p < LEVEL else 0.0
-    if word == OPEN and has_spread and verdict.smallest is not None:
+    if word == OPEN and can_be_priced and verdict.smallest is not None:
         cost = price(
             verdict.claim,
             spread=tested.spread,

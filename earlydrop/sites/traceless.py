@@ -136,8 +136,13 @@ def _parts(item: object) -> list[object]:
     parts: list[object] = list(getattr(item, "__dict__", {}).values())
     if isinstance(item, functools.partial):
         parts += [item.func, *item.args, *item.keywords.values()]
-    if isinstance(item, (types.MethodType, types.BuiltinMethodType)):
-        parts += [item.__self__, getattr(item, "__func__", None)]
+    if isinstance(item, types.BuiltinMethodType):
+        parts.append(item.__self__)
+    if isinstance(item, types.MethodType):
+        parts += [
+            item.__self__,
+            *_parts(item.__func__),
+        ]  # the method and its function are one level
     if isinstance(item, types.FunctionType):
         parts += [*(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
         for cell in item.__closure__ or ():

@@ -64,7 +64,7 @@ def check(config: Config) -> None:
 def _check_values(config: Config) -> None:
     """Check the choices and bounds of each key, and that its numbers are finite and texts UTF-8.
 
-    Numbers in ``model.args`` and ``data.args`` must be finite, too.
+    Arguments of a user's code, such as ``model.args``, are not checked.
     """
     for name, key in keys().items():
         value = key.of(config)
@@ -73,7 +73,6 @@ def _check_values(config: Config) -> None:
             choices = ", ".join(str(choice) for choice in key.choices if choice is not None)
             raise ConfigError(f"{name} is {value!r}: expected one of {choices}")
         parts = value if isinstance(value, list) else [value]
-        parts = list(value.values()) if isinstance(value, dict) else parts
         for part in parts:
             if isinstance(part, str) and printable(part) != part:
                 raise ConfigError(
@@ -81,8 +80,7 @@ def _check_values(config: Config) -> None:
                     "name"
                 )
             if isinstance(part, float) and not math.isfinite(part):
-                several = isinstance(value, (list, dict))
-                finite = "finite numbers" if several else "a finite number"
+                finite = "finite numbers" if isinstance(value, list) else "a finite number"
                 raise ConfigError(f"{name} is {value!r}: expected {finite}")
         if key.bounds is not None and value is not None:
             inside, expected = BOUNDS[key.bounds]

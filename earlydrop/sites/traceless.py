@@ -139,10 +139,10 @@ def _parts(item: object) -> list[object]:
     if isinstance(item, types.BuiltinMethodType):
         parts.append(item.__self__)
     if isinstance(item, types.MethodType):
-        parts += [
-            item.__self__,
-            *_parts(item.__func__),
-        ]  # the method and its function are one level
+        parts += [item.__self__, item.__func__]
+    slot = getattr(type(item), "__wrapped__", None)
+    if isinstance(slot, types.MemberDescriptorType):  # the losses of `earlydrop.integrations`
+        parts.append(slot.__get__(item))
     if isinstance(item, types.FunctionType):
         parts += [*(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
         for cell in item.__closure__ or ():

@@ -407,6 +407,16 @@ def test_an_online_run_arrives(config, server, capfd):
     assert (Path(folder) / URL_FILE).read_text().strip().endswith(f"/earlydrop/runs/{identity}")
 
 
+def test_a_file_that_cannot_be_written_leaves_the_run_open(config, server, capfd):
+    settings = config(tracking="online")
+    (make_plan(settings).folder / URL_FILE).mkdir(parents=True)
+    folder = run(settings)["folder"]
+    ((_, told),) = server.runs.items()
+    assert history(told.lines) == metrics(folder)
+    assert told.exit_codes == [0]
+    assert "url.txt could not be written (" in capfd.readouterr().err
+
+
 def test_an_online_run_goes_on_where_it_was_stopped(config, monkeypatch, server):
     with monkeypatch.context() as patch:
         at_step(patch, 6, terminate)

@@ -214,9 +214,8 @@ def _print_total(
     seconds, hours, disk = 0.0, 0.0, 0
     for plan, job in left:
         cost = estimate(plan, costs[_key(plan, job)])
-        took = cost.training + cost.evaluation + cost.probes
-        seconds += took
-        hours += took * workers_of(plan) / 3600
+        seconds += cost.total
+        hours += cost.total * workers_of(plan) / 3600
         keeps_best = plan.config.trainer.stop_metric is not None
         disk += cost.checkpoint * (2 + keeps_best)
     first = jobs[0][0]

@@ -56,6 +56,11 @@ class Cost(NamedTuple):
     loaders: int = 0
 
     @property
+    def total(self) -> float:
+        """Seconds of training, evaluation and probes."""
+        return self.training + self.evaluation + self.probes
+
+    @property
     def input_bound(self) -> bool:
         """Whether the input path, not the device, sets the pace of training."""
         return self.input is not None and max(self.loaders, 1) * self.input < self.images_per_second

@@ -133,7 +133,6 @@ def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
         f"{in_bytes(free)} free" + (": too little" if free < (kept + 1) * cost.checkpoint else "")
     )
     parts = {"training": cost.training, "evaluation": cost.evaluation, "probes": cost.probes}
-    total = sum(parts.values())
     text = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items() if seconds)
     where = "here" if cost.measured else "as given"
     unit = "GPU hours" if plan.device.type == "cuda" or not cost.measured else "hours"
@@ -141,14 +140,15 @@ def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
     bound = f"compute bound, {pace}"
     if cost.input_bound:
         compute = estimate(plan, cost._replace(input=None))
-        hours = (compute.training + compute.evaluation + compute.probes) * workers / 3600
+        alone = compute.total * workers / 3600
         bound = (
-            f"bound by its input of {_fed(cost)}; compute bound it would be {hours:.3g} {unit}, "
+            f"bound by its input of {_fed(cost)}; compute bound it would be {alone:.3g} {unit}, "
             f"{pace}"
         )
     elif cost.input is not None:
         bound += f", with an input of {_fed(cost)}"
-    print(f"estimated    {total:.0f} s ({text}), {total * workers / 3600:.3g} {unit}, {bound}")
+    hours = f"{cost.total * workers / 3600:.3g} {unit}"
+    print(f"estimated    {cost.total:.0f} s ({text}), {hours}, {bound}")
 
 
 _SHARED = Path("/dev/shm")  # where Linux keeps the batches that processes hand to each other

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from earlydrop.scheduler import DropoutScheduler
 from earlydrop.schedules import none
 from earlydrop.sites import Kind, find_sites
-from earlydrop.training.data.own import digest_of_images, pair_of, read_images
+from earlydrop.training.data.own import channels_last, digest_of_images, pair_of, read_images
 from earlydrop.training.data.source import Source
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.models.build import Task
@@ -212,13 +212,7 @@ def _dataset(split: Any) -> Any:
     if not all(is_array):
         return split
     images, labels = (_as_tensor(array) for array in split)
-    channels = (1, 3, 4)
-    if (
-        isinstance(split[0], np.ndarray)
-        and images.dim() == 4
-        and images.shape[3] in channels
-        and images.shape[1] not in channels
-    ):
+    if isinstance(split[0], np.ndarray) and images.dim() == 4 and channels_last(images.shape[1:]):
         images = images.permute(0, 3, 1, 2)  # from N H W C to N C H W
     if len(images) != len(labels):
         raise ConfigError(

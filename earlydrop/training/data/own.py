@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -204,6 +204,12 @@ def read_images(prefix: str, split: str, dataset: Any) -> tuple[Tensor, Tensor]:
     return stacked, torch.tensor(labels)
 
 
+def channels_last(shape: Sequence[int]) -> bool:
+    """Whether the channels of an image's array come last: there are 1, 3 or 4 of them."""
+    first, _, last = shape
+    return last in (1, 3, 4) and first not in (1, 3, 4)
+
+
 def as_image(prefix: str, where: str, image: Any) -> Tensor:
     """An image as (C, H, W), uint8 if its values are, else float32.
 
@@ -224,10 +230,8 @@ def as_image(prefix: str, where: str, image: Any) -> Tensor:
                 "an array or a picture"
             )
         tensor = torch.from_numpy(array)
-        counts = (1, 3, 4)
-        if array.ndim == 3:
-            is_last = array.shape[-1] in counts and array.shape[0] not in counts
-            tensor = tensor.permute(2, 0, 1) if is_picture or is_last else tensor
+        if array.ndim == 3 and (is_picture or channels_last(array.shape)):
+            tensor = tensor.permute(2, 0, 1)
     if tensor.dim() == 2:
         tensor = tensor.unsqueeze(0)
     if tensor.dim() != 3:

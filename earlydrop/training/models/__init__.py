@@ -26,7 +26,8 @@ from earlydrop.training.arguments import arguments
 from earlydrop.training.config import ModelConfig
 from earlydrop.training.fields import ConfigError
 from earlydrop.training.keys import keys
-from earlydrop.training.models import library, timm
+from earlydrop.training.models import library
+from earlydrop.training.models import timm as timm_models
 from earlydrop.training.models.build import Task as Task
 from earlydrop.training.models.convnet import convnet_micro
 from earlydrop.training.models.gpt import gpt_micro
@@ -44,11 +45,11 @@ from earlydrop.training.plugins import (
 from earlydrop.training.streams import stream_seed
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "vit_micro": timm.vit_micro,
-    "mixer_micro": timm.mixer_micro,
+    "vit_micro": timm_models.vit_micro,
+    "mixer_micro": timm_models.mixer_micro,
     "mlp": mlp,
     "convnet_micro": convnet_micro,
-    "swin_femto": timm.swin_femto,
+    "swin_femto": timm_models.swin_femto,
     "gpt_micro": gpt_micro,
 }
 """The builders of the package's own models; other names are timm's, torchvision's or the user's."""
@@ -151,7 +152,7 @@ def in_words(config: ModelConfig, task: Task) -> dict[str, list[str]]:
     remarks = {}
     if (
         config.name not in BUILDERS
-        and timm.named(config.name) is None
+        and timm_models.named(config.name) is None
         and library.is_known(config.name)
     ):
         remarks["arguments"] = library.in_words(config.name, task)
@@ -179,7 +180,7 @@ def _builder(name: str) -> tuple[Callable[..., nn.Module], Code | None]:
     own = code_of_model(name)
     if own is not None:
         return own.value, own
-    build = timm.named(name)
+    build = timm_models.named(name)
     if build is None and library.is_known(name):
         build = library.named(name)
     if build is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +25,11 @@ _EXPECTED = (
     "expected a pair of datasets, for training and for test, each with a length and (image, label) "
     "at every index; or a Source (earlydrop.training.data.source)"
 )
+# Keys of image folders, by the parameter of a user's function that holds them.
+_FOLDER_KEYS = {
+    "config": ("data.decoder", "data.image", "data.label"),
+    "options": ("augment.crop", "augment.randaugment", "augment.color_jitter"),
+}
 # Keys of `data` that are not passed to a parameter of their name.
 _SHARED = ("name", "args", "download", "workers", "image", "label", "extra", "decoder")
 
@@ -52,6 +59,7 @@ def own_source(
             offered[name] = value
         elif not takes_all and name != "train_images":
             _refuse_ignored(config.name, name, value)
+    _warn_of_unread(known, config, options)
     values = arguments("data", config.name, code.value, config.args, offered)
     try:
         returned = code.value(**values)
@@ -72,6 +80,20 @@ def own_source(
         raise
     except Exception as error:
         raise ConfigError(f"{prefix}: reading it raised {raised(error, code.paths)}") from error
+
+
+def _warn_of_unread(known: Sequence[str], config: DataConfig, options: AugmentConfig) -> None:
+    """Warn of keys of image folders that are set and that a user's function cannot read."""
+    groups: dict[str, Any] = {"config": config, "options": options}
+    for parameter, names in _FOLDER_KEYS.items():
+        unread = []
+        for name in names:
+            value = getattr(groups[parameter], name.partition(".")[2])
+            if parameter not in known and value != keys()[name].default:
+                unread.append(name)
+        if unread and os.environ.get("RANK", "0") == "0":
+            reason = f"data.name={config.name} has no parameter {parameter}"
+            print(f"warning: {', '.join(unread)} not used: {reason}", file=sys.stderr)
 
 
 def _is_source(returned: Any) -> bool:

@@ -106,6 +106,15 @@ def test_images_are_normalised_by_the_training_images(name):
     )
 
 
+def test_keys_of_image_folders_that_a_function_cannot_read_are_named(capsys):
+    config = DataConfig(name="ownpictures:pictures", decoder="torchcodec")
+    make_source(config, AugmentConfig(crop=True, shift=0), torch.device("cpu"))
+    name = "data.name=ownpictures:pictures"
+    said = capsys.readouterr().err
+    assert f"warning: data.decoder not used: {name} has no parameter config\n" in said
+    assert f"warning: augment.crop not used: {name} has no parameter options\n" in said
+
+
 def test_one_image_of_another_shape_is_refused():
     with pytest.raises(ConfigError, match=r"its train images have different shapes, such as"):
         source("mixed")

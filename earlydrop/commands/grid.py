@@ -207,7 +207,7 @@ def _print_total(
     at_once: int,
 ) -> None:
     """Print the time, GPU hours and disk of the runs that are not finished."""
-    from earlydrop.training.cost import estimate, workers_of
+    from earlydrop.training.cost import estimate, unit_of, workers_of
     from earlydrop.training.describe import existing, in_bytes
 
     left = [(plan, job) for plan, job in jobs if not _finished(plan)]
@@ -228,9 +228,8 @@ def _print_total(
     time = format_duration(seconds / side_by_side)
     if side_by_side > 1:
         time += f" with {side_by_side} side by side, {format_duration(seconds)} one after another"
-    unit = "GPU hours" if first.device.type == "cuda" else "hours"
     space = f"{in_bytes(disk)} of disk, {in_bytes(free)} free"
-    _print_line("total", f"{runs}, {time}, {hours:.3g} {unit}; {space}")
+    _print_line("total", f"{runs}, {time}, {hours:.3g} {unit_of(first)}; {space}")
 
 
 def _print_line(label: str, text: str) -> None:

@@ -90,6 +90,12 @@ def workers_of(plan: Plan) -> int:
     return plan.config.plan.workers or world_size()
 
 
+def unit_of(plan: Plan) -> str:
+    """The unit of a plan's cost. A given speed is taken as that of a GPU elsewhere."""
+    is_given = plan.config.plan.images_per_second is not None
+    return "GPU hours" if plan.device.type == "cuda" or is_given else "hours"
+
+
 def estimate(plan: Plan, like: Cost | None = None) -> Cost:
     """Time a few training passes and reads, and scale them to the whole run.
 

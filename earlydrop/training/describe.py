@@ -12,7 +12,7 @@ from torch import nn
 
 from earlydrop.schedules import Schedule
 from earlydrop.sites import Site, find_sites
-from earlydrop.training.cost import Cost, estimate, workers_of
+from earlydrop.training.cost import Cost, estimate, unit_of, workers_of
 from earlydrop.training.data.files import counts_in_words
 from earlydrop.training.models import in_words
 from earlydrop.training.plan import Plan
@@ -135,7 +135,7 @@ def _print_cost(plan: Plan, cost: Cost, workers: int) -> None:
     parts = {"training": cost.training, "evaluation": cost.evaluation, "probes": cost.probes}
     text = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items() if seconds)
     where = "here" if cost.measured else "as given"
-    unit = "GPU hours" if plan.device.type == "cuda" or not cost.measured else "hours"
+    unit = unit_of(plan)
     pace = f"at {cost.images_per_second:.0f} images/s a worker {where}"
     bound = f"compute bound, {pace}"
     if cost.input_bound:

@@ -32,8 +32,8 @@ _TITLE: dict[str, Any] = {"fontsize": 12, "fontweight": "bold"}
 def add_title(figure: Figure, title: str, subtitle: str) -> None:
     """Add a bold title, and below it a subtitle in small letters; the axes get the rest."""
     width, height = figure.get_size_inches()
-    # 9.2 and 14.2 are letters an inch. The other numbers are the heights of lines and the margins,
-    # in inches.
+    # About 9.2 letters of a title and 14.2 of a subtitle fit into an inch. The other numbers are
+    # inches: the heights of lines, and margins.
     heading = textwrap.wrap(title[:1].upper() + title[1:], int(9.2 * width))
     lines = textwrap.wrap(subtitle, int(14.2 * width))
     top = 0.06

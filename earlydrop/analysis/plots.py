@@ -133,14 +133,19 @@ def _with_cutoffs(panel: Panel, steps: tuple[float, ...]) -> Panel:
     return replace(panel, cutoffs=steps)
 
 
-def what_was_run(runs: pd.DataFrame) -> str:
-    """Model, data and the number of seeds, such as "mlp on glyphs, n = 3 seeds"."""
+def model_and_data(runs: pd.DataFrame) -> str:
+    """The models and the data of runs, such as "mlp on glyphs"."""
     models = ", ".join(sorted(runs["config/model.name"].unique()))
     data = ", ".join(sorted(runs["config/data.name"].unique()))
+    return f"{models} on {data}"
+
+
+def what_was_run(runs: pd.DataFrame) -> str:
+    """Model, data and the number of seeds, such as "mlp on glyphs, n = 3 seeds"."""
     counts = runs.groupby("arm")["seed"].nunique()
     fewest, most = int(counts.min()), int(counts.max())
     seeds = str(most) if fewest == most else f"{fewest} to {most}"
-    return f"{models} on {data}, n = {seeds} seed{'' if most == 1 else 's'}"
+    return f"{model_and_data(runs)}, n = {seeds} seed{'' if most == 1 else 's'}"
 
 
 def _step_label(steps_per_epoch: float | None) -> str:

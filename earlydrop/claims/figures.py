@@ -11,7 +11,7 @@ import pandas as pd
 from earlydrop.analysis.arms import Arm
 from earlydrop.analysis.compare import differences_by_seed
 from earlydrop.analysis.curves import common_value
-from earlydrop.analysis.plots import draw_axis, draw_metric, what_was_run
+from earlydrop.analysis.plots import draw_axis, draw_metric, model_and_data, what_was_run
 from earlydrop.analysis.runs import runs_of
 from earlydrop.analysis.stats import Paired, paired
 from earlydrop.claims.answer import points
@@ -62,7 +62,7 @@ _EARLY = {
     "schedule.shape": None,
     "schedule.kind": "unit",
 }
-"""The settings of early dropout along an axis. The key that varies is not compared."""
+"""The settings of the early arms of an axis, except for the key of the axis."""
 
 _MOST_ARMS = 12
 """More curves in one figure cannot be told apart."""
@@ -255,4 +255,4 @@ def _seeds(study: str, runs: pd.DataFrame, differences: Mapping[float, Paired]) 
     """The line below the title of a figure along an axis, with the seeds of its points."""
     counts = sorted({len(difference.seeds) for difference in differences.values()})
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{study}: {what_was_run(runs).partition(', n = ')[0]}, n = {seeds} seeds"
+    return f"{study}: {model_and_data(runs)}, n = {seeds} seeds"

@@ -96,7 +96,7 @@ class RateBank:
         self._refresh()
 
     def _refresh(self) -> None:
-        """Compute the rates from the value, and whether any site drops."""
+        """Update the rates and ``on``."""
         scaled = [self.value * share for share in self.shares]
         self.rates[:] = self.base_rates if self._at_base else scaled
         self.on = any(rate > 0 for rate in self.rates) and not self.silent

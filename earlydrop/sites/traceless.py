@@ -33,7 +33,7 @@ def leave_no_trace(model: nn.Module, *sources: object) -> Iterator[None]:
         Nothing.
     """
     restores = [
-        *_keep_global_random_state(),
+        *keep_global_random_state(),
         *map(_keep_generator, _generators(sources, skip=model)),
     ]
     inner = unwrap(model)
@@ -66,7 +66,7 @@ def leave_no_trace(model: nn.Module, *sources: object) -> Iterator[None]:
             restore()
 
 
-def _keep_global_random_state() -> list[Callable[[], object]]:
+def keep_global_random_state() -> list[Callable[[], object]]:
     """Functions that put the global random state of Python, NumPy and torch back."""
     restores: list[Callable[[], object]] = [functools.partial(random.setstate, random.getstate())]
     numpy = sys.modules.get("numpy")

@@ -38,7 +38,7 @@ class Row:
 
 
 class Measured(NamedTuple):
-    """A ratio, the spread of the ratios that it is the median of, and their parts in words."""
+    """A median ratio, the spread of the measured ratios, and what was divided, in words."""
 
     value: float
     low: float | None = None

@@ -141,7 +141,7 @@ def test_generators_are_restored_wherever_a_source_holds_them(kind, holder):
 
 
 class OnlyKeys:
-    """As a small configuration class: it raises KeyError for an unknown attribute."""
+    """Raises KeyError for an unknown attribute, as some configuration classes do."""
 
     def __getattr__(self, name):
         raise KeyError(name)

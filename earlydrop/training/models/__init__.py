@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from earlydrop.sites.traceless import keep_global_random_state
 from earlydrop.training.arguments import arguments
 from earlydrop.training.config import ModelConfig
 from earlydrop.training.fields import ConfigError
@@ -131,20 +132,19 @@ def build_model(config: ModelConfig, task: Task, seed: int) -> nn.Module:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Context with seeded random numbers of torch (on the CPU), Python and NumPy.
+    """Context in which the generators of torch, Python and NumPy begin at a seed.
 
-    Afterwards their states are as before. A user's builder may draw from any of them.
+    A user's builder may draw from any of them. Afterwards their states are as before.
     """
-    before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+    restores = keep_global_random_state()
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        for restore in restores:
+            restore()
 
 
 def in_words(config: ModelConfig, task: Task) -> dict[str, list[str]]:

@@ -189,7 +189,8 @@ _KINDS = {"unit": "dropout", "path": "stochastic depth"}
 def _sites(sites: list[Site]) -> str:
     """A line for each group of sites whose names differ only in their numbers.
 
-    A name that is only a number has a line of its own. A line says whether the sites are driven and, if not, why.
+    A name that is only a number has a line of its own. A line says whether the sites are driven
+    and, if not, why.
     """
     groups: dict[tuple[str, str, bool], list[float]] = {}
     for site in sites:
